@@ -1,0 +1,112 @@
+"""The world of each test: a real, empty server, a clean environment, and a check for leaks.
+
+Used by every test through pytest. It must never import redistq at module level: a broken package
+has to show as failing tests, not as a session that cannot be collected.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from servers import FLAVOURS, MISSING, Server, binary
+
+THREAD_GRACE_S = 5.0
+
+
+@pytest.fixture(autouse=True)
+def clean_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No settings from outside; afterwards no redistq thread that the test started may be left."""
+    monkeypatch.delenv("REDISTQ_URL", raising=False)
+    monkeypatch.setenv("REDISTQ_HOME", str(tmp_path / "redistq-home"))
+    before = set(threading.enumerate())
+    yield
+    embedded = sys.modules.get("redistq.embedded")
+    if embedded is not None:
+        embedded.leave()  # a server that the test started in this home ends with the test
+    deadline = time.monotonic() + THREAD_GRACE_S
+    leaked = []
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("redistq"):
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                leaked.append(thread.name)
+    if leaked:
+        pytest.fail(f"threads outlived the test: {', '.join(sorted(leaked))}")
+
+
+@pytest.fixture(scope="session")
+def servers_by_flavour() -> Iterator[Callable[[str], Server]]:
+    """One server per flavour for the whole session, started when it is first asked for."""
+    running: dict[str, Server] = {}
+
+    def get(flavour: str) -> Server:
+        if flavour not in running:
+            if binary(flavour) is None:
+                pytest.skip(f"no {flavour} server here: {MISSING[flavour]}")
+            running[flavour] = Server(flavour)
+        return running[flavour].start()
+
+    yield get
+    for server in running.values():
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(servers_by_flavour: Callable[[str], Server]) -> Server:
+    """The session's default server: Valkey from the wheel, no persistence."""
+    return servers_by_flavour("valkey")
+
+
+@pytest.fixture
+def server(valkey_server: Server) -> Server:
+    """The default server, emptied for this test (data and script cache)."""
+    valkey_server.flush()
+    return valkey_server
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """The default server's address over TCP."""
+    return server.url
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    """A plain redis-py client for looking into the default server."""
+    options: dict[str, Any] = {"protocol": 2, "decode_responses": True}
+    with redis.Redis.from_url(server.url, **options) as connection:
+        yield connection
+
+
+@pytest.fixture(params=FLAVOURS)
+def every_server(
+    request: pytest.FixtureRequest, servers_by_flavour: Callable[[str], Server]
+) -> Server:
+    """Each known flavour in turn, emptied; skipped with the reason where it is missing."""
+    server = servers_by_flavour(request.param)
+    server.flush()
+    return server
+
+
+@pytest.fixture
+def private_server() -> Iterator[Callable[..., Server]]:
+    """A factory of fresh servers for this test alone; takes the options of `Server`."""
+    started: list[Server] = []
+
+    def start(flavour: str = "valkey", **options: Any) -> Server:
+        if binary(flavour) is None:
+            pytest.skip(f"no {flavour} server here: {MISSING[flavour]}")
+        server = Server(flavour, **options)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.close()
