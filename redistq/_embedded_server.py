@@ -4,19 +4,19 @@ Started by `redistq.embedded.join` alone, as a script, so that the package and i
 not imported: it is ready in a few hundredths of a second and stays small. It must never import
 anything beyond the standard library, and never end a server that somebody still uses.
 
-Four locks in the home folder say who is alive. The kernel holds them (flock) and drops them at any
+Three locks in the home folder say who is alive. The kernel holds them (flock) and drops them at any
 death, kill -9 included, so no pid file can lie:
 
     users.lock       shared by every process that uses the server; exclusive while it is shut down
-    start.lock       exclusive while somebody looks for a server or starts one
     supervisor.lock  exclusive for the life of the supervisor (inherited from the one who starts it)
     server.lock      exclusive for the life of Valkey (inherited from the supervisor): two servers
                      can never write the same data, even when a supervisor was killed in between
 
-Users take start.lock, then users.lock; the supervisor takes users.lock only, and only when that
-needs no waiting: so nobody waits in a circle. A user first becomes a user and then looks for the
-server; the supervisor first makes sure that there is no user and none can come, and then stops the
-server: so nobody is handed a socket that is about to go.
+A user first becomes a user and then looks for the server; the supervisor first makes sure that
+there is no user and none can come, and then stops the server: so nobody is handed a socket that is
+about to go. Whoever gets supervisor.lock starts the supervisor, and the lock passes to it without
+a gap: so those who come at once get one server. Users wait for users.lock alone, and the
+supervisor waits for no lock: so nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ import time
 from pathlib import Path
 
 USERS_LOCK = "users.lock"
-START_LOCK = "start.lock"
 SUPERVISOR_LOCK = "supervisor.lock"
 SERVER_LOCK = "server.lock"
 DATA_FOLDER = "data"

@@ -5,8 +5,8 @@ localhost. A notebook and a worker in a terminal meet at the same server because
 same folder. It must never speak to the server beyond PING, never end it (its supervisor does that
 when the last user has gone), and never cost anything at import.
 
-A process is a user for as long as it holds users.lock; see `_embedded_server` for the four locks
-and the order in which they are taken.
+A process is a user for as long as it holds users.lock; see `_embedded_server` for the three
+locks and the order in which they are taken.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EmbeddedServer:
 
 
 # One join at a time in a process; also held across a fork, so that a child never inherits
-# start.lock from a thread that does not exist there (it would hold it for its whole life).
+# supervisor.lock on its way to the supervisor (it would hold it for its whole life).
 _mutex = threading.Lock()
 _joined: dict[Path, EmbeddedServer] = {}
 _registrations: dict[Path, int] = {}
@@ -163,38 +163,35 @@ def _join(place: Path, deadline: float) -> EmbeddedServer:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket_path = _socket_path(place)
     started = False
-    start_lock = _wait_for_lock(place / parts.START_LOCK, fcntl.LOCK_EX, deadline)
-    try:
-        if place not in _registrations:
-            # Before looking for the server: from here on no supervisor can shut it down.
-            _registrations[place] = _wait_for_lock(
-                place / parts.USERS_LOCK, fcntl.LOCK_SH, deadline
-            )
-        while True:
-            supervisor_lock = parts.take(place / parts.SUPERVISOR_LOCK, fcntl.LOCK_EX)
-            if supervisor_lock is not None:
-                started = _start(place, socket_path, supervisor_lock, deadline)
-                break
-            if parts.answers(socket_path):
-                break
-            # Its supervisor is still starting it, or has just lost it and is about to end.
-            if time.monotonic() > deadline:
-                raise _silent(place)
-            time.sleep(_POLL_S)
-    finally:
-        os.close(start_lock)
+    if place not in _registrations:
+        # Before looking for the server: from here on no supervisor can shut it down.
+        _registrations[place] = _wait_to_be_a_user(place, deadline)
+    while True:
+        supervisor_lock = parts.take(place / parts.SUPERVISOR_LOCK, fcntl.LOCK_EX)
+        if supervisor_lock is not None:
+            started = _start(place, socket_path, supervisor_lock, deadline)
+            break
+        if parts.answers(socket_path):
+            break
+        # Its supervisor is still starting it, or has just lost it and is about to end.
+        if time.monotonic() > deadline:
+            raise _silent(place)
+        time.sleep(_POLL_S)
     # Quoted, because redis-py unquotes the path.
     return EmbeddedServer(f"unix://{quote(str(socket_path))}", socket_path, place, started)
 
 
-def _wait_for_lock(path: Path, how: int, deadline: float) -> int:
-    from redistq._embedded_server import take
+def _wait_to_be_a_user(place: Path, deadline: float) -> int:
+    import fcntl
 
-    while (descriptor := take(path, how)) is None:
+    from redistq._embedded_server import USERS_LOCK, take
+
+    while (registration := take(place / USERS_LOCK, fcntl.LOCK_SH)) is None:
+        # A server is being shut down: at most a few seconds. flock has no timeout of its own.
         if time.monotonic() > deadline:
-            raise _silent(path.parent)
-        time.sleep(_POLL_S)  # flock has no timeout of its own
-    return descriptor
+            raise _silent(place)
+        time.sleep(_POLL_S)
+    return registration
 
 
 def _start(place: Path, socket_path: Path, supervisor_lock: int, deadline: float) -> bool:
