@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -104,17 +105,15 @@ def home() -> Iterator[Path]:
     from redistq import embedded
 
     base = short_tempdir()
-    place = base / "a home"  # with a space, as in "Application Support"
+    place = base / "a home%20"  # a space as in "Application Support", and what a URL must quote
     yield place
     embedded.leave(place)
     try:
         if place.is_dir():
             until(lambda: gone(place), "the server of the test to end")
     finally:
-        with (
-            contextlib.suppress(redis.ConnectionError),
-            look(f"unix://{place}/valkey.sock") as left,
-        ):
+        left = look(f"unix://{quote(str(place))}/valkey.sock")
+        with contextlib.suppress(redis.ConnectionError), left:
             left.shutdown(nosave=True)
         shutil.rmtree(base, ignore_errors=True)
 
@@ -243,10 +242,9 @@ def test_a_connected_stranger_keeps_the_server(home: Path) -> None:
 
 
 def test_a_forked_child_counts_as_a_user(home: Path, user: Callable[..., User]) -> None:
-    """The server outlives a process that joined and forked, until the child ends as well."""
-    parent = user(
-        JOIN_AND_WAIT.replace("sys.stdin.read()", "import os\nos.fork() or sys.stdin.read()")
-    )
+    """The server outlives a process that forked and left, until the child ends as well."""
+    fork = "import os\nsys.stdin.read() if os.fork() == 0 else embedded.leave(Path(sys.argv[1]))"
+    parent = user(JOIN_AND_WAIT.replace("sys.stdin.read()", fork))
     url = parent.line()
     assert parent.process.wait(10) == 0
     time.sleep(1.2)  # two ticks of the supervisor, in which it must do nothing
@@ -287,6 +285,16 @@ def test_a_killed_server_is_started_again_with_its_data(home: Path) -> None:
     assert again.url == first.url
     with look(again.url) as client:
         assert client.get("kept") == "yes"
+
+
+def test_the_supervisor_of_a_killed_server_ends_and_tidies_up(home: Path) -> None:
+    """A server that dies by itself leaves neither a supervisor nor a socket that nobody serves."""
+    from redistq import embedded
+
+    server = embedded.join(home)
+    os.kill(server_pid(server.url), signal.SIGKILL)
+    until(lambda: gone(home), "the supervisor to notice", timeout=2)
+    assert not server.socket_path.exists()
 
 
 def test_a_kernel_interrupt_does_not_reach_the_server(
@@ -358,13 +366,14 @@ def test_the_next_join_adopts_the_server_of_a_killed_supervisor(home: Path) -> N
     until(lambda: gone(home), "the adopted server to end after its last user")
 
 
+@pytest.mark.parametrize("end", ["", "embedded.leave(Path(sys.argv[1]))"], ids=["exit", "leave"])
 def test_the_last_user_hands_the_server_of_a_killed_supervisor_over(
-    home: Path, user: Callable[..., User]
+    home: Path, user: Callable[..., User], end: str
 ) -> None:
-    """Nobody joins any more: a user that ends normally still sees to it that the server ends."""
+    """Nobody joins any more: a user that exits or leaves still sees to it that the server ends."""
     from redistq._embedded_server import SERVER_LOCK, SUPERVISOR_LOCK, held
 
-    last = user()
+    last = user(JOIN_AND_WAIT + end)
     last.line()
     os.kill(supervisor_pid(home), signal.SIGKILL)
     until(lambda: not held(home / SUPERVISOR_LOCK), "the supervisor to die")
