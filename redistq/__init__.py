@@ -1,3 +1,74 @@
-"""redistq: a distributed task queue on Redis Streams."""
+"""redistq: a distributed task queue on Redis Streams.
+
+Everything public is imported from here, on first use: ``import redistq`` itself loads nothing
+heavy, so that a worker starts fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        ConfigurationError as ConfigurationError,
+        EmbeddedServerError as EmbeddedServerError,
+        Fail as Fail,
+        PayloadError as PayloadError,
+        PayloadTooLarge as PayloadTooLarge,
+        RedistqError as RedistqError,
+        ResultTimeout as ResultTimeout,
+        Retry as Retry,
+        ServerFull as ServerFull,
+        ServerUnavailable as ServerUnavailable,
+        Snooze as Snooze,
+        TaskCancelled as TaskCancelled,
+        TaskFailed as TaskFailed,
+        TimeLimitExceeded as TimeLimitExceeded,
+        UnknownTask as UnknownTask,
+    )
+    from .producer import AsyncTaskProducer as AsyncTaskProducer, TaskProducer as TaskProducer
+    from .scheduler import TaskScheduler as TaskScheduler
+    from .handlers import Registry as Registry, TaskContext as TaskContext, task as task
+    from .worker import TaskWorker as TaskWorker
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "producer": ["AsyncTaskProducer", "TaskProducer"],
+    "worker": ["TaskWorker"],
+    "scheduler": ["TaskScheduler"],
+    "handlers": ["Registry", "TaskContext", "task"],
+    "errors": [
+        "ConfigurationError",
+        "EmbeddedServerError",
+        "Fail",
+        "PayloadError",
+        "PayloadTooLarge",
+        "RedistqError",
+        "ResultTimeout",
+        "Retry",
+        "ServerFull",
+        "ServerUnavailable",
+        "Snooze",
+        "TaskCancelled",
+        "TaskFailed",
+        "TimeLimitExceeded",
+        "UnknownTask",
+    ],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

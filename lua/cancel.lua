@@ -1,0 +1,58 @@
+-- cancel: tasks that wait are cancelled; a running task is left alone.
+-- KEYS:
+--   1 stream
+--   2 delayed
+--   3 task_prefix
+--   4 history
+--   5 counters
+--   6 waiters
+--   7 inbox_prefix
+-- ARGV:
+--   1 group
+--   2 history_max: events kept, about
+--   3 ttl: how long the record of a cancelled task is kept, ms
+--   for each task (1): id
+-- RETURN: for each task 'cancelled', 'running', its settled state, or 'unknown'
+-- COST: per task HMGET + (ZREM, or XPENDING + XRANGE + XDEL) + HSET + PEXPIRE + XADD of history
+-- WHY: an entry that is pending has been handed to a worker, which may have started it; only its
+--   settlement may end it. One that is not pending can be deleted: nobody has seen it.
+local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local WAITERS, INBOX, DEAD, DEAD_TTL = KEYS[6], KEYS[7], nil, nil
+local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
+--@include now
+--@include entry
+--@include finish
+local now, answer = int(now_ms()), {}
+local function cancelled(id, name, attempt, entry, opts)
+  finish(id, 'cancelled', name, attempt, entry, '', '', '', TTL, inbox_of(opts), '', now)
+  redis.call('HINCRBY', KEYS[5], 'cancelled', 1)
+  answer[#answer + 1] = 'cancelled'
+end
+for at = 4, #ARGV do
+  local id = ARGV[at]
+  local record = redis.call('HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
+  if record[1] == 'delayed' then
+    redis.call('ZREM', DELAYED, id)
+    cancelled(id, record[3], record[4], '', record[5])
+  elseif record[1] then
+    answer[#answer + 1] = record[1]
+  elseif not record[2] then
+    answer[#answer + 1] = 'unknown'
+  else
+    local entry = record[2]
+    local pending = redis.pcall('XPENDING', STREAM, GROUP, entry, entry, 1)
+    if not pending.err and #pending == 1 then
+      answer[#answer + 1] = 'running'
+    else
+      local task = read(entry)
+      if task then
+        redis.call('XDEL', STREAM, entry)
+        cancelled(id, task.name, task.attempt, entry, task.opts)
+      else
+        redis.call('DEL', TASK .. id)
+        answer[#answer + 1] = 'unknown'
+      end
+    end
+  end
+end
+return answer

@@ -1,0 +1,77 @@
+-- park: tasks this worker has no handler for wait for a worker that has one, uncounted.
+-- KEYS:
+--   1 stream
+--   2 delayed
+--   3 task_prefix
+--   4 history
+--   5 counters
+--   6 dead
+--   7 waiters
+--   8 inbox_prefix
+--   9 workers
+--   10 worker_prefix
+-- ARGV:
+--   1 group
+--   2 consumer
+--   3 history_max: events kept, about
+--   4 dead_ttl: how long a failed task is kept, ms
+--   5 channel: where schedulers listen for an earlier due time
+--   6 grace: how long a task waits for a worker that knows its name, ms
+--   for each task (3): entry, id, name
+-- RETURN: for each task 'parked', 'dead' or 'lost'
+-- COST: per call one ZRANGEBYSCORE and one HGET a living worker (64 at most); per task as retry
+-- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
+--   neither loops hotly nor waits long; a name that nobody registered within the grace time ends
+--   as a dead letter that says which names are known.
+local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local DEAD, WAITERS, INBOX = KEYS[6], KEYS[7], KEYS[8]
+local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local GRACE = tonumber(ARGV[6])
+--@include now
+--@include owned
+--@include entry
+--@include requeue
+--@include finish
+local now = now_ms()
+local names = '\n'
+local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 64)
+for i = 1, #alive do names = names .. (redis.call('HGET', KEYS[10] .. alive[i], 'names') or '') .. '\n' end
+local function known_names()
+  local seen, list = {}, {}
+  for name in string.gmatch(names, '[^\n]+') do
+    if not seen[name] and #list < 20 then
+      seen[name] = true
+      list[#list + 1] = name
+    end
+  end
+  table.sort(list)
+  return #list > 0 and table.concat(list, ', ') or 'no names at all'
+end
+local answer, earliest = {}, 0
+for at = 7, #ARGV, 3 do
+  local entry, id, name = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local task = owned({ entry }, CONSUMER)[entry] and read(entry)
+  if not task then
+    answer[#answer + 1] = redis.call('HGET', TASK .. id, 'from') == entry and 'parked' or 'lost'
+  else
+    local since = tonumber(redis.call('HGET', TASK .. id, 'unknown_ms') or now)
+    local known = string.find(names, '\n' .. name .. '\n', 1, true)
+    drop(entry)
+    if not known and now - since >= GRACE then
+      local message = 'no handler named ' .. name .. '; the workers here know ' .. known_names()
+      local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
+      finish(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', inbox_of(task.opts),
+        'UnknownTask', int(now), task)
+      redis.call('HINCRBY', KEYS[5], 'failed', 1)
+      answer[#answer + 1] = 'dead'
+    else
+      local delay = math.min(math.max(math.floor((now - since) / 4), 50), 2000)
+      local due = requeue(task, entry, delay, 'unknown', now)
+      redis.call('HSETNX', TASK .. id, 'unknown_ms', int(now))
+      if earliest == 0 or due < earliest then earliest = due end
+      answer[#answer + 1] = 'parked'
+    end
+  end
+end
+wake(earliest, ARGV[5])
+return answer

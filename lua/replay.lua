@@ -1,0 +1,43 @@
+-- replay: dead letters go back to the stream with a clean slate.
+-- KEYS:
+--   1 stream
+--   2 task_prefix
+--   3 dead
+-- ARGV:
+--   1 limit: without ids, the oldest dead letters up to this many
+--   2 before: without ids, only those that died before this server time, ms ('+inf' all)
+--   3 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
+--   for each task (1): id
+-- RETURN: replayed, kept (corrupt: they stay dead letters), dropped (their record has expired)
+-- COST: per task HMGET + XADD + HSET + HDEL + PERSIST + ZREM
+-- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
+--   again in the meantime and others cannot be replayed.
+local STREAM, TASK, DEAD = KEYS[1], KEYS[2], KEYS[3]
+--@include entry
+local ids = {}
+for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end
+if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMIT', ARGV[3], ARGV[1]) end
+local replayed, kept_back, dropped = 0, 0, 0
+for i = 1, #ids do
+  local record = TASK .. ids[i]
+  local kept = redis.call('HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt')
+  if kept[1] == 'failed' and kept[3] and not kept[5] then
+    local entry = add({ id = ids[i], name = kept[2], payload = kept[3], attempt = '1',
+      recovered = '0', opts = kept[4] or '' })
+    redis.call('HSET', record, 'entry', entry)
+    redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',
+      'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'from')
+    redis.call('PERSIST', record)
+    redis.call('ZREM', DEAD, ids[i])
+    replayed = replayed + 1
+  else
+    -- Not failed any more, or gone: it has no business among the dead. Corrupt ones stay.
+    if kept[1] ~= 'failed' then
+      redis.call('ZREM', DEAD, ids[i])
+      dropped = dropped + 1
+    else
+      kept_back = kept_back + 1
+    end
+  end
+end
+return { replayed, kept_back, dropped }

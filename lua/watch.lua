@@ -1,0 +1,39 @@
+-- watch: how one task stands; a task that is not settled is watched by a client's inbox.
+-- KEYS:
+--   1 stream
+--   2 task_prefix
+--   3 waiters
+-- ARGV:
+--   1 group
+--   2 id
+--   3 inbox: '' only looks
+-- RETURN: state ('unknown' when there is no such task), the record as a flat list, the consumer
+-- COST: HGETALL + XPENDING, and HGET + HSET to watch
+-- WHY: looking and leaving the address in one step: a settlement between the two would never be
+--   told. A settlement asks for waiters with a single EXISTS, so work nobody waits for pays nothing.
+local record = redis.call('HGETALL', KEYS[2] .. ARGV[2])
+if #record == 0 then return { 'unknown', record, '' } end
+local state, entry, consumer
+for i = 1, #record, 2 do
+  if record[i] == 'state' then state = record[i + 1] end
+  if record[i] == 'entry' then entry = record[i + 1] end
+end
+if not state then
+  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
+  if not pending.err and #pending == 1 then
+    state, consumer = 'running', pending[1][2]
+  elseif #redis.call('XRANGE', KEYS[1], entry, entry) == 1 then
+    state = 'queued'
+  else
+    return { 'unknown', record, '' }
+  end
+end
+if ARGV[3] ~= '' and (state == 'delayed' or state == 'queued' or state == 'running') then
+  local waiting = redis.call('HGET', KEYS[3], ARGV[2])
+  if not waiting then
+    redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
+  elseif not string.find('\n' .. waiting .. '\n', '\n' .. ARGV[3] .. '\n', 1, true) then
+    redis.call('HSET', KEYS[3], ARGV[2], waiting .. '\n' .. ARGV[3])
+  end
+end
+return { state, record, consumer or '' }

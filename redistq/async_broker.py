@@ -1,0 +1,179 @@
+"""The wire for ``await``: as broker.py, for one event loop. Used by AsyncTaskProducer.
+
+Errors, meanings and the rules of sending again are broker.py's; only the waiting differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import redis.asyncio as aredis
+import redis.asyncio.sentinel
+import redis.exceptions as rex
+from redis.asyncio.retry import Retry as _ClientRetry
+from redis.backoff import NoBackoff
+
+from .broker import (
+    _GONE,
+    _PAUSES,
+    _REFUSED,
+    CONNECT_TIMEOUT,
+    DEFAULT_TIMEOUT,
+    Lost,
+    _meaning,
+    sentinel_parts,
+)
+from .calls import Command
+from .errors import ConfigurationError, ServerUnavailable
+from .scripts import text_of
+from .settings import Address
+
+
+class AsyncWire:
+    """One dedicated connection for one task of the event loop at a time."""
+
+    def __init__(self, broker: AsyncBroker, timeout: float | None) -> None:
+        self._broker, self._timeout = broker, timeout
+        self._connection: Any = None
+
+    async def request(self, command: Command) -> Any:
+        """Send one command and return its answer; raises as Wire.request does."""
+        try:
+            connection = self._connection
+            if connection is None:
+                connection = await self._broker.connect(self._timeout)
+                self._connection = connection
+            await connection.send_packed_command(
+                connection.pack_command(*command), check_health=False
+            )
+            return await connection.read_response()
+        except rex.NoScriptError:
+            return await self.request(("EVAL", text_of(command[1]), *command[2:]))
+        except _REFUSED as error:
+            await self.close()
+            raise ConfigurationError(f"the server refused the connection: {error}") from error
+        except _GONE as error:
+            await self.close()
+            raise Lost(f"{type(error).__name__}: {error}") from error
+        except rex.ResponseError as error:
+            raise _meaning(error) from error
+        except BaseException:
+            # Cancelled between request and answer: the next answer would be the wrong one.
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
+
+
+class AsyncBroker:
+    """Calls to one queue's server from one event loop; see Broker."""
+
+    def __init__(
+        self, address: Address, *, slot_key: str = "tasks", timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        self.address, self.timeout = address, timeout
+        self._slot_key = slot_key
+        self._pool: Any = None
+        self._cluster: Any = None
+        self._idle: list[AsyncWire] = []
+        self._wires: list[AsyncWire] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def call(self, command: Command) -> Any:
+        """Send a call, again if the connection fails, within ``timeout`` seconds."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # A new asyncio.run(): connections belong to the loop that made them.
+            self._loop, self._idle, self._wires = loop, [], []
+            self._pool = self._cluster = None
+        wire = self._idle.pop() if self._idle else self.wire(self.timeout)
+        try:
+            try:
+                return await wire.request(command)
+            except Lost as error:
+                return await self._again(wire, command, error)
+        finally:
+            self._idle.append(wire)
+
+    async def _again(self, wire: AsyncWire, command: Command, error: Lost) -> Any:
+        deadline, tries = time.monotonic() + self.timeout, 0
+        while True:
+            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+            if time.monotonic() + pause >= deadline:
+                raise ServerUnavailable(
+                    f"no answer from {self.address} for {self.timeout:g} s ({error}); is the "
+                    "server up? The call may be made again: a task id is stored once"
+                ) from error
+            await asyncio.sleep(pause)
+            tries += 1
+            try:
+                return await wire.request(command)
+            except Lost as again:
+                error = again
+
+    def wire(self, timeout: float | None = None) -> AsyncWire:
+        """A dedicated connection, for blocking reads."""
+        wire = AsyncWire(self, timeout)
+        self._wires.append(wire)
+        return wire
+
+    async def connect(self, timeout: float | None) -> Any:
+        """A new open connection."""
+        kind, kwargs = await self._where()
+        connection = kind(**{**kwargs, "socket_timeout": timeout})
+        await connection.connect()
+        return connection
+
+    async def _where(self) -> tuple[Any, dict[str, Any]]:
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_keepalive": True,
+            "retry": _ClientRetry(NoBackoff(), 0),
+            "client_name": "redistq",
+            "decode_responses": False,
+        }
+        address = self.address
+        if address.clustered:
+            from redis.asyncio.cluster import RedisCluster
+
+            if self._cluster is not None:
+                await self._cluster.aclose()
+            options["socket_timeout"] = CONNECT_TIMEOUT
+            self._cluster = RedisCluster.from_url(address.url.replace("+cluster", "", 1), **options)
+            await self._cluster.initialize()
+            node = self._cluster.get_node_from_key(self._slot_key)
+            if node is None:
+                raise rex.ClusterDownError(f"no node serves the slot of {self._slot_key}")
+            return node.connection_class, node.connection_kwargs
+        if self._pool is None:
+            if address.sentinel:
+                hosts, service, more = sentinel_parts(address.url)
+                sentinel = redis.asyncio.sentinel.Sentinel(
+                    hosts, sentinel_kwargs={"socket_timeout": CONNECT_TIMEOUT}
+                )
+                client = sentinel.master_for(service, **{**options, **more})
+                self._pool = client.connection_pool
+            else:
+                try:
+                    self._pool = aredis.ConnectionPool.from_url(address.url, **options)
+                except ValueError as error:
+                    raise ConfigurationError(f"{address}: {error}") from error
+        return self._pool.connection_class, self._pool.connection_kwargs
+
+    async def close(self) -> None:
+        """Close every connection; the broker may be used again afterwards."""
+        wires, self._wires, self._idle = self._wires, [], []
+        for wire in wires:
+            await wire.close()
+        if self._cluster is not None:
+            await self._cluster.aclose()
+        self._pool = self._cluster = None

@@ -1,0 +1,381 @@
+"""The grammar: every script as a typed call, built here and nowhere else.
+
+A call is a tuple of command arguments that a broker sends; what comes back is read by the
+function beside it. Used by producers, workers, keepers and monitors; never talks to a server.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from . import scripts
+from .keys import DEFAULT_GROUP, QueueKeys
+
+Command = tuple[Any, ...]
+
+HISTORY_MAX = 10_000
+"""Events kept in the history stream, about."""
+DEAD_TTL_MS = 30 * 86_400_000
+"""How long a failed task can be inspected and replayed: 30 days."""
+CALL_LIMIT = 200
+"""Most tasks in one script call: a call of 200 holds the server for about a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task as ``enqueue`` takes it. ``due``: '' now, '+N' in N ms, 'N' at server time N ms."""
+
+    id: str
+    name: str
+    payload: bytes
+    opts: bytes | str = ""
+    due: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """How many tasks became ready, when the next one is due (None: nothing waits), server time."""
+
+    moved: int
+    next_due_ms: int | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The server's time, the earliest deadline of any worker, and whether the queue is paused."""
+
+    now_ms: int
+    earliest_deadline_ms: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What one ``recover`` call did; ``more`` asks for another call for the same worker."""
+
+    recovered: int
+    dead: int
+    more: bool
+    consumer: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker in a snapshot; ``details`` is what it registered, as text."""
+
+    consumer: str
+    deadline_ms: int
+    pending: int
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every figure of one queue at one instant, times in ms of the server's clock.
+
+    ``ready + pending + delayed`` is all that waits or runs; ``oldest_ms`` and ``next_due_ms`` are
+    None when nothing is unread or delayed. ``counters`` holds totals since the queue began.
+    """
+
+    now_ms: int
+    ready: int
+    pending: int
+    delayed: int
+    next_due_ms: int | None
+    dead: int
+    oldest_ms: int | None
+    group: str
+    lease_ms: int | None
+    paused: bool
+    history: int
+    workers_total: int
+    counters: dict[str, int]
+    workers: list[WorkerRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How a task stands: its state, its record as raw fields, and who runs it ('' nobody)."""
+
+    state: str
+    record: dict[str, bytes]
+    consumer: str
+
+
+SETTLED = frozenset({"succeeded", "failed", "cancelled", "expired"})
+
+
+def new_consumer_name(host: str) -> str:
+    """A name no other worker process has or had: it is part of the fence."""
+    return f"{host}:{uuid.uuid4().hex[:12]}"
+
+
+class Calls:
+    """The calls of one queue and consumer group."""
+
+    def __init__(
+        self,
+        keys: QueueKeys,
+        group: str = DEFAULT_GROUP,
+        *,
+        history_max: int = HISTORY_MAX,
+        dead_ttl_ms: int = DEAD_TTL_MS,
+    ) -> None:
+        self.keys, self.group = keys, group
+        k = keys
+        history, dead_ttl = str(history_max), str(dead_ttl_ms)
+        self._enqueue = self._prefix(
+            "enqueue", k.stream, k.delayed, k.task_prefix, argv=[k.channel]
+        )
+        self._promote = self._prefix("promote", k.stream, k.delayed, k.task_prefix)
+        self._settle = self._prefix(
+            "settle",
+            k.stream,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.dead,
+            k.waiters,
+            k.inbox_prefix,
+            argv=[group],
+        )
+        self._settle_tail = (history, dead_ttl)
+        self._retry = self._prefix(
+            "retry", k.stream, k.delayed, k.task_prefix, k.history, k.counters, argv=[group]
+        )
+        self._retry_tail = (history, k.channel)
+        self._release = self._prefix("release", k.stream, k.task_prefix, argv=[group])
+        self._park = self._prefix(
+            "park",
+            k.stream,
+            k.delayed,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.dead,
+            k.waiters,
+            k.inbox_prefix,
+            k.workers,
+            k.worker_prefix,
+            argv=[group],
+        )
+        self._park_tail = (history, dead_ttl, k.channel)
+        self._quarantine = self._prefix(
+            "quarantine", k.stream, k.task_prefix, k.dead, k.counters, argv=[group]
+        )
+        self._dead_ttl = dead_ttl
+        self._recover = self._prefix(
+            "recover",
+            k.stream,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.dead,
+            k.waiters,
+            k.inbox_prefix,
+            k.workers,
+            k.worker_prefix,
+            argv=[group, history, dead_ttl],
+        )
+        self._cancel = self._prefix(
+            "cancel",
+            k.stream,
+            k.delayed,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.waiters,
+            k.inbox_prefix,
+            argv=[group, history],
+        )
+        self._replay = self._prefix("replay", k.stream, k.task_prefix, k.dead)
+        self._purge = self._prefix("purge", k.task_prefix, k.dead)
+        self._watch = self._prefix("watch", k.stream, k.task_prefix, k.waiters, argv=[group])
+        self._register = self._prefix("register", k.workers, k.worker_prefix, k.meta)
+        self._beat = self._prefix("beat", k.workers, k.worker_prefix, k.meta)
+        self._adopt = self._prefix("adopt", k.stream, k.workers, argv=[group])
+        self._snapshot = self._prefix(
+            "snapshot",
+            k.stream,
+            k.delayed,
+            k.dead,
+            k.counters,
+            k.workers,
+            k.worker_prefix,
+            k.meta,
+            k.history,
+            argv=[group],
+        )
+
+    @staticmethod
+    def _prefix(verb: str, *keys: str, argv: Sequence[str] = ()) -> Command:
+        return ("EVALSHA", scripts.load(verb).sha, len(keys), *keys, *argv)
+
+    # -- producers -------------------------------------------------------------------------------
+
+    def enqueue_one(
+        self, id: str, name: str, payload: bytes, opts: bytes | str, due: str
+    ) -> Command:
+        """Add one task; the answer is empty, or [1] when the id was known."""
+        return (*self._enqueue, id, name, payload, opts, due)
+
+    def enqueue(self, tasks: Iterable[NewTask]) -> Command:
+        """Add many tasks; the answer lists the positions (from 1) of known ids."""
+        flat = chain.from_iterable((t.id, t.name, t.payload, t.opts, t.due) for t in tasks)
+        return (*self._enqueue, *flat)
+
+    def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
+        """Cancel waiting tasks; the answer is one word a task."""
+        return (*self._cancel, ttl_ms, *ids)
+
+    def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
+        """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
+        return (*self._replay, CALL_LIMIT, before, offset, *ids)
+
+    def purge(self, ids: Sequence[str], before: str = "+inf") -> Command:
+        """Delete dead letters: these ids, or the oldest CALL_LIMIT."""
+        return (*self._purge, CALL_LIMIT, before, *ids)
+
+    def watch(self, task_id: str, inbox: str = "") -> Command:
+        """How a task stands; with an inbox, be told when it settles."""
+        return (*self._watch, task_id, inbox)
+
+    @staticmethod
+    def read_watch(reply: list[Any]) -> Watched:
+        """The answer of ``watch``."""
+        record = reply[1]
+        fields = {record[i].decode(): record[i + 1] for i in range(0, len(record), 2)}
+        return Watched(reply[0].decode(), fields, reply[2].decode())
+
+    # -- schedulers ------------------------------------------------------------------------------
+
+    def promote(self, limit: int = CALL_LIMIT) -> Command:
+        """Move due tasks to the stream."""
+        return (*self._promote, limit)
+
+    @staticmethod
+    def read_promote(reply: list[int]) -> Promoted:
+        """The answer of ``promote``."""
+        moved, due, now = reply
+        return Promoted(moved, due if due >= 0 else None, now)
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def create_group(self) -> Command:
+        """Create stream and group; at 0, so that what was added before is read too."""
+        return ("XGROUP", "CREATE", self.keys.stream, self.group, "0", "MKSTREAM")
+
+    def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
+        """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        return (
+            "XREADGROUP",
+            "GROUP",
+            self.group,
+            consumer,
+            "COUNT",
+            count,
+            *block,
+            "STREAMS",
+            self.keys.stream,
+            cursor,
+        )
+
+    def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
+        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note)."""
+        return (*self._settle, consumer, *self._settle_tail, *chain.from_iterable(outcomes))
+
+    def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
+        """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
+        return (*self._retry, consumer, *self._retry_tail, *chain.from_iterable(attempts))
+
+    def release(self, consumer: str, entries: Iterable[bytes]) -> Command:
+        """Give unstarted entries back."""
+        return (*self._release, consumer, *entries)
+
+    def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
+        """Put (entry, id, name) back for a worker that knows the name."""
+        return (*self._park, consumer, *self._park_tail, grace_ms, *chain.from_iterable(tasks))
+
+    def quarantine(self, consumer: str, entry: bytes, reason: str) -> Command:
+        """Set a corrupt entry aside."""
+        return (*self._quarantine, consumer, self._dead_ttl, entry, reason)
+
+    # -- keepers ---------------------------------------------------------------------------------
+
+    def register(self, consumer: str, lease_ms: int, details: dict[str, Any]) -> Command:
+        """Announce a worker; the answer is the group and lease in use."""
+        return (*self._register, lease_ms, self.group, consumer, *chain(*details.items()))
+
+    def beat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
+        """One heartbeat for (consumer, running) of each worker."""
+        return (*self._beat, lease_ms, *chain.from_iterable(workers))
+
+    @staticmethod
+    def read_beat(reply: list[int]) -> Beat:
+        """The answer of ``beat``."""
+        return Beat(reply[0], reply[1], bool(reply[2]))
+
+    def recover(
+        self,
+        max_recoveries: int,
+        *,
+        consumer: str = "",
+        started: Iterable[str | bytes] | None = None,
+        limit: int = CALL_LIMIT,
+    ) -> Command:
+        """Take back a dead worker's tasks: one reported by name, or one past its deadline.
+
+        ``started`` lists what it was running (None: nobody knows, all of it may have been).
+        """
+        known = ("*",) if started is None else ("only", *started)
+        return (*self._recover, limit, max_recoveries, consumer, *known)
+
+    @staticmethod
+    def read_recover(reply: list[Any]) -> Recovered:
+        """The answer of ``recover``."""
+        return Recovered(reply[0], reply[1], bool(reply[2]), reply[3].decode())
+
+    def adopt(self, lease_ms: int) -> Command:
+        """Give ownerless consumers a deadline; the answer counts them."""
+        return (*self._adopt, lease_ms)
+
+    # -- monitors --------------------------------------------------------------------------------
+
+    def snapshot(self, workers: int = 100) -> Command:
+        """Every figure at one instant."""
+        return (*self._snapshot, workers)
+
+    @staticmethod
+    def read_snapshot(reply: list[Any]) -> Snapshot:
+        """The answer of ``snapshot``."""
+        raw = {reply[i].decode(): reply[i + 1] for i in range(0, len(reply), 2)}
+        counters = _pairs(raw["counters"])
+        return Snapshot(
+            now_ms=raw["now_ms"],
+            ready=max(raw["length"] - raw["pending"], 0),
+            pending=raw["pending"],
+            delayed=raw["delayed"],
+            next_due_ms=None if raw["next_due_ms"] < 0 else raw["next_due_ms"],
+            dead=raw["dead"],
+            oldest_ms=None if raw["oldest_ms"] < 0 else raw["oldest_ms"],
+            group=raw["group"].decode(),
+            lease_ms=None if raw["lease_ms"] < 0 else raw["lease_ms"],
+            paused=bool(raw["paused"]),
+            history=raw["history"],
+            workers_total=raw["workers_total"],
+            counters={name: int(value) for name, value in counters.items()},
+            workers=[
+                WorkerRow(row[0].decode(), row[1], row[2], _pairs(row[3])) for row in raw["workers"]
+            ],
+        )
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    text = [item.decode("utf-8", "replace") for item in flat]
+    return dict(zip(text[::2], text[1::2], strict=True))

@@ -1,0 +1,89 @@
+"""JSON in and out, and an exception as JSON. Used by producers and workers; holds no state.
+
+The standard library's encoder, because it keeps what others change silently: integers of any
+size and NaN survive the round trip.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .errors import PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
+
+DEFAULT_MAX_BYTES = 8 * 1024 * 1024
+MAX_TRACEBACK_CHARS = 16_000
+MAX_MESSAGE_CHARS = 4_000
+
+_encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_decode: Callable[[str], Any] = json.JSONDecoder().decode
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as compact JSON in UTF-8; raises TypeError, ValueError or RecursionError."""
+    return _encode(value).encode("utf-8", "surrogatepass")
+
+
+def loads(data: bytes) -> Any:
+    """The value that ``dumps`` was given; raises ValueError for what is no JSON."""
+    return _decode(data.decode("utf-8", "surrogatepass"))
+
+
+def encode_payload(name: str, payload: Any, limit: int) -> bytes:
+    """A task's payload, or a clear error before anything is stored."""
+    try:
+        data = dumps(payload)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(
+            f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
+            "(dict, list, str, numbers, bool, None)"
+        ) from error
+    if len(data) > limit:
+        raise PayloadTooLarge(len(data), limit)
+    return data
+
+
+def encode_result(result: Any, limit: int) -> bytes:
+    """A handler's result, or an error that ends the task as failed."""
+    if result is None:
+        return b"null"
+    try:
+        data = dumps(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(
+            f"the handler returned {type(result).__name__}, which cannot be written as JSON: "
+            f"{error}; return plain values"
+        ) from error
+    if len(data) > limit:
+        raise ResultTooLarge(len(data), limit)
+    return data
+
+
+def encode_error(error: BaseException, *, skip_frames: int = 1) -> bytes:
+    """An exception as ``{"type", "message", "traceback"}``, each part bounded in length.
+
+    ``skip_frames`` leaves out the worker's own innermost callers, which help nobody.
+    """
+    tb = error.__traceback__
+    for _ in range(skip_frames):
+        if tb is not None and tb.tb_next is not None:
+            tb = tb.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, tb))
+        message = str(error)
+    except Exception as broken:  # an exception whose __str__ raises is still a failure to keep
+        text, message = "", f"<{type(error).__name__} whose text cannot be shown: {broken!r}>"
+    if len(text) > MAX_TRACEBACK_CHARS:
+        half = MAX_TRACEBACK_CHARS // 2
+        text = (
+            f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+        )
+    return dumps(
+        {
+            "type": type(error).__qualname__,
+            "message": message[:MAX_MESSAGE_CHARS],
+            "traceback": text,
+        }
+    )

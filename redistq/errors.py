@@ -1,0 +1,160 @@
+"""Every error redistq raises, and the signals a handler may raise.
+
+Used by every module; imports nothing. Each error carries its data and names the next step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ConfigurationError",
+    "EmbeddedServerError",
+    "Fail",
+    "PayloadError",
+    "PayloadTooLarge",
+    "RedistqError",
+    "ResultError",
+    "ResultTimeout",
+    "ResultTooLarge",
+    "Retry",
+    "ServerFull",
+    "ServerUnavailable",
+    "Snooze",
+    "TaskCancelled",
+    "TaskFailed",
+    "TimeLimitExceeded",
+    "UnknownTask",
+]
+
+
+class RedistqError(Exception):
+    """The base of all errors of this package."""
+
+
+class ConfigurationError(RedistqError, ValueError):
+    """A setting cannot work; raised before anything is sent to a server."""
+
+
+class EmbeddedServerError(RedistqError, RuntimeError):
+    """The embedded server could not be started; pass a URL, or mend what the message names."""
+
+
+class ServerUnavailable(RedistqError, ConnectionError):
+    """The server did not answer in bounded time.
+
+    The request may be made again: every call is idempotent by task id, so an ``add_task`` with
+    the same ``task_id`` is stored once, however often it is sent. ``task_ids`` is set by a bulk
+    call: its ids in order, of which some may have been stored.
+    """
+
+    task_ids: list[str] | None = None
+
+
+class ServerFull(RedistqError):
+    """The server is beyond its ``maxmemory``; nothing was stored.
+
+    Workers still drain such a server: let them, or raise ``maxmemory``.
+    """
+
+
+class PayloadError(RedistqError, TypeError):
+    """A payload cannot be serialised; nothing was stored."""
+
+
+class PayloadTooLarge(RedistqError, ValueError):
+    """A payload is larger than the limit; nothing was stored."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(
+            f"the payload is {size:,} bytes and the limit is {limit:,}; store the data elsewhere "
+            "and pass a path or key, or raise max_payload_bytes"
+        )
+
+
+class ResultError(RedistqError, TypeError):
+    """A handler's result cannot be serialised; the task ends as failed, without a retry."""
+
+
+class ResultTooLarge(RedistqError, ValueError):
+    """A handler's result is larger than the limit; the task ends as failed, without a retry."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(
+            f"the result is {size:,} bytes and the limit is {limit:,}; store it elsewhere and "
+            "return a path or key, or raise max_result_bytes"
+        )
+
+
+class UnknownTask(RedistqError, LookupError):
+    """No task with this id is known: it was never added, or its result has expired."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        super().__init__(
+            f"no task with id {task_id!r}: it was never added to this queue, or its result has "
+            "expired (see result_ttl)"
+        )
+
+
+class ResultTimeout(RedistqError, TimeoutError):
+    """The task did not settle in the time given; it goes on, and may be asked for again."""
+
+    def __init__(self, task_id: str, timeout: float, state: str) -> None:
+        self.task_id, self.timeout, self.state = task_id, timeout, state
+        hint = "; is a worker running for this queue?" if state in ("queued", "delayed") else ""
+        super().__init__(f"task {task_id} was still {state} after {timeout:g} s{hint}")
+
+
+class TaskFailed(RedistqError):
+    """The task ended as failed; carries the remote error's type, message and traceback."""
+
+    def __init__(self, task_id: str, error: dict[str, Any]) -> None:
+        self.task_id = task_id
+        self.type = str(error.get("type", ""))
+        self.message = str(error.get("message", ""))
+        self.traceback = str(error.get("traceback", ""))
+        super().__init__(f"task {task_id} failed: {self.type}: {self.message}")
+        if self.traceback:
+            self.add_note("The traceback on the worker:\n" + self.traceback.rstrip())
+
+
+class TaskCancelled(RedistqError):
+    """The task was cancelled before it started."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        super().__init__(f"task {task_id} was cancelled before it started")
+
+
+class TimeLimitExceeded(RedistqError, TimeoutError):
+    """A handler ran longer than its ``timeout``; the attempt counts as failed."""
+
+
+# What a handler may raise to say how its attempt ends.
+
+
+class Retry(Exception):
+    """Run this task again: counted as an attempt, after ``delay`` seconds or the usual backoff."""
+
+    def __init__(self, delay: float | None = None, reason: str = "") -> None:
+        self.delay, self.reason = delay, reason
+        super().__init__(reason or "the handler asked for a retry")
+
+
+class Snooze(Exception):
+    """Run this task again after ``delay`` seconds, without counting an attempt."""
+
+    def __init__(self, delay: float = 1.0, reason: str = "") -> None:
+        self.delay, self.reason = delay, reason
+        super().__init__(reason or "the handler asked to be called later")
+
+
+class Fail(Exception):
+    """End this task as failed now, whatever retries are left."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(reason or "the handler gave the task up")

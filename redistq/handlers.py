@@ -1,0 +1,218 @@
+"""What a task is to its author: the ``@task`` decorator, registries, and the context of a run.
+
+Used by user code and by workers. It never talks to a server.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+from .errors import ConfigurationError
+from .retry import ExceptionTypes, RetryPolicy
+
+__all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_MARK = "__redistq_handler__"
+
+
+@dataclass(slots=True)
+class TaskContext:
+    """What a running handler may know about its task.
+
+    ``attempt`` counts from 1; ``recovered`` is how often a worker died while it ran this task, so
+    a task that must not act twice can look at both.
+    """
+
+    task_id: str
+    name: str
+    queue: str
+    attempt: int
+    recovered: int
+    max_attempts: int
+    entry: str
+    worker: str
+    logger: logging.LoggerAdapter[logging.Logger]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function that runs tasks of one name, with its retry policy and limits.
+
+    ``timeout`` is in seconds (None: no limit); ``result_ttl`` is how many seconds a result is
+    kept (None: the worker's setting; 0: results are not kept).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    result_ttl: float | None = None
+    is_async: bool = False
+    wants_context: bool = False
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
+        """A handler for ``function``, which takes the payload and may take a context.
+
+        Raises ConfigurationError when the name or the signature cannot work.
+        """
+        if not name or "\n" in name or len(name) > 200:
+            raise ConfigurationError(f"a task's name is one line of 1 to 200 characters: {name!r}")
+        if not callable(function):
+            raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        return cls(
+            name,
+            function,
+            is_async=is_async,
+            wants_context=_wants_context(name, function),
+            **options,
+        )
+
+
+def _wants_context(name: str, function: Callable[..., Any]) -> bool:
+    """Whether a handler takes a second argument; a handler that cannot take the payload is refused."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False  # some built-ins have no signature: they get the payload alone
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variable = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    required = [p for p in positional if p.default is p.empty]
+    named = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(required) > 2 or named or (not positional and not variable):
+        raise ConfigurationError(
+            f"the handler of task {name!r} is called with (payload) or (payload, context), "
+            f"which its signature {inspect.signature(function)} does not allow"
+        )
+    if len(required) == 2:
+        return True
+    second = positional[1] if len(positional) > 1 else None
+    return second is not None and (
+        second.name == "context" or second.annotation in (TaskContext, "TaskContext")
+    )
+
+
+class Registry(Mapping[str, Handler]):
+    """A set of handlers by task name; a second handler for a name is refused."""
+
+    def __init__(self, handlers: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        self._handlers: dict[str, Handler] = {}
+        for name, function in (handlers or {}).items():
+            self.add(name, function)
+
+    def add(self, name: str, function: Callable[..., Any] | Handler, **options: Any) -> Handler:
+        """Register ``function`` under ``name``; its own ``@task`` options are kept."""
+        marked = function if isinstance(function, Handler) else getattr(function, _MARK, None)
+        if isinstance(marked, Handler) and not options:
+            handler = Handler.of(
+                name,
+                marked.function,
+                policy=marked.policy,
+                timeout=marked.timeout,
+                result_ttl=marked.result_ttl,
+            )
+        else:
+            handler = Handler.of(name, function, **options)  # type: ignore[arg-type]
+        known = self._handlers.get(name)
+        if known is not None and _origin(known) != _origin(handler):
+            raise ConfigurationError(
+                f"two handlers want the task name {name!r}: {known.function!r} and "
+                f"{handler.function!r}; give one of them another name"
+            )
+        self._handlers[name] = handler
+        return handler
+
+    @overload
+    def task(self, function: Function, /) -> Function: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        retries: int = 3,
+        backoff: float = 1.0,
+        backoff_cap: float = 600.0,
+        jitter: float = 0.25,
+        retry_on: ExceptionTypes | type[BaseException] = (Exception,),
+        never_retry: ExceptionTypes | type[BaseException] = (),
+        timeout: float | None = None,
+        result_ttl: float | None = None,
+    ) -> Callable[[Function], Function]: ...
+    def task(
+        self,
+        function: Function | None = None,
+        /,
+        *,
+        name: str | None = None,
+        retries: int = 3,
+        backoff: float = 1.0,
+        backoff_cap: float = 600.0,
+        jitter: float = 0.25,
+        retry_on: ExceptionTypes | type[BaseException] = (Exception,),
+        never_retry: ExceptionTypes | type[BaseException] = (),
+        timeout: float | None = None,
+        result_ttl: float | None = None,
+    ) -> Any:
+        """Register the decorated function as a handler; the function itself stays as it was.
+
+        ``name`` defaults to the function's own. See RetryPolicy for the retry options and Handler
+        for ``timeout`` and ``result_ttl`` (both in seconds).
+        """
+        policy = RetryPolicy(
+            retries=retries,
+            backoff=backoff,
+            backoff_cap=backoff_cap,
+            jitter=jitter,
+            retry_on=retry_on if isinstance(retry_on, tuple) else (retry_on,),
+            never_retry=never_retry if isinstance(never_retry, tuple) else (never_retry,),
+        )
+
+        def register(function: Function) -> Function:
+            handler = self.add(
+                name or getattr(function, "__name__", ""),
+                function,
+                policy=policy,
+                timeout=timeout,
+                result_ttl=result_ttl,
+            )
+            try:
+                setattr(function, _MARK, handler)
+            except AttributeError:
+                pass  # a built-in or bound method takes no mark; it is registered all the same
+            return function
+
+        return register if function is None else register(function)
+
+    def __getitem__(self, name: str) -> Handler:
+        return self._handlers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(sorted(self._handlers)) or 'empty'})"
+
+
+def _origin(handler: Handler) -> tuple[Any, Any]:
+    """The same function defined again (a cell run twice, a module reloaded) replaces itself."""
+    function = handler.function
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", id(function))
+
+
+default_registry = Registry()
+"""The registry that ``@task`` fills and that a worker uses when it is given no other."""
+
+task = default_registry.task

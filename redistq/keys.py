@@ -1,0 +1,74 @@
+"""The names of all keys of one queue: one constructor each, nowhere else.
+
+Used by the script calls and by whoever looks at a queue. The pattern is ``<kind>:<queue>[:<id>]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import ConfigurationError
+
+DEFAULT_QUEUE = "tasks"
+DEFAULT_GROUP = "workers"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """All keys of the queue whose stream is ``stream``.
+
+    On a Redis Cluster the stream's name carries a hash tag (``{tasks}``), so that all keys of a
+    queue share a slot and a script may touch them together.
+    """
+
+    stream: str = DEFAULT_QUEUE
+    delayed_key: str | None = None
+    clustered: bool = False
+    delayed: str = field(init=False)
+    task_prefix: str = field(init=False)
+    dead: str = field(init=False)
+    history: str = field(init=False)
+    counters: str = field(init=False)
+    workers: str = field(init=False)
+    worker_prefix: str = field(init=False)
+    waiters: str = field(init=False)
+    inbox_prefix: str = field(init=False)
+    meta: str = field(init=False)
+    channel: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = self.stream
+        if not name or any(c.isspace() for c in name):
+            raise ConfigurationError(f"a queue's name has no spaces and is not empty: {name!r}")
+        if self.clustered and "{" not in name:
+            name = "{" + name + "}"
+        put = object.__setattr__
+        put(self, "stream", name)
+        delayed = self.delayed_key or f"delayed:{name}"
+        if self.clustered and "{" not in delayed:
+            raise ConfigurationError(
+                f"on a cluster the delayed key must carry the queue's hash tag: {delayed}:{name}"
+            )
+        put(self, "delayed", delayed)
+        put(self, "task_prefix", f"task:{name}:")
+        put(self, "dead", f"dead:{name}")
+        put(self, "history", f"history:{name}")
+        put(self, "counters", f"counters:{name}")
+        put(self, "workers", f"workers:{name}")
+        put(self, "worker_prefix", f"worker:{name}:")
+        put(self, "waiters", f"waiters:{name}")
+        put(self, "inbox_prefix", f"inbox:{name}:")
+        put(self, "meta", f"meta:{name}")
+        put(self, "channel", f"wake:{name}")
+
+    def task(self, task_id: str) -> str:
+        """The hash with one task's record."""
+        return self.task_prefix + task_id
+
+    def worker(self, consumer: str) -> str:
+        """The hash with one worker's details."""
+        return self.worker_prefix + consumer
+
+    def inbox(self, client: str) -> str:
+        """The stream in which settled tasks are told to one client."""
+        return self.inbox_prefix + client

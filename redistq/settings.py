@@ -1,0 +1,134 @@
+"""Where the server is: what a caller said, the environment, or the embedded default.
+
+Used by the broker. Resolving may start the embedded server, but only when nobody named a server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from .errors import ConfigurationError
+
+DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
+ENV_URL = "REDISTQ_URL"
+_SCHEME = re.compile(r"^(rediss?|unix)(\+sentinel|\+cluster)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server that is known: a URL of a kind the broker can open.
+
+    ``redis://``, ``rediss://`` (TLS) and ``unix://`` as redis-py has them;
+    ``redis+sentinel://host:port,host:port/service/db`` and ``redis+cluster://host:port`` (with
+    ``rediss+`` for TLS). ``embedded`` says that the server is our own and must be joined.
+    """
+
+    url: str
+    embedded: bool = False
+
+    def __post_init__(self) -> None:
+        scheme = self.url.split("://", 1)[0]
+        if "://" not in self.url or not _SCHEME.match(scheme) or scheme.startswith("unix+"):
+            raise ConfigurationError(
+                f"{redacted(self.url)!r} is no server's URL; use redis://host:6379/0, rediss://…, "
+                "unix:///path, redis+sentinel://host:26379/service/0 or redis+cluster://host:6379"
+            )
+
+    @property
+    def clustered(self) -> bool:
+        """Whether this is a Redis Cluster."""
+        return "+cluster" in self.url.split("://", 1)[0]
+
+    @property
+    def sentinel(self) -> bool:
+        """Whether the URL names Sentinels."""
+        return "+sentinel" in self.url.split("://", 1)[0]
+
+    def __str__(self) -> str:
+        return redacted(self.url)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a child process."""
+        return asdict(self)
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for messages and logs."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<a URL that cannot be read>"
+    if "@" not in parts.netloc:
+        return url
+    user = parts.netloc.rsplit("@", 1)[0].split(":", 1)[0]
+    host = parts.netloc.rsplit("@", 1)[1]
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}" if user else f"***@{host}"))
+
+
+def resolve(
+    url: str | None = None,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    db: int = 0,
+    password: str | None = None,
+) -> Address:
+    """The server to use. Starts the embedded one only when nothing else was named or answers.
+
+    In this order: ``url``; a host, port or password that is not the default; ``REDISTQ_URL``;
+    localhost:6379 when it answers; the embedded server. Raises ConfigurationError for a URL that
+    cannot work and EmbeddedServerError when the embedded server cannot start.
+    """
+    if url is not None:
+        return Address(url)
+    named = Address(_tcp_url(host, port, db, password))
+    if (host, port) != (DEFAULT_HOST, DEFAULT_PORT) or password is not None:
+        return named
+    if from_env := os.environ.get(ENV_URL):
+        return Address(from_env)
+    if _answers(host, port):
+        return named
+    return join_embedded(db)
+
+
+def join_embedded(db: int = 0) -> Address:
+    """The embedded server, started if need be; this process counts as its user from now on."""
+    from . import embedded
+
+    server = embedded.join()
+    return Address(server.url + (f"?db={db}" if db else ""), embedded=True)
+
+
+def rejoin(address: Address) -> Address:
+    """An address that another process resolved, made ours: the embedded server is joined."""
+    if address.embedded:
+        from . import embedded
+
+        path, _, query = address.url.partition("?")
+        joined = embedded.join()
+        return (
+            replace(address, url=joined.url + (f"?{query}" if query else "")) if path else address
+        )
+    return address
+
+
+def _tcp_url(host: str, port: int, db: int, password: str | None) -> str:
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise ConfigurationError(f"redis_port is a number from 1 to 65535, not {port!r}")
+    secret = f":{quote(password, safe='')}@" if password else ""
+    address = f"[{host}]" if ":" in host else host
+    return f"redis://{secret}{address}:{port}/{db}"
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether something that speaks Redis listens there; an answer of NOAUTH is an answer."""
+    try:
+        with socket.create_connection((host, port), timeout=0.5) as connection:
+            connection.sendall(b"*1\r\n$4\r\nPING\r\n")
+            return connection.recv(1) in (b"+", b"-")
+    except OSError:
+        return False
