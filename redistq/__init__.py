@@ -12,24 +12,55 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import (
         ConfigurationError as ConfigurationError,
+    )
+    from .errors import (
         EmbeddedServerError as EmbeddedServerError,
+    )
+    from .errors import (
         Fail as Fail,
+    )
+    from .errors import (
         PayloadError as PayloadError,
+    )
+    from .errors import (
         PayloadTooLarge as PayloadTooLarge,
+    )
+    from .errors import (
         RedistqError as RedistqError,
+    )
+    from .errors import (
         ResultTimeout as ResultTimeout,
+    )
+    from .errors import (
         Retry as Retry,
+    )
+    from .errors import (
         ServerFull as ServerFull,
+    )
+    from .errors import (
         ServerUnavailable as ServerUnavailable,
+    )
+    from .errors import (
         Snooze as Snooze,
+    )
+    from .errors import (
         TaskCancelled as TaskCancelled,
+    )
+    from .errors import (
         TaskFailed as TaskFailed,
+    )
+    from .errors import (
         TimeLimitExceeded as TimeLimitExceeded,
+    )
+    from .errors import (
         UnknownTask as UnknownTask,
     )
-    from .producer import AsyncTaskProducer as AsyncTaskProducer, TaskProducer as TaskProducer
+    from .handlers import Registry as Registry
+    from .handlers import TaskContext as TaskContext
+    from .handlers import task as task
+    from .producer import AsyncTaskProducer as AsyncTaskProducer
+    from .producer import TaskProducer as TaskProducer
     from .scheduler import TaskScheduler as TaskScheduler
-    from .handlers import Registry as Registry, TaskContext as TaskContext, task as task
     from .worker import TaskWorker as TaskWorker
 
 __version__ = "0.1.0"

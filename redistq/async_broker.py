@@ -157,7 +157,7 @@ class AsyncBroker:
         if self._pool is None:
             if address.sentinel:
                 hosts, service, more = sentinel_parts(address.url)
-                sentinel = redis.asyncio.sentinel.Sentinel(
+                sentinel: Any = redis.asyncio.sentinel.Sentinel(
                     hosts, sentinel_kwargs={"socket_timeout": CONNECT_TIMEOUT}
                 )
                 client = sentinel.master_for(service, **{**options, **more})

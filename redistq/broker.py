@@ -276,7 +276,7 @@ class Connector:
                 from redis.sentinel import Sentinel
 
                 hosts, service, options = sentinel_parts(address.url)
-                sentinel = Sentinel(hosts, sentinel_kwargs={"socket_timeout": CONNECT_TIMEOUT})
+                sentinel: Any = Sentinel(hosts, sentinel_kwargs={"socket_timeout": CONNECT_TIMEOUT})
                 client = sentinel.master_for(service, **{**_options(None), **options})
                 self._pool = client.connection_pool
             else:

@@ -294,9 +294,11 @@ class Calls:
         """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
         return (*self._retry, consumer, *self._retry_tail, *chain.from_iterable(attempts))
 
-    def release(self, consumer: str, entries: Iterable[bytes]) -> Command:
-        """Give unstarted entries back."""
-        return (*self._release, consumer, *entries)
+    def release(
+        self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
+    ) -> Command:
+        """Give unstarted entries back; ``drained_only``: only when nothing else is unread."""
+        return (*self._release, consumer, int(drained_only), *entries)
 
     def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
         """Put (entry, id, name) back for a worker that knows the name."""

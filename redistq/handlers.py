@@ -78,7 +78,7 @@ class Handler:
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:
-    """Whether a handler takes a second argument; a handler that cannot take the payload is refused."""
+    """Whether a handler takes a second argument; one that cannot take the payload is refused."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -179,7 +179,7 @@ class Registry(Mapping[str, Handler]):
 
         def register(function: Function) -> Function:
             handler = self.add(
-                name or getattr(function, "__name__", ""),
+                name or str(getattr(function, "__name__", "")),
                 function,
                 policy=policy,
                 timeout=timeout,

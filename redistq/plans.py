@@ -46,7 +46,7 @@ class Inbox:
 
 @dataclass(slots=True)
 class Told:
-    """One settled task as an inbox tells it; ``body`` is None when it was too large to ride along."""
+    """One settled task as an inbox tells it; ``body`` is None when it was too large for it."""
 
     task_id: str
     state: str

@@ -224,7 +224,7 @@ class _Plans:
         return found
 
     def _replay(self, ids: tuple[str, ...]) -> Plan[int]:
-        done = 0
+        done: int = 0
         if ids:
             for start in range(0, len(ids), CALL_LIMIT):
                 reply = yield self.calls.replay(ids[start : start + CALL_LIMIT])
@@ -238,7 +238,7 @@ class _Plans:
                 return done
 
     def _purge(self, ids: tuple[str, ...]) -> Plan[int]:
-        done = 0
+        done: int = 0
         if ids:
             for start in range(0, len(ids), CALL_LIMIT):
                 done += yield self.calls.purge(ids[start : start + CALL_LIMIT])
@@ -564,9 +564,7 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         worker=watched.consumer or text("worker"),
         result=loads(record["result"]) if watched.state == "succeeded" else None,
         error=loads(record["error"]) if record.get("error") else None,
-        finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC)
-        if finished
-        else None,
+        finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
         payload=loads(payload) if payload else None,
     )

@@ -1,0 +1,432 @@
+"""The crew: one worker process's fetcher, runners and settler. The only place that runs tasks.
+
+Used by TaskWorker inside an application's process, and by a worker's child processes. It knows
+nothing of heartbeats, schedules or other processes: that is the keeper's work.
+
+How work flows, and why nothing is lost on the way:
+
+- The **fetcher** holds one blocking read. What it reads is *held*: pending for this consumer on
+  the server, and in ``_held`` here. It never holds more unstarted work than about 50 ms' worth,
+  so that other workers are not starved. When a connection fails, an answer may be lost that the
+  server already counts as delivered; the fetcher then reads its own pending list and takes up
+  what it does not hold.
+- A **runner** takes a task, shows it on the board, runs the handler, and leaves an *outcome*.
+- Outcomes are **settled in natural batches**: while one call is under way, outcomes gather, and
+  the next call takes them all. A runner with nothing left to run makes the call itself, so a lone
+  task is settled without waking another thread; under load the settler thread does it.
+- If this process dies after any line, the task is pending for its consumer and the keeper, or any
+  other worker, puts it back. If the server goes away, outcomes stay here until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from .board import Board
+from .broker import Broker, Lost, NoGroup, Wire
+from .calls import CALL_LIMIT, Calls
+from .errors import RedistqError, ServerUnavailable
+from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
+from .handlers import Handler
+
+if TYPE_CHECKING:
+    from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.worker")
+
+PREFETCH_NS = 50_000_000
+"""Most unstarted work held, in time: what runs in 50 ms."""
+PREFETCH_TASKS = 500
+"""Most unstarted work held, in tasks."""
+BLOCK_MS = 5_000
+"""Longest single blocking read, so that a lost server is noticed."""
+STUCK_S = 0.25
+"""Held work that nobody could start for this long is offered to other workers."""
+
+
+class Crew:
+    """Runs tasks of one queue with ``settings.threads`` threads and one event loop.
+
+    ``start`` begins to fetch; ``stop(timeout)`` ends within the time given: running tasks finish,
+    unstarted ones go back uncounted. Safe to stop twice, or before start.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        handlers: Mapping[str, Handler],
+        broker: Broker,
+        calls: Calls,
+        consumer: str,
+        board: Board,
+    ) -> None:
+        self.settings, self.broker, self.calls = settings, broker, calls
+        self.consumer, self.board = consumer, board
+        self._execution = Execution(settings, handlers, consumer, board)
+        self._has_sync = any(not h.is_async for h in handlers.values())
+        self._has_async = any(h.is_async for h in handlers.values())
+
+        self._held: dict[bytes, None] = {}  # entries pending for us: ready, running or to settle
+        self._ready: deque[Task] = deque()
+        self._outcomes: deque[Outcome] = deque()
+        self._idle = 0  # runners waiting at the bell
+        self._idle_lock = threading.Lock()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._settle_bell: SimpleQueue[None] = SimpleQueue()
+        self._settle_rung = False
+        self._settling = threading.Lock()
+        self._room = threading.Event()  # the fetcher waits here when enough is held
+        self._stopping = False
+        self._draining = False  # after the last fetch: runners end when nothing is left
+        self._gave_up = threading.Event()
+        self._fetch_wire: Wire | None = None
+        self._threads: list[threading.Thread] = []
+        self._runners: list[threading.Thread] = []
+        self._loop: Any = None
+        self._fetcher_waits, self._low = False, 0  # a runner rings when no more than that is ready
+        self._popped = 0  # tasks started; the fetcher sees by it whether anyone makes progress
+        self.lost = 0
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all threads; the queue's group is made when it is not there."""
+        self._ensure_group()
+        if self._has_async:
+            from .async_crew import AsyncCrew
+
+            self._loop = AsyncCrew(self._execution, self.settings, self._async_done)
+            self._loop.start()
+        for slot in range(self.settings.threads):
+            self._runners.append(self._thread(self._run, f"run-{slot}", slot))
+        self._threads.append(self._thread(self._settle_loop, "settle"))
+        self._threads.append(self._thread(self._fetch_loop, "fetch"))
+        for thread in (*self._runners, *self._threads):
+            thread.start()
+
+    def _thread(self, target: Any, role: str, *args: Any) -> threading.Thread:
+        name = f"redistq-{role}-{self.settings.queue}"
+        return threading.Thread(target=target, args=args, name=name, daemon=True)
+
+    def stop(self, timeout: float) -> bool:
+        """Drain within ``timeout`` seconds; answers whether every started task came to its end."""
+        deadline = time.monotonic() + timeout
+        self._stopping = True
+        self._room.set()
+        fetcher = self._threads[-1] if self._threads else None
+        while fetcher is not None and fetcher.is_alive():
+            if self._fetch_wire is not None:
+                self._fetch_wire.interrupt()
+            fetcher.join(0.05)
+            if time.monotonic() > deadline + 5:
+                break
+        self._give_back(drained_only=False)
+        self._draining = True
+        for _ in self._runners:
+            self._bell.put(None)
+        if self._loop is not None:
+            self._loop.stop(deadline)
+        for thread in self._runners:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        finished = not any(thread.is_alive() for thread in self._runners)
+        if not self._flush(until=max(deadline, time.monotonic() + 2)):
+            finished = False
+        self._gave_up.set()
+        self._settle_bell.put(None)
+        for thread in self._threads:
+            thread.join(2)
+        if self._outcomes:
+            log.warning(
+                "%d finished tasks could not be settled and will run again", len(self._outcomes)
+            )
+        self._threads.clear()
+        self._runners = [thread for thread in self._runners if thread.is_alive()]
+        return finished
+
+    # -- fetching --------------------------------------------------------------------------------
+
+    def _ensure_group(self) -> None:
+        try:
+            self.broker.call(self.calls.create_group())
+        except RedistqError:
+            raise
+        except Exception as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _fetch_loop(self) -> None:
+        wire = self._fetch_wire = self.broker.wire(BLOCK_MS / 1000 + 5)
+        pause, opened, seen_popped, stuck_since = 0.05, 0, -1, 0.0
+        while not self._stopping:
+            try:
+                if self.board.paused:
+                    self._give_back(drained_only=False)
+                    self._room.wait(0.1)  # our own memory is looked at, not the server
+                    self._room.clear()
+                    continue
+                room = self._room_for()
+                if room <= 0:
+                    self._fetcher_waits = True
+                    if self._room_for() <= 0:
+                        self._room.wait(STUCK_S)
+                    self._fetcher_waits = False
+                    self._room.clear()
+                    now = time.monotonic()
+                    if self._popped != seen_popped or not self._ready:
+                        seen_popped, stuck_since = self._popped, now
+                    elif now - stuck_since >= STUCK_S:
+                        self._give_back(drained_only=True)
+                        stuck_since = now
+                    continue
+                if wire.opened != opened:
+                    self._take_up_lost_answers(wire)
+                    opened = wire.opened
+                reply = wire.request(self.calls.fetch(self.consumer, room, BLOCK_MS))
+                pause = 0.05
+                if reply:
+                    self._accept(reply[0][1])
+            except NoGroup:
+                log.warning("queue %s has no group: making it anew", self.settings.queue)
+                self._retrying(self._ensure_group)
+            except (Lost, RedistqError, OSError) as error:
+                if not self._stopping:
+                    log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
+                    self._room.wait(pause)
+                    pause = min(pause * 2, 2.0)
+            except Exception:
+                log.exception("fetching from %s goes on after an error", self.settings.queue)
+                self._room.wait(pause)
+                pause = min(pause * 2, 2.0)
+        wire.close()
+
+    def _retrying(self, action: Any) -> None:
+        try:
+            action()
+        except RedistqError as error:
+            log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
+            time.sleep(0.2)
+
+    def _room_for(self) -> int:
+        """How many more tasks to hold: about 50 ms' worth; of long ones, one per free slot."""
+        mean = self._execution.mean_ns()
+        waiting = len(self._ready)
+        room = 0
+        if self._has_sync:
+            threads = self.settings.threads
+            if mean is None or mean >= PREFETCH_NS:
+                room = self._idle - waiting
+            else:
+                ahead = min(int(threads * PREFETCH_NS / max(mean, 1)), PREFETCH_TASKS)
+                # Ask for many at a time: below half, not for every task that starts.
+                self._low = ahead // 2
+                room = ahead - waiting if waiting <= self._low else 0
+                room = max(room, self._idle - waiting)
+        if self._loop is not None:
+            room = max(room, self._loop.room())
+        return min(room, PREFETCH_TASKS)
+
+    def _accept(self, entries: list[Any]) -> None:
+        """Entries that are now pending for us: hand them on."""
+        held, tasks, to_loop = self._held, [], []
+        loop = self._loop
+        for entry, flat in entries:
+            held[entry] = None
+            if loop is not None and self._execution.is_async(flat):
+                to_loop.append((entry, flat))
+            else:
+                tasks.append((entry, flat))
+        if to_loop:
+            loop.put(to_loop)
+        if not tasks:
+            return
+        self._ready.extend(tasks)
+        with self._idle_lock:
+            woken = min(self._idle, len(tasks))
+            self._idle -= woken
+        for _ in range(woken):
+            self._bell.put(None)
+
+    def _take_up_lost_answers(self, wire: Wire) -> None:
+        """After a new connection: entries that are pending for us and that we do not hold."""
+        cursor = "0-0"
+        while True:
+            reply = wire.request(self.calls.fetch(self.consumer, 200, None, cursor))
+            page = reply[0][1] if reply else []
+            if not page:
+                return
+            cursor = page[-1][0].decode()
+            found = [(entry, flat) for entry, flat in page if flat and entry not in self._held]
+            if found:
+                log.info("took up %d tasks whose delivery was lost", len(found))
+                self._accept(found)
+
+    def _give_back(self, drained_only: bool) -> None:
+        """Offer unstarted work to other workers, uncounted."""
+        tasks: list[Task] = []
+        while True:
+            try:
+                tasks.append(self._ready.popleft())
+            except IndexError:
+                break
+        if self._loop is not None and not drained_only:
+            tasks.extend(self._loop.take_unstarted())
+        if not tasks:
+            return
+        try:
+            entries = [entry for entry, _ in tasks]
+            released = 0
+            for start in range(0, len(entries), CALL_LIMIT):
+                released += self.broker.call(
+                    self.calls.release(
+                        self.consumer, entries[start : start + CALL_LIMIT], drained_only
+                    )
+                )
+        except (RedistqError, NoGroup) as error:
+            # Still pending for us: recovered with the rest when we are gone, or run by us.
+            log.warning("%d unstarted tasks could not be given back: %s", len(tasks), error)
+            released = 0
+        if released == 0 and not self._stopping and not self.board.paused:
+            self._ready.extendleft(reversed(tasks))
+            return
+        for entry, _ in tasks:
+            self._held.pop(entry, None)
+        if released:
+            log.info("release: %d unstarted tasks went back to %s", released, self.settings.queue)
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def _run(self, slot: int) -> None:
+        ready, outcomes = self._ready, self._outcomes
+        run = self._execution.runner(slot)
+        while True:
+            try:
+                task = ready.popleft()
+            except IndexError:
+                if outcomes:
+                    self._flush()
+                with self._idle_lock:
+                    if ready:
+                        continue
+                    if self._draining:
+                        return
+                    self._idle += 1
+                self._room.set()
+                self._bell.get()
+                continue
+            self._popped += 1
+            outcomes.append(run(task))
+            if ready:
+                if not self._settle_rung:
+                    self._settle_rung = True
+                    self._settle_bell.put(None)
+                if self._fetcher_waits and len(ready) <= self._low:
+                    self._room.set()
+
+    def _async_done(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        if not self._settle_rung:
+            self._settle_rung = True
+            self._settle_bell.put(None)
+        self._room.set()
+
+    # -- settling --------------------------------------------------------------------------------
+
+    def _settle_loop(self) -> None:
+        while not self._gave_up.is_set():
+            self._settle_bell.get()
+            self._settle_rung = False
+            self._flush(wait=True)
+
+    def _flush(self, wait: bool = False, until: float | None = None) -> bool:
+        """Settle what is finished; answers whether nothing is left.
+
+        One thread at a time: another's outcomes are taken along, so it need not wait. While the
+        server is away it is asked again and again, with what was finished kept here.
+        """
+        while self._outcomes:
+            if not self._settling.acquire(blocking=wait or until is not None):
+                return False
+            try:
+                batch = self._take_batch()
+                pause = 0.05
+                while batch:
+                    try:
+                        batch = self._settle(batch)
+                    except (ServerUnavailable, Lost) as error:
+                        log.warning("%d outcomes wait for the server: %s", len(batch), error)
+                        late = until is not None and time.monotonic() > until
+                        if late or self._gave_up.wait(pause):
+                            self._outcomes.extendleft(reversed(batch))
+                            return False
+                        pause = min(pause * 2, 2.0)
+                    except Exception:
+                        # Not the server's absence: its refusal. Nothing is lost; the lease is
+                        # ours, so these tasks are taken up again when this process ends.
+                        log.exception("%d outcomes could not be settled", len(batch))
+                        if self._gave_up.wait(pause) or (until and time.monotonic() > until):
+                            self._outcomes.extendleft(reversed(batch))
+                            return False
+                        pause = min(pause * 2, 5.0)
+            finally:
+                self._settling.release()
+        return True
+
+    def _take_batch(self) -> list[Outcome]:
+        batch: list[Outcome] = []
+        outcomes = self._outcomes
+        try:
+            while len(batch) < CALL_LIMIT:
+                batch.append(outcomes.popleft())
+        except IndexError:
+            pass
+        return batch
+
+    def _settle(self, batch: list[Outcome]) -> list[Outcome]:
+        """Send one batch, a call a verb; answers what is still to do. Repeating it is harmless."""
+        settled = [o for o in batch if o.verb is SETTLE]
+        if settled:
+            if len(settled) > 2:
+                settled.sort(key=lambda o: o.order)
+            reply = self.broker.call(self.calls.settle(self.consumer, [o.args for o in settled]))
+            self._dropped(settled, reply)
+        if len(settled) != len(batch):
+            self._settle_others(batch)
+        held = self._held
+        for outcome in batch:
+            held.pop(outcome.entry, None)
+        return []
+
+    def _settle_others(self, batch: list[Outcome]) -> None:
+        retried = [o for o in batch if o.verb is RETRY]
+        if retried:
+            reply = self.broker.call(self.calls.retry(self.consumer, [o.args for o in retried]))
+            self._dropped(retried, reply)
+        parked = [o for o in batch if o.verb is PARK]
+        if parked:
+            grace_ms = int(self.settings.unknown_grace * 1000)
+            reply = self.broker.call(
+                self.calls.park(self.consumer, grace_ms, [o.args for o in parked])
+            )
+            for outcome, word in zip(parked, reply, strict=True):
+                if word == b"dead":
+                    log.warning("task %s is dead: no handler named %s", outcome.id, outcome.name)
+        for outcome in batch:
+            if outcome.verb is CORRUPT:
+                self.broker.call(self.calls.quarantine(self.consumer, outcome.entry, outcome.name))
+                log.warning("entry %s set aside: %s", outcome.entry.decode(), outcome.name)
+
+    def _dropped(self, sent: list[Outcome], lost: list[int]) -> None:
+        for position in lost:
+            outcome = sent[position - 1]
+            self.lost += 1
+            log.warning(
+                "task %s attempt %s: the lease was lost, its outcome does not count",
+                outcome.id,
+                outcome.attempt,
+            )

@@ -1,0 +1,454 @@
+"""Execution: from a stream entry to the outcome of an attempt. It runs handlers, and nothing else.
+
+Used by the crew's runners and its event loop. It never talks to a server: what should happen to
+the task is returned as an Outcome, which the crew settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import heapq
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .board import Board
+from .codec import dumps, encode_error, encode_result, loads
+from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
+from .handlers import Handler, TaskContext
+
+if TYPE_CHECKING:
+    from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.worker")
+task_log = logging.getLogger("redistq.task")
+
+Task = tuple[bytes, list[bytes]]
+"""A stream entry as it was read: its id, and its fields as a flat list."""
+
+SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
+
+HARD_LIMIT_GRACE = 5.0
+"""Seconds after its time limit at which a thread that did not obey costs its process its life."""
+
+_FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
+_NO_OPTS: dict[str, Any] = {}
+
+
+class Outcome:
+    """How an attempt ended: the verb that tells the server, and that verb's arguments."""
+
+    __slots__ = ("args", "attempt", "entry", "id", "name", "order", "verb")
+
+    def __init__(
+        self,
+        verb: str,
+        entry: bytes,
+        id: str,
+        name: str,
+        attempt: str,
+        order: int,
+        args: tuple[Any, ...],
+    ) -> None:
+        self.verb, self.entry, self.id, self.name = verb, entry, id, name
+        self.attempt, self.order, self.args = attempt, order, args
+
+
+class _Job:
+    """A handler made ready: what every run of it needs, looked up once."""
+
+    __slots__ = (
+        "function",
+        "handler",
+        "is_async",
+        "name",
+        "policy",
+        "timeout",
+        "ttl",
+        "wants_context",
+    )
+
+    def __init__(self, handler: Handler, settings: WorkerSettings) -> None:
+        self.handler, self.function, self.name = handler, handler.function, handler.name
+        self.policy, self.timeout = handler.policy, handler.timeout
+        self.is_async, self.wants_context = handler.is_async, handler.wants_context
+        ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
+        self.ttl = str(int(ttl * 1000))
+
+
+class _Run:
+    """One attempt: its job, its payload, and what its entry said."""
+
+    __slots__ = (
+        "attempt",
+        "entry",
+        "id",
+        "inbox",
+        "job",
+        "opts",
+        "payload",
+        "recovered",
+        "timeout",
+        "ttl",
+    )
+
+    entry: bytes
+    id: bytes
+    job: _Job
+    payload: Any
+    attempt: bytes
+    recovered: bytes
+    opts: dict[str, Any]
+    timeout: float | None
+    ttl: str
+    inbox: str
+
+
+class Execution:
+    """Runs tasks with the handlers it was given; thread-safe, one runner function a slot."""
+
+    def __init__(
+        self, settings: WorkerSettings, handlers: Mapping[str, Handler], consumer: str, board: Board
+    ) -> None:
+        self._settings, self._consumer, self._board = settings, consumer, board
+        self._jobs = {name.encode(): _Job(handler, settings) for name, handler in handlers.items()}
+        slots = settings.threads + settings.async_concurrency
+        self._busy_ns, self._done = [0] * slots, [0] * slots
+        self._seen = (0, 0)
+        self._mean: float | None = None
+        self._limits = _TimeLimits()
+
+    # -- what the fetcher asks -------------------------------------------------------------------
+
+    def is_async(self, flat: list[bytes]) -> bool:
+        """Whether the event loop should run this entry."""
+        job = self._jobs.get(flat[3]) if len(flat) > 3 else None
+        return job is not None and job.is_async
+
+    def mean_ns(self) -> float | None:
+        """How long a task takes these days, in ns; None while nothing is known."""
+        busy, done = sum(self._busy_ns), sum(self._done)
+        new = done - self._seen[1]
+        if new >= 16 or (self._mean is None and new > 0):
+            recent = (busy - self._seen[0]) / new
+            self._mean = recent if self._mean is None else (self._mean + recent) / 2
+            self._seen = (busy, done)
+        return self._mean
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def runner(self, slot: int) -> Callable[[Task], Outcome]:
+        """The function that runs a task in slot ``slot`` and never raises."""
+        board, busy_ns, done = self._board, self._busy_ns, self._done
+        clock = time.perf_counter_ns
+
+        def run(task: Task) -> Outcome:
+            opened = self._open(task)
+            if type(opened) is Outcome:
+                return opened
+            current: _Run = opened  # type: ignore[assignment]
+            if current.job.is_async:
+                return self._failed(current, TypeError("an async handler in a thread"), 0, clock())
+            board.begin(slot, current.entry)
+            started = clock()
+            try:
+                if current.timeout is None:
+                    result = self._call(current)
+                else:
+                    result = self._call_limited(current, slot)
+            except BaseException as error:  # the user's function: whatever it raises is an outcome
+                took = clock() - started
+                outcome = self._failed(current, error, took, started)
+            else:
+                took = clock() - started
+                outcome = self._returned(current, result, took, started)
+            board.end(slot)
+            busy_ns[slot] += took
+            done[slot] += 1
+            return outcome
+
+        return run
+
+    async def run_async(self, task: Task, slot: int) -> Outcome:
+        """As a runner, for ``async def`` handlers; raises CancelledError when the crew ends."""
+        opened = self._open(task)
+        if isinstance(opened, Outcome):
+            return opened
+        board, started = self._board, time.perf_counter_ns()
+        board.begin(slot, opened.entry)
+        try:
+            try:
+                async with asyncio.timeout(opened.timeout):
+                    if opened.job.wants_context:
+                        result = await opened.job.function(opened.payload, self._context(opened))
+                    else:
+                        result = await opened.job.function(opened.payload)
+            except TimeoutError as error:
+                if (
+                    opened.timeout is None
+                    or time.perf_counter_ns() - started < opened.timeout * 1e9
+                ):
+                    raise
+                raise TimeLimitExceeded(
+                    f"the time limit of {opened.timeout:g} s has passed"
+                ) from error
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise  # the crew ends: not an outcome, the task will run again
+            outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
+        except BaseException as error:  # the user's coroutine
+            outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
+        else:
+            outcome = self._returned(opened, result, time.perf_counter_ns() - started, started)
+        board.end(slot)
+        self._busy_ns[slot] += time.perf_counter_ns() - started
+        self._done[slot] += 1
+        return outcome
+
+    def _call(self, run: _Run) -> Any:
+        if run.job.wants_context:
+            return run.job.function(run.payload, self._context(run))
+        return run.job.function(run.payload)
+
+    def _call_limited(self, run: _Run, slot: int) -> Any:
+        assert run.timeout is not None
+        self._board.limit(slot, time.monotonic() + run.timeout + HARD_LIMIT_GRACE)
+        limit = self._limits.begin(run.timeout)
+        try:
+            return self._call(run)
+        finally:
+            self._limits.end(limit)
+            self._board.end_limited(slot)
+
+    def _context(self, run: _Run) -> TaskContext:
+        task_id, attempt = run.id.decode(), int(run.attempt)
+        retries = run.opts.get("retries", run.job.policy.retries)
+        return TaskContext(
+            task_id=task_id,
+            name=run.job.name,
+            queue=self._settings.queue,
+            attempt=attempt,
+            recovered=int(run.recovered),
+            max_attempts=retries + 1,
+            entry=run.entry.decode(),
+            worker=self._consumer,
+            logger=logging.LoggerAdapter(
+                task_log, {"task_id": task_id, "task_name": run.job.name, "attempt": attempt}
+            ),
+        )
+
+    # -- opening an entry ------------------------------------------------------------------------
+
+    def _open(self, task: Task) -> _Run | Outcome:
+        entry, flat = task
+        try:
+            (
+                id_f,
+                task_id,
+                name_f,
+                name,
+                payload_f,
+                payload,
+                _,
+                attempt,
+                _,
+                recovered,
+                opts_f,
+                opts,
+            ) = flat
+            if (id_f, name_f, payload_f, opts_f) != (b"id", b"name", b"payload", b"opts"):
+                raise ValueError
+        except ValueError:
+            fields = dict(zip(flat[::2], flat[1::2], strict=False))
+            missing = [field.decode() for field in _FIELDS if field not in fields]
+            if missing:
+                return _corrupt(entry, f"no task: the entry has no field {missing[0]!r}")
+            task_id, name, payload, attempt, recovered, opts = (fields[f] for f in _FIELDS)
+        if not (attempt.isdigit() and recovered.isdigit()):
+            return _corrupt(entry, "no task: its attempt or recovery count is no number")
+        job = self._jobs.get(name)
+        if job is None:
+            text = name.decode("utf-8", "replace")
+            return Outcome(
+                PARK, entry, task_id.decode("utf-8", "replace"), text, "", 0, (entry, task_id, name)
+            )
+        run = _Run()
+        run.entry, run.id, run.job, run.attempt, run.recovered = (
+            entry,
+            task_id,
+            job,
+            attempt,
+            recovered,
+        )
+        run.opts, run.timeout, run.ttl, run.inbox = _NO_OPTS, job.timeout, job.ttl, ""
+        try:
+            if opts:
+                run.opts = more = json.loads(opts)
+                run.timeout = more.get("timeout", job.timeout)
+                run.inbox = more.get("inbox", "")
+                if "result_ttl" in more:
+                    run.ttl = str(int(more["result_ttl"] * 1000))
+            run.payload = loads(payload)
+        except (ValueError, TypeError, AttributeError) as error:
+            run.opts = _NO_OPTS
+            return self._end(
+                run, "failed", _error("CorruptPayload", str(error)), "CorruptPayload", 0, 0
+            )
+        return run
+
+    # -- outcomes --------------------------------------------------------------------------------
+
+    def _returned(self, run: _Run, result: Any, took: int, started: int) -> Outcome:
+        try:
+            body = encode_result(result, self._settings.max_result_bytes)
+        except (ResultError, ResultTooLarge) as error:
+            log.warning("task %s failed: %s", run.id.decode(), error)
+            return self._end(
+                run, "failed", encode_error(error), type(error).__name__, took, started
+            )
+        return self._end(run, "succeeded", body, "", took, started)
+
+    def _end(
+        self, run: _Run, state: str, body: bytes, note: str, took: int, started: int
+    ) -> Outcome:
+        args = (
+            run.entry,
+            run.id,
+            state,
+            run.job.name,
+            run.attempt,
+            f"{took / 1e6:.3f}",
+            body,
+            run.ttl,
+            run.inbox,
+            note,
+        )
+        return Outcome(
+            SETTLE, run.entry, run.id.decode(), run.job.name, run.attempt.decode(), started, args
+        )
+
+    def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
+        attempt, policy = int(run.attempt), run.job.policy
+        retries = run.opts.get("retries", policy.retries)
+        note, body = type(error).__name__, encode_error(error, skip_frames=2)
+        task_id = run.id.decode()
+        if isinstance(error, Snooze):
+            return self._again(
+                run, "snoozed", max(error.delay, 0.001), b"", "Snooze", took, started
+            )
+        wanted = isinstance(error, Retry) or (not isinstance(error, Fail) and policy.wants(error))
+        if wanted and attempt <= retries:
+            asked = error.delay if isinstance(error, Retry) else None
+            delay = policy.delay(attempt) if asked is None else max(0.0, asked)
+            log.info(
+                "task %s attempt %d failed, retry in %.2f s: %s: %s",
+                task_id,
+                attempt,
+                delay,
+                note,
+                error,
+            )
+            return self._again(run, "retried", delay, body, note, took, started)
+        log.warning("task %s attempt %d failed for good: %s: %s", task_id, attempt, note, error)
+        return self._end(run, "failed", body, note, took, started)
+
+    def _again(
+        self, run: _Run, state: str, delay: float, body: bytes, note: str, took: int, started: int
+    ) -> Outcome:
+        args = (
+            run.entry,
+            run.id,
+            state,
+            run.job.name,
+            run.attempt,
+            f"{took / 1e6:.3f}",
+            body,
+            int(delay * 1000),
+            note,
+        )
+        return Outcome(
+            RETRY, run.entry, run.id.decode(), run.job.name, run.attempt.decode(), started, args
+        )
+
+
+def _corrupt(entry: bytes, reason: str) -> Outcome:
+    return Outcome(CORRUPT, entry, "", reason, "", 0, ())
+
+
+def _error(kind: str, message: str) -> bytes:
+    return dumps({"type": kind, "message": message, "traceback": ""})
+
+
+class _Limit:
+    __slots__ = ("active", "deadline", "fired", "seconds", "thread")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.deadline = seconds, time.monotonic() + seconds
+        self.thread = threading.get_ident()
+        self.active, self.fired = True, False
+
+    def __lt__(self, other: _Limit) -> bool:
+        return self.deadline < other.deadline
+
+
+class _TimeLimits:
+    """Raises TimeLimitExceeded in a thread whose handler ran too long.
+
+    One watching thread for all, started by the first limited task. The exception reaches Python
+    code at its next step; native code that never comes back is the keeper's business.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[_Limit] = []
+        self._changed = threading.Condition()
+        self._watching = False
+
+    def begin(self, seconds: float) -> _Limit:
+        limit = _Limit(seconds)
+        with self._changed:
+            heapq.heappush(self._heap, limit)
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="redistq-limits", daemon=True).start()
+            elif self._heap[0] is limit:
+                self._changed.notify()
+        return limit
+
+    def end(self, limit: _Limit) -> None:
+        # Once inactive it is never fired again; one fired a moment ago may still be on its way to
+        # this thread, and is called back so that it cannot strike after its handler is gone.
+        try:
+            with self._changed:
+                limit.active = False
+                if limit.fired:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(limit.thread), ctypes.py_object()
+                    )
+        except TimeLimitExceeded:
+            pass  # it struck just here: the handler's own end is what counts
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                while self._heap and not self._heap[0].active:
+                    heapq.heappop(self._heap)
+                if not self._heap:
+                    if not self._changed.wait(5.0) and not self._heap:
+                        self._watching = False
+                        return
+                    continue
+                wait = self._heap[0].deadline - time.monotonic()
+                if wait > 0:
+                    self._changed.wait(wait)
+                    continue
+                limit = heapq.heappop(self._heap)
+                if limit.active:
+                    limit.fired = True
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(limit.thread), ctypes.py_object(TimeLimitExceeded)
+                    )

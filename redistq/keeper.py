@@ -1,0 +1,474 @@
+"""The keeper: the process that runs no user code, so nothing can starve its heartbeat.
+
+A handler that holds the interpreter for a minute (a solver, a big parse) silences every thread of
+its own process; peers would take it for dead and run its tasks twice. So heartbeats, recovery,
+the scheduler and time limits live here: in ``python -m redistq.worker`` itself, whose tasks run
+in child processes, or in a small process beside an application that has a TaskWorker inside.
+
+It keeps *members*: worker processes with a consumer name and a board. Children it starts and
+restarts; of a process that started the keeper it learns by end-of-file on standard input that it
+has gone. Either way it then reports the dead consumer at once, with the board's knowledge of what
+had been started, and nobody waits for the lease to run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .board import Board
+from .broker import Broker, NoGroup, check_server
+from .calls import Calls, new_consumer_name
+from .errors import RedistqError
+from .scheduler import TaskScheduler
+from .settings import Address, rejoin
+from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.keeper")
+
+ADOPT_EVERY_S = 60.0
+KILL_GRACE_S = 5.0
+QUICK_DEATH_S = 5.0
+ORPHAN_TIMEOUT_S = 5.0
+"""Seconds that children may drain when the application that started them is gone."""
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker process as its keeper sees it."""
+
+    consumer: str
+    board: Board
+    process: subprocess.Popen[bytes] | None = None
+    ready: bool = False
+    failure: str = ""
+    told: str | None = None
+    """What the last heartbeat said it was running."""
+    killed_for_limit: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+
+
+class Keeper:
+    """Beats, recovers, schedules, and keeps ``children`` worker processes alive.
+
+    ``run`` blocks until ``request_stop`` (or a second one, which kills) or, for a keeper beside an
+    application, until that has gone.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        address: Address,
+        *,
+        children: int = 0,
+        child_spec: dict[str, Any] | None = None,
+        member: Member | None = None,
+    ) -> None:
+        self.settings, self.address = settings, address
+        self._child_spec, self._wanted = child_spec or {}, children
+        self._calls: Calls = settings.calls_for(address)
+        self._broker = Broker(address, slot_key=self._calls.keys.stream, timeout=5.0)
+        self._members: list[Member] = [member] if member else []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._kill = threading.Event()
+        self._failed_boot = ""
+        self._drain_timeout = settings.shutdown_timeout
+        self.on_ready: Any = None
+        self.paused = False
+        self._next_beat = 0.0
+        self._next_adopt = time.monotonic() + 1.0
+        self._earliest: float | None = None
+        self._restart_pause, self._restart_at = 0.5, 0.0
+
+    # -- commands from signal handlers and other threads -----------------------------------------
+
+    def request_stop(self, timeout: float | None = None) -> None:
+        """First call: drain within ``timeout`` seconds and end. Second call: end at once."""
+        if self._stopping.is_set():
+            self._kill.set()
+        elif timeout is not None:
+            self._drain_timeout = timeout
+        self._stopping.set()
+        self._wake.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping.is_set()
+
+    @property
+    def failed_boot(self) -> str:
+        """Why its children cannot start; empty when they can."""
+        return self._failed_boot
+
+    @property
+    def ready(self) -> bool:
+        """Whether every child fetches."""
+        with self._lock:
+            return len(self._members) >= self._wanted and all(m.ready for m in self._members)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Keep until told to stop; answers 0 (drained), 1 (not) or 2 (children cannot start)."""
+        scheduler = None
+        if self.settings.scheduler:
+            scheduler = TaskScheduler(
+                stream=self.settings.queue,
+                delayed_key=self.settings.delayed_key,
+                address=self.address,
+                on_message=self._control,
+            ).start()
+        announced = self._wanted == 0
+        try:
+            while not self._stopping.is_set():
+                self._keep_children()
+                if self._failed_boot:
+                    log.error("%s", self._failed_boot)
+                    self._end_children(kill=True)
+                    return EXIT_USAGE
+                if not announced and self.ready:
+                    announced = True
+                    if self.on_ready is not None:
+                        self.on_ready()
+                self._beat_if_due()
+                self._check_limits()
+                self._wake.wait(self._nap())
+                self._wake.clear()
+            return self._drain()
+        finally:
+            if scheduler is not None:
+                scheduler.stop()
+            self._broker.close()
+
+    def _nap(self) -> float:
+        now = time.monotonic()
+        until = min(self._next_beat, now + 1.0)
+        if self._earliest is not None:
+            until = min(until, self._earliest)
+        if self._wanted > len(self._members):
+            until = min(until, self._restart_at)
+        return max(0.002, until - now)
+
+    def _control(self, word: str) -> None:
+        if word in ("paused", "resumed"):
+            self._set_paused(word == "paused")
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused != self.paused:
+            log.info("queue %s is %s", self.settings.queue, "paused" if paused else "resumed")
+        self.paused = paused
+        with self._lock:
+            for member in self._members:
+                member.board.paused = paused
+
+    # -- heartbeat and recovery ------------------------------------------------------------------
+
+    def _beat_if_due(self) -> None:
+        now = time.monotonic()
+        due = now >= self._next_beat
+        dead = self._earliest is not None and now >= self._earliest
+        if not due and not dead:
+            return
+        try:
+            # Beat before judging others: the grace rule in beat.lua must run first.
+            self.beat()
+            if self._earliest is not None and self._earliest <= time.monotonic():
+                self._recover_expired()
+            if now >= self._next_adopt:
+                adopted = self._broker.call(self._calls.adopt(self.settings.lease_ms))
+                if adopted:
+                    log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
+                self._next_adopt = now + ADOPT_EVERY_S * random.uniform(0.75, 1.25)
+        except (RedistqError, NoGroup) as error:
+            log.warning("heartbeat waits for the server: %s", error)
+            self._next_beat, self._earliest = time.monotonic() + 0.5, None
+
+    def beat(self) -> None:
+        """One heartbeat for all members that fetch."""
+        with self._lock:
+            members = [m for m in self._members if m.ready]
+        rows, told = [], []
+        for member in members:
+            running = " ".join(member.board.running()[:64])
+            rows.append((member.consumer, "=" if running == member.told else running))
+            told.append((member, running))
+        reply = Calls.read_beat(self._broker.call(self._calls.beat(self.settings.lease_ms, rows)))
+        for member, running in told:
+            member.told = running
+        now = time.monotonic()
+        self._next_beat = now + self.settings.lease / 3
+        self._earliest = None
+        if reply.earliest_deadline_ms >= 0:
+            # One millisecond past the deadline, which is the first instant at which it has passed.
+            self._earliest = now + (reply.earliest_deadline_ms - reply.now_ms + 1) / 1000
+        if reply.paused != self.paused:
+            self._set_paused(reply.paused)
+
+    def _recover_expired(self) -> None:
+        while not self._kill.is_set():
+            done = Calls.read_recover(
+                self._broker.call(self._calls.recover(self.settings.max_recoveries))
+            )
+            if not done.consumer:
+                break
+            log.warning(
+                "worker %s is dead (no heartbeat): %d tasks recovered, %d dead letters",
+                done.consumer,
+                done.recovered,
+                done.dead,
+            )
+        self.beat()
+
+    def report(self, member: Member) -> None:
+        """A member has gone: its tasks go back now, what it had started is charged a recovery."""
+        started = member.board.running()
+        while True:
+            try:
+                done = Calls.read_recover(
+                    self._broker.call(
+                        self._calls.recover(
+                            self.settings.max_recoveries, consumer=member.consumer, started=started
+                        )
+                    )
+                )
+            except (RedistqError, NoGroup) as error:
+                # Its lease runs out and any worker recovers it: later, but surely.
+                log.warning("worker %s could not be reported: %s", member.consumer, error)
+                return
+            if done.recovered or done.dead:
+                log.warning(
+                    "worker %s has gone: %d tasks recovered, %d dead letters",
+                    member.consumer,
+                    done.recovered,
+                    done.dead,
+                )
+            if not done.more:
+                return
+
+    # -- children --------------------------------------------------------------------------------
+
+    def _keep_children(self) -> None:
+        with self._lock:
+            gone = [m for m in self._members if m.process and m.process.poll() is not None]
+            for member in gone:
+                self._members.remove(member)
+        for member in gone:
+            self._bury(member)
+        missing = self._wanted - len(self._members)
+        if missing > 0 and time.monotonic() >= self._restart_at:
+            for _ in range(missing):
+                self._spawn()
+
+    def _bury(self, member: Member) -> None:
+        assert member.process is not None
+        code = member.process.returncode
+        self.report(member)
+        member.board.remove()
+        self._close_pipes(member)
+        if self._stopping.is_set():
+            return
+        if member.failure and not member.ready:
+            self._failed_boot = member.failure
+            return
+        why = "exceeded a time limit" if member.killed_for_limit else _how_it_ended(code)
+        log.warning("worker process %d %s; starting another", member.process.pid, why)
+        if time.monotonic() - member.started_at < QUICK_DEATH_S:
+            self._restart_at = time.monotonic() + self._restart_pause
+            self._restart_pause = min(self._restart_pause * 2, 30.0)
+        else:
+            self._restart_pause = 0.5
+
+    def _spawn(self) -> None:
+        board = Board.create(self.settings.threads + self.settings.async_concurrency)
+        board.paused = self.paused
+        member = Member(new_consumer_name(socket.gethostname()), board)
+        spec = {
+            **self._child_spec,
+            "settings": self.settings.as_dict(),
+            "address": self.address.as_dict(),
+            "consumer": member.consumer,
+            "board": str(board.path),
+            "path": [path or os.getcwd() for path in sys.path],
+        }
+        status_read, status_write = os.pipe()
+        process = subprocess.Popen(
+            own_process("_child", str(status_write)),
+            stdin=subprocess.PIPE,
+            pass_fds=(status_write,),
+            start_new_session=True,
+        )
+        os.close(status_write)
+        member.process = process
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(json.dumps(spec).encode() + b"\n")
+            process.stdin.flush()
+        with self._lock:
+            self._members.append(member)
+        threading.Thread(
+            target=self._watch_child,
+            args=(member, status_read),
+            name="redistq-child-watch",
+            daemon=True,
+        ).start()
+
+    def _watch_child(self, member: Member, status: int) -> None:
+        """Hear that a child is ready or why it cannot be, then wait for its end."""
+        with os.fdopen(status, "rb") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    news = json.loads(line)
+                    if news.get("ready"):
+                        member.ready = True
+                        self._next_beat = 0.0
+                    member.failure = str(news.get("failure", member.failure))
+                self._wake.set()
+        assert member.process is not None
+        member.process.wait()
+        self._wake.set()
+
+    @staticmethod
+    def _close_pipes(member: Member) -> None:
+        if member.process is not None and member.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                member.process.stdin.close()
+
+    def _tell(self, member: Member, line: str) -> None:
+        if member.process is not None and member.process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                member.process.stdin.write(line.encode() + b"\n")
+                member.process.stdin.flush()
+
+    def _check_limits(self) -> None:
+        """A thread that ran past its time limit and obeyed nothing costs its process its life."""
+        now = time.monotonic()
+        with self._lock:
+            members = list(self._members)
+        for member in members:
+            if member.process is None or not member.ready:
+                continue
+            if member.board.overdue(now) and not member.killed_for_limit:
+                member.killed_for_limit = True
+                log.warning(
+                    "worker process %d runs a task past its time limit that cannot be interrupted: "
+                    "killing it",
+                    member.process.pid,
+                )
+                member.process.kill()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _drain(self) -> int:
+        """Stop members within the shutdown timeout; a living member keeps its heartbeat."""
+        timeout = self._drain_timeout
+        deadline = time.monotonic() + timeout
+        for member in self._members:
+            self._tell(member, f"stop {timeout}")
+        clean = True
+        while any(m.process and m.process.poll() is None for m in self._members):
+            if self._kill.is_set() or time.monotonic() > deadline + KILL_GRACE_S:
+                clean = False
+                break
+            self._beat_if_due()
+            self._check_limits()
+            self._wake.wait(min(0.2, self._nap()))
+            self._wake.clear()
+        return EXIT_OK if self._end_children(kill=True) and clean else EXIT_FAILED
+
+    def _end_children(self, kill: bool) -> bool:
+        clean = True
+        for member in self._members:
+            if member.process is not None:
+                if kill and member.process.poll() is None:
+                    member.process.kill()
+                member.process.wait()
+                clean = clean and member.process.returncode == 0
+                self._close_pipes(member)
+            self.report(member)
+            member.board.remove()
+        self._members.clear()
+        return clean
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}"
+
+
+def own_process(module: str, *args: str) -> list[str]:
+    """The command that runs one of this package's process modules with this interpreter.
+
+    By path, so that it starts whatever the current folder is; ``-P`` keeps the package's own
+    folder off the import path.
+    """
+    return [sys.executable, "-P", str(Path(__file__).with_name(f"{module}.py")), *args]
+
+
+def run_beside(spec: dict[str, Any]) -> int:
+    """The keeper process that a TaskWorker starts: see Keeper. Ends when standard input does."""
+    settings = WorkerSettings.of(spec["settings"])
+    address = rejoin(Address(**spec["address"]))
+    status = spec.get("status_fd")
+    member = None
+    if spec.get("consumer"):
+        member = Member(spec["consumer"], Board(Path(spec["board"])), ready=True)
+    keeper = Keeper(
+        settings,
+        address,
+        children=spec.get("children", 0),
+        child_spec=spec.get("child_spec"),
+        member=member,
+    )
+
+    def say(news: dict[str, Any]) -> None:
+        nonlocal status
+        if status is not None:
+            with contextlib.suppress(OSError):
+                os.write(status, json.dumps(news).encode() + b"\n")
+                os.close(status)
+            status = None
+
+    keeper.on_ready = lambda: say({"ready": True})
+
+    def watch_parent() -> None:
+        # Lines are commands; the end of input is the parent's end, however it came about.
+        for line in sys.stdin.buffer:
+            command, _, seconds = line.decode().strip().partition(" ")
+            if command == "stop":
+                keeper.request_stop(float(seconds) if seconds else None)
+            elif command == "kill":
+                keeper.request_stop(0.0)
+                keeper.request_stop()
+        if not keeper.stopping:
+            keeper.request_stop(min(settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
+
+    threading.Thread(target=watch_parent, name="redistq-parent-watch", daemon=True).start()
+    code = keeper.run()
+    if keeper.failed_boot:
+        say({"failure": keeper.failed_boot})
+    return code
+
+
+def warn_about_server(broker: Broker) -> None:
+    """Log what about the server can lose tasks."""
+    for warning in check_server(broker):
+        log.warning("%s", warning)

@@ -1,0 +1,150 @@
+"""TaskScheduler: moves tasks from the delayed set to the stream when they are due.
+
+Runs by itself or inside every worker's keeper. It holds no task in memory and does not poll: it
+sleeps until the next due time that ``promote`` told it, or until a producer announces an earlier
+one. Any number may run, on any number of machines; each task is moved once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .broker import Broker, Lost, NoGroup, Wire
+from .calls import CALL_LIMIT, Calls
+from .errors import RedistqError
+from .keys import DEFAULT_QUEUE, QueueKeys
+from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+
+log = logging.getLogger("redistq.scheduler")
+
+LONGEST_SLEEP = 30.0
+"""Seconds after which it looks although nothing was announced: the net for a lost message."""
+
+
+class TaskScheduler:
+    """Moves due tasks to the stream until stopped. Connection arguments as TaskProducer's."""
+
+    def __init__(
+        self,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        stream: str = DEFAULT_QUEUE,
+        *,
+        url: str | None = None,
+        password: str | None = None,
+        delayed_key: str | None = None,
+        address: Address | None = None,
+        on_message: Callable[[str], None] | None = None,
+    ) -> None:
+        self.address = address or resolve(url, redis_host, redis_port, db, password)
+        self.keys = QueueKeys(stream, delayed_key, self.address.clustered)
+        self._calls = Calls(self.keys)
+        self._on_message = on_message
+        self._broker = Broker(self.address, slot_key=self.keys.stream)
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._wire: Wire | None = None
+
+    def start(self) -> TaskScheduler:
+        """Begin in a thread of its own; safe to call twice."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(
+                target=self._run, name=f"redistq-scheduler-{self.keys.stream}", daemon=True
+            )
+            self._thread.start()
+        return self
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End; safe to call twice, or before start. Nothing is lost: due tasks wait in the set."""
+        thread, self._thread = self._thread, None
+        self._stopping.set()
+        if thread is not None:
+            deadline = time.monotonic() + timeout
+            while thread.is_alive() and time.monotonic() < deadline:
+                # Repeated, for a connection that was being made when the last one was interrupted.
+                if self._wire is not None:
+                    self._wire.interrupt()
+                thread.join(0.05)
+            self._broker.close()
+
+    def __enter__(self) -> TaskScheduler:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def promote_due(self) -> int:
+        """Move what is due now and answer how many tasks it was; for tests and one-off runs."""
+        total = 0
+        while True:
+            moved = Calls.read_promote(self._broker.call(self._calls.promote())).moved
+            total += moved
+            if moved < CALL_LIMIT:
+                return total
+
+    def _run(self) -> None:
+        pause = 0.1
+        while not self._stopping.is_set():
+            self._wire = wire = self._broker.wire(None)
+            try:
+                # Listen first, look second: what is added in between is heard.
+                wire.send("SUBSCRIBE", self.keys.channel)
+                while not self._stopping.is_set():
+                    self._sleep(wire, self._promote())
+                    pause = 0.1
+            except (Lost, NoGroup, RedistqError, OSError) as error:
+                if not self._stopping.is_set():
+                    log.warning("scheduler of %s waits for the server: %s", self.keys.stream, error)
+                    self._stopping.wait(pause)
+                    pause = min(pause * 2, 5.0)
+            except Exception:
+                log.exception("scheduler of %s goes on after an error", self.keys.stream)
+                self._stopping.wait(pause)
+                pause = min(pause * 2, 5.0)
+            finally:
+                wire.close()
+                self._wire = None
+
+    def _promote(self) -> float:
+        """Move all that is due; answers when to look again (monotonic clock)."""
+        while True:
+            done = Calls.read_promote(self._broker.call(self._calls.promote()))
+            self._server_ahead = done.now_ms / 1000 - time.monotonic()
+            if done.moved:
+                log.debug("promote: %d tasks of %s are due", done.moved, self.keys.stream)
+            if done.moved < CALL_LIMIT:
+                latest = time.monotonic() + LONGEST_SLEEP
+                return (
+                    latest
+                    if done.next_due_ms is None
+                    else min(latest, self._here(done.next_due_ms))
+                )
+
+    def _here(self, server_ms: int) -> float:
+        # Half a millisecond late rather than early: the server's clock is read in whole ones.
+        return server_ms / 1000 - self._server_ahead + 0.0005
+
+    def _sleep(self, wire: Wire, until: float) -> None:
+        """Sleep until a time on the monotonic clock, or an earlier one that is announced."""
+        while not self._stopping.is_set():
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            message: Any = wire.receive(left)
+            if message is None:
+                return
+            if message[0] != b"message":
+                continue
+            text = message[2].decode("utf-8", "replace")
+            if text.isdigit():
+                until = min(until, self._here(int(text)))
+            elif self._on_message is not None:
+                self._on_message(text)
+
+    _server_ahead = 0.0

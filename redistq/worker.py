@@ -1,0 +1,419 @@
+"""TaskWorker: the worker that applications start, and ``python -m redistq.worker``.
+
+It puts the parts together (crew, board, keeper) and has no work of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .board import Board
+from .broker import Broker
+from .calls import Calls, new_consumer_name
+from .errors import ConfigurationError, RedistqError
+from .handlers import Handler, Registry, default_registry
+from .keeper import own_process, warn_about_server
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.worker")
+
+START_TIMEOUT_S = 60.0
+
+Handlers = Mapping[str, Callable[..., Any]]
+
+
+class TaskWorker:
+    """Runs tasks of one queue until stopped, each at least once, each settled exactly once.
+
+    ``task_handlers`` maps task names to functions, or is a Registry; without it, the functions
+    decorated with ``@task`` are used. A handler takes the payload and, if it has a second
+    parameter, a TaskContext; it may be ``async def``.
+
+    With ``processes=0`` tasks run in ``thread_count`` threads of this process; with more, in that
+    many processes of ``thread_count`` threads each, which are restarted when they die. Either way
+    the heartbeat comes from a process that runs no task, so a handler that holds the interpreter
+    is not taken for dead.
+
+    ``lease`` is how many seconds after its last heartbeat a worker counts as dead;
+    ``result_ttl`` how many seconds results are kept; ``unknown_grace`` how long a task that no
+    worker here has a handler for may wait for one that has. See WorkerSettings for the rest.
+    Connection arguments are TaskProducer's.
+    """
+
+    def __init__(
+        self,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        stream: str = DEFAULT_QUEUE,
+        group: str = DEFAULT_GROUP,
+        task_handlers: Handlers | Registry | None = None,
+        thread_count: int = 4,
+        processes: int = 0,
+        *,
+        url: str | None = None,
+        password: str | None = None,
+        address: Address | None = None,
+        **options: Any,
+    ) -> None:
+        self.settings = WorkerSettings.of(
+            {"queue": stream, "group": group, "threads": thread_count, **options}
+        )
+        if isinstance(processes, bool) or not isinstance(processes, int) or processes < 0:
+            raise ConfigurationError(f"processes is a whole number, 0 or more: {processes!r}")
+        self.processes = processes
+        self.registry = registry_from(default_registry if task_handlers is None else task_handlers)
+        if not self.registry:
+            raise ConfigurationError(
+                "a worker needs handlers: task_handlers={'name': function}, or functions "
+                "decorated with @task that are imported before the worker is made"
+            )
+        self.address = address or resolve(url, redis_host, redis_port, db, password)
+        self._calls = self.settings.calls_for(self.address)
+        self._crew: Any = None
+        self._board: Board | None = None
+        self._broker: Broker | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper_watch: threading.Thread | None = None
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self.consumer = ""
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> TaskWorker:
+        """Start to fetch and run tasks; returns when the worker is ready. Safe to call twice.
+
+        Raises ServerUnavailable when the server does not answer, and ConfigurationError when
+        child processes cannot load the handlers.
+        """
+        with self._lock:
+            if not self._stopped.is_set():
+                return self
+            self._stopped.clear()
+            try:
+                self._start()
+            except BaseException:
+                self._stopped.set()
+                raise
+            return self
+
+    def _start(self) -> None:
+        broker = self._broker = Broker(self.address, slot_key=self._calls.keys.stream)
+        warn_about_server(broker)
+        if self.processes:
+            self._start_keeper_with_children()
+            return
+        from .crew import Crew
+
+        self.consumer = new_consumer_name(socket.gethostname())
+        self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
+        self._crew = Crew(
+            self.settings, self.registry, broker, self._calls, self.consumer, self._board
+        )
+        try:
+            announce(broker, self._calls, self.settings, self.consumer, self.registry)
+            self._start_keeper_beside()
+            self._crew.start()
+        except BaseException:
+            self._end_keeper(0)
+            self._board.remove()
+            broker.close()
+            raise
+
+    def _spawn_keeper(self, spec: dict[str, Any], **how: Any) -> subprocess.Popen[bytes]:
+        keeper = subprocess.Popen(
+            own_process("_keeper"), stdin=subprocess.PIPE, start_new_session=True, **how
+        )
+        level = logging.getLevelName(log.getEffectiveLevel())
+        spec = {
+            "settings": self.settings.as_dict(),
+            "address": self.address.as_dict(),
+            "log_level": level,
+            **spec,
+        }
+        assert keeper.stdin is not None
+        keeper.stdin.write(json.dumps(spec).encode() + b"\n")
+        keeper.stdin.flush()
+        return keeper
+
+    def _start_keeper_beside(self) -> None:
+        assert self._board is not None
+        self._keeper = self._spawn_keeper(
+            {"consumer": self.consumer, "board": str(self._board.path)}
+        )
+        watch = threading.Thread(
+            target=self._watch_keeper,
+            args=(self._keeper,),
+            name="redistq-keeper-watch",
+            daemon=True,
+        )
+        self._keeper_watch = watch
+        watch.start()
+
+    def _watch_keeper(self, keeper: subprocess.Popen[bytes]) -> None:
+        """A keeper that dies while its worker lives is replaced well within the lease."""
+        code = keeper.wait()
+        with self._lock:
+            if self._stopped.is_set() or self._keeper is not keeper:
+                return
+            log.warning("the keeper process ended with code %d; starting another", code)
+            try:
+                self._start_keeper_beside()
+            except OSError as error:
+                log.error("no keeper could be started: %s; tasks here may run twice", error)
+
+    def _start_keeper_with_children(self) -> None:
+        import cloudpickle
+
+        try:
+            pickled = cloudpickle.dumps(dict(self.registry))
+        except Exception as error:
+            raise ConfigurationError(
+                f"the handlers cannot be sent to child processes: {error}; define them in a "
+                "module, or use threads (processes=0)"
+            ) from error
+        status_read, status_write = os.pipe()
+        level = logging.getLevelName(log.getEffectiveLevel())
+        self._keeper = self._spawn_keeper(
+            {
+                "children": self.processes,
+                "status_fd": status_write,
+                "child_spec": {
+                    "handlers": base64.b64encode(pickled).decode(),
+                    "log_level": level,
+                },
+            },
+            pass_fds=(status_write,),
+        )
+        os.close(status_write)
+        with os.fdopen(status_read, "rb") as status:
+            import select
+
+            readable, _, _ = select.select([status], [], [], START_TIMEOUT_S)
+            line = status.readline() if readable else b""
+        news = json.loads(line) if line else {}
+        if not news.get("ready"):
+            self._end_keeper(0)
+            raise ConfigurationError(
+                "the worker processes could not start: "
+                + (news.get("failure") or f"no answer within {START_TIMEOUT_S:g} s")
+            )
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop: running tasks finish within ``timeout`` seconds, unstarted ones go back uncounted.
+
+        Answers whether every started task came to its end. One that did not is run again by
+        another worker; in a thread of this process it cannot be ended, and its outcome will not
+        count. Safe to call twice, or before start. Default: ``shutdown_timeout``.
+        """
+        with self._lock:
+            if self._stopped.is_set():
+                return True
+            self._stopped.set()
+        timeout = self.settings.shutdown_timeout if timeout is None else timeout
+        finished = self._crew.stop(timeout) if self._crew is not None else True
+        code = self._end_keeper(timeout if self.processes else 5.0)
+        if self._board is not None:
+            if code is None:
+                self._report_by_ourselves()
+            self._board.remove()
+        if self._broker is not None:
+            self._broker.close()
+        self._crew = self._board = None
+        return finished if not self.processes else code == 0
+
+    def _end_keeper(self, timeout: float) -> int | None:
+        """Have the keeper end; its exit code, or None when it was gone or had to be killed."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return None
+        assert keeper.stdin is not None
+        code: int | None = None
+        try:
+            keeper.stdin.write(f"stop {timeout}\n".encode())
+            keeper.stdin.close()
+        except OSError:
+            pass  # it is gone already
+        try:
+            code = keeper.wait(timeout + 15)
+        except subprocess.TimeoutExpired:
+            keeper.kill()
+            keeper.wait()
+        if self._keeper_watch is not None and self._keeper_watch is not threading.current_thread():
+            self._keeper_watch.join(5)
+        return code if code is not None and code >= 0 else None
+
+    def _report_by_ourselves(self) -> None:
+        """The keeper did not report us; do it here, so that nobody waits for the lease."""
+        assert self._broker is not None
+        assert self._board is not None
+        try:
+            self._broker.call(
+                self._calls.recover(
+                    self.settings.max_recoveries,
+                    consumer=self.consumer,
+                    started=self._board.running(),
+                )
+            )
+        except RedistqError as error:
+            log.warning("worker %s could not sign off: %s", self.consumer, error)
+
+    def run(self) -> bool:
+        """Start, work until SIGTERM or SIGINT, stop; a second signal ends the process at once.
+
+        For the main thread of a program. Answers what ``stop`` answers.
+        """
+        ended = threading.Event()
+        before = {}
+
+        def on_signal(*_: Any) -> None:
+            if ended.is_set():
+                os._exit(1)
+            ended.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, on_signal)
+        try:
+            self.start()
+            while not ended.wait(1.0):
+                pass
+            return self.stop()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return not self._stopped.is_set()
+
+    def __enter__(self) -> TaskWorker:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        how = f"processes={self.processes}, " if self.processes else ""
+        return (
+            f"TaskWorker(queue={self.settings.queue!r}, {how}threads={self.settings.threads}, "
+            f"{'running' if self.running else 'stopped'}, url={str(self.address)!r})"
+        )
+
+
+def registry_from(source: Handlers | Registry | list[str]) -> Registry:
+    """Handlers by name: from a mapping, a registry, or ``package.module[:registry]`` targets.
+
+    Raises ConfigurationError when a target cannot be imported or holds no handler.
+    """
+    if isinstance(source, Registry):
+        return source
+    if isinstance(source, Mapping):
+        registry = Registry()
+        for name, function in source.items():
+            registry.add(name, function)
+        return registry
+    registry = Registry()
+    for target in source:
+        for name, handler in _load_target(target).items():
+            registry.add(name, handler)
+    return registry
+
+
+def _load_target(target: str) -> Registry:
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigurationError(
+                f"there is no module {module_name!r} here; run from the folder that holds it, or "
+                "install it"
+            ) from error
+        raise
+    if not attribute:
+        if not default_registry:
+            raise ConfigurationError(
+                f"{module_name} registers no task: decorate a function with @task (from redistq "
+                f"import task), or name its registry: {module_name}:registry"
+            )
+        return default_registry
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, Registry):
+        return found
+    if isinstance(found, Mapping) and found:
+        return registry_from(found)
+    raise ConfigurationError(f"{target} is no Registry and no mapping of names to functions")
+
+
+def announce(
+    broker: Broker,
+    calls: Calls,
+    settings: WorkerSettings,
+    consumer: str,
+    handlers: Mapping[str, Handler],
+) -> None:
+    """Register a worker process; warns when the queue's other workers have other settings."""
+    from . import __version__
+
+    reply = broker.call(
+        calls.register(
+            consumer,
+            settings.lease_ms,
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "python": platform.python_version(),
+                "version": __version__,
+                "threads": settings.threads,
+                "group": settings.group,
+                "names": "\n".join(sorted(handlers)),
+            },
+        )
+    )
+    group, lease_ms = reply[0].decode(), int(reply[1])
+    if group != settings.group:
+        log.warning(
+            "this worker's group is %r, the other workers of queue %r use %r: each group takes the "
+            "other's tasks away; start all with the same group",
+            settings.group,
+            settings.queue,
+            group,
+        )
+    if lease_ms != settings.lease_ms:
+        log.warning(
+            "this worker's lease is %g s, the other workers of queue %r use %g s; start all with "
+            "the same lease",
+            settings.lease,
+            settings.queue,
+            lease_ms / 1000,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command ``python -m redistq.worker``."""
+    from .worker_cli import main as command
+
+    return command(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""``python -m redistq.worker``: its options, its signals, its exit codes.
+
+The process that runs this is the keeper of one or more child processes and runs no task itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from .broker import Broker
+from .errors import RedistqError
+from .keeper import EXIT_FAILED, EXIT_USAGE, Keeper, warn_about_server
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .settings import resolve
+from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.worker")
+
+_EXAMPLES = """
+how to use it:
+  Write handlers in a module, say jobs.py:
+
+      from redistq import task
+
+      @task(name="resize", retries=3)
+      def resize(payload):
+          ...
+
+  and run it from the folder that holds jobs.py:
+
+      python -m redistq.worker jobs --threads 8
+
+  More than one module may be named; package.module:registry takes a Registry (or a mapping of
+  names to functions) by its name instead of what @task registered.
+
+where the server is:
+  --url, else $REDISTQ_URL, else localhost:6379 when it answers, else an embedded server, which
+  other processes of the same user find too. A server that was named is never started.
+
+signals:
+  SIGTERM or SIGINT (Ctrl-C) drains: running tasks finish within --shutdown-timeout, unstarted
+  ones go back to the queue. A second signal ends at once; what was running is run again.
+
+exit codes: 0 drained, 1 ended with tasks unfinished, 2 a setting or module cannot work
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    d = WorkerSettings()
+    p = argparse.ArgumentParser(
+        prog="python -m redistq.worker",
+        description="Run the tasks of a queue in one or more processes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "targets", nargs="+", metavar="package.module[:registry]", help="where the handlers are"
+    )
+    p.add_argument(
+        "--url", help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+    )
+    p.add_argument("--queue", default=DEFAULT_QUEUE, help="the queue's name (%(default)s)")
+    p.add_argument("--group", default=DEFAULT_GROUP, help="the consumer group (%(default)s)")
+    p.add_argument("--processes", type=int, default=1, help="worker processes (%(default)s)")
+    p.add_argument("--threads", type=int, default=d.threads, help="threads a process (%(default)s)")
+    p.add_argument(
+        "--async-concurrency",
+        type=int,
+        default=d.async_concurrency,
+        help="async tasks at a time, a process (%(default)s)",
+    )
+    p.add_argument(
+        "--lease",
+        type=float,
+        default=d.lease,
+        help="seconds without a heartbeat after which a worker counts as dead (%(default)g)",
+    )
+    p.add_argument(
+        "--shutdown-timeout",
+        type=float,
+        default=d.shutdown_timeout,
+        help="seconds that running tasks may take to finish after a signal (%(default)g)",
+    )
+    p.add_argument(
+        "--result-ttl",
+        type=float,
+        default=d.result_ttl,
+        help="seconds that results are kept (%(default)g)",
+    )
+    p.add_argument(
+        "--unknown-grace",
+        type=float,
+        default=d.unknown_grace,
+        help="seconds that a task without a handler waits for a worker that has one (%(default)g)",
+    )
+    p.add_argument(
+        "--max-recoveries",
+        type=int,
+        default=d.max_recoveries,
+        help="how often a task may lose its worker before it is a dead letter (%(default)s)",
+    )
+    p.add_argument("--delayed-key", help="the sorted set of delayed tasks (delayed:QUEUE)")
+    p.add_argument(
+        "--no-scheduler", action="store_true", help="do not move delayed tasks; others must"
+    )
+    p.add_argument(
+        "--log-level",
+        default="INFO",
+        type=str.upper,
+        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        help="how much is logged to standard error (%(default)s)",
+    )
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until a signal; answers the exit code."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if args.processes < 1:
+        parser().error("--processes is 1 or more")
+    # As ``python -m`` does for its own module: the current folder is where modules are looked for.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        settings = WorkerSettings(
+            queue=args.queue,
+            group=args.group,
+            delayed_key=args.delayed_key,
+            threads=args.threads,
+            async_concurrency=args.async_concurrency,
+            lease=args.lease,
+            scheduler=not args.no_scheduler,
+            max_recoveries=args.max_recoveries,
+            result_ttl=args.result_ttl,
+            unknown_grace=args.unknown_grace,
+            shutdown_timeout=args.shutdown_timeout,
+        )
+        address = resolve(args.url)
+        calls = settings.calls_for(address)
+        broker = Broker(address, slot_key=calls.keys.stream, timeout=5.0)
+        try:
+            broker.call(("PING",))
+            warn_about_server(broker)
+        finally:
+            broker.close()
+    except RedistqError as error:
+        log.error("%s", error)
+        return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED
+    keeper = Keeper(
+        settings,
+        address,
+        children=args.processes,
+        child_spec={"targets": args.targets, "log_level": args.log_level},
+    )
+    keeper.on_ready = lambda: log.info(
+        "ready: %d process%s of %d threads for queue %s at %s",
+        args.processes,
+        "" if args.processes == 1 else "es",
+        args.threads,
+        args.queue,
+        address,
+    )
+
+    def on_signal(number: int, _: Any) -> None:
+        again = keeper.stopping
+        log.info(
+            "%s: %s",
+            signal.Signals(number).name,
+            "ending at once" if again else "draining; once more ends at once",
+        )
+        keeper.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    code = keeper.run()
+    log.info("ended" if code == 0 else "ended with code %d", *([] if code == 0 else [code]))
+    return code

@@ -1,0 +1,90 @@
+"""What a worker is told to be: one frozen record that travels to keepers and child processes.
+
+Used by TaskWorker, crews and keepers. Seconds here, as in the public API; milliseconds in scripts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .calls import Calls
+from .codec import DEFAULT_MAX_BYTES
+from .errors import ConfigurationError
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .settings import Address
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """A worker's settings, checked; every field is a TaskWorker option of the same name."""
+
+    queue: str = DEFAULT_QUEUE
+    group: str = DEFAULT_GROUP
+    delayed_key: str | None = None
+    threads: int = 4
+    async_concurrency: int = 100
+    lease: float = 10.0
+    scheduler: bool = True
+    max_recoveries: int = 5
+    result_ttl: float = 86_400.0
+    max_result_bytes: int = DEFAULT_MAX_BYTES
+    unknown_grace: float = 60.0
+    shutdown_timeout: float = 30.0
+    history_max: int = 10_000
+    dead_ttl: float = 30 * 86_400.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("threads", 1),
+            ("async_concurrency", 1),
+            ("max_recoveries", 0),
+            ("max_result_bytes", 1),
+            ("history_max", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigurationError(f"{name} is a whole number, at least {least}: {value!r}")
+        for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ConfigurationError(f"{name} is a number of seconds, 0 or more: {value!r}")
+        if self.lease < 1:
+            raise ConfigurationError(
+                f"lease is at least 1 second, not {self.lease:g}: a worker that beats later than "
+                "that is taken for dead and its tasks run twice"
+            )
+        if self.threads > 1000 or self.async_concurrency > 10_000:
+            raise ConfigurationError(
+                "at most 1000 threads and 10000 concurrent async tasks a process; use processes"
+            )
+
+    @property
+    def lease_ms(self) -> int:
+        """The lease in milliseconds."""
+        return int(self.lease * 1000)
+
+    def calls_for(self, address: Address) -> Calls:
+        """The script calls of this queue on that server."""
+        keys = QueueKeys(self.queue, self.delayed_key, address.clustered)
+        return Calls(
+            keys,
+            self.group,
+            history_max=self.history_max,
+            dead_ttl_ms=int(self.dead_ttl * 1000),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a child process."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> WorkerSettings:
+        """Settings from keyword options; raises ConfigurationError naming one that is not known."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ConfigurationError(
+                f"a worker has no option {sorted(unknown)[0]!r}; the options are "
+                + ", ".join(sorted(known))
+            )
+        return cls(**values)
