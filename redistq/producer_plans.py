@@ -1,0 +1,331 @@
+"""What a producer does, as plans: adding, looking, waiting and managing, written once.
+
+Carried out by TaskProducer and AsyncTaskProducer. It checks and encodes everything before anything
+is sent, and never touches a connection itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from .broker import DEFAULT_TIMEOUT
+from .calls import CALL_LIMIT, SETTLED, Calls, Command, NewTask, Snapshot, Watched
+from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
+from .errors import (
+    ConfigurationError,
+    ResultTimeout,
+    TaskCancelled,
+    TaskFailed,
+    UnknownTask,
+)
+from .handlers import _MARK
+from .ids import new_task_id
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .plans import Inbox, Plan, ReadInbox
+from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+
+TaskName = str | Callable[..., Any]
+Item = tuple[TaskName, Any] | Mapping[str, Any]
+
+CALL_BYTES = 1024 * 1024
+"""Payload bytes in one bulk call, about: larger ones would hold the server for too long."""
+_CANCELLED_TTL_MS = 86_400_000
+_ITEM_KEYS = frozenset(
+    {"type", "payload", "retries", "delay", "task_id", "execute_at", "timeout", "result_ttl"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """How a task stands.
+
+    ``state`` is delayed, queued, running, succeeded, failed or cancelled; ``running`` means handed
+    to ``worker``. ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
+    time; ``run_time`` is in seconds. ``error`` is the last error: type, message and traceback.
+    """
+
+    id: str
+    state: str
+    name: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    result: Any = None
+    error: dict[str, Any] | None = None
+    finished_at: datetime | None = None
+    run_time: float | None = None
+    payload: Any = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the task has come to its end."""
+        return self.state in SETTLED
+
+
+class ProducerPlans:
+    """Everything a producer does, as plans; the two producers only carry them out."""
+
+    def __init__(
+        self,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        stream: str = DEFAULT_QUEUE,
+        *,
+        url: str | None = None,
+        password: str | None = None,
+        group: str = DEFAULT_GROUP,
+        delayed_key: str | None = None,
+        max_payload_bytes: int = DEFAULT_MAX_BYTES,
+        timeout: float = DEFAULT_TIMEOUT,
+        address: Address | None = None,
+    ) -> None:
+        self.address = address or resolve(url, redis_host, redis_port, db, password)
+        self.keys = QueueKeys(stream, delayed_key, self.address.clustered)
+        self.calls = Calls(self.keys, group)
+        self.timeout, self._max_bytes = timeout, max_payload_bytes
+        self._inboxes: list[Inbox] = []
+
+    # -- adding ----------------------------------------------------------------------------------
+
+    def _new(
+        self,
+        type: TaskName,
+        payload: Any = None,
+        *,
+        retries: int | None = None,
+        delay: float | None = None,
+        execute_at: float | datetime | None = None,
+        task_id: str | None = None,
+        timeout: float | None = None,
+        result_ttl: float | None = None,
+    ) -> tuple[str, str, bytes, bytes | str, str]:
+        """The fields of one new task; every complaint about them is raised here."""
+        name = type if isinstance(type, str) else _name_of(type)
+        if not name or "\n" in name or len(name) > 200:
+            raise ConfigurationError(f"a task's type is one line of 1 to 200 characters: {name!r}")
+        data = encode_payload(name, payload, self._max_bytes)
+        if task_id is None:
+            task_id = new_task_id()
+        elif not isinstance(task_id, str) or not 0 < len(task_id) <= 200 or "\n" in task_id:
+            raise ConfigurationError(f"a task_id is one line of 1 to 200 characters: {task_id!r}")
+        opts: bytes | str = ""
+        if retries is not None or timeout is not None or result_ttl is not None:
+            opts = _options(retries, timeout, result_ttl)
+        due = ""
+        if delay is not None:
+            if execute_at is not None:
+                raise ConfigurationError("give either delay or execute_at, not both")
+            due = f"+{math.ceil(_seconds('delay', delay) * 1000)}"
+        elif execute_at is not None:
+            due = str(_due_ms(execute_at))
+        return task_id, name, data, opts, due
+
+    def _bulk(self, items: Iterable[Item]) -> tuple[list[str], list[Command]]:
+        """All tasks checked and encoded before the first is sent; then few calls carry many."""
+        tasks = []
+        for item in items:
+            if isinstance(item, Mapping):
+                if unknown := set(item) - _ITEM_KEYS:
+                    raise ConfigurationError(
+                        f"an item has no key {sorted(unknown)[0]!r}; the keys are "
+                        + ", ".join(sorted(_ITEM_KEYS))
+                    )
+                if "type" not in item:
+                    raise ConfigurationError(f"an item needs the key 'type': {item!r}")
+                fields = self._new(**item)
+            elif isinstance(item, tuple | list) and len(item) == 2:
+                fields = self._new(item[0], item[1])
+            else:
+                raise ConfigurationError(
+                    f"an item is a (type, payload) pair or a mapping with 'type': {item!r:.200}"
+                )
+            tasks.append(NewTask(*fields))
+        return [task.id for task in tasks], list(self._calls_for(tasks))
+
+    def _calls_for(self, tasks: list[NewTask]) -> Iterator[Command]:
+        start = size = 0
+        for i, task in enumerate(tasks):
+            if i > start and (i - start == CALL_LIMIT or size + len(task.payload) > CALL_BYTES):
+                yield self.calls.enqueue(tasks[start:i])
+                start, size = i, 0
+            size += len(task.payload)
+        if start < len(tasks):
+            yield self.calls.enqueue(tasks[start:])
+
+    # -- looking and waiting ---------------------------------------------------------------------
+
+    def _status(self, task_id: str) -> Plan[TaskStatus]:
+        watched = Calls.read_watch((yield self.calls.watch(task_id)))
+        if watched.state == "unknown":
+            raise UnknownTask(task_id)
+        return _status_of(task_id, watched)
+
+    def _result(self, task_id: str, timeout: float | None) -> Plan[Any]:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        inbox = self._inboxes.pop() if self._inboxes else Inbox.new(self.keys)
+        try:
+            while True:
+                # The address is left and the record read in one step: see watch.lua.
+                watched = Calls.read_watch((yield self.calls.watch(task_id, inbox.name)))
+                if watched.state == "unknown":
+                    raise UnknownTask(task_id)
+                if watched.state in SETTLED:
+                    body = watched.record.get(
+                        "error" if watched.state == "failed" else "result", b"null"
+                    )
+                    return _outcome(task_id, watched.state, body)
+                # A server that lost its memory lost the address too; ask again now and then.
+                look_again = time.monotonic() + 30
+                while True:
+                    left = min(deadline, look_again) - time.monotonic()
+                    if left <= 0:
+                        break
+                    told = yield ReadInbox(inbox, left)
+                    if told is None:
+                        break  # the connection was lost: look at the record again
+                    for news in told:
+                        if news.task_id == task_id and news.body is not None:
+                            return _outcome(task_id, news.state, news.body)
+                    if any(news.task_id == task_id for news in told):
+                        break  # settled, with a body too large to ride along
+                if time.monotonic() >= deadline:
+                    assert timeout is not None
+                    raise ResultTimeout(task_id, timeout, watched.state)
+        finally:
+            self._inboxes.append(inbox)
+
+    # -- managing --------------------------------------------------------------------------------
+
+    def _cancel(self, ids: tuple[str, ...]) -> Plan[dict[str, str]]:
+        answers: dict[str, str] = {}
+        for start in range(0, len(ids), CALL_LIMIT):
+            part = ids[start : start + CALL_LIMIT]
+            reply = yield self.calls.cancel(part, _CANCELLED_TTL_MS)
+            answers.update(zip(part, (word.decode() for word in reply), strict=True))
+        return answers
+
+    def _dead(self, limit: int) -> Plan[list[TaskStatus]]:
+        ids = yield ("ZREVRANGE", self.keys.dead, 0, limit - 1)
+        found = []
+        for raw in ids:
+            watched = Calls.read_watch((yield self.calls.watch(raw.decode())))
+            if watched.state != "unknown":
+                found.append(_status_of(raw.decode(), watched))
+        return found
+
+    def _replay(self, ids: tuple[str, ...]) -> Plan[int]:
+        done: int = 0
+        if ids:
+            for start in range(0, len(ids), CALL_LIMIT):
+                reply = yield self.calls.replay(ids[start : start + CALL_LIMIT])
+                done += reply[0]
+            return done
+        before, offset = (yield from self._now_ms()), 0
+        while True:
+            replayed, kept, dropped = yield self.calls.replay((), str(before), offset)
+            done, offset = done + replayed, offset + kept
+            if replayed + kept + dropped < CALL_LIMIT:
+                return done
+
+    def _purge(self, ids: tuple[str, ...]) -> Plan[int]:
+        done: int = 0
+        if ids:
+            for start in range(0, len(ids), CALL_LIMIT):
+                done += yield self.calls.purge(ids[start : start + CALL_LIMIT])
+            return done
+        before = yield from self._now_ms()
+        while True:
+            purged = yield self.calls.purge((), str(before))
+            done += purged
+            if purged < CALL_LIMIT:
+                return done
+
+    def _now_ms(self) -> Plan[int]:
+        seconds, micros = yield ("TIME",)
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _pause(self, paused: bool) -> Plan[None]:
+        yield ("HSET", self.keys.meta, "paused", int(paused))
+        yield ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
+
+    def _snapshot(self) -> Plan[Snapshot]:
+        return Calls.read_snapshot((yield self.calls.snapshot()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(queue={self.keys.stream!r}, url={str(self.address)!r})"
+
+
+def _name_of(function: Any) -> str:
+    handler = getattr(function, _MARK, None)
+    if handler is None:
+        raise ConfigurationError(
+            f"a task's type is a name or a function decorated with @task, not {function!r:.200}"
+        )
+    name: str = handler.name
+    return name
+
+
+def _seconds(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e10:
+        raise ConfigurationError(f"{what} is a number of seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def _options(retries: int | None, timeout: float | None, result_ttl: float | None) -> bytes:
+    opts: dict[str, Any] = {}
+    if retries is not None:
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ConfigurationError(f"retries is 0 or more, not {retries!r}")
+        opts["retries"] = retries
+    if timeout is not None:
+        opts["timeout"] = _seconds("timeout", timeout)
+    if result_ttl is not None:
+        opts["result_ttl"] = _seconds("result_ttl", result_ttl)
+    return dumps(opts)
+
+
+def _due_ms(execute_at: Any) -> int:
+    if isinstance(execute_at, datetime):
+        if execute_at.tzinfo is None:
+            raise ConfigurationError(
+                "execute_at is a datetime without a time zone, which could mean any hour; use an "
+                "aware one: datetime.now(timezone.utc) + timedelta(...)"
+            )
+        execute_at = execute_at.timestamp()
+    # Rounded up: a task never runs before its time.
+    return math.ceil(_seconds("execute_at", execute_at) * 1000)
+
+
+def _outcome(task_id: str, state: str, body: bytes) -> Any:
+    if state == "succeeded":
+        return loads(body)
+    if state == "failed":
+        raise TaskFailed(task_id, loads(body))
+    raise TaskCancelled(task_id)
+
+
+def _status_of(task_id: str, watched: Watched) -> TaskStatus:
+    record = watched.record
+
+    def text(field: str) -> str | None:
+        return record[field].decode("utf-8", "replace") if record.get(field) else None
+
+    finished, run_ms, payload = text("finished_ms"), text("run_ms"), record.get("payload")
+    attempt = text("attempt")
+    return TaskStatus(
+        id=task_id,
+        state=watched.state,
+        name=text("name"),
+        attempt=int(attempt) if attempt else None,
+        worker=watched.consumer or text("worker"),
+        result=loads(record["result"]) if watched.state == "succeeded" else None,
+        error=loads(record["error"]) if record.get("error") else None,
+        finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
+        run_time=float(run_ms) / 1000 if run_ms else None,
+        payload=loads(payload) if payload else None,
+    )
