@@ -136,12 +136,13 @@ class AsyncBroker:
         options: dict[str, Any] = {
             "protocol": 2,
             "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_keepalive": True,
             "retry": _ClientRetry(NoBackoff(), 0),
             "client_name": "redistq",
             "decode_responses": False,
         }
         address = self.address
+        if not address.url.startswith("unix"):
+            options["socket_keepalive"] = True
         if address.clustered:
             from redis.asyncio.cluster import RedisCluster
 

@@ -64,12 +64,13 @@ class NoGroup(Exception):
     """The stream or its consumer group is not there (a new queue, FLUSHDB, a failover)."""
 
 
-def _options(timeout: float | None) -> dict[str, Any]:
+def _options(timeout: float | None, url: str = "") -> dict[str, Any]:
+    keepalive = {} if url.startswith("unix") else {"socket_keepalive": True}
     return {
+        **keepalive,
         "protocol": 2,
         "socket_timeout": timeout,
         "socket_connect_timeout": CONNECT_TIMEOUT,
-        "socket_keepalive": True,
         "retry": _ClientRetry(NoBackoff(), 0),
         "retry_on_error": [],
         "client_name": "redistq",
@@ -281,7 +282,9 @@ class Connector:
                 self._pool = client.connection_pool
             else:
                 try:
-                    self._pool = redis.ConnectionPool.from_url(address.url, **_options(None))
+                    self._pool = redis.ConnectionPool.from_url(
+                        address.url, **_options(None, address.url)
+                    )
                 except ValueError as error:
                     raise ConfigurationError(f"{address}: {error}") from error
         return self._pool.connection_class, self._pool.connection_kwargs
