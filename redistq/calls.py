@@ -26,17 +26,6 @@ CALL_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class NewTask:
-    """A task as ``enqueue`` takes it. ``due``: '' now, '+N' in N ms, 'N' at server time N ms."""
-
-    id: str
-    name: str
-    payload: bytes
-    opts: bytes | str = ""
-    due: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Promoted:
     """How many tasks became ready, when the next one is due (None: nothing waits), server time."""
 
@@ -224,10 +213,10 @@ class Calls:
         """Add one task; the answer is empty, or [1] when the id was known."""
         return (*self._enqueue, id, name, payload, opts, due)
 
-    def enqueue(self, tasks: Iterable[NewTask]) -> Command:
-        """Add many tasks; the answer lists the positions (from 1) of known ids."""
-        flat = chain.from_iterable((t.id, t.name, t.payload, t.opts, t.due) for t in tasks)
-        return (*self._enqueue, *flat)
+    def enqueue(self, fields: Sequence[Any]) -> Command:
+        """Add many tasks, five fields each: id, name, payload, opts, due ('' now, '+N' in N ms,
+        'N' at server time N ms). The answer lists the positions (from 1) of known ids."""
+        return (*self._enqueue, *fields)
 
     def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
         """Cancel waiting tasks; the answer is one word a task."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from .broker import DEFAULT_TIMEOUT
-from .calls import CALL_LIMIT, SETTLED, Calls, Command, NewTask, Snapshot, Watched
+from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
 from .errors import (
     ConfigurationError,
@@ -127,35 +127,25 @@ class ProducerPlans:
 
     def _bulk(self, items: Iterable[Item]) -> tuple[list[str], list[Command]]:
         """All tasks checked and encoded before the first is sent; then few calls carry many."""
-        tasks = []
+        ids: list[str] = []
+        commands: list[Command] = []
+        flat: list[Any] = []  # the fields of the tasks of one call
+        count = size = 0
         for item in items:
-            if isinstance(item, Mapping):
-                if unknown := set(item) - _ITEM_KEYS:
-                    raise ConfigurationError(
-                        f"an item has no key {sorted(unknown)[0]!r}; the keys are "
-                        + ", ".join(sorted(_ITEM_KEYS))
-                    )
-                if "type" not in item:
-                    raise ConfigurationError(f"an item needs the key 'type': {item!r}")
-                fields = self._new(**item)
-            elif isinstance(item, tuple | list) and len(item) == 2:
+            if type(item) is tuple and len(item) == 2:
                 fields = self._new(item[0], item[1])
             else:
-                raise ConfigurationError(
-                    f"an item is a (type, payload) pair or a mapping with 'type': {item!r:.200}"
-                )
-            tasks.append(NewTask(*fields))
-        return [task.id for task in tasks], list(self._calls_for(tasks))
-
-    def _calls_for(self, tasks: list[NewTask]) -> Iterator[Command]:
-        start = size = 0
-        for i, task in enumerate(tasks):
-            if i > start and (i - start == CALL_LIMIT or size + len(task.payload) > CALL_BYTES):
-                yield self.calls.enqueue(tasks[start:i])
-                start, size = i, 0
-            size += len(task.payload)
-        if start < len(tasks):
-            yield self.calls.enqueue(tasks[start:])
+                fields = self._new(**_mapping(item))
+            length = len(fields[2])
+            if count and (count == CALL_LIMIT or size + length > CALL_BYTES):
+                commands.append(self.calls.enqueue(flat))
+                flat, count, size = [], 0, 0
+            flat.extend(fields)
+            ids.append(fields[0])
+            count, size = count + 1, size + length
+        if flat:
+            commands.append(self.calls.enqueue(flat))
+        return ids, commands
 
     # -- looking and waiting ---------------------------------------------------------------------
 
@@ -258,6 +248,24 @@ class ProducerPlans:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(queue={self.keys.stream!r}, url={str(self.address)!r})"
+
+
+def _mapping(item: Any) -> Mapping[str, Any]:
+    """An item of a bulk call as keywords of ``_new``."""
+    if isinstance(item, Mapping):
+        if unknown := set(item) - _ITEM_KEYS:
+            raise ConfigurationError(
+                f"an item has no key {sorted(map(str, unknown))[0]!r}; the keys are "
+                + ", ".join(sorted(_ITEM_KEYS))
+            )
+        if "type" not in item:
+            raise ConfigurationError(f"an item needs the key 'type': {item!r:.200}")
+        return item
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return {"type": item[0], "payload": item[1]}
+    raise ConfigurationError(
+        f"an item is a (type, payload) pair or a mapping with 'type': {item!r:.200}"
+    )
 
 
 def _name_of(function: Any) -> str:
