@@ -67,7 +67,7 @@ def run(*command: str | Path, **options: object) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the tree (other builds leave no trace in it)."""
+    """The wheel, built from a copy of the tree, which stands beside it as ``tree``."""
     place = tmp_path_factory.mktemp("wheel")
     keep = ("pyproject.toml", "README.md", "LICENSE", "redistq", "lua")
     for name in keep:
@@ -103,8 +103,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
     """All modules, every Lua file beside them, py.typed and the licence; no tests, no caches."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {f"redistq/{path.name}" for path in (ROOT / "redistq").glob("*.py")}
-    lua = ROOT / "lua"
+    tree = wheel.parent / "tree"
+    modules = {f"redistq/{path.name}" for path in (tree / "redistq").glob("*.py")}
+    lua = tree / "lua"
     texts = {f"redistq/_lua/{path.relative_to(lua).as_posix()}" for path in lua.rglob("*.lua")}
     assert len(texts) > 15
     code = {name for name in names if ".dist-info/" not in name}
