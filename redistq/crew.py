@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,10 @@ class Crew:
         self._fetcher_waits, self._low = False, 0  # a runner rings when no more than that is ready
         self._popped = 0  # tasks started; the fetcher sees by it whether anyone makes progress
         self.lost = 0
+        self._group_gone, self._look_again = False, False
+        self._seen_popped, self._gave_back_at = -1, -1
+        self._stuck_since, self._stuck_s = 0.0, STUCK_S
+        self.on_group_lost: Callable[[], None] | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -139,6 +143,7 @@ class Crew:
             finished = False
         self._gave_up.set()
         self._settle_bell.put(None)
+        self._execution.close()
         for thread in self._threads:
             thread.join(2)
         if self._outcomes:
@@ -162,14 +167,20 @@ class Crew:
 
     def _fetch_loop(self) -> None:
         wire = self._fetch_wire = self.broker.wire(BLOCK_MS / 1000 + 5)
-        pause, opened, seen_popped, stuck_since = 0.05, 0, -1, 0.0
+        pause, opened = 0.05, 0
         while not self._stopping:
             try:
+                if self._group_gone:
+                    self._ensure_group()
+                    self._group_gone = False
+                    if self.on_group_lost is not None:
+                        self.on_group_lost()
                 if self.board.paused:
                     self._give_back(drained_only=False)
                     self._room.wait(0.1)  # our own memory is looked at, not the server
                     self._room.clear()
                     continue
+                self._offer_stuck()
                 room = self._room_for()
                 if room <= 0:
                     self._fetcher_waits = True
@@ -177,24 +188,25 @@ class Crew:
                         self._room.wait(STUCK_S)
                     self._fetcher_waits = False
                     self._room.clear()
-                    now = time.monotonic()
-                    if self._popped != seen_popped or not self._ready:
-                        seen_popped, stuck_since = self._popped, now
-                    elif now - stuck_since >= STUCK_S:
-                        self._give_back(drained_only=True)
-                        stuck_since = now
                     continue
-                if wire.opened != opened:
+                if self._look_again or wire.opened != opened:
                     self._take_up_lost_answers(wire)
-                    opened = wire.opened
-                reply = wire.request(self.calls.fetch(self.consumer, room, BLOCK_MS))
+                    self._look_again, opened = False, wire.opened
+                # With unstarted work in hand, be back in time to see whether it is stuck.
+                block_ms = int(STUCK_S * 1000) if self._ready else BLOCK_MS
+                reply = wire.request(self.calls.fetch(self.consumer, room, block_ms))
                 pause = 0.05
                 if reply:
-                    self._accept(reply[0][1])
+                    self._stuck_since = time.monotonic()
+                    if self.board.paused:  # it came while we waited: nobody starts it
+                        self._release([(entry, flat) for entry, flat in reply[0][1]], False)
+                    else:
+                        self._accept(reply[0][1])
             except NoGroup:
                 log.warning("queue %s has no group: making it anew", self.settings.queue)
-                self._retrying(self._ensure_group)
+                self._group_gone = True
             except (Lost, RedistqError, OSError) as error:
+                self._look_again = True
                 if not self._stopping:
                     log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
                     self._room.wait(pause)
@@ -205,12 +217,17 @@ class Crew:
                 pause = min(pause * 2, 2.0)
         wire.close()
 
-    def _retrying(self, action: Any) -> None:
-        try:
-            action()
-        except RedistqError as error:
-            log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
-            time.sleep(0.2)
+    def _offer_stuck(self) -> None:
+        """Held work that no runner could start for a while goes to workers that are idle."""
+        now = time.monotonic()
+        if self._popped != self._seen_popped or not self._ready:
+            self._seen_popped, self._stuck_since = self._popped, now
+            if self._popped != self._gave_back_at:
+                self._stuck_s = STUCK_S
+        elif now - self._stuck_since >= self._stuck_s:
+            self._give_back(drained_only=True)
+            self._gave_back_at, self._stuck_since = self._popped, now
+            self._stuck_s = min(self._stuck_s * 2, 4.0)
 
     def _room_for(self) -> int:
         """How many more tasks to hold: about 50 ms' worth; of long ones, one per free slot."""
@@ -219,7 +236,8 @@ class Crew:
         room = 0
         if self._has_sync:
             threads = self.settings.threads
-            if mean is None or mean >= PREFETCH_NS:
+            stuck = self._gave_back_at == self._popped
+            if stuck or mean is None or mean >= PREFETCH_NS:
                 room = self._idle - waiting
             else:
                 ahead = min(int(threads * PREFETCH_NS / max(mean, 1)), PREFETCH_TASKS)
@@ -228,7 +246,8 @@ class Crew:
                 room = ahead - waiting if waiting <= self._low else 0
                 room = max(room, self._idle - waiting)
         if self._loop is not None:
-            room = max(room, self._loop.room())
+            # Among what is read for the loop may be tasks for threads: those count, too.
+            room = max(room, self._loop.room() - waiting)
         return min(room, PREFETCH_TASKS)
 
     def _accept(self, entries: list[Any]) -> None:
@@ -255,13 +274,15 @@ class Crew:
     def _take_up_lost_answers(self, wire: Wire) -> None:
         """After a new connection: entries that are pending for us and that we do not hold."""
         cursor = "0-0"
+        # What was held when we asked and is not held now was settled since: it is no lost answer.
+        held = set(self._held)
         while True:
             reply = wire.request(self.calls.fetch(self.consumer, 200, None, cursor))
             page = reply[0][1] if reply else []
             if not page:
                 return
             cursor = page[-1][0].decode()
-            found = [(entry, flat) for entry, flat in page if flat and entry not in self._held]
+            found = [(entry, flat) for entry, flat in page if flat and entry not in held]
             if found:
                 log.info("took up %d tasks whose delivery was lost", len(found))
                 self._accept(found)
@@ -269,18 +290,22 @@ class Crew:
     def _give_back(self, drained_only: bool) -> None:
         """Offer unstarted work to other workers, uncounted."""
         tasks: list[Task] = []
-        while True:
-            try:
+        # Of stuck work one call's worth: what it gives back would make a second call refuse.
+        most = CALL_LIMIT if drained_only else 1_000_000
+        try:
+            while len(tasks) < most:
                 tasks.append(self._ready.popleft())
-            except IndexError:
-                break
+        except IndexError:
+            pass
         if self._loop is not None and not drained_only:
             tasks.extend(self._loop.take_unstarted())
-        if not tasks:
-            return
+        if tasks and not self._release(tasks, drained_only):
+            self._ready.extendleft(reversed(tasks))
+
+    def _release(self, tasks: list[Task], drained_only: bool) -> bool:
+        """Give these back and forget them; False when others have enough to do without them."""
+        entries, released = [entry for entry, _ in tasks], 0
         try:
-            entries = [entry for entry, _ in tasks]
-            released = 0
             for start in range(0, len(entries), CALL_LIMIT):
                 released += self.broker.call(
                     self.calls.release(
@@ -288,16 +313,17 @@ class Crew:
                     )
                 )
         except (RedistqError, NoGroup) as error:
-            # Still pending for us: recovered with the rest when we are gone, or run by us.
+            # Some may have gone back and some not: those that are still ours are found again.
             log.warning("%d unstarted tasks could not be given back: %s", len(tasks), error)
-            released = 0
-        if released == 0 and not self._stopping and not self.board.paused:
-            self._ready.extendleft(reversed(tasks))
-            return
-        for entry, _ in tasks:
+            released = -1
+        if released == 0 and drained_only:
+            return False
+        self._look_again = self._look_again or released < len(tasks)
+        for entry in entries:
             self._held.pop(entry, None)
-        if released:
+        if released > 0:
             log.info("release: %d unstarted tasks went back to %s", released, self.settings.queue)
+        return True
 
     # -- running ---------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import heapq
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -122,6 +122,10 @@ class Execution:
         self._mean: float | None = None
         self._limits = _TimeLimits()
 
+    def close(self) -> None:
+        """No task will be started any more."""
+        self._limits.close()
+
     # -- what the fetcher asks -------------------------------------------------------------------
 
     def is_async(self, flat: list[bytes]) -> bool:
@@ -147,29 +151,38 @@ class Execution:
         clock = time.perf_counter_ns
 
         def run(task: Task) -> Outcome:
-            opened = self._open(task)
-            if type(opened) is Outcome:
-                return opened
-            current: _Run = opened  # type: ignore[assignment]
-            if current.job.is_async:
-                return self._failed(current, TypeError("an async handler in a thread"), 0, clock())
-            board.begin(slot, current.entry)
-            started = clock()
             try:
-                if current.timeout is None:
-                    result = self._call(current)
+                opened = self._open(task)
+                if type(opened) is Outcome:
+                    return opened
+                current: _Run = opened  # type: ignore[assignment]
+                if current.job.is_async:  # fields in an odd order: the loop did not know it
+                    return self._failed(current, TypeError("async handler in a thread"), 0, clock())
+                board.begin(slot, current.entry)
+                started = clock()
+                try:
+                    if current.timeout is None:
+                        result = self._call(current)
+                    else:
+                        result = self._call_limited(current, slot)
+                except BaseException as error:  # the user's function: all it raises is an outcome
+                    took = clock() - started
+                    outcome = self._failed(current, error, took, started)
                 else:
-                    result = self._call_limited(current, slot)
-            except BaseException as error:  # the user's function: whatever it raises is an outcome
-                took = clock() - started
-                outcome = self._failed(current, error, took, started)
-            else:
-                took = clock() - started
-                outcome = self._returned(current, result, took, started)
-            board.end(slot)
-            busy_ns[slot] += took
-            done[slot] += 1
-            return outcome
+                    took = clock() - started
+                    outcome = self._returned(current, result, took, started)
+                if current.timeout is None:
+                    board.end(slot)
+                else:
+                    board.end_limited(slot)
+                busy_ns[slot] += took
+                done[slot] += 1
+                return outcome
+            except BaseException as error:
+                # Our own fault, not the handler's: set the entry aside rather than lose a thread.
+                log.exception("entry %r could not be handled", task[0])
+                board.end_limited(slot)
+                return _corrupt(task[0], f"it could not be handled: {type(error).__name__}")
 
         return run
 
@@ -180,6 +193,8 @@ class Execution:
             return opened
         board, started = self._board, time.perf_counter_ns()
         board.begin(slot, opened.entry)
+        if opened.timeout is not None:
+            board.limit(slot, time.monotonic() + opened.timeout + HARD_LIMIT_GRACE)
         try:
             try:
                 async with asyncio.timeout(opened.timeout):
@@ -205,7 +220,7 @@ class Execution:
             outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
         else:
             outcome = self._returned(opened, result, time.perf_counter_ns() - started, started)
-        board.end(slot)
+        board.end_limited(slot)
         self._busy_ns[slot] += time.perf_counter_ns() - started
         self._done[slot] += 1
         return outcome
@@ -221,9 +236,12 @@ class Execution:
         limit = self._limits.begin(run.timeout)
         try:
             return self._call(run)
+        except TimeLimitExceeded as error:
+            if not error.args:  # it was raised from outside, by its type alone
+                error.args = (f"the time limit of {run.timeout:g} s has passed",)
+            raise
         finally:
             self._limits.end(limit)
-            self._board.end_limited(slot)
 
     def _context(self, run: _Run) -> TaskContext:
         task_id, attempt = run.id.decode(), int(run.attempt)
@@ -269,6 +287,10 @@ class Execution:
             if missing:
                 return _corrupt(entry, f"no task: the entry has no field {missing[0]!r}")
             task_id, name, payload, attempt, recovered, opts = (fields[f] for f in _FIELDS)
+        try:
+            task_id.decode()
+        except UnicodeDecodeError:
+            return _corrupt(entry, "no task: its id is not UTF-8")
         if not (attempt.isdigit() and recovered.isdigit()):
             return _corrupt(entry, "no task: its attempt or recovery count is no number")
         job = self._jobs.get(name)
@@ -293,8 +315,9 @@ class Execution:
                 run.inbox = more.get("inbox", "")
                 if "result_ttl" in more:
                     run.ttl = str(int(more["result_ttl"] * 1000))
+                _check_options(run)
             run.payload = loads(payload)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             run.opts = _NO_OPTS
             return self._end(
                 run, "failed", _error("CorruptPayload", str(error)), "CorruptPayload", 0, 0
@@ -336,6 +359,7 @@ class Execution:
         attempt, policy = int(run.attempt), run.job.policy
         retries = run.opts.get("retries", policy.retries)
         note, body = type(error).__name__, encode_error(error, skip_frames=2)
+        text = loads(body)["message"]  # not str(error), which may raise
         task_id = run.id.decode()
         if isinstance(error, Snooze):
             return self._again(
@@ -351,10 +375,10 @@ class Execution:
                 attempt,
                 delay,
                 note,
-                error,
+                text,
             )
             return self._again(run, "retried", delay, body, note, took, started)
-        log.warning("task %s attempt %d failed for good: %s: %s", task_id, attempt, note, error)
+        log.warning("task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
         return self._end(run, "failed", body, note, took, started)
 
     def _again(
@@ -376,6 +400,17 @@ class Execution:
         )
 
 
+def _check_options(run: _Run) -> None:
+    """Options that somebody wrote by hand must not fail later, when the handler has run."""
+    retries, timeout = run.opts.get("retries", 0), run.timeout
+    if not (
+        isinstance(retries, int)
+        and isinstance(run.inbox, str)
+        and (timeout is None or isinstance(timeout, int | float))
+    ):
+        raise TypeError(f"its options are not sound: {run.opts!r:.200}")
+
+
 def _corrupt(entry: bytes, reason: str) -> Outcome:
     return Outcome(CORRUPT, entry, "", reason, "", 0, ())
 
@@ -385,15 +420,12 @@ def _error(kind: str, message: str) -> bytes:
 
 
 class _Limit:
-    __slots__ = ("active", "deadline", "fired", "seconds", "thread")
+    __slots__ = ("active", "deadline", "fired", "thread")
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.deadline = seconds, time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds
         self.thread = threading.get_ident()
         self.active, self.fired = True, False
-
-    def __lt__(self, other: _Limit) -> bool:
-        return self.deadline < other.deadline
 
 
 class _TimeLimits:
@@ -404,26 +436,34 @@ class _TimeLimits:
     """
 
     def __init__(self) -> None:
-        self._heap: list[_Limit] = []
-        self._changed = threading.Condition()
-        self._watching = False
+        self._current: dict[int, _Limit] = {}  # one a thread: what ended leaves nothing behind
+        # A plain lock: the exception may strike inside a Condition's own Python code and leave it
+        # locked for ever; between taking a plain lock and the block that frees it, it cannot.
+        self._lock = threading.Lock()
+        self._bell = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._next = math.inf  # when the watcher looks again
+        self._closed = False
 
     def begin(self, seconds: float) -> _Limit:
         limit = _Limit(seconds)
-        with self._changed:
-            heapq.heappush(self._heap, limit)
-            if not self._watching:
-                self._watching = True
-                threading.Thread(target=self._watch, name="redistq-limits", daemon=True).start()
-            elif self._heap[0] is limit:
-                self._changed.notify()
+        with self._lock:
+            self._current[limit.thread] = limit
+            early = limit.deadline < self._next
+            if self._watcher is None:
+                self._watcher = threading.Thread(
+                    target=self._watch, name="redistq-limits", daemon=True
+                )
+                self._watcher.start()
+        if early:
+            self._bell.set()
         return limit
 
     def end(self, limit: _Limit) -> None:
         # Once inactive it is never fired again; one fired a moment ago may still be on its way to
         # this thread, and is called back so that it cannot strike after its handler is gone.
         try:
-            with self._changed:
+            with self._lock:
                 limit.active = False
                 if limit.fired:
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -432,23 +472,27 @@ class _TimeLimits:
         except TimeLimitExceeded:
             pass  # it struck just here: the handler's own end is what counts
 
+    def close(self) -> None:
+        """No more limits: the watching thread ends."""
+        self._closed = True
+        self._bell.set()
+        if self._watcher is not None:
+            self._watcher.join(2)
+
     def _watch(self) -> None:
-        with self._changed:
-            while True:
-                while self._heap and not self._heap[0].active:
-                    heapq.heappop(self._heap)
-                if not self._heap:
-                    if not self._changed.wait(5.0) and not self._heap:
-                        self._watching = False
-                        return
-                    continue
-                wait = self._heap[0].deadline - time.monotonic()
-                if wait > 0:
-                    self._changed.wait(wait)
-                    continue
-                limit = heapq.heappop(self._heap)
-                if limit.active:
-                    limit.fired = True
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(limit.thread), ctypes.py_object(TimeLimitExceeded)
-                    )
+        while not self._closed:
+            self._bell.clear()
+            with self._lock:
+                now, self._next = time.monotonic(), math.inf
+                for limit in self._current.values():
+                    if not limit.active or limit.fired:
+                        continue
+                    if limit.deadline <= now:
+                        limit.fired = True
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                            ctypes.c_ulong(limit.thread), ctypes.py_object(TimeLimitExceeded)
+                        )
+                    else:
+                        self._next = min(self._next, limit.deadline)
+                wait = None if self._next == math.inf else self._next - now
+            self._bell.wait(wait)
