@@ -33,7 +33,14 @@ class QueueKeys:
     worker_prefix: str = field(init=False)
     waiters: str = field(init=False)
     inbox_prefix: str = field(init=False)
+    batches: str = field(init=False)
+    batch_prefix: str = field(init=False)
     meta: str = field(init=False)
+    batches: str = field(init=False)
+    batch_prefix: str = field(init=False)
+    settled_prefix: str = field(init=False)
+    blob_prefix: str = field(init=False)
+    logs_prefix: str = field(init=False)
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,7 +65,14 @@ class QueueKeys:
         put(self, "worker_prefix", f"worker:{name}:")
         put(self, "waiters", f"waiters:{name}")
         put(self, "inbox_prefix", f"inbox:{name}:")
+        put(self, "batches", f"batches:{name}")
+        put(self, "batch_prefix", f"batch:{name}:")
         put(self, "meta", f"meta:{name}")
+        put(self, "batches", f"batches:{name}")
+        put(self, "batch_prefix", f"batch:{name}:")
+        put(self, "settled_prefix", f"settled:{name}:")
+        put(self, "blob_prefix", f"blob:{name}:")
+        put(self, "logs_prefix", f"logs:{name}:")
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:
@@ -72,3 +86,19 @@ class QueueKeys:
     def inbox(self, client: str) -> str:
         """The stream in which settled tasks are told to one client."""
         return self.inbox_prefix + client
+
+    def batch(self, batch_id: str) -> str:
+        """The hash with one batch's counters."""
+        return self.batch_prefix + batch_id
+
+    def settled(self, batch_id: str) -> str:
+        """The stream of one batch's settled task ids, in the order of their end."""
+        return self.settled_prefix + batch_id
+
+    def blob(self, digest: str) -> str:
+        """The value of one content-addressed blob."""
+        return self.blob_prefix + digest
+
+    def logs(self, task_id: str) -> str:
+        """The capped stream of one task's output."""
+        return self.logs_prefix + task_id
