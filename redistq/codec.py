@@ -7,8 +7,10 @@ size and NaN survive the round trip.
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from .errors import PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
@@ -61,15 +63,22 @@ def encode_result(result: Any, limit: int) -> bytes:
     return data
 
 
-def encode_error(error: BaseException, *, skip_frames: int = 1) -> bytes:
+def check_size(result: bytes, limit: int) -> bytes:
+    """A result that is bytes already, or an error that ends the task as failed."""
+    if len(result) > limit:
+        raise ResultTooLarge(len(result), limit)
+    return result
+
+
+def encode_error(error: BaseException) -> bytes:
     """An exception as ``{"type", "message", "traceback"}``, each part bounded in length.
 
-    ``skip_frames`` leaves out the worker's own innermost callers, which help nobody.
+    The worker's own callers, which help nobody, are left out of the traceback. What is found in
+    the exception's ``__redistq_extra__`` (a dict) goes along.
     """
     tb = error.__traceback__
-    for _ in range(skip_frames):
-        if tb is not None and tb.tb_next is not None:
-            tb = tb.tb_next
+    while tb is not None and tb.tb_next is not None and _is_ours(tb):
+        tb = tb.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, tb))
         message = str(error)
@@ -85,5 +94,14 @@ def encode_error(error: BaseException, *, skip_frames: int = 1) -> bytes:
             "type": type(error).__qualname__,
             "message": message[:MAX_MESSAGE_CHARS],
             "traceback": text,
+            **getattr(error, "__redistq_extra__", {}),
         }
     )
+
+
+_OWN = os.path.dirname(__file__) + os.sep
+
+
+def _is_ours(tb: TracebackType) -> bool:
+    name = tb.tb_frame.f_code.co_filename
+    return name.startswith(_OWN)

@@ -25,6 +25,7 @@ __all__ = [
     "TaskFailed",
     "TimeLimitExceeded",
     "UnknownTask",
+    "UntrustedPayload",
 ]
 
 
@@ -71,6 +72,10 @@ class PayloadTooLarge(RedistqError, ValueError):
             f"the payload is {size:,} bytes and the limit is {limit:,}; store the data elsewhere "
             "and pass a path or key, or raise max_payload_bytes"
         )
+
+
+class UntrustedPayload(RedistqError):
+    """A pickled payload or result whose writer cannot be trusted; it was not unpickled."""
 
 
 class ResultError(RedistqError, TypeError):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .board import Board
-from .codec import dumps, encode_error, encode_result, loads
+from .codec import check_size, dumps, encode_error, encode_result, loads
 from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
 from .handlers import Handler, TaskContext
 
@@ -67,6 +67,7 @@ class _Job:
         "is_async",
         "name",
         "policy",
+        "raw",
         "timeout",
         "ttl",
         "wants_context",
@@ -76,6 +77,7 @@ class _Job:
         self.handler, self.function, self.name = handler, handler.function, handler.name
         self.policy, self.timeout = handler.policy, handler.timeout
         self.is_async, self.wants_context = handler.is_async, handler.wants_context
+        self.raw = handler.raw
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
         self.ttl = str(int(ttl * 1000))
 
@@ -121,6 +123,8 @@ class Execution:
         self._seen = (0, 0)
         self._mean: float | None = None
         self._limits = _TimeLimits()
+        self.ending = False
+        """Whether a cancelled coroutine was cancelled by us."""
 
     def close(self) -> None:
         """No task will be started any more."""
@@ -212,9 +216,8 @@ class Execution:
                     f"the time limit of {opened.timeout:g} s has passed"
                 ) from error
         except asyncio.CancelledError as error:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise  # the crew ends: not an outcome, the task will run again
+            if self.ending:
+                raise  # not an outcome: the task will run again
             outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
         except BaseException as error:  # the user's coroutine
             outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
@@ -316,7 +319,7 @@ class Execution:
                 if "result_ttl" in more:
                     run.ttl = str(int(more["result_ttl"] * 1000))
                 _check_options(run)
-            run.payload = loads(payload)
+            run.payload = payload if job.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             run.opts = _NO_OPTS
             return self._end(
@@ -328,7 +331,10 @@ class Execution:
 
     def _returned(self, run: _Run, result: Any, took: int, started: int) -> Outcome:
         try:
-            body = encode_result(result, self._settings.max_result_bytes)
+            if run.job.raw:
+                body = check_size(result, self._settings.max_result_bytes)
+            else:
+                body = encode_result(result, self._settings.max_result_bytes)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", run.id.decode(), error)
             return self._end(
@@ -358,7 +364,7 @@ class Execution:
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
         attempt, policy = int(run.attempt), run.job.policy
         retries = run.opts.get("retries", policy.retries)
-        note, body = type(error).__name__, encode_error(error, skip_frames=2)
+        note, body = type(error).__name__, encode_error(error)
         text = loads(body)["message"]  # not str(error), which may raise
         task_id = run.id.decode()
         if isinstance(error, Snooze):

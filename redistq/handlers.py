@@ -54,6 +54,8 @@ class Handler:
     result_ttl: float | None = None
     is_async: bool = False
     wants_context: bool = False
+    raw: bool = False
+    """The function takes and returns bytes as they are, not JSON."""
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
@@ -192,6 +194,10 @@ class Registry(Mapping[str, Handler]):
             return function
 
         return register if function is None else register(function)
+
+    def add_handler(self, handler: Handler) -> None:
+        """Register a handler that is complete as it is, in place of one of the same name."""
+        self._handlers[handler.name] = handler
 
     def __getitem__(self, name: str) -> Handler:
         return self._handlers[name]

@@ -1,0 +1,287 @@
+"""Function calls as tasks: how a call is written down, and the handler that makes it.
+
+The first half is used by clients, the second by workers. A call names its function by a blob, so
+that a function used ten thousand times travels once; large arguments do the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import inspect
+import linecache
+import os
+import platform
+import re
+import reprlib
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .blobs import BlobMissing, Blobs
+from .errors import PayloadError, RedistqError, UntrustedPayload
+from .handlers import Handler, Registry, TaskContext
+from .pickling import PYTHON, Sealer, dump, load
+from .retry import RetryPolicy
+from .task_output import LogSink, TaskOutput, captured
+
+CALL = "redistq.call"
+"""The task name of function calls."""
+LARGE = 64 * 1024
+"""Arguments of this many pickled bytes or more are stored once, as blobs."""
+MAX_PICKLED_ERROR = 64 * 1024
+_SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
+
+
+class WrongPython(RedistqError):
+    """The function was sent by another minor version of Python, whose bytecode this one lacks."""
+
+
+class ModuleMissing(RedistqError, ImportError):
+    """The function or its arguments need a module that the worker does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for an argument that is stored as a blob."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, or a chunk of calls of the same function, before it is packed.
+
+    With ``chunk`` set, ``args`` is a list of argument tuples and the result a list of results.
+    """
+
+    function: str
+    args: Any
+    kwargs: dict[str, Any]
+    chunk: bool = False
+    logs: bool = False
+
+    def pickled(self) -> bytes:
+        """As bytes; raises PayloadError naming what cannot be pickled."""
+        return dump((self.function, self.args, self.kwargs, self.chunk, self.logs))
+
+    @classmethod
+    def unpickled(cls, data: bytes) -> Call:
+        """The call again."""
+        return cls(*load(data))
+
+
+def pickled_function(function: Callable[..., Any]) -> bytes:
+    """A function with what a readable traceback needs: the source lines of a notebook's cell."""
+    return dump((PYTHON, _cell_sources(function), _by_value(function)))
+
+
+def _by_value(function: Callable[..., Any]) -> bytes:
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(function, 5)
+        return data
+    except Exception as error:
+        from .pickling import _what_cannot
+
+        raise PayloadError(_what_cannot(function, error)) from error
+
+
+def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
+    """Source lines that exist in this process only, by the file name tracebacks will show."""
+    sources: dict[str, list[str]] = {}
+    todo, seen = [function], set()
+    while todo and len(sources) < limit:
+        item = inspect.unwrap(todo.pop()) if callable(todo[-1]) else todo.pop()
+        code = getattr(item, "__code__", None)
+        if code is None or code in seen:
+            continue
+        seen.add(code)
+        name = code.co_filename
+        if name not in sources and not os.path.exists(name):
+            lines = linecache.getlines(name)
+            if lines and len(lines) < 5_000:
+                sources[name] = lines
+        scope = getattr(item, "__globals__", {})
+        todo.extend(scope[n] for n in code.co_names if inspect.isfunction(scope.get(n)))
+    return sources
+
+
+def load_function(data: bytes) -> Callable[..., Any]:
+    """The function again; raises WrongPython or ModuleMissing in words that say what to do."""
+    python, sources, pickled = load(data)
+    if python != PYTHON:
+        raise WrongPython(
+            f"the function was sent by Python {python[0]}.{python[1]} and this worker runs "
+            f"{PYTHON[0]}.{PYTHON[1]}; use the same minor version on both sides"
+        )
+    for name, lines in sources.items():
+        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
+    try:
+        function: Callable[..., Any] = load(pickled)
+    except ModuleNotFoundError as error:
+        raise ModuleMissing(
+            f"the worker on {socket.gethostname()} has no module {error.name!r}; install it there, "
+            "or start the worker from the folder that holds it"
+        ) from error
+    return function
+
+
+class CallHandler:
+    """Makes the calls that clients send. What it raises is the function's own error, with a report
+    for the post-mortem: locals, versions, and the last lines of output."""
+
+    def __init__(self, sealer: Sealer, blobs: Blobs, sink: LogSink, logs_prefix: str) -> None:
+        self._sealer, self._blobs = sealer, blobs
+        self._sink, self._logs_prefix = sink, logs_prefix
+        self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, payload: bytes, context: TaskContext) -> bytes:
+        output = None
+        try:
+            data = self._sealer.unpack(payload)
+            try:
+                call = Call.unpickled(data)
+            except ModuleNotFoundError as error:
+                raise ModuleMissing(
+                    f"the worker on {socket.gethostname()} has no module {error.name!r}, which an "
+                    "argument needs; install it there"
+                ) from error
+            function = self._function(call.function)
+            key = self._logs_prefix + context.task_id if call.logs else None
+            output = TaskOutput(key, self._sink if call.logs else None)
+            with captured(output):
+                result = self._make(call, function)
+            return self._sealer.pack(_dump_result(result))
+        except BaseException as error:  # the user's function; passed on with a report
+            try:
+                error.__redistq_extra__ = self._report(error, output)  # type: ignore[attr-defined]
+            except Exception:
+                pass  # an exception that takes no attributes goes without a report
+            raise
+
+    def _make(self, call: Call, function: Callable[..., Any]) -> Any:
+        if not call.chunk:
+            args = tuple(self._resolve(a) for a in call.args)
+            kwargs = {name: self._resolve(a) for name, a in call.kwargs.items()}
+            return _finish(function(*args, **kwargs))
+        shared: dict[str, Any] = {}
+        return [
+            _finish(function(*(self._resolve(a, shared) for a in args), **call.kwargs))
+            for args in call.args
+        ]
+
+    def _resolve(self, argument: Any, shared: dict[str, Any] | None = None) -> Any:
+        if type(argument) is not Ref:
+            return argument
+        if shared is not None and argument.digest in shared:
+            return shared[argument.digest]
+        # Unpickled anew for every task: one that changes its argument changes its own copy.
+        value = load(self._sealer.unpack(self._blobs.get(argument.digest)))
+        if shared is not None:
+            shared[argument.digest] = value
+        return value
+
+    def _function(self, digest: str) -> Callable[..., Any]:
+        with self._lock:
+            function = self._functions.get(digest)
+            if function is not None:
+                self._functions.move_to_end(digest)
+                return function
+        function = load_function(self._sealer.unpack(self._blobs.get(digest)))
+        with self._lock:
+            self._functions[digest] = function
+            if len(self._functions) > 256:
+                self._functions.popitem(last=False)
+        return function
+
+    def _report(self, error: BaseException, output: TaskOutput | None) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+            "locals": _locals(error),
+            "output": list(output.tail) if output is not None else [],
+        }
+        try:
+            import cloudpickle
+
+            pickled = self._sealer.pack(
+                cloudpickle.dumps(error.with_traceback(error.__traceback__), 5)
+            )
+            if len(pickled) <= MAX_PICKLED_ERROR:
+                report["pickle"] = base64.b64encode(pickled).decode()
+        except Exception:
+            pass  # its type and text travel all the same
+        return report
+
+
+def _finish(result: Any) -> Any:
+    if inspect.iscoroutine(result):
+        return asyncio.run(result)
+    if inspect.isgenerator(result):
+        return list(result)
+    return result
+
+
+def _dump_result(result: Any) -> bytes:
+    try:
+        return dump(result)
+    except PayloadError as error:
+        raise PayloadError(
+            f"the function returned {type(result).__name__}, which cannot be sent back: {error}"
+        ) from error
+
+
+def _locals(error: BaseException) -> list[dict[str, Any]]:
+    """The local variables of the innermost frames, shortened, and hidden where they look secret."""
+    short = reprlib.Repr(maxstring=120, maxother=120, maxlist=8, maxdict=8, maxlevel=3)
+    frames, tb = [], error.__traceback__
+    own = os.path.dirname(__file__)
+    while tb is not None:
+        frame = tb.tb_frame
+        if not frame.f_code.co_filename.startswith(own):
+            values = {}
+            for name, value in list(frame.f_locals.items())[:30]:
+                if _SECRET.search(name):
+                    values[name] = "<hidden>"
+                    continue
+                try:
+                    text = short.repr(value)
+                except Exception as broken:
+                    text = f"<cannot be shown: {type(broken).__name__}>"
+                values[name] = text[:200]
+            frames.append(
+                {"function": frame.f_code.co_name, "line": tb.tb_lineno, "locals": values}
+            )
+        tb = tb.tb_next
+    return frames[-5:]
+
+
+def with_calls(
+    registry: Registry, sealer: Sealer, blobs: Blobs, sink: LogSink, logs_prefix: str
+) -> Registry:
+    """The same handlers, and the one for function calls."""
+    wider = Registry()
+    for name, handler in registry.items():
+        wider.add(name, handler)
+    function = CallHandler(sealer, blobs, sink, logs_prefix)
+    never = (UntrustedPayload, WrongPython, ModuleMissing, BlobMissing, PayloadError)
+    wider.add_handler(
+        Handler(
+            CALL,
+            function,
+            policy=RetryPolicy(retries=0, never_retry=never),
+            wants_context=True,
+            raw=True,
+        )
+    )
+    return wider
+
+
+__all__ = ["CALL", "Call", "CallHandler", "Ref", "load_function", "pickled_function", "with_calls"]
