@@ -200,6 +200,21 @@ class Calls:
             k.history,
             argv=[group],
         )
+        self._tick = self._prefix(
+            "tick",
+            k.stream,
+            k.delayed,
+            k.dead,
+            k.counters,
+            k.workers,
+            k.worker_prefix,
+            k.meta,
+            k.history,
+            k.task_prefix,
+            k.batches,
+            k.batch_prefix,
+            argv=[group],
+        )
 
     @staticmethod
     def _prefix(verb: str, *keys: str, argv: Sequence[str] = ()) -> Command:
@@ -341,6 +356,21 @@ class Calls:
     def snapshot(self, workers: int = 100) -> Command:
         """Every figure at one instant."""
         return (*self._snapshot, workers)
+
+    def tick(
+        self,
+        after: str,
+        known_dead: Iterable[tuple[str, int]],
+        *,
+        workers: int,
+        events: int,
+        running: int,
+        dead: int,
+        batches: int,
+    ) -> Command:
+        """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
+        limits = (workers, after, events, running, dead, batches)
+        return (*self._tick, *limits, *chain.from_iterable(known_dead))
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:

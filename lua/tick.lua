@@ -1,0 +1,85 @@
+-- tick: all that one refresh of a dashboard shows, at one instant and in one call; it only reads.
+-- KEYS:
+--   1 stream
+--   2 delayed
+--   3 dead
+--   4 counters
+--   5 workers
+--   6 worker_prefix
+--   7 meta
+--   8 history
+--   9 task_prefix
+--   10 batches
+--   11 batch_prefix
+-- ARGV:
+--   1 group
+--   2 workers_limit: most workers listed
+--   3 after: only events after this entry of the history; '' the newest
+--   4 events: most events
+--   5 running: most entries in workers' hands, over all workers
+--   6 dead_limit: most dead letters, the newest
+--   7 batches_limit: most batches, the newest
+--   for each known dead letter (2): id, died_ms
+-- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
+--   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
+--   recovered, start of the payload; dead letters: id, died_ms, details as a flat list (none when
+--   they are known); batches: id, fields as a flat list
+-- COST: snapshot; one entry read an event, running task, dead letter and batch listed; nothing
+--   that grows with the queue
+-- WHY: one script, because what a worker runs is known only after the workers are, and because a
+--   second round trip would show another instant. A failed task may carry 20 kB of traceback: the
+--   caller says which ones it has, and they are not sent again.
+local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
+local TASK, PREVIEW, READ_LIMIT = KEYS[9], 200, 65536
+--@include now
+--@include entry
+--@include figures
+local now = now_ms()
+local numbers, workers = figures(tonumber(ARGV[2]))
+local events = redis.call('XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
+  'COUNT', ARGV[4])
+local busy, running, left = {}, {}, tonumber(ARGV[5])
+for i = 1, #workers do
+  if workers[i][2] >= now and workers[i][3] > 0 then busy[#busy + 1] = workers[i] end
+end
+local share = math.max(1, math.floor(left / math.max(1, #busy)))
+for i = 1, #busy do
+  if left <= 0 then break end
+  local consumer, started = busy[i][1], ''
+  for j = 1, #busy[i][4], 2 do
+    if busy[i][4][j] == 'running' then started = ' ' .. busy[i][4][j + 1] .. ' ' end
+  end
+  local page = redis.call('XPENDING', STREAM, GROUP, '-', '+', math.min(share, left), consumer)
+  for j = 1, #page do
+    local entry = page[j][1]
+    local task = read(entry) or {}
+    running[#running + 1] = { entry, consumer, page[j][3],
+      string.find(started, ' ' .. entry .. ' ', 1, true) and 1 or 0, task.id or '', task.name or '',
+      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, PREVIEW) }
+  end
+  left = left - #page
+end
+local known = {}
+for at = 8, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
+local members, dead = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
+for i = 1, #members, 2 do
+  local id, record, details = members[i], TASK .. members[i], {}
+  if known[id] ~= members[i + 1] then
+    local fields = { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }
+    local values = redis.call('HMGET', record, unpack(fields))
+    for j = 1, #fields do
+      details[2 * j - 1], details[2 * j] = fields[j], values[j] or ''
+    end
+    local payload = ''
+    if redis.call('HSTRLEN', record, 'payload') <= READ_LIMIT then
+      payload = redis.call('HGET', record, 'payload') or ''
+    end
+    details[#details + 1] = 'payload'
+    details[#details + 1] = string.sub(payload, 1, PREVIEW)
+  end
+  dead[#dead + 1] = { id, members[i + 1], details }
+end
+local ids, batches = redis.call('ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
+for i = 1, #ids do batches[i] = { ids[i], redis.call('HGETALL', KEYS[11] .. ids[i]) } end
+return { numbers, events, running, dead, batches }
