@@ -46,6 +46,8 @@ PREFETCH_TASKS = 500
 """Most unstarted work held, in tasks."""
 BLOCK_MS = 5_000
 """Longest single blocking read, so that a lost server is noticed."""
+CALL_BYTES = 1024 * 1024
+"""Result bytes in one settling call, about: more would hold the server for too long."""
 STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
 
@@ -405,10 +407,13 @@ class Crew:
 
     def _take_batch(self) -> list[Outcome]:
         batch: list[Outcome] = []
+        size = 0
         outcomes = self._outcomes
         try:
-            while len(batch) < CALL_LIMIT:
-                batch.append(outcomes.popleft())
+            while len(batch) < CALL_LIMIT and size < CALL_BYTES:
+                outcome = outcomes.popleft()
+                size += outcome.size
+                batch.append(outcome)
         except IndexError:
             pass
         return batch

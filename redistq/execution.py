@@ -32,6 +32,8 @@ Task = tuple[bytes, list[bytes]]
 
 SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
 
+MAX_RAW_RESULT = 256 * 1024 * 1024
+"""Largest pickled result in bytes, as large as the largest argument."""
 HARD_LIMIT_GRACE = 5.0
 """Seconds after its time limit at which a thread that did not obey costs its process its life."""
 
@@ -43,6 +45,11 @@ class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
     __slots__ = ("args", "attempt", "entry", "id", "name", "order", "verb")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result or error it carries."""
+        return len(self.args[6]) if len(self.args) > 6 else 0
 
     def __init__(
         self,
@@ -332,7 +339,7 @@ class Execution:
     def _returned(self, run: _Run, result: Any, took: int, started: int) -> Outcome:
         try:
             if run.job.raw:
-                body = check_size(result, self._settings.max_result_bytes)
+                body = check_size(result, MAX_RAW_RESULT)
             else:
                 body = encode_result(result, self._settings.max_result_bytes)
         except (ResultError, ResultTooLarge) as error:

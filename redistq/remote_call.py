@@ -240,7 +240,9 @@ def _dump_result(result: Any) -> bytes:
 
 def _locals(error: BaseException) -> list[dict[str, Any]]:
     """The local variables of the innermost frames, shortened, and hidden where they look secret."""
-    short = reprlib.Repr(maxstring=120, maxother=120, maxlist=8, maxdict=8, maxlevel=3)
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    short.maxlist, short.maxdict, short.maxlevel = 8, 8, 3
     frames, tb = [], error.__traceback__
     own = os.path.dirname(__file__)
     while tb is not None:
