@@ -22,6 +22,8 @@ if __package__ in (None, ""):
 
 def main() -> None:
     """Run one worker process; ends by ``os._exit`` so that no stuck thread can keep it."""
+    from redistq.errors import RedistqError, ServerUnavailable
+
     status = int(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = sys.stdin.buffer.readline()
@@ -41,8 +43,11 @@ def main() -> None:
     code = 1
     try:
         code = _work(spec, status)
+    except ServerUnavailable as error:
+        logging.getLogger("redistq.worker").warning("%s", error)  # the keeper tries again
     except Exception as error:
-        logging.getLogger("redistq.worker").debug("no start", exc_info=True)
+        if not isinstance(error, RedistqError):
+            logging.getLogger("redistq.worker").exception("this worker process cannot start")
         _say(status, {"failure": f"{type(error).__name__}: {error}"})
     finally:
         logging.shutdown()
@@ -69,32 +74,42 @@ def _work(spec: dict[str, Any], status: int) -> int:
     address = rejoin(Address(**spec["address"]))
     calls = settings.calls_for(address)
     broker = Broker(address, slot_key=calls.keys.stream)
-    crew = Crew(settings, registry, broker, calls, spec["consumer"], Board(Path(spec["board"])))
-    announce(broker, calls, settings, spec["consumer"], registry)
+    board = Board(Path(spec["board"]))
+    crew = Crew(settings, registry, broker, calls, spec["consumer"], board)
+
+    def announce_us() -> None:
+        announce(broker, calls, settings, spec["consumer"], registry)
+
+    crew.on_group_lost = announce_us
+    announce_us()
     crew.start()
     _say(status, {"ready": True})
+    os.close(status)  # a process that a handler forks must not hold it open
 
     ended = threading.Event()
-    timeout = [settings.lease / 2]
+    # Without a keeper nobody beats for us: what is not finished within the lease is not ours.
+    timeout, alone = [settings.lease / 2], [True]
 
     def listen() -> None:
         for line in sys.stdin.buffer:
             command, _, seconds = line.decode().strip().partition(" ")
             if command == "stop":
-                timeout[0] = float(seconds)
+                timeout[0], alone[0] = float(seconds), False
                 break
-        # Without a keeper nobody beats for us: what is not finished within the lease is not ours.
         ended.set()
 
     def on_term(*_: Any) -> None:
-        timeout[0] = settings.shutdown_timeout
+        timeout[0], alone[0] = settings.shutdown_timeout, False
         ended.set()
 
     signal.signal(signal.SIGTERM, on_term)
     threading.Thread(target=listen, name="redistq-orders", daemon=True).start()
     while not ended.wait(3600):
         pass
-    return 0 if crew.stop(timeout[0]) else 1
+    finished = crew.stop(timeout[0])
+    if alone[0]:
+        board.remove()
+    return 0 if finished else 1
 
 
 def _say(status: int, news: dict[str, Any]) -> None:

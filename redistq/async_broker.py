@@ -37,6 +37,7 @@ class AsyncWire:
 
     def __init__(self, broker: AsyncBroker, timeout: float | None) -> None:
         self._broker, self._timeout = broker, timeout
+        self.loop = broker.loop
         self._connection: Any = None
 
     async def request(self, command: Command) -> Any:
@@ -85,14 +86,15 @@ class AsyncBroker:
         self._cluster: Any = None
         self._idle: list[AsyncWire] = []
         self._wires: list[AsyncWire] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop that the connections belong to."""
 
     async def call(self, command: Command) -> Any:
         """Send a call, again if the connection fails, within ``timeout`` seconds."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+        if loop is not self.loop:
             # A new asyncio.run(): connections belong to the loop that made them.
-            self._loop, self._idle, self._wires = loop, [], []
+            self.loop, self._idle, self._wires = loop, [], []
             self._pool = self._cluster = None
         wire = self._idle.pop() if self._idle else self.wire(self.timeout)
         try:

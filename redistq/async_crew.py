@@ -92,6 +92,7 @@ class AsyncCrew:
             if running:
                 left = max(0.0, deadline - time.monotonic())
                 _, late = await asyncio.wait(running, timeout=left)
+                self._execution.ending = True
                 for task in late:
                     task.cancel()
                 if late:

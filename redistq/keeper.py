@@ -87,9 +87,12 @@ class Keeper:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._kill = threading.Event()
-        self._failed_boot = ""
+        self._failed_boot, self._booted = "", False
+        self._parent = os.getppid()
         self._drain_timeout = settings.shutdown_timeout
         self.on_ready: Any = None
+        self.beside = False
+        """Whether it keeps an application's worker and must end with the application."""
         self.paused = False
         self._next_beat = 0.0
         self._next_adopt = time.monotonic() + 1.0
@@ -147,6 +150,10 @@ class Keeper:
                     announced = True
                     if self.on_ready is not None:
                         self.on_ready()
+                if self.beside and os.getppid() != self._parent:
+                    # End of input says so sooner, unless a process it forked holds the pipe open.
+                    self.request_stop(min(self.settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
+                    break
                 self._beat_if_due()
                 self._check_limits()
                 self._wake.wait(self._nap())
@@ -236,8 +243,11 @@ class Keeper:
             )
         self.beat()
 
-    def report(self, member: Member) -> None:
-        """A member has gone: its tasks go back now, what it had started is charged a recovery."""
+    def report(self, member: Member) -> bool:
+        """A member has gone: its tasks go back now, what it had started is charged a recovery.
+
+        Answers whether the server heard it.
+        """
         started = member.board.running()
         while True:
             try:
@@ -251,7 +261,7 @@ class Keeper:
             except (RedistqError, NoGroup) as error:
                 # Its lease runs out and any worker recovers it: later, but surely.
                 log.warning("worker %s could not be reported: %s", member.consumer, error)
-                return
+                return False
             if done.recovered or done.dead:
                 log.warning(
                     "worker %s has gone: %d tasks recovered, %d dead letters",
@@ -260,7 +270,7 @@ class Keeper:
                     done.dead,
                 )
             if not done.more:
-                return
+                return True
 
     # -- children --------------------------------------------------------------------------------
 
@@ -284,7 +294,7 @@ class Keeper:
         self._close_pipes(member)
         if self._stopping.is_set():
             return
-        if member.failure and not member.ready:
+        if member.failure and not member.ready and not self._booted:
             self._failed_boot = member.failure
             return
         why = "exceeded a time limit" if member.killed_for_limit else _how_it_ended(code)
@@ -300,12 +310,12 @@ class Keeper:
         board.paused = self.paused
         member = Member(new_consumer_name(socket.gethostname()), board)
         spec = {
+            "path": [path or os.getcwd() for path in sys.path],
             **self._child_spec,
             "settings": self.settings.as_dict(),
             "address": self.address.as_dict(),
             "consumer": member.consumer,
             "board": str(board.path),
-            "path": [path or os.getcwd() for path in sys.path],
         }
         status_read, status_write = os.pipe()
         process = subprocess.Popen(
@@ -336,7 +346,7 @@ class Keeper:
                 with contextlib.suppress(ValueError):
                     news = json.loads(line)
                     if news.get("ready"):
-                        member.ready = True
+                        member.ready = self._booted = True
                         self._next_beat = 0.0
                     member.failure = str(news.get("failure", member.failure))
                 self._wake.set()
@@ -393,15 +403,17 @@ class Keeper:
         return EXIT_OK if self._end_children(kill=True) and clean else EXIT_FAILED
 
     def _end_children(self, kill: bool) -> bool:
-        clean = True
+        clean = served = True
+        for member in self._members:
+            if kill and member.process is not None and member.process.poll() is None:
+                member.process.kill()
         for member in self._members:
             if member.process is not None:
-                if kill and member.process.poll() is None:
-                    member.process.kill()
                 member.process.wait()
                 clean = clean and member.process.returncode == 0
                 self._close_pipes(member)
-            self.report(member)
+            # Of a server that is away it is enough to have heard once.
+            served = served and self.report(member)
             member.board.remove()
         self._members.clear()
         return clean
@@ -447,6 +459,7 @@ def run_beside(spec: dict[str, Any]) -> int:
                 os.close(status)
             status = None
 
+    keeper.beside = True
     keeper.on_ready = lambda: say({"ready": True})
 
     def watch_parent() -> None:

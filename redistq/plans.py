@@ -33,7 +33,8 @@ class Inbox:
     key: str
     name: str
     last: str = "0-0"
-    unread: int = 0
+    kept: int = 0
+    """Notes that were read and not deleted yet."""
     wire: Wire | None = None
     async_wire: AsyncWire | None = None
 
@@ -78,7 +79,7 @@ class ReadInbox:
                 Told(fields[b"id"].decode(), fields[b"state"].decode(), fields.get(b"body"))
             )
             self.inbox.last = entry.decode()
-            self.inbox.unread += 1
+            self.inbox.kept += 1
         return told
 
 
@@ -125,7 +126,7 @@ async def drive_async(broker: AsyncBroker, plan: Plan[T]) -> T:
 
 async def _read_async(broker: AsyncBroker, step: Any) -> list[Told] | None:
     inbox = step.inbox
-    if inbox.async_wire is None:
+    if inbox.async_wire is None or inbox.async_wire.loop is not broker.loop:
         inbox.async_wire = broker.wire(BLOCK_LIMIT + broker.timeout)
     try:
         return step.read(await inbox.async_wire.request(step.command()))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ is sent, and never touches a connection itself.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ Item = tuple[TaskName, Any] | Mapping[str, Any]
 
 CALL_BYTES = 1024 * 1024
 """Payload bytes in one bulk call, about: larger ones would hold the server for too long."""
+INBOX_KEPT = 100
+"""Notes read from an inbox after which they are deleted."""
 _CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset(
     {"type", "payload", "retries", "delay", "task_id", "execute_at", "timeout", "result_ttl"}
@@ -89,6 +92,7 @@ class ProducerPlans:
         self.calls = Calls(self.keys, group)
         self.timeout, self._max_bytes = timeout, max_payload_bytes
         self._inboxes: list[Inbox] = []
+        self._pid = os.getpid()
 
     # -- adding ----------------------------------------------------------------------------------
 
@@ -155,10 +159,21 @@ class ProducerPlans:
             raise UnknownTask(task_id)
         return _status_of(task_id, watched)
 
+    def _free_inbox(self) -> Inbox:
+        if self._pid != os.getpid():  # forked: the parent reads those
+            self._inboxes, self._pid = [], os.getpid()
+        try:
+            return self._inboxes.pop()
+        except IndexError:  # none, or another thread was faster
+            return Inbox.new(self.keys)
+
     def _result(self, task_id: str, timeout: float | None) -> Plan[Any]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        inbox = self._inboxes.pop() if self._inboxes else Inbox.new(self.keys)
+        inbox = self._free_inbox()
         try:
+            if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
+                yield ("XTRIM", inbox.key, "MINID", inbox.last)
+                inbox.kept = 0
             while True:
                 # The address is left and the record read in one step: see watch.lua.
                 watched = Calls.read_watch((yield self.calls.watch(task_id, inbox.name)))

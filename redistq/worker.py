@@ -90,6 +90,7 @@ class TaskWorker:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._keeper_watch: threading.Thread | None = None
         self._lock = threading.RLock()
+        self._life = threading.RLock()  # held through a start or a stop, which thus take turns
         self._stopped = threading.Event()
         self._stopped.set()
         self.consumer = ""
@@ -102,7 +103,7 @@ class TaskWorker:
         Raises ServerUnavailable when the server does not answer, and ConfigurationError when
         child processes cannot load the handlers.
         """
-        with self._lock:
+        with self._life:
             if not self._stopped.is_set():
                 return self
             self._stopped.clear()
@@ -115,10 +116,15 @@ class TaskWorker:
 
     def _start(self) -> None:
         broker = self._broker = Broker(self.address, slot_key=self._calls.keys.stream)
-        warn_about_server(broker)
-        if self.processes:
-            self._start_keeper_with_children()
-            return
+        try:
+            broker.call(("PING",))
+            warn_about_server(broker)
+            if self.processes:
+                self._start_keeper_with_children()
+                return
+        except BaseException:
+            broker.close()
+            raise
         from .crew import Crew
 
         self.consumer = new_consumer_name(socket.gethostname())
@@ -126,8 +132,13 @@ class TaskWorker:
         self._crew = Crew(
             self.settings, self.registry, broker, self._calls, self.consumer, self._board
         )
-        try:
+
+        def announce_us() -> None:
             announce(broker, self._calls, self.settings, self.consumer, self.registry)
+
+        self._crew.on_group_lost = announce_us
+        try:
+            announce_us()
             self._start_keeper_beside()
             self._crew.start()
         except BaseException:
@@ -196,6 +207,7 @@ class TaskWorker:
                 "status_fd": status_write,
                 "child_spec": {
                     "handlers": base64.b64encode(pickled).decode(),
+                    "path": [path or os.getcwd() for path in sys.path],
                     "log_level": level,
                 },
             },
@@ -222,6 +234,10 @@ class TaskWorker:
         another worker; in a thread of this process it cannot be ended, and its outcome will not
         count. Safe to call twice, or before start. Default: ``shutdown_timeout``.
         """
+        with self._life:
+            return self._stop(timeout)
+
+    def _stop(self, timeout: float | None) -> bool:
         with self._lock:
             if self._stopped.is_set():
                 return True
