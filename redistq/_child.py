@@ -61,7 +61,7 @@ def _work(spec: dict[str, Any], status: int) -> int:
     from redistq.broker import Broker
     from redistq.crew import Crew
     from redistq.settings import Address, rejoin
-    from redistq.worker import announce, registry_from
+    from redistq.worker import announce, registry_from, with_function_calls
     from redistq.worker_settings import WorkerSettings
 
     settings = WorkerSettings.of(spec["settings"])
@@ -75,6 +75,12 @@ def _work(spec: dict[str, Any], status: int) -> int:
     calls = settings.calls_for(address)
     broker = Broker(address, slot_key=calls.keys.stream)
     board = Board(Path(spec["board"]))
+    named = len(registry)
+    registry = with_function_calls(registry, settings, broker, calls)
+    if len(registry) > named:
+        from redistq.task_output import catch_standard_output
+
+        catch_standard_output()
     crew = Crew(settings, registry, broker, calls, spec["consumer"], board)
 
     def announce_us() -> None:

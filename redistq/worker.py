@@ -32,6 +32,7 @@ from .worker_settings import WorkerSettings
 log = logging.getLogger("redistq.worker")
 
 START_TIMEOUT_S = 60.0
+ENV_KEY = "REDISTQ_SIGNING_KEY"
 
 Handlers = Mapping[str, Callable[..., Any]]
 
@@ -52,6 +53,10 @@ class TaskWorker:
     ``result_ttl`` how many seconds results are kept; ``unknown_grace`` how long a task that no
     worker here has a handler for may wait for one that has. See WorkerSettings for the rest.
     Connection arguments are TaskProducer's.
+
+    Functions that a Client sends are run when ``signing_key`` (or ``REDISTQ_SIGNING_KEY``) is the
+    client's, on the embedded server, which only this user can write to, or with ``allow_pickle``;
+    otherwise such tasks wait for another worker: unpickling runs whatever their writer chose.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class TaskWorker:
             raise ConfigurationError(f"processes is a whole number, 0 or more: {processes!r}")
         self.processes = processes
         self.registry = registry_from(default_registry if task_handlers is None else task_handlers)
-        if not self.registry:
+        if not (self.registry or self.settings.allow_pickle or self.settings.signing_key):
             raise ConfigurationError(
                 "a worker needs handlers: task_handlers={'name': function}, or functions "
                 "decorated with @task that are imported before the worker is made"
@@ -129,12 +134,11 @@ class TaskWorker:
 
         self.consumer = new_consumer_name(socket.gethostname())
         self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
-        self._crew = Crew(
-            self.settings, self.registry, broker, self._calls, self.consumer, self._board
-        )
+        registry = with_function_calls(self.registry, self.settings, broker, self._calls)
+        self._crew = Crew(self.settings, registry, broker, self._calls, self.consumer, self._board)
 
         def announce_us() -> None:
-            announce(broker, self._calls, self.settings, self.consumer, self.registry)
+            announce(broker, self._calls, self.settings, self.consumer, registry)
 
         self._crew.on_group_lost = announce_us
         try:
@@ -378,6 +382,37 @@ def _load_target(target: str) -> Registry:
     if isinstance(found, Mapping) and found:
         return registry_from(found)
     raise ConfigurationError(f"{target} is no Registry and no mapping of names to functions")
+
+
+def with_function_calls(
+    registry: Registry, settings: WorkerSettings, broker: Broker, calls: Calls
+) -> Registry:
+    """The handlers, and the one for functions that clients send where those can be trusted.
+
+    They can when they sign with our key, when the server is the embedded one (whose users share a
+    key of their own), or when ``allow_pickle`` says that everybody on this server can.
+    """
+    key = bytes.fromhex(settings.signing_key) if settings.signing_key else None
+    embedded = broker.address.embedded
+    if key is None and not embedded and not settings.allow_pickle and ENV_KEY not in os.environ:
+        return registry
+    from .blobs import Blobs
+    from .pickling import Sealer, key_from, user_key
+    from .remote_call import with_calls
+    from .task_output import LogSink
+
+    if key is None and (key := key_from(None)) is None and embedded:
+        from .embedded import default_home
+
+        key = user_key(default_home())
+    sealer = Sealer(key, allow_unsigned=settings.allow_pickle)
+    return with_calls(
+        registry,
+        sealer,
+        Blobs(broker, calls.keys),
+        LogSink(broker, calls.keys),
+        calls.keys.logs_prefix,
+    )
 
 
 def announce(

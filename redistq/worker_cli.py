@@ -10,13 +10,15 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from .broker import Broker
-from .errors import RedistqError
+from .errors import ConfigurationError, RedistqError
 from .keeper import EXIT_FAILED, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from .settings import resolve
+from .worker import ENV_KEY
 from .worker_settings import WorkerSettings
 
 log = logging.getLogger("redistq.worker")
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
-        "targets", nargs="+", metavar="package.module[:registry]", help="where the handlers are"
+        "targets", nargs="*", metavar="package.module[:registry]", help="where the handlers are"
     )
     p.add_argument(
         "--url", help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
@@ -105,6 +107,18 @@ def parser() -> argparse.ArgumentParser:
         default=d.max_recoveries,
         help="how often a task may lose its worker before it is a dead letter (%(default)s)",
     )
+    p.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="run functions that any client sends; whoever can write to the server can then run "
+        "code here",
+    )
+    p.add_argument(
+        "--signing-key-file",
+        type=Path,
+        metavar="FILE",
+        help="run functions that clients sign with the key in FILE (or in $REDISTQ_SIGNING_KEY)",
+    )
     p.add_argument("--delayed-key", help="the sorted set of delayed tasks (delayed:QUEUE)")
     p.add_argument(
         "--no-scheduler", action="store_true", help="do not move delayed tasks; others must"
@@ -117,6 +131,22 @@ def parser() -> argparse.ArgumentParser:
         help="how much is logged to standard error (%(default)s)",
     )
     return p
+
+
+def _key_in(path: Path | None) -> str | None:
+    """A signing key from a file or the environment, in hexadecimal for the child processes."""
+    if path is None:
+        key = os.environ.get(ENV_KEY, "").encode()
+    else:
+        try:
+            key = path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigurationError(f"the signing key cannot be read: {error}") from error
+    if not key:
+        return None
+    if len(key) < 16:
+        raise ConfigurationError("a signing key has at least 16 bytes")
+    return key.hex()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,8 +173,15 @@ def main(argv: list[str] | None = None) -> int:
             result_ttl=args.result_ttl,
             unknown_grace=args.unknown_grace,
             shutdown_timeout=args.shutdown_timeout,
+            allow_pickle=args.allow_pickle,
+            signing_key=_key_in(args.signing_key_file),
         )
         address = resolve(args.url)
+        if not (args.targets or settings.allow_pickle or settings.signing_key or address.embedded):
+            raise ConfigurationError(
+                "name a module with handlers, or say whose functions to run: --signing-key-file or "
+                "--allow-pickle"
+            )
         calls = settings.calls_for(address)
         broker = Broker(address, slot_key=calls.keys.stream, timeout=5.0)
         try:

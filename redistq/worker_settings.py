@@ -5,7 +5,7 @@ Used by TaskWorker, crews and keepers. Seconds here, as in the public API; milli
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .calls import Calls
@@ -33,6 +33,8 @@ class WorkerSettings:
     shutdown_timeout: float = 30.0
     history_max: int = 10_000
     dead_ttl: float = 30 * 86_400.0
+    allow_pickle: bool = False
+    signing_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (
