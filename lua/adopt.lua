@@ -6,13 +6,15 @@
 --   1 group
 --   2 lease: ms they are given to show themselves
 -- RETURN: how many were adopted
--- COST: XINFO CONSUMERS (one row a consumer) and one ZSCORE a consumer with pending entries
+-- COST: PERSIST, XINFO CONSUMERS (one row a consumer) and one ZSCORE a consumer with pending entries
 -- WHY: a worker that died before its first heartbeat, or whose key was lost, is in no list of
 --   workers, and its tasks would wait for ever. From here on it is dead like any other. It reads
 --   consumers, not entries: no page of long-running tasks can hide a dead owner.
 --@include now
+--@include full
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 if consumers.err then return 0 end
+allow_growth(KEYS[2])
 local adopted, deadline = 0, int(now_ms() + tonumber(ARGV[2]))
 for i = 1, #consumers do
   local row = {}

@@ -33,7 +33,7 @@ for at = 4, #ARGV do
   local record = redis.call('HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
   if record[1] == 'delayed' then
     redis.call('ZREM', DELAYED, id)
-    cancelled(id, record[3], record[4], '', record[5])
+    cancelled(id, record[3] or '', record[4] or '', '', record[5])
   elseif record[1] then
     answer[#answer + 1] = record[1]
   elseif not record[2] then
@@ -45,11 +45,13 @@ for at = 4, #ARGV do
       answer[#answer + 1] = 'running'
     else
       local task = read(entry)
-      if task then
+      if task and task.id == id then
         redis.call('XDEL', STREAM, entry)
-        cancelled(id, task.name, task.attempt, entry, task.opts)
+        cancelled(id, task.name or '', task.attempt or '', entry, task.opts)
       else
+        -- The stream was trimmed or deleted by other hands: nothing is left that could run.
         redis.call('DEL', TASK .. id)
+        redis.call('HDEL', WAITERS, id)
         answer[#answer + 1] = 'unknown'
       end
     end

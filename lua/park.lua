@@ -19,10 +19,12 @@
 --   6 grace: how long a task waits for a worker that knows its name, ms
 --   for each task (3): entry, id, name
 -- RETURN: for each task 'parked', 'dead' or 'lost'
--- COST: per call one ZRANGEBYSCORE and one HGET a living worker (64 at most); per task as retry
+-- COST: per call one ZRANGEBYSCORE and one HGET a living worker (1000 at most); per task as retry
 -- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
---   neither loops hotly nor waits long; a name that nobody registered within the grace time ends
---   as a dead letter that says which names are known.
+--   neither loops hotly nor waits long; a name that no living worker has had for the grace time
+--   ends as a dead letter that says which names are known. `parked_ms` is when it was first
+--   parked, `unknown_ms` since when nobody has known it: a worker that is busy for an hour and
+--   then restarts must not cost the tasks that waited for it their lives.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local DEAD, WAITERS, INBOX = KEYS[6], KEYS[7], KEYS[8]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -34,7 +36,7 @@ local GRACE = tonumber(ARGV[6])
 --@include finish
 local now = now_ms()
 local names = '\n'
-local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 64)
+local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
 for i = 1, #alive do names = names .. (redis.call('HGET', KEYS[10] .. alive[i], 'names') or '') .. '\n' end
 local function known_names()
   local seen, list = {}, {}
@@ -50,11 +52,20 @@ end
 local answer, earliest = {}, 0
 for at = 7, #ARGV, 3 do
   local entry, id, name = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local task = owned({ entry }, CONSUMER)[entry] and read(entry)
-  if not task then
-    answer[#answer + 1] = redis.call('HGET', TASK .. id, 'from') == entry and 'parked' or 'lost'
+  local mine = owned({ entry }, CONSUMER)[entry]
+  local task = mine and read(entry)
+  if mine and not task then drop(entry) end -- pending but gone: trimmed by other hands
+  local record = redis.call('HMGET', TASK .. id, 'parked_ms', 'unknown_ms', 'from', 'state', 'entry', 'worker')
+  if not sound(task) then
+    if record[3] == entry .. ' ' .. CONSUMER then
+      answer[#answer + 1] = 'parked'
+    elseif record[4] == 'failed' and record[5] == entry and record[6] == CONSUMER then
+      answer[#answer + 1] = 'dead'
+    else
+      answer[#answer + 1] = 'lost'
+    end
   else
-    local since = tonumber(redis.call('HGET', TASK .. id, 'unknown_ms') or now)
+    local parked, since = tonumber(record[1] or now), tonumber(record[2] or now)
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
     drop(entry)
     if not known and now - since >= GRACE then
@@ -65,9 +76,14 @@ for at = 7, #ARGV, 3 do
       redis.call('HINCRBY', KEYS[5], 'failed', 1)
       answer[#answer + 1] = 'dead'
     else
-      local delay = math.min(math.max(math.floor((now - since) / 4), 50), 2000)
-      local due = requeue(task, entry, delay, 'unknown', now)
-      redis.call('HSETNX', TASK .. id, 'unknown_ms', int(now))
+      local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
+      local due = requeue(task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
+      redis.call('HSETNX', TASK .. id, 'parked_ms', int(now))
+      if known then
+        redis.call('HDEL', TASK .. id, 'unknown_ms')
+      else
+        redis.call('HSETNX', TASK .. id, 'unknown_ms', int(now))
+      end
       if earliest == 0 or due < earliest then earliest = due end
       answer[#answer + 1] = 'parked'
     end

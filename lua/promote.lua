@@ -6,18 +6,21 @@
 -- ARGV:
 --   1 limit: most tasks moved by this call
 -- RETURN: moved, the next due time in ms (-1 when nothing waits), the server's time in ms
--- COST: one ZRANGEBYSCORE and, per task, HMGET + XADD + HSET + HDEL + ZREM
+-- COST: one ZRANGEBYSCORE, one PERSIST and, per task, HMGET + XADD + HSET + HDEL + ZREM
 -- WHY: XADD before ZREM, one task at a time: an error in between leaves a task that is due again,
 --   never a lost one. Any number of schedulers may call it: whoever comes second finds nothing.
+--   An id whose record does not say `delayed` has no business here and only leaves the set.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 --@include now
+--@include full
 --@include entry
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[1])
+if #due > 0 then allow_growth(DELAYED) end
 for i = 1, #due do
   local record = TASK .. due[i]
-  local kept = redis.call('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts')
-  if kept[1] and kept[2] then
+  local kept = redis.call('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
+  if kept[1] and kept[2] and kept[6] == 'delayed' then
     local entry = add({ id = due[i], name = kept[1], payload = kept[2], attempt = kept[3] or '1',
       recovered = kept[4] or '0', opts = kept[5] or '' })
     redis.call('HSET', record, 'entry', entry)

@@ -6,7 +6,7 @@
 --   1 limit: without ids, the oldest dead letters up to this many
 --   2 before: without ids, only those that died before this server time, ms ('+inf' all)
 --   for each task (1): id
--- RETURN: how many were deleted
+-- RETURN: how many were deleted; the same ids sent again answer 0, for nothing is left of them
 -- COST: per task ZREM + HGET + DEL
 -- WHY: only ids in the dead set are touched: a task that was replayed in the meantime lives.
 local TASK, DEAD = KEYS[1], KEYS[2]

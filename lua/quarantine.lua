@@ -10,23 +10,20 @@
 --   3 dead_ttl: how long it is kept, ms
 --   4 entry
 --   5 reason
--- RETURN: 1 when it was set aside, 0 when the entry is not pending for this consumer
+-- RETURN: 1 when this consumer set it aside, now or before; 0 when it is not pending for this consumer
 -- COST: XPENDING + XRANGE + XACK + XDEL + HSET + PEXPIRE + ZADD + HINCRBY
--- WHY: its dead letter is named corrupt-<entry>, so that it is seen, inspected and purged like any
---   other; the raw fields are kept under 'raw:<field>'. A replay refuses it: there is no task.
-local STREAM, GROUP, CONSUMER = KEYS[1], ARGV[1], ARGV[2]
+-- WHY: nobody can run it, and nothing may be thrown away unseen: see lib/corrupt.lua.
+local STREAM, TASK, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include now
 --@include owned
 --@include entry
+--@include corrupt
 local entry = ARGV[4]
-if not owned({ entry }, CONSUMER)[entry] then return 0 end
-local raw, now, id = read(entry) or {}, int(now_ms()), 'corrupt-' .. entry
+if not owned({ entry }, CONSUMER)[entry] then
+  return redis.call('HGET', TASK .. 'corrupt-' .. entry, 'worker') == CONSUMER and 1 or 0
+end
+local raw = read(entry) or {}
 drop(entry)
-local error = cjson.encode({ type = 'CorruptEntry', message = ARGV[5], traceback = '' })
-redis.call('HSET', KEYS[2] .. id, 'state', 'failed', 'entry', entry, 'name', raw.name or '', 'error', error,
-  'worker', CONSUMER, 'attempt', '1', 'finished_ms', now, 'corrupt', '1')
-for field, value in pairs(raw) do redis.call('HSET', KEYS[2] .. id, 'raw:' .. field, value) end
-redis.call('PEXPIRE', KEYS[2] .. id, ARGV[3])
-redis.call('ZADD', KEYS[3], now, id)
-redis.call('HINCRBY', KEYS[4], 'failed', 1)
+set_aside(entry, raw, CONSUMER, ARGV[5], ARGV[3], int(now_ms()))
 return 1

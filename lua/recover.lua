@@ -24,8 +24,9 @@
 -- WHY: the deadline is checked here, by the server's clock, so a worker that beat a moment ago is
 --   left alone. Only work that may have been running is charged a recovery: the keeper of a
 --   worker process knows exactly what it had started, and what merely waited there goes back
---   uncounted. DELCONSUMER throws pending entries away, hence the look before it.
-local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
+--   uncounted and whatever its count. DELCONSUMER throws pending entries away, hence the look
+--   before it. An entry that is no task is set aside: see lib/corrupt.lua.
+local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX, DELAYED = KEYS[6], KEYS[7], nil
 local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -33,6 +34,7 @@ local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
 --@include entry
 --@include requeue
 --@include finish
+--@include corrupt
 local now, consumer = now_ms(), ARGV[6]
 if consumer == '' then
   consumer = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', '(' .. int(now), 'LIMIT', 0, 1)[1]
@@ -50,29 +52,26 @@ for i = 1, #page do
   if sound(task) then
     local charged = not exact or started[entry]
     local count = tonumber(task.recovered) + (charged and 1 or 0)
-    if count > MAX_RECOVERIES then
+    if charged and count > MAX_RECOVERIES then
       local error = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
         .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
       finish(task.id, 'failed', task.name, task.attempt, entry, consumer, '', error, '0',
         inbox_of(task.opts), 'WorkerLost', int(now), task)
-      redis.call('HINCRBY', KEYS[4], 'failed', 1)
+      redis.call('HINCRBY', COUNTERS, 'failed', 1)
       dead = dead + 1
     else
       task.recovered = int(count)
-      requeue(task, entry, 0, '', now)
+      requeue(task, nil, 0, '', now)
       if charged then
-        log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost', now)
-        redis.call('HINCRBY', KEYS[4], 'recovered', 1)
+        -- Its worker knew its name: waiting for one that does begins anew (see park).
+        redis.call('HDEL', TASK .. task.id, 'unknown_ms', 'parked_ms')
+        log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost')
+        redis.call('HINCRBY', COUNTERS, 'recovered', 1)
       end
       recovered = recovered + 1
     end
   elseif task then
-    -- No task at all: nobody can run it. Its raw fields go where quarantine puts them.
-    local id = 'corrupt-' .. entry
-    for field, value in pairs(task) do redis.call('HSET', TASK .. id, 'raw:' .. field, value) end
-    redis.call('HSET', TASK .. id, 'corrupt', '1')
-    local error = cjson.encode({ type = 'CorruptEntry', message = 'fields are missing', traceback = '' })
-    finish(id, 'failed', task.name or '', '1', entry, consumer, '', error, '0', '', 'CorruptEntry', int(now), {})
+    set_aside(entry, task, consumer, 'fields are missing or are no numbers', DEAD_TTL, int(now))
     dead = dead + 1
   end
 end

@@ -7,7 +7,8 @@
 --   2 consumer
 --   3 drained_only: 1 gives back only when the stream has nothing unread
 --   for each entry (1): entry
--- RETURN: how many went back
+-- RETURN: how many of them are off this consumer's hands: they went back, now or by the same call sent
+--   before, or were taken away; 0 when the stream is not drained
 -- COST: per entry XPENDING + XRANGE + XACK + XDEL + XADD + HSET
 -- WHY: a worker that stops or is paused must not make others wait for its lease to run out. One
 --   that is merely stuck behind long tasks helps others only when they have nothing else to read;
@@ -18,9 +19,11 @@ local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include owned
 --@include entry
 --@include requeue
-local entries = {}
+local entries, held = {}, 0
 for at = 4, #ARGV do entries[#entries + 1] = ARGV[at] end
-if ARGV[3] == '1' then
+local mine = owned(entries, CONSUMER)
+for i = 1, #entries do if mine[entries[i]] then held = held + 1 end end
+if ARGV[3] == '1' and held > 0 then
   local groups, last = redis.pcall('XINFO', 'GROUPS', STREAM), '0-0'
   if groups.err then return 0 end
   for i = 1, #groups do
@@ -30,13 +33,15 @@ if ARGV[3] == '1' then
   end
   if #redis.call('XRANGE', STREAM, '(' .. last, '+', 'COUNT', 1) > 0 then return 0 end
 end
-local mine, released = owned(entries, CONSUMER), 0
+local off = 0
 for i = 1, #entries do
-  local task = mine[entries[i]] and read(entries[i])
-  if sound(task) then
-    drop(entries[i])
-    requeue(task, entries[i], 0, '', 0)
-    released = released + 1
-  end
+  local entry = entries[i]
+  local task = mine[entry] and read(entry)
+  if not task or sound(task) then
+    if mine[entry] then drop(entry) end
+    if task then requeue(task, nil, 0, '', 0) end
+    mine[entry] = nil
+    off = off + 1
+  end -- else it is no task: it stays pending, for quarantine
 end
-return released
+return off

@@ -8,10 +8,12 @@
 --   2 before: without ids, only those that died before this server time, ms ('+inf' all)
 --   3 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
 --   for each task (1): id
--- RETURN: replayed, kept (corrupt: they stay dead letters), dropped (their record has expired)
+-- RETURN: replayed, kept (corrupt, or without payload: they stay dead letters), dropped (no dead letter
+--   any more: expired, or replayed and settled)
 -- COST: per task HMGET + XADD + HSET + HDEL + PERSIST + ZREM
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
---   again in the meantime and others cannot be replayed.
+--   again in the meantime and others cannot be replayed. `from` says that a replay put the task
+--   back: the same ids sent again are counted as they were the first time while it is unsettled.
 local STREAM, TASK, DEAD = KEYS[1], KEYS[2], KEYS[3]
 --@include entry
 local ids = {}
@@ -20,16 +22,18 @@ if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMI
 local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do
   local record = TASK .. ids[i]
-  local kept = redis.call('HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt')
-  if kept[1] == 'failed' and kept[3] and not kept[5] then
+  local kept = redis.call('HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from')
+  if kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
     local entry = add({ id = ids[i], name = kept[2], payload = kept[3], attempt = '1',
       recovered = '0', opts = kept[4] or '' })
-    redis.call('HSET', record, 'entry', entry)
+    redis.call('HSET', record, 'entry', entry, 'from', 'replay')
     redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',
-      'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'from')
+      'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
     redis.call('PERSIST', record)
     redis.call('ZREM', DEAD, ids[i])
     replayed = replayed + 1
+  elseif kept[6] == 'replay' and not kept[1] then
+    replayed = replayed + 1 -- the same call sent again, or one that came second
   else
     -- Not failed any more, or gone: it has no business among the dead. Corrupt ones stay.
     if kept[1] ~= 'failed' then

@@ -16,6 +16,7 @@
 -- COST: per attempt XRANGE + XACK + XDEL + (XADD + HSET, or HSET + ZADD) + XADD of history
 -- WHY: the count goes up in the same step as the task is put back, so no crash can run it once
 --   more than allowed. A snooze is uncounted. `from` in the record answers a call sent twice.
+--   An entry that is pending but gone (trimmed by other hands) is let go.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include now
@@ -27,17 +28,19 @@ local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
 local lost, earliest, now = {}, 0, now_ms()
 for at = 5, #ARGV, 9 do
   local entry, id, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local task = owned({ entry }, CONSUMER)[entry] and read(entry)
-  if task then
-    drop(entry)
+  local mine = owned({ entry }, CONSUMER)[entry]
+  local task = mine and read(entry)
+  if mine and (not task or sound(task)) then drop(entry) end
+  if sound(task) then
     if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
-    local due = requeue(task, entry, tonumber(ARGV[at + 7]), state == 'retried' and 'retry' or 'snooze', now)
+    local due = requeue(task, entry .. ' ' .. CONSUMER, tonumber(ARGV[at + 7]),
+      state == 'retried' and 'retry' or 'snooze', now)
     if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
     if ARGV[at + 6] ~= '' then redis.call('HSET', TASK .. id, 'error', ARGV[at + 6]) end
-    redis.call('HDEL', TASK .. id, 'unknown_ms')
-    log_attempt(id, ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry, ARGV[at + 5], ARGV[at + 8], now)
+    redis.call('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
+    log_attempt(id, ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry, ARGV[at + 5], ARGV[at + 8])
     redis.call('HINCRBY', KEYS[5], state, 1)
-  elseif redis.call('HGET', TASK .. id, 'from') ~= entry then
+  elseif redis.call('HGET', TASK .. id, 'from') ~= entry .. ' ' .. CONSUMER then
     lost[#lost + 1] = (at + 4) / 9
   end
 end

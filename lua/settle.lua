@@ -33,19 +33,24 @@ local accepted, lost, tasks, counts = {}, {}, {}, {}
 for i = 1, #entries do
   local entry, at = entries[i], 10 * i - 5
   if mine[entry] then
-    mine[entry] = nil -- the same outcome twice in one call counts once
+    mine[entry] = false -- the same outcome twice in one call counts once
     accepted[#accepted + 1] = entry
     if ARGV[at + 2] == 'failed' then tasks[i] = read(entry) or {} else tasks[i] = true end
-  else
-    local record = redis.call('HMGET', TASK .. ARGV[at + 1], 'state', 'entry', 'worker')
-    if not (record[1] == ARGV[at + 2] and record[2] == entry and record[3] == CONSUMER) then
+  elseif mine[entry] == nil then
+    -- run_ms too: a recovery that ended the task names this worker and entry, but no run time.
+    local record = redis.call('HMGET', TASK .. ARGV[at + 1], 'state', 'entry', 'worker', 'run_ms')
+    if not (record[1] == ARGV[at + 2] and record[2] == entry and record[3] == CONSUMER
+      and record[4] == ARGV[at + 5]) then
       lost[#lost + 1] = i
     end
   end
 end
 if #accepted == 0 then return lost end
-redis.call('XACK', STREAM, GROUP, unpack(accepted))
-redis.call('XDEL', STREAM, unpack(accepted))
+for from = 1, #accepted, 1000 do -- unpack has its limit at about 8,000 values
+  local to = math.min(from + 999, #accepted)
+  redis.call('XACK', STREAM, GROUP, unpack(accepted, from, to))
+  redis.call('XDEL', STREAM, unpack(accepted, from, to))
+end
 local now = int(now_ms())
 for i = 1, #entries do
   local task = tasks[i]

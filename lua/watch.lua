@@ -7,17 +7,21 @@
 --   1 group
 --   2 id
 --   3 inbox: '' only looks
--- RETURN: state ('unknown' when there is no such task), the record as a flat list, the consumer
--- COST: HGETALL + XPENDING, and HGET + HSET to watch
+-- RETURN: state ('unknown' when there is no such task, or none whose result was kept), the record as a
+--   flat list, the consumer ('' when it is not running)
+-- COST: HGETALL + XPENDING, and HGET + PERSIST + HSET to watch
 -- WHY: looking and leaving the address in one step: a settlement between the two would never be
 --   told. A settlement asks for waiters with a single EXISTS, so work nobody waits for pays nothing.
+--@include full
 local record = redis.call('HGETALL', KEYS[2] .. ARGV[2])
 if #record == 0 then return { 'unknown', record, '' } end
-local state, entry, consumer
+local state, entry, kept, consumer
 for i = 1, #record, 2 do
   if record[i] == 'state' then state = record[i + 1] end
   if record[i] == 'entry' then entry = record[i + 1] end
+  if record[i] == 'result' then kept = true end
 end
+if (state == 'succeeded' and not kept) or not (state or entry) then return { 'unknown', record, '' } end
 if not state then
   local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
   if not pending.err and #pending == 1 then
@@ -29,6 +33,7 @@ if not state then
   end
 end
 if ARGV[3] ~= '' and (state == 'delayed' or state == 'queued' or state == 'running') then
+  allow_growth(KEYS[3])
   local waiting = redis.call('HGET', KEYS[3], ARGV[2])
   if not waiting then
     redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])

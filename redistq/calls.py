@@ -36,11 +36,16 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The server's time, the earliest deadline of any worker, and whether the queue is paused."""
+    """The server's time, the earliest deadline of any worker, and whether the queue is paused.
+
+    ``strangers`` are the positions (from 1) of workers whose details the server does not have, as
+    after FLUSHDB or when they were taken for dead: they should register again.
+    """
 
     now_ms: int
     earliest_deadline_ms: int
     paused: bool
+    strangers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,9 @@ class Calls:
             k.batch_prefix,
             argv=[group],
         )
+        self._list = self._prefix(
+            "list", k.stream, k.delayed, k.dead, k.task_prefix, k.history, argv=[group]
+        )
 
     @staticmethod
     def _prefix(verb: str, *keys: str, argv: Sequence[str] = ()) -> Command:
@@ -301,7 +309,10 @@ class Calls:
     def release(
         self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
     ) -> Command:
-        """Give unstarted entries back; ``drained_only``: only when nothing else is unread."""
+        """Give unstarted entries back; the answer counts those off this consumer's hands.
+
+        ``drained_only``: only when nothing else is unread, else the answer is 0.
+        """
         return (*self._release, consumer, int(drained_only), *entries)
 
     def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
@@ -323,9 +334,9 @@ class Calls:
         return (*self._beat, lease_ms, *chain.from_iterable(workers))
 
     @staticmethod
-    def read_beat(reply: list[int]) -> Beat:
+    def read_beat(reply: list[Any]) -> Beat:
         """The answer of ``beat``."""
-        return Beat(reply[0], reply[1], bool(reply[2]))
+        return Beat(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
 
     def recover(
         self,
@@ -371,6 +382,12 @@ class Calls:
         """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
         limits = (workers, after, events, running, dead, batches)
         return (*self._tick, *limits, *chain.from_iterable(known_dead))
+
+    def list(
+        self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""
+    ) -> Command:
+        """A page of pending, delayed or dead tasks, or of one task's history: see list.lua."""
+        return (*self._list, kind, limit, start, int(full), task_id)
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:

@@ -9,19 +9,23 @@ local function notify(inbox, id, state, body, whole)
   end
   redis.call('PEXPIRE', key, 3600000)
 end
--- log_attempt(...): one event of the capped history, the end of one attempt.
-local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note, now)
+-- log_attempt(id, name, state, worker, attempt, entry, run_ms, note): one event of the capped
+-- history, the end of one attempt.
+local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)
   redis.call('XADD', HISTORY, 'MAXLEN', '~', HISTORY_MAX, '*', 'id', id, 'name', name,
     'state', state, 'worker', worker, 'attempt', attempt, 'queued_ms',
     string.match(entry, '^%d+') or '', 'run_ms', run_ms, 'note', note)
 end
--- finish(...): the one terminal transition of a task; the caller has dropped its entry before.
--- `task` (name, payload, opts) is kept with a failed task, for inspection and replay.
+-- finish(id, state, ...): the one terminal transition of a task; the caller has dropped its entry
+-- before. `task` (name, payload, opts) is kept with a failed task, for inspection and replay.
+-- A result that is not kept leaves its id behind for a minute: a producer that sends the task again
+-- after a lost reply must find it known, though it was run and settled in the meantime.
 local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, inbox, note, now, task)
   local record = TASK .. id
   if state == 'succeeded' then
     if ttl_ms == '0' then
-      redis.call('DEL', record)
+      redis.call('HSET', record, 'state', state, 'entry', entry, 'worker', worker, 'run_ms', run_ms)
+      redis.call('PEXPIRE', record, 60000)
     else
       redis.call('HSET', record, 'state', state, 'entry', entry, 'result', body, 'name', name,
         'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now)
@@ -41,13 +45,15 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
     redis.call('HDEL', record, 'payload', 'opts', 'recovered', 'reason')
     redis.call('PEXPIRE', record, ttl_ms)
   end
-  log_attempt(id, name, state, worker, attempt, entry, run_ms, note, now)
+  log_attempt(id, name, state, worker, attempt, entry, run_ms, note)
   if inbox ~= '' then notify(inbox, id, state, body, ttl_ms == '0') end
   if redis.call('EXISTS', WAITERS) == 1 then
     local waiting = redis.call('HGET', WAITERS, id)
     if waiting then
       redis.call('HDEL', WAITERS, id)
-      for address in string.gmatch(waiting, '[^\n]+') do notify(address, id, state, body, ttl_ms == '0') end
+      for address in string.gmatch(waiting, '[^\n]+') do
+        if address ~= inbox then notify(address, id, state, body, ttl_ms == '0') end
+      end
     end
   end
 end
@@ -55,5 +61,5 @@ end
 local function inbox_of(opts)
   if not opts or opts == '' then return '' end
   local ok, decoded = pcall(cjson.decode, opts)
-  return ok and type(decoded) == 'table' and decoded.inbox or ''
+  return ok and type(decoded) == 'table' and type(decoded.inbox) == 'string' and decoded.inbox or ''
 end

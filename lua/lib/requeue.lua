@@ -1,14 +1,17 @@
--- requeue(task, old, delay_ms, reason, now): a task whose entry `old` was dropped waits again: in
--- the stream at once, or in the delayed set until its time. `from` remembers the old entry, so
--- that the same request sent twice is answered as done. Answers the due time, or 0.
-local function requeue(task, old, delay_ms, reason, now)
+-- requeue(task, from, delay_ms, reason, now): a task whose entry was dropped waits again: in the
+-- stream at once, or in the delayed set until its time. `from`, the old entry and the consumer
+-- that asked, stays in the record, so that the same request sent twice is answered as done, and
+-- the late request of a worker whose task was taken away is not. Without it (the server or a
+-- keeper put the task back) the record keeps what it said. Answers the due time, or 0.
+local function requeue(task, from, delay_ms, reason, now)
   local record = TASK .. task.id
+  if from then redis.call('HSET', record, 'from', from) end
   if delay_ms <= 0 then
-    redis.call('HSET', record, 'entry', add(task), 'from', old)
+    redis.call('HSET', record, 'entry', add(task))
     return 0
   end
   local due = now + delay_ms
-  redis.call('HSET', record, 'state', 'delayed', 'entry', '', 'from', old, 'reason', reason,
+  redis.call('HSET', record, 'state', 'delayed', 'entry', '', 'reason', reason,
     'name', task.name, 'payload', task.payload, 'attempt', task.attempt,
     'recovered', task.recovered, 'opts', task.opts)
   redis.call('ZADD', DELAYED, due, task.id)
