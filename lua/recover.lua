@@ -1,5 +1,4 @@
--- recover: a dead worker's pending tasks go back to the stream, or to the dead letters; then the
---   worker is removed, only when nothing is pending for it.
+-- recover: a dead worker's pending tasks go back or to the dead letters; then the worker is removed.
 -- KEYS:
 --   1 stream
 --   2 task_prefix

@@ -1,5 +1,6 @@
--- notify(inbox, id, state, body): one settled task into a client's inbox. A small body rides
--- along and saves the client a round trip; the inbox of a client that never comes back expires.
+-- notify(inbox, id, state, body, whole): one settled task into a client's inbox. A small body rides
+-- along and saves the client a round trip (`whole`: a large one too, for it is kept nowhere else);
+-- the inbox of a client that never comes back expires.
 local function notify(inbox, id, state, body, whole)
   local key = INBOX .. inbox
   if whole or #body <= 16384 then

@@ -17,7 +17,7 @@ local function requeue(task, from, delay_ms, reason, now)
   redis.call('ZADD', DELAYED, due, task.id)
   return due
 end
--- wake(due): schedulers sleep until the earliest due time they know; tell them of an earlier one.
+-- wake(due, channel): schedulers sleep until the earliest due time they know; tell them of an earlier one.
 local function wake(due, channel)
   if due == 0 then return end
   local first = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')

@@ -1,0 +1,521 @@
+"""A queue as the Lua scripts see it: fake consumers, and the checker of what must always hold.
+
+Used by the tests of the scripts. It speaks to a real server, but runs no handler and no thread:
+time is moved by changing scores, never by sleeping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import redis
+from servers import Server
+
+from redistq import scripts
+from redistq.calls import Calls
+from redistq.keys import QueueKeys
+
+LEASE_MS = 10_000
+TTL = "600000"
+TERMINAL = ("succeeded", "failed", "cancelled")
+Outcome = tuple[Any, ...]
+Entry = tuple[str, dict[str, str]]
+
+
+class Broken(AssertionError):
+    """Something that must always hold does not."""
+
+
+def outcome(
+    entry: str,
+    id: str,
+    state: str = "succeeded",
+    *,
+    name: str = "job",
+    attempt: str = "1",
+    run_ms: str = "1.000",
+    body: str = "null",
+    ttl: str = TTL,
+    inbox: str = "",
+    note: str = "",
+) -> Outcome:
+    """One outcome as ``settle`` takes it."""
+    return (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note)
+
+
+def attempt_ended(
+    entry: str,
+    id: str,
+    state: str = "retried",
+    *,
+    name: str = "job",
+    attempt: str = "1",
+    run_ms: str = "1.000",
+    error: str = "",
+    delay_ms: int = 0,
+    note: str = "",
+) -> Outcome:
+    """One attempt as ``retry`` takes it."""
+    return (entry, id, state, name, attempt, run_ms, error, delay_ms, note)
+
+
+class World:
+    """One queue on one server. ``mutants`` replaces the text of scripts by their name."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        queue: str = "tasks",
+        history_max: int = 1_000_000,
+        mutants: Mapping[str, str] | None = None,
+    ) -> None:
+        self.db = server.client(decode_responses=False)
+        self._wire = self.db.connection_pool.get_connection()
+        self.keys = QueueKeys(queue)
+        self.calls = Calls(self.keys, history_max=history_max)
+        self._texts: dict[str, tuple[str, str]] = {}
+        for name, text in (mutants or {}).items():
+            sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            self._texts[scripts.load(name).sha] = (sha, text)
+        self.ensure_group()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.db.connection_pool.release(self._wire)
+        self.db.close()
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def call(self, command: Sequence[Any]) -> Any:
+        """One call as a broker sends it."""
+        if command[0] != "EVALSHA":
+            return self._request(*command)
+        sha, text = self._texts.get(command[1]) or (command[1], scripts.text_of(command[1]))
+        try:
+            return self._request("EVALSHA", sha, *command[2:])
+        except redis.exceptions.NoScriptError:
+            return self._request("EVAL", text, *command[2:])
+
+    def _request(self, *command: Any) -> Any:
+        # On a bare connection: the client would make dictionaries of some answers.
+        self._wire.send_command(*command)
+        return self._wire.read_response()
+
+    def ensure_group(self) -> None:
+        """Make stream and group when they are not there."""
+        try:
+            self.call(self.calls.create_group())
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def add(self, *ids: str, due: str = "", opts: str = "", name: str = "job") -> list[int]:
+        """Enqueue tasks; each one's payload says its id."""
+        fields: list[Any] = []
+        for id in ids:
+            fields += [id, name, payload_of(id), opts, due]
+        return self.call(self.calls.enqueue(fields))
+
+    def fetch(self, consumer: str, count: int = 10) -> list[Entry]:
+        """Read new entries for a consumer."""
+        reply = self.call(self.calls.fetch(consumer, count, None))
+        return [_entry(entry, flat) for entry, flat in (reply[0][1] if reply else ())]
+
+    def one(self, consumer: str) -> tuple[str, str]:
+        """Read one new entry; its entry id and task id."""
+        ((entry, fields),) = self.fetch(consumer, 1)
+        return entry, fields["id"]
+
+    def settle(self, consumer: str, *outcomes: Outcome) -> list[int]:
+        """Settle outcomes."""
+        return self.call(self.calls.settle(consumer, outcomes))
+
+    def retry(self, consumer: str, *attempts: Outcome) -> list[int]:
+        """Retry attempts."""
+        return self.call(self.calls.retry(consumer, attempts))
+
+    def park(
+        self, consumer: str, *tasks: tuple[str, str, str], grace_ms: int = 60_000
+    ) -> list[str]:
+        """Park tasks of (entry, id, name)."""
+        return [word.decode() for word in self.call(self.calls.park(consumer, grace_ms, tasks))]
+
+    def cancel(self, *ids: str) -> list[str]:
+        """Cancel tasks."""
+        return [word.decode() for word in self.call(self.calls.cancel(ids, int(TTL)))]
+
+    def register(self, consumer: str, names: str = "job", lease_ms: int = LEASE_MS) -> Any:
+        """Announce a worker."""
+        return self.call(self.calls.register(consumer, lease_ms, {"host": "h", "names": names}))
+
+    def recover(self, **options: Any) -> Any:
+        """Recover one dead worker's tasks."""
+        return Calls.read_recover(
+            self.call(self.calls.recover(options.pop("max_recoveries", 2), **options))
+        )
+
+    def promote(self) -> Any:
+        """Move due tasks."""
+        return Calls.read_promote(self.call(self.calls.promote()))
+
+    def watch(self, id: str, inbox: str = "") -> Any:
+        """How a task stands."""
+        return Calls.read_watch(self.call(self.calls.watch(id, inbox)))
+
+    def state(self, id: str) -> str:
+        """A task's state."""
+        return self.watch(id).state
+
+    # -- moving the clock ------------------------------------------------------------------------
+
+    def expire(self, consumer: str, by_ms: int = 1) -> None:
+        """Let a worker's deadline have passed."""
+        self.db.zadd(self.keys.workers, {consumer: self.now_ms() - by_ms})
+
+    def make_due(self) -> None:
+        """Let every delayed task be due now, in the order it had."""
+        for position, id in enumerate(self.db.zrange(self.keys.delayed, 0, -1)):
+            self.db.zadd(self.keys.delayed, {id: 1 + position}, xx=True)
+
+    def now_ms(self) -> int:
+        """The server's clock."""
+        seconds, micros = self.db.time()
+        return seconds * 1000 + micros // 1000
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def record(self, id: str) -> dict[str, str]:
+        """A task's record."""
+        return _text(self.db.hgetall(self.keys.task(id)))
+
+    def pending(self) -> dict[str, str]:
+        """Which entry is pending for whom."""
+        try:
+            rows = self.db.xpending_range(self.keys.stream, self.keys_group, "-", "+", 100_000)
+        except redis.ResponseError:
+            return {}
+        return {row["message_id"].decode(): row["consumer"].decode() for row in rows}
+
+    @property
+    def keys_group(self) -> str:
+        """The consumer group."""
+        return self.calls.group
+
+    def entries(self) -> list[Entry]:
+        """Everything in the stream."""
+        return [
+            (entry.decode(), _text(fields)) for entry, fields in self.db.xrange(self.keys.stream)
+        ]
+
+    def history(self) -> list[dict[str, str]]:
+        """Every event of the history."""
+        return [_text(fields) for _, fields in self.db.xrange(self.keys.history)]
+
+    def counters(self) -> dict[str, int]:
+        """The totals."""
+        return {k: int(v) for k, v in _text(self.db.hgetall(self.keys.counters)).items()}
+
+    def told(self, inbox: str) -> list[dict[str, str]]:
+        """What one client was told."""
+        return [_text(fields) for _, fields in self.db.xrange(self.keys.inbox(inbox))]
+
+    def dead(self) -> list[str]:
+        """Ids of the dead letters, oldest first."""
+        return [id.decode() for id in self.db.zrange(self.keys.dead, 0, -1)]
+
+    def fingerprint(self, *, without: Sequence[str] = ()) -> dict[str, Any]:
+        """All that the server holds, for comparing before and after."""
+        readers: dict[bytes, Callable[[bytes], Any]] = {
+            b"hash": self.db.hgetall,
+            b"zset": lambda key: self.db.zrange(key, 0, -1, withscores=True),
+            b"stream": self.db.xrange,
+            b"string": self.db.get,
+        }
+        found: dict[str, Any] = {"pending": self.pending()}
+        for key in sorted(self.db.scan_iter()):
+            if key.decode() not in without:
+                expires = self.db.pttl(key) >= 0
+                found[key.decode()] = (readers[self.db.type(key)](key), expires)
+        return found
+
+    # -- what must always hold -------------------------------------------------------------------
+
+    def check(self, accepted: Mapping[str, int]) -> None:
+        """Conservation. ``accepted`` maps every task id to how often it was replayed.
+
+        Each task is in exactly one place and can go on from there; it ended once, and once more
+        for each replay; its counts are what its history says; its payload is what was sent.
+        """
+        pending, delayed = self.pending(), self._delayed()
+        places: dict[str, list[str]] = {id: [] for id in accepted}
+        last = self._last_delivered()
+        in_stream = set()
+        for entry, fields in self.entries():
+            in_stream.add(entry)
+            if entry in pending:
+                where = "pending"
+            elif _order(entry) > last:
+                where = "unread"
+            else:
+                raise Broken(f"{fields['id']} is in the stream, but nobody will ever read it")
+            places[fields["id"]].append(where)
+            self._check_waiting(fields["id"], entry, fields)
+        for entry in pending:
+            if entry not in in_stream:
+                raise Broken(f"entry {entry} is pending and gone")
+        for id in delayed:
+            places[id].append("delayed")
+            self._check_waiting(id, "", self.record(id))
+        dead = set(self.dead())
+        for id in accepted:
+            state = self.record(id).get("state")
+            if state in TERMINAL:
+                places[id].append("settled")
+            elif state not in ("delayed", None) or (state == "delayed") != (id in delayed):
+                raise Broken(f"{id} is in {places[id]}, its record says {state}")
+            if (state == "failed") != (id in dead):
+                raise Broken(f"{id} is {state}, but among the dead: {id in dead}")
+        for id, where in places.items():
+            if len(where) != 1:
+                raise Broken(f"{id} is in {len(where)} places: {where}")
+        self._check_history(accepted, places)
+
+    def _delayed(self) -> list[str]:
+        return [id.decode() for id in self.db.zrange(self.keys.delayed, 0, -1)]
+
+    def _last_delivered(self) -> tuple[int, int]:
+        for row in self.db.xinfo_groups(self.keys.stream):
+            if row["name"].decode() == self.keys_group:
+                return _order(row["last-delivered-id"].decode())
+        return (0, 0)
+
+    def _check_waiting(self, id: str, entry: str, fields: Mapping[str, str]) -> None:
+        record = self.record(id)
+        if record.get("entry") != entry:
+            raise Broken(f"{id} waits in {entry!r}, its record says {record.get('entry')!r}")
+        if self.db.pttl(self.keys.task(id)) >= 0:
+            raise Broken(f"the record of {id} expires although it waits")
+        if fields.get("payload") != payload_of(id) or fields.get("name") != "job":
+            raise Broken(f"{id} has lost what was sent: {fields}")
+        retried = recovered = 0
+        for event in self.history():
+            if event["id"] == id:
+                retried += event["state"] == "retried"
+                recovered += event["state"] == "recovered"
+                if event["state"] in TERMINAL:  # it was replayed since, with a clean slate
+                    retried = recovered = 0
+        if int(fields["attempt"]) != 1 + retried:
+            raise Broken(f"{id} was retried {retried} times, its attempt is {fields['attempt']}")
+        if int(fields["recovered"]) != recovered:
+            raise Broken(f"{id} was recovered {recovered} times, it says {fields['recovered']}")
+
+    def _check_history(self, accepted: Mapping[str, int], places: Mapping[str, list[str]]) -> None:
+        ended = Counter(e["id"] for e in self.history() if e["state"] in TERMINAL)
+        for id, replays in accepted.items():
+            expected = replays + (places[id] == ["settled"])
+            if ended[id] != expected:
+                raise Broken(f"{id} ended {ended[id]} times, not {expected}")
+        states = Counter(event["state"] for event in self.history())
+        if dict(states) != {k: v for k, v in self.counters().items() if v}:
+            raise Broken(f"counters {self.counters()} are not what happened: {dict(states)}")
+
+
+class Walk:
+    """A seeded random walk: several consumers, with duplicated, reordered and late calls."""
+
+    CONSUMERS = ("a", "b", "c")
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.random = world, random.Random(seed)
+        self.accepted: dict[str, int] = {}
+        self.held: list[tuple[str, str, dict[str, str]]] = []  # consumer, entry, fields; ever read
+        self.sent: list[Sequence[Any]] = []
+        self.watched: dict[str, str] = {}
+        self._moves = [
+            *[self._add] * 3,
+            *[self._fetch] * 5,
+            *[self._settle] * 4,
+            *[self._retry] * 2,
+            self._park,
+            self._release,
+            *[self._promote] * 2,
+            *[self._die] * 2,
+            self._beat,
+            self._cancel,
+            self._replay,
+            self._watch,
+            *[self._again] * 4,
+        ]
+        for consumer in self.CONSUMERS:
+            world.register(consumer, names="other")  # so that parked tasks are of no known name
+
+    def run(self, steps: int, check_every: int = 8) -> None:
+        """Walk; raises Broken at the first check that fails."""
+        for step in range(1, steps + 1):
+            self.random.choice(self._moves)()
+            if step % check_every == 0:
+                self.world.check(self.accepted)
+        self.drain()
+
+    def drain(self) -> None:
+        """A well-behaved worker ends it all; everything settled, every watcher told once."""
+        world = self.world
+        for consumer in self.CONSUMERS:
+            while world.recover(consumer=consumer, started=[], max_recoveries=99).more:
+                pass
+        world.make_due()
+        while world.promote().moved:
+            pass
+        while batch := world.fetch("last", 50):
+            lost = world.settle("last", *(outcome(entry, f["id"]) for entry, f in batch))
+            if lost:
+                raise Broken(f"outcomes of the only worker were refused: {lost}")
+        world.check(self.accepted)
+        for id in self.accepted:
+            if world.record(id).get("state") not in TERMINAL:
+                raise Broken(f"{id} never ended")
+        for id, inbox in self.watched.items():
+            told = [news for news in world.told(inbox) if news["id"] == id]
+            if len(told) != 1:
+                raise Broken(f"{inbox} was told {len(told)} times of {id}")
+
+    def _send(self, command: Sequence[Any]) -> Any:
+        self.sent.append(command)
+        return self.world.call(command)
+
+    def _add(self) -> None:
+        ids = [f"t{len(self.accepted) + i}" for i in range(self.random.randint(1, 3))]
+        due = self.random.choice(["", "", "+60000", "1"])
+        fields: list[Any] = []
+        for id in ids:
+            fields += [id, "job", payload_of(id), "", due]
+            self.accepted[id] = 0
+        self._send(self.world.calls.enqueue(fields))
+
+    def _fetch(self) -> None:
+        consumer = self.random.choice(self.CONSUMERS)
+        for entry, fields in self.world.fetch(consumer, self.random.randint(1, 4)):
+            self.held.append((consumer, entry, fields))
+
+    def _some_held(self) -> list[tuple[str, str, dict[str, str]]]:
+        """Entries that a consumer holds or held; at times claimed by the wrong consumer."""
+        recent = self.held[-20:]
+        if not recent:
+            return []
+        consumer = self.random.choice(recent)[0]
+        mine = [h for h in recent if h[0] == consumer]
+        chosen = self.random.sample(mine, min(len(mine), self.random.randint(1, 4)))
+        if self.random.random() < 0.2:
+            wrong = self.random.choice(self.CONSUMERS)
+            chosen = [(wrong, entry, fields) for _, entry, fields in chosen]
+        return chosen
+
+    def _settle(self) -> None:
+        if held := self._some_held():
+            state = self.random.choice(["succeeded", "succeeded", "failed"])
+            ttl = self.random.choice([TTL, TTL, "0"])
+            rows = [
+                outcome(entry, f["id"], state, attempt=f["attempt"], ttl=ttl)
+                for _, entry, f in held
+            ]
+            self._send(self.world.calls.settle(held[0][0], rows))
+
+    def _retry(self) -> None:
+        if held := self._some_held():
+            state = self.random.choice(["retried", "retried", "snoozed"])
+            delay = self.random.choice([0, 60_000])
+            rows = [
+                attempt_ended(entry, f["id"], state, attempt=f["attempt"], delay_ms=delay)
+                for _, entry, f in held
+            ]
+            self._send(self.world.calls.retry(held[0][0], rows))
+
+    def _park(self) -> None:
+        if held := self._some_held():
+            grace = self.random.choice([60_000, 60_000, 0])
+            rows = [(entry, f["id"], f["name"]) for _, entry, f in held]
+            self._send(self.world.calls.park(held[0][0], grace, rows))
+
+    def _release(self) -> None:
+        if held := self._some_held():
+            drained = self.random.random() < 0.3
+            entries = [entry for _, entry, _ in held]
+            self._send(self.world.calls.release(held[0][0], entries, drained))
+
+    def _promote(self) -> None:
+        if self.random.random() < 0.7:
+            self.world.make_due()
+        self._send(self.world.calls.promote(self.random.randint(1, 10)))
+
+    def _die(self) -> None:
+        consumer = self.random.choice(self.CONSUMERS)
+        started: list[str] | None = None
+        if self.random.random() < 0.5:
+            mine = [entry for c, entry, _ in self.held if c == consumer]
+            started = self.random.sample(mine, min(len(mine), 2))
+        limit = self.random.choice([2, 200])
+        if self.random.random() < 0.5:
+            self.world.expire(consumer)
+            command = self.world.calls.recover(2, started=started, limit=limit)
+        else:
+            command = self.world.calls.recover(2, consumer=consumer, started=started, limit=limit)
+        self._send(command)
+
+    def _beat(self) -> None:
+        self._send(self.world.calls.beat(LEASE_MS, [(c, "=") for c in self.CONSUMERS]))
+        self._send(self.world.calls.adopt(LEASE_MS))
+
+    def _some_ids(self) -> list[str]:
+        ids = list(self.accepted)
+        return self.random.sample(ids, min(len(ids), self.random.randint(1, 4)))
+
+    def _cancel(self) -> None:
+        if ids := self._some_ids():
+            self._send(self.world.calls.cancel(ids, int(TTL)))
+
+    def _replay(self) -> None:
+        ids = self.world.dead()[:3]
+        if ids:
+            # Not through _send: sent again later it would be another replay, not the same one.
+            reply = self.world.call(self.world.calls.replay(ids))
+            if reply != [len(ids), 0, 0]:
+                raise Broken(f"replay of {len(ids)} dead letters answered {reply}")
+            for id in ids:
+                self.accepted[id] += 1
+
+    def _watch(self) -> None:
+        for id in self._some_ids():
+            if id in self.watched:
+                continue
+            inbox = f"box-{id}"
+            if self.world.watch(id, inbox).state in ("queued", "running", "delayed"):
+                self.watched[id] = inbox
+
+    def _again(self) -> None:
+        if self.sent:
+            back = self.random.choice([1, 1, 2, 5, 20])
+            self.world.call(self.sent[-min(back, len(self.sent))])
+
+
+def payload_of(id: str) -> str:
+    """The payload that a task with this id carries in these tests."""
+    return f'{{"of":"{id}"}}'
+
+
+def _entry(entry: bytes, flat: list[bytes]) -> Entry:
+    text = [item.decode() for item in flat]
+    return entry.decode(), dict(zip(text[::2], text[1::2], strict=True))
+
+
+def _text(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in fields.items()}
+
+
+def _order(entry: str) -> tuple[int, int]:
+    ms, _, seq = entry.partition("-")
+    return int(ms), int(seq)
