@@ -31,10 +31,11 @@
 --   caller says which ones it has, and they are not sent again.
 local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
-local TASK, PREVIEW, READ_LIMIT = KEYS[9], 200, 65536
+local TASK = KEYS[9]
 --@include now
 --@include entry
 --@include figures
+--@include record
 local now = now_ms()
 local numbers, workers = figures(tonumber(ARGV[2]))
 local events = redis.call('XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
@@ -56,7 +57,7 @@ for i = 1, #busy do
     local task = read(entry) or {}
     running[#running + 1] = { entry, consumer, page[j][3],
       string.find(started, ' ' .. entry .. ' ', 1, true) and 1 or 0, task.id or '', task.name or '',
-      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, PREVIEW) }
+      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200) }
   end
   left = left - #page
 end
@@ -64,21 +65,11 @@ local known = {}
 for at = 8, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
 local members, dead = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
 for i = 1, #members, 2 do
-  local id, record, details = members[i], TASK .. members[i], {}
-  if known[id] ~= members[i + 1] then
-    local fields = { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }
-    local values = redis.call('HMGET', record, unpack(fields))
-    for j = 1, #fields do
-      details[2 * j - 1], details[2 * j] = fields[j], values[j] or ''
-    end
-    local payload = ''
-    if redis.call('HSTRLEN', record, 'payload') <= READ_LIMIT then
-      payload = redis.call('HGET', record, 'payload') or ''
-    end
-    details[#details + 1] = 'payload'
-    details[#details + 1] = string.sub(payload, 1, PREVIEW)
+  local flat = {}
+  if known[members[i]] ~= members[i + 1] then
+    flat = details(members[i], { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }, false)
   end
-  dead[#dead + 1] = { id, members[i + 1], details }
+  dead[#dead + 1] = { members[i], members[i + 1], flat }
 end
 local ids, batches = redis.call('ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
 for i = 1, #ids do batches[i] = { ids[i], redis.call('HGETALL', KEYS[11] .. ids[i]) } end

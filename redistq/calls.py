@@ -220,8 +220,8 @@ class Calls:
             k.batch_prefix,
             argv=[group],
         )
-        self._list = self._prefix(
-            "list", k.stream, k.delayed, k.dead, k.task_prefix, k.history, argv=[group]
+        self._browse = self._prefix(
+            "browse", k.stream, k.delayed, k.dead, k.task_prefix, k.history, argv=[group]
         )
 
     @staticmethod
@@ -383,11 +383,11 @@ class Calls:
         limits = (workers, after, events, running, dead, batches)
         return (*self._tick, *limits, *chain.from_iterable(known_dead))
 
-    def list(
+    def browse(
         self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""
     ) -> Command:
-        """A page of pending, delayed or dead tasks, or of one task's history: see list.lua."""
-        return (*self._list, kind, limit, start, int(full), task_id)
+        """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
+        return (*self._browse, kind, limit, start, int(full), task_id)
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:

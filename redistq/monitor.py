@@ -6,14 +6,19 @@ the queue. The few verbs that do change something (pause, replay, ...) are the p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from . import frames
 from .calls import Snapshot
 from .errors import ConfigurationError
 from .keys import DEFAULT_QUEUE
 from .producer import TaskProducer
+from .records import EVENTS_MAX, Records, stats_of, workers_of
 from .settings import DEFAULT_HOST, DEFAULT_PORT
 from .tick import DeadLetter, Tick, read_tick
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["TaskMonitor"]
 
@@ -21,7 +26,10 @@ __all__ = ["TaskMonitor"]
 class TaskMonitor:
     """Looks at one queue; safe to use from several threads. Connection arguments: TaskProducer's.
 
-    ``snapshot()`` and ``tick()`` need the standard library only.
+    ``get_...`` methods answer DataFrames with fixed columns, dtypes and order, also when there is
+    nothing to show (docs/frames.md lists them): times are the server's, aware and in UTC, lengths
+    of time are timedeltas, states are categories. Properties are short for them with their
+    defaults. ``snapshot()``, ``tick()`` and ``records`` answer plain records and need no pandas.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class TaskMonitor:
             self.producer.calls,
             self.producer.keys,
         )
+        self.records = Records(self.broker, self.calls)
         self._dead: dict[tuple[str, int], DeadLetter] = {}
 
     @property
@@ -85,6 +94,220 @@ class TaskMonitor:
         # Tracebacks are sent once; replaced as a whole, so that other threads see one or the other.
         self._dead = {(letter.id, letter.died_ms): letter for letter in tick.dead}
         return tick
+
+    # -- DataFrames ------------------------------------------------------------------------------
+
+    def get_queue_stats(self) -> pd.Series[Any]:
+        """Every figure of the queue at one instant, by name.
+
+        queue; queue_length (ready and unread), pending (in workers' hands), running (of these, as
+        far as heartbeats tell), delayed; totals since the queue began: succeeded, failed,
+        cancelled, retried, snoozed, recovered; dead (failed tasks kept), workers (alive), slots
+        (their threads), oldest_age_s (of the oldest unread task), next_due_s (None: nothing is
+        delayed; negative: late), throughput (tasks settled per second over the last minute, or
+        over the last 1000 events where that is less), paused, health and reason, group, as_of.
+        """
+        pd = frames.pandas()
+        values = stats_of(self.tick(events=1000, dead=1, running=1, batches=1), self.queue)
+        as_of = pd.Timestamp(values.pop("as_of_ms"), unit="ms", tz="UTC").as_unit("ms")
+        return pd.Series({**values, "as_of": as_of}, dtype=object, name=self.queue)
+
+    def get_recent_tasks(self, n: int = 100) -> pd.DataFrame:
+        """The newest ``n`` ends of attempts, newest first.
+
+        finished_at, id, name, state (succeeded, failed, retried, snoozed, recovered, cancelled),
+        attempt, worker, queued_at (the attempt became ready), started_at, wait, run, note (the
+        error's type).
+        """
+        return self._stamp(frames.recent(self.records.events(n)), n)
+
+    def get_workers(self) -> pd.DataFrame:
+        """Worker processes by name: up to 1000.
+
+        worker (index), host, pid, state (idle, busy, paused, silent: its heartbeat is overdue),
+        threads, pending, running, task and task_id (the first it runs), task_since, started_at,
+        deadline_at (of its next heartbeat), python, version, names (of its handlers).
+        """
+        tick = self.tick(events=1, workers=1000, running=1000, dead=1, batches=1)
+        return self._stamp(frames.workers(workers_of(tick)), 1000)
+
+    def get_consumers(self) -> pd.DataFrame:
+        """The stream's consumers as the server lists them, by name.
+
+        consumer (index), pending, idle (since it last asked), inactive (since it last got
+        something; NaT where the server does not say), state (alive, silent, or unknown: no worker
+        goes by this name).
+        """
+        return self._stamp(frames.consumers(self.records.consumers()))
+
+    def get_pending(self, n: int = 100) -> pd.DataFrame:
+        """Tasks handed to workers and not settled, oldest first.
+
+        id, name, worker, attempt, recovered, queued_at, since (handed over), held (for how long),
+        deliveries, entry, payload (its start).
+        """
+        return self._stamp(frames.pending(self.records.pending(n)), n)
+
+    def get_delayed(self, n: int = 100) -> pd.DataFrame:
+        """Tasks that wait for their time, the next due first.
+
+        id, name, due_at, due_in (negative: late), reason (delay, retry, snooze, unknown: no worker
+        has a handler for it), attempt, recovered, error_type (of a retry), payload (its start).
+        """
+        return self._stamp(frames.delayed(self.records.delayed(n)), n)
+
+    def get_dead(self, n: int = 100) -> pd.DataFrame:
+        """Failed tasks that are kept, newest first.
+
+        id, name, died_at, error_type, error (its message), attempt, worker, run, payload (its
+        start), traceback.
+        """
+        return self._stamp(frames.dead(self.records.dead(n)), n)
+
+    def get_failures(self, n: int = 1000, group: bool = True) -> pd.DataFrame:
+        """The newest ``n`` dead letters by error type and task name, the most frequent first.
+
+        error_type, name, count, first_at, last_at, example_id and error (of the newest). With
+        ``group=False``, as get_dead.
+        """
+        if not group:
+            return self.get_dead(n)
+        return self._stamp(frames.failures(self.records.failures(n)))
+
+    def get_task(self, task_id: str) -> pd.DataFrame:
+        """All attempts of one task, oldest first; the last row is how it stands now.
+
+        attempt, state, queued_at, started_at, finished_at, wait, run, worker, note. Its payload,
+        result, error and traceback are in ``attrs["redistq"]``. Attempts older than the history
+        are not shown. Raises UnknownTask.
+        """
+        task = self.records.task(task_id)
+        found = frames.attempts(task)
+        facts = ("id", "name", "state", "payload", "result", "error_type", "error", "traceback")
+        return frames.stamp(
+            found, queue=self.queue, url=self.url, **{fact: getattr(task, fact) for fact in facts}
+        )
+
+    def get_throughput(
+        self, window: Any = "5min", freq: Any = "1s", by: str | None = None
+    ) -> pd.DataFrame:
+        """Ends of attempts per ``freq`` over the last ``window``; steps without one are 0.
+
+        ts (index, its frequency set); succeeded, failed, retried, snoozed, recovered, cancelled.
+        With ``by`` ("name" or "worker"), these six for each: two levels of columns. Where the
+        history reaches back less far than the window the frame begins with the history, and
+        ``attrs["redistq"]["truncated"]`` says so.
+        """
+        if by not in (None, "name", "worker"):
+            raise ConfigurationError(f"by is None, 'name' or 'worker': {by!r}")
+        window_ms = frames.milliseconds(window, "window")
+        step_ms = frames.milliseconds(freq, "freq")
+        if window_ms // step_ms > 1_000_000:
+            raise ConfigurationError("window / freq is at most 1,000,000 steps")
+        shot = self.snapshot()
+        start = shot.now_ms - window_ms
+        events = self.records.events(None, since_ms=start, until_ms=shot.now_ms)
+        cut = len(events) >= min(shot.history, EVENTS_MAX) and bool(events)
+        cut = cut and self._lost_events(shot)
+        if cut:
+            start = max(start, events[-1].finished_ms)
+        found = frames.throughput(events, start, shot.now_ms + 1, step_ms, by)
+        return frames.stamp(found, **self._facts(shot.now_ms), truncated=cut)
+
+    def get_latency(
+        self, by: str = "name", q: tuple[float, ...] = frames.QUANTILES, n: int = 10_000
+    ) -> pd.DataFrame:
+        """Queueing and run time of the newest ``n`` attempts, per task name (or worker, state).
+
+        ``by`` (index), count, wait_p50, wait_p90, ... and run_p50, ... for each quantile of ``q``,
+        wait_mean, run_mean, run_max. Queueing time runs from the moment the attempt is ready.
+        """
+        if by not in ("name", "worker", "state"):
+            raise ConfigurationError(f"by is 'name', 'worker' or 'state': {by!r}")
+        if not q or not all(0 <= part <= 1 for part in q):
+            raise ConfigurationError(f"q is a tuple of numbers from 0 to 1: {q!r}")
+        return self._stamp(frames.latency(self.records.events(n), by, tuple(q)))
+
+    def get_batches(self, n: int = 100) -> pd.DataFrame:
+        """Batches, newest first.
+
+        batch (index), name, state (running, finished), total, waiting (or running), succeeded,
+        failed, cancelled, retried, created_at, finished_at, elapsed.
+        """
+        now_ms = self.snapshot().now_ms
+        found = frames.batches(self.records.batches(n), now_ms)
+        return frames.stamp(found, **self._facts(now_ms), truncated=len(found) == n)
+
+    def _lost_events(self, shot: Snapshot) -> bool:
+        """Whether the history has dropped events: there were more than it holds."""
+        ended = sum(
+            shot.counters.get(state, 0)
+            for state in ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
+        )
+        return ended > shot.history
+
+    def _facts(self, now_ms: int) -> dict[str, Any]:
+        return {"as_of": frames.iso(now_ms), "queue": self.queue, "url": self.url}
+
+    def _stamp(self, found: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
+        seconds, micros = self.broker.call(("TIME",))
+        facts = self._facts(int(seconds) * 1000 + int(micros) // 1000)
+        return frames.stamp(found, **facts, truncated=n is not None and len(found) == n)
+
+    @property
+    def stats(self) -> pd.Series[Any]:
+        """``get_queue_stats()``."""
+        return self.get_queue_stats()
+
+    @property
+    def recent(self) -> pd.DataFrame:
+        """``get_recent_tasks()``."""
+        return self.get_recent_tasks()
+
+    @property
+    def workers(self) -> pd.DataFrame:
+        """``get_workers()``."""
+        return self.get_workers()
+
+    @property
+    def consumers(self) -> pd.DataFrame:
+        """``get_consumers()``."""
+        return self.get_consumers()
+
+    @property
+    def pending(self) -> pd.DataFrame:
+        """``get_pending()``."""
+        return self.get_pending()
+
+    @property
+    def delayed(self) -> pd.DataFrame:
+        """``get_delayed()``."""
+        return self.get_delayed()
+
+    @property
+    def dead(self) -> pd.DataFrame:
+        """``get_dead()``."""
+        return self.get_dead()
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """``get_failures()``."""
+        return self.get_failures()
+
+    @property
+    def throughput(self) -> pd.DataFrame:
+        """``get_throughput()``."""
+        return self.get_throughput()
+
+    @property
+    def latency(self) -> pd.DataFrame:
+        """``get_latency()``."""
+        return self.get_latency()
+
+    @property
+    def batches(self) -> pd.DataFrame:
+        """``get_batches()``."""
+        return self.get_batches()
 
     # -- what a button does ----------------------------------------------------------------------
 

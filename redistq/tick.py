@@ -108,6 +108,11 @@ class BatchRow:
         return self.succeeded + self.failed + self.cancelled
 
     @property
+    def state(self) -> str:
+        """running or finished."""
+        return "running" if self.finished_ms is None else "finished"
+
+    @property
     def waiting(self) -> int:
         """How many of its tasks wait or run."""
         return max(0, self.total - self.settled)
@@ -134,7 +139,7 @@ class Tick:
     """One refresh: every figure, and what is new, of one instant.
 
     ``events`` are the ends of attempts since the tick's ``after``, oldest first, at most as many
-    as were asked for (``missed`` says that there were more; the counters miss none).
+    as were asked for (``missed`` says that there may be more; the counters miss none).
     ``cursor`` is the ``after`` of the next tick. ``running`` is what living workers hold, a fair
     share of each; ``dead`` the newest dead letters and ``batches`` the newest batches, newest
     first.
@@ -213,6 +218,20 @@ class Tick:
         )
 
     @property
+    def per_second(self) -> float:
+        """Tasks that succeeded or failed per second over the last minute, from the events of this
+        tick alone; over less than a minute where they reach back less far. For a tick without
+        ``after``."""
+        since = self.now_ms - 60_000
+        if self.missed and self.events and self.events[0].finished_ms > since:
+            since = self.events[0].finished_ms
+        settled = sum(
+            event.finished_ms >= since and event.state in ("succeeded", "failed")
+            for event in self.events
+        )
+        return settled * 1000 / max(self.now_ms - since, 1)
+
+    @property
     def health(self) -> tuple[str, str]:
         """A word (ok, idle, paused, warning, bad) and one sentence that says why."""
         return health(self.snapshot)
@@ -220,7 +239,7 @@ class Tick:
 
 def slots_of(worker: WorkerRow) -> int:
     """A worker's threads."""
-    return _int(worker.details.get("threads", "")) or 0
+    return int_or_none(worker.details.get("threads", "")) or 0
 
 
 def running_of(worker: WorkerRow) -> int:
@@ -241,12 +260,11 @@ def health(snapshot: Snapshot) -> tuple[str, str]:
     alive = [w for w in snapshot.workers if w.deadline_ms >= snapshot.now_ms]
     silent = len(snapshot.workers) - len(alive)
     work = snapshot.ready + snapshot.pending
-    if work and not alive:
-        return "bad", f"{work:,} tasks wait and no worker runs: start one with redistq worker"
-    if snapshot.delayed and not alive:
-        return "bad", f"{snapshot.delayed:,} tasks are delayed and no worker runs to move them"
+    if (work or snapshot.delayed) and not alive:
+        waiting = many(work + snapshot.delayed, "task")
+        return "bad", f"no worker runs and {waiting} wait: redistq worker your.module"
     if silent:
-        return "warning", f"{silent} workers are silent; their tasks are recovered in a moment"
+        return "warning", f"{many(silent, 'worker')} silent; what they ran is recovered in a moment"
     if snapshot.paused:
         return "paused", "the queue is paused: nothing is started until it is resumed"
     late_ms = 0 if snapshot.next_due_ms is None else snapshot.now_ms - snapshot.next_due_ms
@@ -254,7 +272,13 @@ def health(snapshot: Snapshot) -> tuple[str, str]:
         return "warning", f"a delayed task is {late_ms / 1000:,.0f} s late: no scheduler runs"
     if not work and not snapshot.delayed:
         return "idle", "nothing waits and nothing runs"
-    return "ok", f"{len(alive)} workers, {running_count(snapshot):,} tasks running"
+    running = many(running_count(snapshot), "task")
+    return "ok", f"{many(len(alive), 'worker')}, {running} running"
+
+
+def many(count: int, thing: str) -> str:
+    """A number and its noun: 1 task, 2 tasks."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _seen(tick: Tick) -> int:
@@ -275,23 +299,23 @@ def read_tick(
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
     letters = []
     for raw_id, raw_died, flat in dead:
-        task_id, died = _text(raw_id), int(float(raw_died))
+        task_id, died = text_of(raw_id), int(float(raw_died))
         found = known.get((task_id, died)) if not flat else None
-        letters.append(found or read_dead(task_id, died, _fields(flat)))
+        letters.append(found or read_dead(task_id, died, fields_of(flat)))
     return Tick(
         snapshot=snapshot,
         events=read,
-        missed=bool(after) and len(read) >= limit,
+        missed=len(read) >= limit,
         cursor=read[-1].entry if read else after or f"{snapshot.now_ms}-0",
         running=tuple(_read_running(row, snapshot.now_ms) for row in running),
         dead=tuple(letters),
-        batches=tuple(read_batch(_text(row[0]), _fields(row[1])) for row in batches),
+        batches=tuple(read_batch(text_of(row[0]), fields_of(row[1])) for row in batches),
     )
 
 
 def read_event(entry: bytes, flat: list[bytes]) -> Event:
     """One entry of the history."""
-    fields = _fields(flat)
+    fields = fields_of(flat)
     finished = int(entry.split(b"-", 1)[0])
     return Event(
         entry=entry.decode(),
@@ -299,10 +323,10 @@ def read_event(entry: bytes, flat: list[bytes]) -> Event:
         name=fields.get("name", ""),
         state=fields.get("state", ""),
         worker=fields.get("worker", ""),
-        attempt=_int(fields.get("attempt", "")) or 1,
+        attempt=int_or_none(fields.get("attempt", "")) or 1,
         finished_ms=finished,
-        queued_ms=_int(fields.get("queued_ms", "")),
-        run_ms=_float(fields.get("run_ms", "")),
+        queued_ms=int_or_none(fields.get("queued_ms", "")),
+        run_ms=float_or_none(fields.get("run_ms", "")),
         note=fields.get("note", ""),
     )
 
@@ -310,15 +334,15 @@ def read_event(entry: bytes, flat: list[bytes]) -> Event:
 def _read_running(row: list[Any], now_ms: int) -> Running:
     entry, worker, idle, started, task_id, name, attempt, recovered, preview = row
     return Running(
-        entry=_text(entry),
-        id=_text(task_id),
-        name=_text(name),
-        worker=_text(worker),
-        attempt=_int(_text(attempt)) or 1,
-        recovered=_int(_text(recovered)) or 0,
+        entry=text_of(entry),
+        id=text_of(task_id),
+        name=text_of(name),
+        worker=text_of(worker),
+        attempt=int_or_none(text_of(attempt)) or 1,
+        recovered=int_or_none(text_of(recovered)) or 0,
         since_ms=now_ms - int(idle),
         started=bool(started),
-        preview=_text(preview),
+        preview=preview_of(preview),
     )
 
 
@@ -329,13 +353,13 @@ def read_dead(task_id: str, died_ms: int, fields: Mapping[str, str]) -> DeadLett
         id=task_id,
         name=fields.get("name", ""),
         died_ms=died_ms,
-        attempt=_int(fields.get("attempt", "")) or 1,
+        attempt=int_or_none(fields.get("attempt", "")) or 1,
         worker=fields.get("worker", ""),
-        run_ms=_float(fields.get("run_ms", "")),
+        run_ms=float_or_none(fields.get("run_ms", "")),
         error_type=error["type"],
         error=error["message"],
         traceback=error["traceback"],
-        preview=fields.get("payload", "")[:200],
+        preview=preview_of(fields.get("payload", "")),
     )
 
 
@@ -343,7 +367,7 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
     """A batch's record; one that has expired gives zeros."""
 
     def count(name: str) -> int:
-        return _int(fields.get(name, "")) or 0
+        return int_or_none(fields.get(name, "")) or 0
 
     return BatchRow(
         id=batch_id,
@@ -354,7 +378,7 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
         cancelled=count("cancelled"),
         retried=count("retried"),
         created_ms=count("created_ms"),
-        finished_ms=_int(fields.get("finished_ms", "")),
+        finished_ms=int_or_none(fields.get("finished_ms", "")),
     )
 
 
@@ -369,23 +393,29 @@ def read_error(text: str) -> dict[str, str]:
     return {key: str(found.get(key, "")) for key in ("type", "message", "traceback")}
 
 
-def _text(raw: Any) -> str:
+def preview_of(payload: bytes | str) -> str:
+    """The start of a payload as text; a packet (see pickling.py) is only named as one."""
+    text = text_of(payload)
+    return "(a pickled call)" if text.startswith("\0rq") else text[:200]
+
+
+def text_of(raw: Any) -> str:
     return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
 
 
-def _fields(flat: list[Any]) -> dict[str, str]:
-    text = [_text(item) for item in flat]
+def fields_of(flat: list[Any]) -> dict[str, str]:
+    text = [text_of(item) for item in flat]
     return dict(zip(text[::2], text[1::2], strict=False))
 
 
-def _int(text: str) -> int | None:
+def int_or_none(text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
         return None
 
 
-def _float(text: str) -> float | None:
+def float_or_none(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
