@@ -82,13 +82,17 @@ class AsyncCrew:
             self._loop.call_soon(self._admit)
         self._done(outcome)
 
-    def stop(self, deadline: float) -> None:
-        """Let running tasks finish until ``deadline`` (monotonic), then cancel them; end."""
-        if not self._thread.is_alive():
-            return
+    def stop(self, deadline: float) -> bool:
+        """Let running tasks finish until ``deadline`` (monotonic), then cancel them; end.
 
-        async def drain() -> None:
+        Answers whether all of them finished.
+        """
+        if not self._thread.is_alive():
+            return True
+
+        async def drain() -> bool:
             running = set(self._running)
+            late: set[asyncio.Task[None]] = set()
             if running:
                 left = max(0.0, deadline - time.monotonic())
                 _, late = await asyncio.wait(running, timeout=left)
@@ -97,9 +101,12 @@ class AsyncCrew:
                     task.cancel()
                 if late:
                     await asyncio.wait(late, timeout=1)
+            return not late
 
-        with contextlib.suppress(Exception):
+        finished = False
+        with contextlib.suppress(TimeoutError):  # a coroutine that blocks holds up the loop
             future = asyncio.run_coroutine_threadsafe(drain(), self._loop)
-            future.result(max(0.0, deadline - time.monotonic()) + 2)
+            finished = future.result(max(0.0, deadline - time.monotonic()) + 2)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(2)
+        return finished

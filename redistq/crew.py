@@ -44,6 +44,8 @@ PREFETCH_NS = 50_000_000
 """Most unstarted work held, in time: what runs in 50 ms."""
 PREFETCH_TASKS = 500
 """Most unstarted work held, in tasks."""
+PREFETCH_MIXED = 16
+"""Most tasks read at a time for the event loop of a worker that has busy threads as well."""
 BLOCK_MS = 5_000
 """Longest single blocking read, so that a lost server is noticed."""
 CALL_BYTES = 1024 * 1024
@@ -136,11 +138,10 @@ class Crew:
         self._draining = True
         for _ in self._runners:
             self._bell.put(None)
-        if self._loop is not None:
-            self._loop.stop(deadline)
+        finished = self._loop is None or self._loop.stop(deadline)
         for thread in self._runners:
             thread.join(max(0.0, deadline - time.monotonic()))
-        finished = not any(thread.is_alive() for thread in self._runners)
+        finished = finished and not any(thread.is_alive() for thread in self._runners)
         if not self._flush(until=max(deadline, time.monotonic() + 2)):
             finished = False
         self._gave_up.set()
@@ -248,8 +249,10 @@ class Crew:
                 room = ahead - waiting if waiting <= self._low else 0
                 room = max(room, self._idle - waiting)
         if self._loop is not None:
-            # Among what is read for the loop may be tasks for threads: those count, too.
-            room = max(room, self._loop.room() - waiting)
+            room_of_loop = self._loop.room()
+            if self._has_sync:  # what is read for the loop may turn out to be work for threads
+                room_of_loop = min(room_of_loop, PREFETCH_MIXED - waiting)
+            room = max(room, room_of_loop)
         return min(room, PREFETCH_TASKS)
 
     def _accept(self, entries: list[Any]) -> None:

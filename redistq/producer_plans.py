@@ -332,6 +332,14 @@ def _outcome(task_id: str, state: str, body: bytes) -> Any:
     raise TaskCancelled(task_id)
 
 
+def _readable(payload: bytes) -> Any:
+    """A payload; one that is no JSON, which is why its task failed, as text."""
+    try:
+        return loads(payload)
+    except (ValueError, RecursionError):
+        return payload.decode("utf-8", "replace")
+
+
 def _status_of(task_id: str, watched: Watched) -> TaskStatus:
     record = watched.record
 
@@ -350,5 +358,5 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         error=loads(record["error"]) if record.get("error") else None,
         finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
-        payload=loads(payload) if payload else None,
+        payload=_readable(payload) if payload else None,
     )

@@ -1,0 +1,155 @@
+"""Start, watch and end workers for the tests: conditions with a deadline, processes by their pid.
+
+Used by the tests of workers, schedulers and producers. It ends only processes that it started, or
+that a worker which it started registered with the test's own server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
+    """Wait for a condition that has no signal of its own; its value, or a failed test."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be buried does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def history(client: redis.Redis, task_id: str, queue: str = "tasks") -> list[str]:
+    """How each attempt of a task ended, in order."""
+    events: Any = client.xrange(f"history:{queue}")
+    return [fields["state"] for _, fields in events if fields["id"] == task_id]
+
+
+def registered(client: redis.Redis, queue: str = "tasks") -> dict[str, int]:
+    """The pid of every worker process that is registered, by consumer name."""
+    found = {}
+    for name in client.zrange(f"workers:{queue}", 0, -1):
+        pid = client.hget(f"worker:{queue}:{name}", "pid")
+        if pid:
+            found[name] = int(pid)
+    return found
+
+
+def commands_in(client: redis.Redis, condition: Callable[[], Any]) -> int:
+    """How many commands the server ran while ``condition`` was being waited for."""
+    before: Any = client.info("stats")
+    until(condition, "the end of the count")
+    after: Any = client.info("stats")
+    return int(after["total_commands_processed"]) - int(before["total_commands_processed"]) - 1
+
+
+def lapse(seconds: float) -> Callable[[], bool]:
+    """A condition that comes true after a time: for tests of what must *not* happen in it."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+class Command:
+    """A process of its own session that a test started, its standard error read as it comes."""
+
+    def __init__(self, folder: Path, *args: str, url: str = "", **environment: str) -> None:
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        if url:
+            env["REDISTQ_URL"] = url
+        self.process = subprocess.Popen(
+            [sys.executable, *args],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return "".join(self.lines)
+
+    def says(self, text: str, timeout: float = 20.0) -> None:
+        """Wait until it has written ``text``."""
+        deadline = time.monotonic() + timeout
+        while text not in self.output:
+            ended = self.process.poll() is not None
+            if ended:
+                self._reader.join(5)
+                if text in self.output:
+                    return
+            assert not ended, f"it ended without saying {text!r}:\n{self.output}"
+            assert time.monotonic() < deadline, f"it did not say {text!r}:\n{self.output}"
+            time.sleep(0.01)
+
+    def send(self, number: int) -> None:
+        """Signal the process itself."""
+        self.process.send_signal(number)
+
+    def interrupt_group(self) -> None:
+        """What a terminal does on Ctrl-C: SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self, timeout: float = 20.0) -> int:
+        """Its exit code."""
+        code = self.process.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """End it if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def command(folder: Path, *args: str, **options: Any) -> Iterator[Command]:
+    """A Command that ends with the block."""
+    started = Command(folder, *args, **options)
+    try:
+        yield started
+    finally:
+        started.close()
