@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .handlers import Registry as Registry
     from .handlers import TaskContext as TaskContext
     from .handlers import task as task
+    from .monitor import TaskMonitor as TaskMonitor
     from .producer import AsyncTaskProducer as AsyncTaskProducer
     from .producer import TaskProducer as TaskProducer
     from .scheduler import TaskScheduler as TaskScheduler
@@ -69,6 +70,7 @@ _HOMES = {
     "producer": ["AsyncTaskProducer", "TaskProducer"],
     "worker": ["TaskWorker"],
     "scheduler": ["TaskScheduler"],
+    "monitor": ["TaskMonitor"],
     "handlers": ["Registry", "TaskContext", "task"],
     "errors": [
         "ConfigurationError",

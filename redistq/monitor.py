@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import frames
+from . import frames, listings
 from .calls import Snapshot
 from .errors import ConfigurationError
 from .keys import DEFAULT_QUEUE
@@ -119,7 +119,7 @@ class TaskMonitor:
         attempt, worker, queued_at (the attempt became ready), started_at, wait, run, note (the
         error's type).
         """
-        return self._stamp(frames.recent(self.records.events(n)), n)
+        return self._stamp(frames.frame(listings.RECENT, self.records.events(n)), n)
 
     def get_workers(self) -> pd.DataFrame:
         """Worker processes by name: up to 1000.
@@ -129,7 +129,7 @@ class TaskMonitor:
         deadline_at (of its next heartbeat), python, version, names (of its handlers).
         """
         tick = self.tick(events=1, workers=1000, running=1000, dead=1, batches=1)
-        return self._stamp(frames.workers(workers_of(tick)), 1000)
+        return self._stamp(frames.frame(listings.WORKERS, workers_of(tick)), 1000)
 
     def get_consumers(self) -> pd.DataFrame:
         """The stream's consumers as the server lists them, by name.
@@ -138,7 +138,7 @@ class TaskMonitor:
         something; NaT where the server does not say), state (alive, silent, or unknown: no worker
         goes by this name).
         """
-        return self._stamp(frames.consumers(self.records.consumers()))
+        return self._stamp(frames.frame(listings.CONSUMERS, self.records.consumers()))
 
     def get_pending(self, n: int = 100) -> pd.DataFrame:
         """Tasks handed to workers and not settled, oldest first.
@@ -146,7 +146,7 @@ class TaskMonitor:
         id, name, worker, attempt, recovered, queued_at, since (handed over), held (for how long),
         deliveries, entry, payload (its start).
         """
-        return self._stamp(frames.pending(self.records.pending(n)), n)
+        return self._stamp(frames.frame(listings.PENDING, self.records.pending(n)), n)
 
     def get_delayed(self, n: int = 100) -> pd.DataFrame:
         """Tasks that wait for their time, the next due first.
@@ -154,7 +154,7 @@ class TaskMonitor:
         id, name, due_at, due_in (negative: late), reason (delay, retry, snooze, unknown: no worker
         has a handler for it), attempt, recovered, error_type (of a retry), payload (its start).
         """
-        return self._stamp(frames.delayed(self.records.delayed(n)), n)
+        return self._stamp(frames.frame(listings.DELAYED, self.records.delayed(n)), n)
 
     def get_dead(self, n: int = 100) -> pd.DataFrame:
         """Failed tasks that are kept, newest first.
@@ -162,7 +162,7 @@ class TaskMonitor:
         id, name, died_at, error_type, error (its message), attempt, worker, run, payload (its
         start), traceback.
         """
-        return self._stamp(frames.dead(self.records.dead(n)), n)
+        return self._stamp(frames.frame(listings.DEAD, self.records.dead(n)), n)
 
     def get_failures(self, n: int = 1000, group: bool = True) -> pd.DataFrame:
         """The newest ``n`` dead letters by error type and task name, the most frequent first.
@@ -172,7 +172,7 @@ class TaskMonitor:
         """
         if not group:
             return self.get_dead(n)
-        return self._stamp(frames.failures(self.records.failures(n)))
+        return self._stamp(frames.frame(listings.FAILURES, self.records.failures(n)))
 
     def get_task(self, task_id: str) -> pd.DataFrame:
         """All attempts of one task, oldest first; the last row is how it stands now.
@@ -182,7 +182,7 @@ class TaskMonitor:
         are not shown. Raises UnknownTask.
         """
         task = self.records.task(task_id)
-        found = frames.attempts(task)
+        found = frames.frame(listings.ATTEMPTS, listings.attempts_of(task))
         facts = ("id", "name", "state", "payload", "result", "error_type", "error", "traceback")
         return frames.stamp(
             found, queue=self.queue, url=self.url, **{fact: getattr(task, fact) for fact in facts}
@@ -232,11 +232,9 @@ class TaskMonitor:
         """Batches, newest first.
 
         batch (index), name, state (running, finished), total, waiting (or running), succeeded,
-        failed, cancelled, retried, created_at, finished_at, elapsed.
+        failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs).
         """
-        now_ms = self.snapshot().now_ms
-        found = frames.batches(self.records.batches(n), now_ms)
-        return frames.stamp(found, **self._facts(now_ms), truncated=len(found) == n)
+        return self._stamp(frames.frame(listings.BATCHES, self.records.batches(n)), n)
 
     def _lost_events(self, shot: Snapshot) -> bool:
         """Whether the history has dropped events: there were more than it holds."""
