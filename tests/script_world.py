@@ -42,9 +42,10 @@ def outcome(
     ttl: str = TTL,
     inbox: str = "",
     note: str = "",
+    batch: str = "",
 ) -> Outcome:
     """One outcome as ``settle`` takes it."""
-    return (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note)
+    return (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note, batch)
 
 
 def attempt_ended(
@@ -242,6 +243,20 @@ class World:
                 expires = self.db.pttl(key) >= 0
                 found[key.decode()] = (readers[self.db.type(key)](key), expires)
         return found
+
+    def ttl_ms(self, id: str) -> int:
+        """What is left of a record's life; -1 when it does not expire."""
+        left: int = self.db.pttl(self.keys.task(id))
+        return left
+
+    def twice(self, action: Callable[[], Any]) -> Any:
+        """Do it, do it again: the second answer is the first, and nothing has changed by it."""
+        first = action()
+        before = self.fingerprint()
+        again = action()
+        assert again == first
+        assert self.fingerprint() == before
+        return first
 
     # -- what must always hold -------------------------------------------------------------------
 
