@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -112,6 +113,7 @@ class Wire:
     def __init__(self, connect: Callable[[float | None], Any], timeout: float | None) -> None:
         self._connect, self._timeout = connect, timeout
         self._connection: Any = None
+        _wires.add(self)
         self.opened = 0
         """How often a connection was made; a reader that sees it grow looks for lost answers."""
 
@@ -226,12 +228,34 @@ class Wire:
             with contextlib.suppress(OSError):
                 sock.shutdown(2)
 
+    def forget(self) -> None:
+        """In a forked process: let go of the parent's socket without a word to the server."""
+        connection, self._connection = self._connection, None
+        sock = getattr(connection, "_sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                os.close(sock.detach())
+
     def close(self) -> None:
         """Close the connection; the next request opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.disconnect()
+
+
+_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # A forked process that outlives its parent would keep the parent's connections open: the
+    # server would go on handing tasks to a blocking read that nobody reads.
+    for wire in list(_wires):
+        wire.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _meaning(error: rex.ResponseError) -> Exception:

@@ -96,6 +96,9 @@ class Crew:
         self._fetcher_waits, self._low = False, 0  # a runner rings when no more than that is ready
         self._popped = 0  # tasks started; the fetcher sees by it whether anyone makes progress
         self.lost = 0
+        # A read that outlived its process (a lost host) must be over when the lease is: what the
+        # server handed to it after the recovery would belong to nobody.
+        self._block_ms = min(BLOCK_MS, settings.lease_ms // 2)
         self._group_gone, self._look_again = False, False
         self._seen_popped, self._gave_back_at = -1, -1
         self._stuck_since, self._stuck_s = 0.0, STUCK_S
@@ -196,7 +199,7 @@ class Crew:
                     self._take_up_lost_answers(wire)
                     self._look_again, opened = False, wire.opened
                 # With unstarted work in hand, be back in time to see whether it is stuck.
-                block_ms = int(STUCK_S * 1000) if self._ready else BLOCK_MS
+                block_ms = int(STUCK_S * 1000) if self._ready else self._block_ms
                 reply = wire.request(self.calls.fetch(self.consumer, room, block_ms))
                 pause = 0.05
                 if reply:

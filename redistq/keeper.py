@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from .worker_settings import WorkerSettings
 
 log = logging.getLogger("redistq.keeper")
 
-ADOPT_EVERY_S = 60.0
+ADOPT_EVERY_S = 30.0
+REPORT_AGAIN_S = 6.0
+"""Seconds after which a dead worker is reported once more: longer than any blocking read."""
 KILL_GRACE_S = 5.0
 QUICK_DEATH_S = 5.0
 ORPHAN_TIMEOUT_S = 5.0
@@ -87,6 +90,7 @@ class Keeper:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._kill = threading.Event()
+        self._buried: deque[tuple[float, str]] = deque()
         self._failed_boot, self._booted = "", False
         self._parent = os.getppid()
         self._drain_timeout = settings.shutdown_timeout
@@ -198,6 +202,13 @@ class Keeper:
             self.beat()
             if self._earliest is not None and self._earliest <= time.monotonic():
                 self._recover_expired()
+            while self._buried and self._buried[0][0] <= now:
+                self._broker.call(
+                    self._calls.recover(
+                        self.settings.max_recoveries, consumer=self._buried[0][1], started=()
+                    )
+                )
+                self._buried.popleft()
             if now >= self._next_adopt:
                 adopted = self._broker.call(self._calls.adopt(self.settings.lease_ms))
                 if adopted:
@@ -290,6 +301,8 @@ class Keeper:
         assert member.process is not None
         code = member.process.returncode
         self.report(member)
+        # The server may hand a task to its blocking read before it sees that nobody reads there.
+        self._buried.append((time.monotonic() + REPORT_AGAIN_S, member.consumer))
         member.board.remove()
         self._close_pipes(member)
         if self._stopping.is_set():
