@@ -122,7 +122,9 @@ def test_the_walk_sees_every_kind_of_import() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["redistq", "redistq.producer", "redistq.worker"])
+@pytest.mark.parametrize(
+    "module", ["redistq", "redistq.producer", "redistq.worker", "redistq.monitor"]
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     """A worker and a producer start without what only notebooks, charts or asyncio need."""
     loaded = set(

@@ -136,6 +136,16 @@ def test_the_systemd_unit_gives_the_worker_time_to_drain() -> None:
     assert int(config["Service"]["TimeoutStopSec"]) > int(timeout[1]) + KILL_GRACE_S
 
 
+def test_methods_in_the_text_exist() -> None:
+    """What the section on watching names is there."""
+    from redistq import TaskMonitor
+
+    section = README.split("## Watching a queue")[1].split("\n## ")[0]
+    named = re.findall(r"`(get_\w+)`", section)
+    assert len(named) > 5
+    assert [name for name in named if not hasattr(TaskMonitor, name)] == []
+
+
 def test_make_targets_exist() -> None:
     """Each `make` target that the README names is in the Makefile."""
     makefile = (ROOT / "Makefile").read_text()
