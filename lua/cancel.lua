@@ -7,6 +7,8 @@
 --   5 counters
 --   6 waiters
 --   7 inbox_prefix
+--   8 batch_prefix
+--   9 settled_prefix
 -- ARGV:
 --   1 group
 --   2 history_max: events kept, about
@@ -18,13 +20,16 @@
 --   settlement may end it. One that is not pending can be deleted: nobody has seen it.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WAITERS, INBOX, DEAD, DEAD_TTL = KEYS[6], KEYS[7], nil, nil
+local BATCH, SETTLED = KEYS[8], KEYS[9]
 local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include now
 --@include entry
 --@include finish
+--@include batch
 local now, answer = int(now_ms()), {}
 local function cancelled(id, name, attempt, entry, opts)
   finish(id, 'cancelled', name, attempt, entry, '', '', '', TTL, inbox_of(opts), '', now)
+  tally_one(opts, id, 'cancelled', now)
   redis.call('HINCRBY', KEYS[5], 'cancelled', 1)
   answer[#answer + 1] = 'cancelled'
 end

@@ -10,6 +10,8 @@
 --   8 inbox_prefix
 --   9 workers
 --   10 worker_prefix
+--   11 batch_prefix
+--   12 settled_prefix
 -- ARGV:
 --   1 group
 --   2 consumer
@@ -27,6 +29,7 @@
 --   then restarts must not cost the tasks that waited for it their lives.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local DEAD, WAITERS, INBOX = KEYS[6], KEYS[7], KEYS[8]
+local BATCH, SETTLED = KEYS[11], KEYS[12]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local GRACE = tonumber(ARGV[6])
 --@include now
@@ -34,6 +37,7 @@ local GRACE = tonumber(ARGV[6])
 --@include entry
 --@include requeue
 --@include finish
+--@include batch
 local now = now_ms()
 local names = '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
@@ -66,13 +70,17 @@ for at = 7, #ARGV, 3 do
     end
   else
     local parked, since = tonumber(record[1] or now), tonumber(record[2] or now)
+    -- `handler:label` is run by whoever knows the handler.
+    local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
+      or string.find(names, '\n' .. handler .. '\n', 1, true)
     drop(entry)
     if not known and now - since >= GRACE then
       local message = 'no handler named ' .. name .. '; the workers here know ' .. known_names()
       local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
       finish(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', inbox_of(task.opts),
         'UnknownTask', int(now), task)
+      tally_one(task.opts, id, 'failed', int(now))
       redis.call('HINCRBY', KEYS[5], 'failed', 1)
       answer[#answer + 1] = 'dead'
     else

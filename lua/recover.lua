@@ -9,6 +9,8 @@
 --   7 inbox_prefix
 --   8 workers
 --   9 worker_prefix
+--   10 batch_prefix
+--   11 settled_prefix
 -- ARGV:
 --   1 group
 --   2 history_max: events kept, about
@@ -27,12 +29,14 @@
 --   before it. An entry that is no task is set aside: see lib/corrupt.lua.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX, DELAYED = KEYS[6], KEYS[7], nil
+local BATCH, SETTLED = KEYS[10], KEYS[11]
 local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
 --@include now
 --@include entry
 --@include requeue
 --@include finish
+--@include batch
 --@include corrupt
 local now, consumer = now_ms(), ARGV[6]
 if consumer == '' then
@@ -56,6 +60,7 @@ for i = 1, #page do
         .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
       finish(task.id, 'failed', task.name, task.attempt, entry, consumer, '', error, '0',
         inbox_of(task.opts), 'WorkerLost', int(now), task)
+      tally_one(task.opts, task.id, 'failed', int(now))
       redis.call('HINCRBY', COUNTERS, 'failed', 1)
       dead = dead + 1
     else

@@ -3,6 +3,7 @@
 --   1 stream
 --   2 task_prefix
 --   3 dead
+--   4 batch_prefix
 -- ARGV:
 --   1 limit: without ids, the oldest dead letters up to this many
 --   2 before: without ids, only those that died before this server time, ms ('+inf' all)
@@ -14,8 +15,10 @@
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
 --   again in the meantime and others cannot be replayed. `from` says that a replay put the task
 --   back: the same ids sent again are counted as they were the first time while it is unsettled.
-local STREAM, TASK, DEAD = KEYS[1], KEYS[2], KEYS[3]
+--   A cancelled task goes too, when its payload was put back into its record.
+local STREAM, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], nil
 --@include entry
+--@include batch
 local ids = {}
 for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end
 if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMIT', ARGV[3], ARGV[1]) end
@@ -23,7 +26,7 @@ local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do
   local record = TASK .. ids[i]
   local kept = redis.call('HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from')
-  if kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
+  if (kept[1] == 'failed' or kept[1] == 'cancelled') and kept[3] and kept[3] ~= '' and not kept[5] then
     local entry = add({ id = ids[i], name = kept[2], payload = kept[3], attempt = '1',
       recovered = '0', opts = kept[4] or '' })
     redis.call('HSET', record, 'entry', entry, 'from', 'replay')
@@ -31,6 +34,11 @@ for i = 1, #ids do
       'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
     redis.call('PERSIST', record)
     redis.call('ZREM', DEAD, ids[i])
+    local batch = batch_of(kept[4])
+    if batch ~= '' and redis.call('EXISTS', BATCH .. batch) == 1 then
+      redis.call('HINCRBY', BATCH .. batch, kept[1], -1)
+      redis.call('HDEL', BATCH .. batch, 'finished_ms')
+    end
     replayed = replayed + 1
   elseif kept[6] == 'replay' and not kept[1] then
     replayed = replayed + 1 -- the same call sent again, or one that came second

@@ -5,6 +5,7 @@
 --   3 task_prefix
 --   4 history
 --   5 counters
+--   6 batch_prefix
 -- ARGV:
 --   1 group
 --   2 consumer
@@ -18,6 +19,7 @@
 --   more than allowed. A snooze is uncounted. `from` in the record answers a call sent twice.
 --   An entry that is pending but gone (trimmed by other hands) is let go.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local BATCH, SETTLED = KEYS[6], nil
 local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include now
 --@include owned
@@ -25,6 +27,7 @@ local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include requeue
 local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
 --@include finish
+--@include batch
 local lost, earliest, now = {}, 0, now_ms()
 for at = 5, #ARGV, 9 do
   local entry, id, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -40,6 +43,10 @@ for at = 5, #ARGV, 9 do
     redis.call('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
     log_attempt(id, ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry, ARGV[at + 5], ARGV[at + 8])
     redis.call('HINCRBY', KEYS[5], state, 1)
+    local batch = batch_of(task.opts)
+    if batch ~= '' and redis.call('EXISTS', BATCH .. batch) == 1 then
+      redis.call('HINCRBY', BATCH .. batch, state, 1)
+    end
   elseif redis.call('HGET', TASK .. id, 'from') ~= entry .. ' ' .. CONSUMER then
     lost[#lost + 1] = (at + 4) / 9
   end

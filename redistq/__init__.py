@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch import Batch as Batch
+    from .client import Client as Client
+    from .client import LocalWorkers as LocalWorkers
     from .errors import (
         ConfigurationError as ConfigurationError,
     )
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from .errors import (
         UnknownTask as UnknownTask,
     )
+    from .futures import TaskFuture as TaskFuture
     from .handlers import Registry as Registry
     from .handlers import TaskContext as TaskContext
     from .handlers import task as task
@@ -69,6 +73,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "producer": ["AsyncTaskProducer", "TaskProducer"],
     "worker": ["TaskWorker"],
+    "client": ["Client", "LocalWorkers"],
+    "batch": ["Batch"],
+    "futures": ["TaskFuture"],
     "scheduler": ["TaskScheduler"],
     "monitor": ["TaskMonitor"],
     "handlers": ["Registry", "TaskContext", "task"],

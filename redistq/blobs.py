@@ -7,17 +7,22 @@ pickling.py; that it is what its name says is checked, whoever wrote it.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
+import time
 from collections import OrderedDict
 
 from .broker import Broker
 from .errors import PayloadTooLarge, UntrustedPayload
 from .keys import QueueKeys
+from .pickling import Sealer
 
 BLOB_TTL_S = 7 * 86_400
 """Seconds that a blob is kept after it was last asked for: a week, as results of batches are."""
 MAX_BLOB_BYTES = 256 * 1024 * 1024
 """Largest argument that travels through the server (which holds at most 512 MB in a value)."""
+RENEW_S = 86_400.0
+"""Seconds after which a blob in use is renewed."""
 CACHE_BYTES = 256 * 1024 * 1024
 
 
@@ -26,40 +31,45 @@ class BlobMissing(LookupError):
 
 
 class Blobs:
-    """Content-addressed values of one queue; safe to use from several threads."""
+    """Content-addressed packets of one queue; safe to use from several threads."""
 
-    def __init__(self, broker: Broker, keys: QueueKeys) -> None:
-        self._broker, self._keys = broker, keys
-        self._known: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, broker: Broker, keys: QueueKeys, sealer: Sealer) -> None:
+        self._broker, self._keys, self._sealer = broker, keys, sealer
+        self._stored: OrderedDict[str, float] = OrderedDict()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
 
-    def put(self, packet: bytes, digest: str | None = None) -> str:
-        """Store a packet unless the server has it; answers its name.
+    def put(self, data: bytes) -> str:
+        """Store bytes, packed and signed, unless the server has them; answers their name.
 
         Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
+        packet = self._sealer.pack(data)
         if len(packet) > MAX_BLOB_BYTES:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES)
-        name = digest or digest_of(packet)
-        if name in self._known:
+        name, now = digest_of(packet), time.monotonic()
+        if now - self._stored.get(name, -math.inf) < RENEW_S:
             return name
         key = self._keys.blob(name)
         if not self._broker.call(("EXPIRE", key, BLOB_TTL_S)):
             self._broker.call(("SET", key, packet, "EX", BLOB_TTL_S))
-        self._known[name] = None
-        if len(self._known) > 10_000:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._stored[name] = now
+            if len(self._stored) > 10_000:
+                self._stored.popitem(last=False)
         return name
 
     def forget(self) -> None:
-        """After the server lost its memory: store again what is used again."""
-        self._known.clear()
+        """After the server may have lost its memory: store again what is used again."""
+        with self._lock:
+            self._stored.clear()
 
     def get(self, name: str) -> bytes:
-        """A packet by its name; raises BlobMissing, or UntrustedPayload when it is not what its
-        name says."""
+        """The bytes of a blob, their signature checked; raises BlobMissing or UntrustedPayload.
+
+        What was checked once is kept, up to CACHE_BYTES in all.
+        """
         with self._lock:
             if name in self._cache:
                 self._cache.move_to_end(name)
@@ -72,14 +82,15 @@ class Blobs:
             )
         if digest_of(packet) != name:
             raise UntrustedPayload("a stored argument is not what its name says")
+        data = self._sealer.unpack(packet)
         with self._lock:
-            if name not in self._cache and len(packet) <= CACHE_BYTES // 2:
-                self._cache[name] = packet
-                self._cached += len(packet)
+            if name not in self._cache and len(data) <= CACHE_BYTES // 2:
+                self._cache[name] = data
+                self._cached += len(data)
                 while self._cached > CACHE_BYTES:
                     _, old = self._cache.popitem(last=False)
                     self._cached -= len(old)
-        return packet
+        return data
 
 
 def digest_of(packet: bytes) -> str:

@@ -136,11 +136,20 @@ class Calls:
             k.dead,
             k.waiters,
             k.inbox_prefix,
+            k.batch_prefix,
+            k.settled_prefix,
             argv=[group],
         )
         self._settle_tail = (history, dead_ttl)
         self._retry = self._prefix(
-            "retry", k.stream, k.delayed, k.task_prefix, k.history, k.counters, argv=[group]
+            "retry",
+            k.stream,
+            k.delayed,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.batch_prefix,
+            argv=[group],
         )
         self._retry_tail = (history, k.channel)
         self._release = self._prefix("release", k.stream, k.task_prefix, argv=[group])
@@ -156,6 +165,8 @@ class Calls:
             k.inbox_prefix,
             k.workers,
             k.worker_prefix,
+            k.batch_prefix,
+            k.settled_prefix,
             argv=[group],
         )
         self._park_tail = (history, dead_ttl, k.channel)
@@ -174,6 +185,8 @@ class Calls:
             k.inbox_prefix,
             k.workers,
             k.worker_prefix,
+            k.batch_prefix,
+            k.settled_prefix,
             argv=[group, history, dead_ttl],
         )
         self._cancel = self._prefix(
@@ -185,9 +198,12 @@ class Calls:
             k.counters,
             k.waiters,
             k.inbox_prefix,
+            k.batch_prefix,
+            k.settled_prefix,
             argv=[group, history],
         )
-        self._replay = self._prefix("replay", k.stream, k.task_prefix, k.dead)
+        self._replay = self._prefix("replay", k.stream, k.task_prefix, k.dead, k.batch_prefix)
+        self._open_batch = self._prefix("open_batch", k.batches, k.batch_prefix)
         self._purge = self._prefix("purge", k.task_prefix, k.dead)
         self._watch = self._prefix("watch", k.stream, k.task_prefix, k.waiters, argv=[group])
         self._register = self._prefix("register", k.workers, k.worker_prefix, k.meta)
@@ -264,6 +280,10 @@ class Calls:
         fields = {record[i].decode(): record[i + 1] for i in range(0, len(record), 2)}
         return Watched(reply[0].decode(), fields, reply[2].decode())
 
+    def open_batch(self, batch_id: str, name: str, total: int, ttl_ms: int) -> Command:
+        """Open a batch or find it; the answer is whether it was opened now, and its total."""
+        return (*self._open_batch, batch_id, name, total, ttl_ms)
+
     # -- schedulers ------------------------------------------------------------------------------
 
     def promote(self, limit: int = CALL_LIMIT) -> Command:
@@ -299,7 +319,7 @@ class Calls:
         )
 
     def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
-        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note)."""
+        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note, batch)."""
         return (*self._settle, consumer, *self._settle_tail, *chain.from_iterable(outcomes))
 
     def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:

@@ -7,6 +7,7 @@ the task is returned as an Outcome, which the crew settles.
 from __future__ import annotations
 
 import asyncio
+import copy
 import ctypes
 import json
 import logging
@@ -94,6 +95,7 @@ class _Run:
 
     __slots__ = (
         "attempt",
+        "batch",
         "entry",
         "id",
         "inbox",
@@ -115,6 +117,7 @@ class _Run:
     timeout: float | None
     ttl: str
     inbox: str
+    batch: str
 
 
 class Execution:
@@ -303,7 +306,7 @@ class Execution:
             return _corrupt(entry, "no task: its id is not UTF-8")
         if not (attempt.isdigit() and recovered.isdigit()):
             return _corrupt(entry, "no task: its attempt or recovery count is no number")
-        job = self._jobs.get(name)
+        job = self._jobs.get(name) or self._labelled(name)
         if job is None:
             text = name.decode("utf-8", "replace")
             return Outcome(
@@ -317,12 +320,18 @@ class Execution:
             attempt,
             recovered,
         )
-        run.opts, run.timeout, run.ttl, run.inbox = _NO_OPTS, job.timeout, job.ttl, ""
+        run.opts, run.timeout, run.ttl, run.inbox, run.batch = (
+            _NO_OPTS,
+            job.timeout,
+            job.ttl,
+            "",
+            "",
+        )
         try:
             if opts:
                 run.opts = more = json.loads(opts)
                 run.timeout = more.get("timeout", job.timeout)
-                run.inbox = more.get("inbox", "")
+                run.inbox, run.batch = more.get("inbox", ""), more.get("batch", "")
                 if "result_ttl" in more:
                     run.ttl = str(int(more["result_ttl"] * 1000))
                 _check_options(run)
@@ -333,6 +342,17 @@ class Execution:
                 run, "failed", _error("CorruptPayload", str(error)), "CorruptPayload", 0, 0
             )
         return run
+
+    def _labelled(self, name: bytes) -> _Job | None:
+        """``handler:label`` runs what ``handler`` runs, and is shown by its whole name."""
+        job = self._jobs.get(name.partition(b":")[0])
+        if job is None or not job.raw:
+            return None
+        labelled = copy.copy(job)
+        labelled.name = name.decode("utf-8", "replace")
+        if len(self._jobs) < 10_000:
+            self._jobs[name] = labelled
+        return labelled
 
     # -- outcomes --------------------------------------------------------------------------------
 
@@ -363,6 +383,7 @@ class Execution:
             run.ttl,
             run.inbox,
             note,
+            run.batch,
         )
         return Outcome(
             SETTLE, run.entry, run.id.decode(), run.job.name, run.attempt.decode(), started, args
@@ -419,6 +440,7 @@ def _check_options(run: _Run) -> None:
     if not (
         isinstance(retries, int)
         and isinstance(run.inbox, str)
+        and isinstance(run.batch, str)
         and (timeout is None or isinstance(timeout, int | float))
     ):
         raise TypeError(f"its options are not sound: {run.opts!r:.200}")

@@ -182,7 +182,7 @@ class CallHandler:
         if shared is not None and argument.digest in shared:
             return shared[argument.digest]
         # Unpickled anew for every task: one that changes its argument changes its own copy.
-        value = load(self._sealer.unpack(self._blobs.get(argument.digest)))
+        value = load(self._blobs.get(argument.digest))
         if shared is not None:
             shared[argument.digest] = value
         return value
@@ -193,7 +193,7 @@ class CallHandler:
             if function is not None:
                 self._functions.move_to_end(digest)
                 return function
-        function = load_function(self._sealer.unpack(self._blobs.get(digest)))
+        function = load_function(self._blobs.get(digest))
         with self._lock:
             self._functions[digest] = function
             if len(self._functions) > 256:

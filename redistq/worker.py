@@ -409,7 +409,7 @@ def with_function_calls(
     return with_calls(
         registry,
         sealer,
-        Blobs(broker, calls.keys),
+        Blobs(broker, calls.keys, sealer),
         LogSink(broker, calls.keys),
         calls.keys.logs_prefix,
     )

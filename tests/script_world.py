@@ -418,15 +418,19 @@ class Walk:
             self.held.append((consumer, entry, fields))
 
     def _some_held(self) -> list[tuple[str, str, dict[str, str]]]:
-        """Entries that a consumer holds or held; at times claimed by the wrong consumer."""
+        """Entries of one consumer: mostly such as it has now, at times long gone or another's."""
+        chance = self.random
         recent = self.held[-20:]
+        if chance.random() < 0.7:
+            pending = self.world.pending()
+            recent = [h for h in recent if pending.get(h[1]) == h[0]]
         if not recent:
             return []
-        consumer = self.random.choice(recent)[0]
+        consumer = chance.choice(recent)[0]
         mine = [h for h in recent if h[0] == consumer]
-        chosen = self.random.sample(mine, min(len(mine), self.random.randint(1, 4)))
-        if self.random.random() < 0.2:
-            wrong = self.random.choice(self.CONSUMERS)
+        chosen = chance.sample(mine, min(len(mine), chance.randint(1, 4)))
+        if chance.random() < 0.2:
+            wrong = chance.choice(self.CONSUMERS)
             chosen = [(wrong, entry, fields) for _, entry, fields in chosen]
         return chosen
 

@@ -278,6 +278,7 @@ BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
     "browse": lambda c, n: c.browse("pending", 10),
     "cancel": lambda c, n: c.cancel(["x"] * n, 654),
     "enqueue": lambda c, n: c.enqueue(["x"] * 5 * n),
+    "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),
     "park": lambda c, n: c.park(CONSUMER, 321, [("x",) * 3] * n),
     "promote": lambda c, n: c.promote(),
     "purge": lambda c, n: c.purge(["x"] * n),
@@ -287,7 +288,7 @@ BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
     "release": lambda c, n: c.release(CONSUMER, [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),
     "retry": lambda c, n: c.retry(CONSUMER, [("x",) * 9] * n),
-    "settle": lambda c, n: c.settle(CONSUMER, [("x",) * 10] * n),
+    "settle": lambda c, n: c.settle(CONSUMER, [("x",) * 11] * n),
     "snapshot": lambda c, n: c.snapshot(),
     "tick": lambda c, n: c.tick(
         "", [("x", "1")] * n, workers=1, events=1, running=1, dead=1, batches=1

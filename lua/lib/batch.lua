@@ -1,0 +1,30 @@
+-- batch_of(opts): the batch named in a task's options; decoded only where the word stands at all.
+local function batch_of(opts)
+  if not opts or not string.find(opts, '"batch"', 1, true) then return '' end
+  local ok, decoded = pcall(cjson.decode, opts)
+  return ok and type(decoded) == 'table' and type(decoded.batch) == 'string' and decoded.batch or ''
+end
+-- tally(batch, ended, counts, now): ends of tasks of one batch (a flat list of id, state; and how
+-- many of each state): its counters, its stream of settled ids in the order of their end, and,
+-- with the last of them, its own end. A batch that was deleted or has expired stays away.
+local function tally(batch, ended, counts, now)
+  local key, settled = BATCH .. batch, SETTLED .. batch
+  if redis.call('EXISTS', key) == 0 then return end
+  for state, n in pairs(counts) do redis.call('HINCRBY', key, state, n) end
+  for from = 1, #ended, 1000 do
+    local to = math.min(from + 999, #ended)
+    redis.call('XADD', settled, '*', unpack(ended, from, to))
+  end
+  local has = redis.call('HMGET', key, 'total', 'succeeded', 'failed', 'cancelled')
+  local done = tonumber(has[2] or 0) + tonumber(has[3] or 0) + tonumber(has[4] or 0)
+  if done >= tonumber(has[1] or 0) then
+    redis.call('HSET', key, 'finished_ms', now)
+    redis.call('PEXPIRE', key, 604800000)
+  end
+  redis.call('PEXPIRE', settled, redis.call('PTTL', key))
+end
+-- tally_one(opts, id, state, now): the same for the end of a single task.
+local function tally_one(opts, id, state, now)
+  local batch = batch_of(opts)
+  if batch ~= '' then tally(batch, { id, state }, { [state] = 1 }, now) end
+end

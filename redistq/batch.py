@@ -1,0 +1,438 @@
+"""Batch: one durable fan-out; BatchScope: a fan-out tied to a block of code.
+
+Made by clients. A batch lives on the server: its tasks have ids made of its name and their
+position, its counters move with every settlement (in the same script), and the order in which
+tasks end is a stream of its own. So any kernel that knows its name can find it, wait for it, read
+its results and go on with it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import wait
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .broker import Lost
+from .calls import CALL_LIMIT, SETTLED, Calls
+from .errors import ConfigurationError, ResultTimeout, TaskCancelled, UnknownTask
+from .futures import TaskFuture, decode_error, decode_result
+from .html import badge, escape, panel
+from .plans import BLOCK_LIMIT
+from .progress import Progress
+from .remote_call import CALL, Call, Ref
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .client import CallOptions, Client
+
+_OPEN_TTL_MS = 30 * 86_400_000
+"""A batch that nobody finishes is forgotten after 30 days; a finished one after a week."""
+
+
+class Batch:
+    """The tasks of one ``map_batch``, by name.
+
+    ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
+    wait for it without polling; ``failures()`` is a DataFrame; ``retry_failed()`` and ``cancel()``
+    act. ``await batch`` gives its results. An interrupt ends a wait, never the work.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        batch_id: str,
+        total: int,
+        options: CallOptions,
+        progress: bool | None = None,
+    ) -> None:
+        self._client, self.id, self.total = client, batch_id, total
+        self._options, self._progress = options, progress
+
+    # -- starting and finding --------------------------------------------------------------------
+
+    @classmethod
+    def start(
+        cls,
+        client: Client,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        name: str | None,
+        resume: bool,
+        progress: bool | None,
+    ) -> Batch:
+        """See Client.map_batch."""
+        from .client import BATCH_TTL_S, _label, unique_name
+
+        batch_id = name or unique_name()
+        if not 0 < len(batch_id) <= 100 or any(c.isspace() for c in batch_id):
+            raise ConfigurationError(
+                f"a batch's name is 1 to 100 characters without spaces, not {batch_id!r}"
+            )
+        if options.result_ttl is None:
+            options = replace(options, result_ttl=BATCH_TTL_S)
+        # Everything is packed before the first task is sent: an item that cannot be pickled
+        # leaves nothing behind.
+        function = client.store_function(fn)
+        shared: dict[int, tuple[Any, Ref]] = {}
+        packets = [client.pack_call(function, (item,), {}, options, shared) for item in items]
+        label = options.name or _label(fn)
+        batch = cls(client, batch_id, len(packets), options, progress)
+        created, total = client.broker.call(
+            client.calls.open_batch(batch_id, label, len(packets), _OPEN_TTL_MS)
+        )
+        if not created:
+            if not resume:
+                raise ConfigurationError(
+                    f"there is a batch {batch_id!r} already: choose another name, resume it "
+                    "(resume=True), or delete it: client.batch(name).delete()"
+                )
+            if total != len(packets):
+                raise ConfigurationError(
+                    f"batch {batch_id!r} was started with {total:,} items and has {len(packets):,} "
+                    "now: choose another name, or delete it: client.batch(name).delete()"
+                )
+        batch._send(packets, f"{CALL}:{label}", renew=not created)
+        return batch
+
+    @classmethod
+    def find(cls, client: Client, batch_id: str) -> Batch:
+        """See Client.batch."""
+        from .client import CallOptions
+
+        total = client.broker.call(("HGET", client.keys.batch(batch_id), "total"))
+        if total is None:
+            raise UnknownTask(batch_id)
+        return cls(client, batch_id, int(total), CallOptions())
+
+    def _send(self, packets: list[bytes], name: str, renew: bool) -> None:
+        client = self._client
+        opts = client.task_options(self._options, batch=self.id)
+        due = "" if self._options.delay is None else f"+{int(self._options.delay * 1000)}"
+        commands = []
+        flat: list[Any] = []
+        count = size = 0
+        for index, packet in enumerate(packets):
+            if count and (count == CALL_LIMIT or size + len(packet) > 1024 * 1024):
+                commands.append(client.calls.enqueue(flat))
+                flat, count, size = [], 0, 0
+            flat.extend((self._task_id(index), name, packet, opts, due))
+            count, size = count + 1, size + len(packet)
+        if flat:
+            commands.append(client.calls.enqueue(flat))
+        for _ in client.broker.call_many(commands):
+            pass
+        if renew:
+            # What failed or was cancelled before runs again, with the function of now.
+            again = [
+                index
+                for index, state in self._states().items()
+                if state in ("failed", "cancelled") and index < len(packets)
+            ]
+            for index in again:
+                client.broker.call(
+                    (
+                        "HSET",
+                        client.keys.task(self._task_id(index)),
+                        *("payload", packets[index], "opts", opts, "name", name),
+                    )
+                )
+            if again:
+                client.producer.replay(*(self._task_id(index) for index in again))
+
+    def _task_id(self, index: int) -> str:
+        return f"{self.id}:{index}"
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """How many tasks: total, succeeded, failed, cancelled, waiting (for a worker or for their
+        time, or running), and how often one was retried."""
+        raw = self._client.broker.call(("HGETALL", self._client.keys.batch(self.id)))
+        if not raw:
+            raise UnknownTask(self.id)
+        fields = dict(zip(raw[::2], raw[1::2], strict=True))
+        counts = {
+            name: int(fields.get(name.encode(), 0))
+            for name in ("total", "succeeded", "failed", "cancelled", "retried")
+        }
+        ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
+        return {**counts, "waiting": max(counts["total"] - ended, 0)}
+
+    @property
+    def done(self) -> bool:
+        """Whether every task has come to its end."""
+        return self.counts()["waiting"] == 0
+
+    def _states(self) -> dict[int, str]:
+        """The last end of every task that had one, by position."""
+        states: dict[int, str] = {}
+        start = "-"
+        while True:
+            page = self._client.broker.call(
+                ("XRANGE", self._client.keys.settled(self.id), start, "+", "COUNT", 1000)
+            )
+            for entry, flat in page:
+                states.update(self._read(flat))
+                start = "(" + entry.decode()
+            if len(page) < 1000:
+                return states
+
+    def _read(self, flat: list[bytes]) -> Iterator[tuple[int, str]]:
+        for task_id, state in zip(flat[::2], flat[1::2], strict=True):
+            index = task_id.rpartition(b":")[2]
+            if index.isdigit():
+                yield int(index), state.decode()
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _news(self, timeout: float | None) -> Iterator[list[int]]:
+        """Positions of tasks that have ended, as news come, until all have.
+
+        Raises ResultTimeout. A task that was sent again ends again.
+        """
+        client = self._client
+        end = None if timeout is None else time.monotonic() + timeout
+        bar = Progress(self.id, self.total, self._progress)
+        wire, last = client.broker.wire(BLOCK_LIMIT + client.broker.timeout), "0-0"
+        key = client.keys.settled(self.id)
+        try:
+            while True:
+                # Counters first: once they are complete, all news are in the stream already.
+                counts = self.counts()
+                bar.show(counts)
+                left = BLOCK_LIMIT if end is None else min(BLOCK_LIMIT, end - time.monotonic())
+                block = max(1, int(left * 1000))
+                try:
+                    reply = wire.request(
+                        ("XREAD", "COUNT", 1000, "BLOCK", 1 if not counts["waiting"] else block)
+                        + ("STREAMS", key, last)
+                    )
+                except Lost:
+                    time.sleep(0.1)
+                    continue
+                if reply:
+                    last = reply[0][1][-1][0].decode()
+                    yield [i for _, flat in reply[0][1] for i, _ in self._read(flat)]
+                if not reply and not counts["waiting"]:
+                    return
+                if end is not None and time.monotonic() >= end and counts["waiting"]:
+                    raise ResultTimeout(self.id, timeout or 0.0, "running")
+                time.sleep(0.01)  # lets a burst of small settlements become one read
+        except KeyboardInterrupt:
+            print(
+                f"The wait was stopped; batch {self.id!r} goes on. client.batch({self.id!r}) finds "
+                "it again, .cancel() cancels what has not started.",
+                file=sys.stderr,
+            )
+            raise
+        finally:
+            bar.close()
+            wire.close()
+
+    def wait(self, timeout: float | None = None) -> Batch:
+        """Wait until every task has ended; raises ResultTimeout after ``timeout`` seconds."""
+        for _ in self._news(timeout):
+            pass
+        return self
+
+    def results(self, timeout: float | None = None, on_error: str = "raise") -> list[Any]:
+        """All results in the order of the items.
+
+        ``on_error``: "raise" the first error, "skip" items that failed, or "return" the error in
+        the item's place.
+        """
+        _check_on_error(on_error)
+        self.wait(timeout)
+        return [
+            value
+            for _, value, error in self._ends(range(self.total))
+            if not _failed(error, on_error)
+        ]
+
+    def as_completed(
+        self, timeout: float | None = None, on_error: str = "raise"
+    ) -> Iterator[tuple[int, Any]]:
+        """Pairs of position and result, as the tasks end; ``on_error`` as for ``results``."""
+        _check_on_error(on_error)
+        given: set[int] = set()
+        for indexes in self._news(timeout):
+            # One that was sent again and ended again is given once.
+            new = [index for index in dict.fromkeys(indexes) if index not in given]
+            given.update(new)
+            for index, value, error in self._ends(new):
+                if not _failed(error, on_error):
+                    yield index, value
+
+    def _ends(self, indexes: Iterable[int]) -> Iterator[tuple[int, Any, BaseException | None]]:
+        """Results and errors of settled tasks; an error stands in its value's place too."""
+        client, order = self._client, list(indexes)
+        commands = (
+            ("HMGET", client.keys.task(self._task_id(i)), "state", "result", "error") for i in order
+        )
+        for i, (state, result, error) in zip(order, client.broker.call_many(commands), strict=True):
+            if state == b"succeeded" and result is not None:
+                yield i, decode_result(client.sealer, result), None
+                continue
+            if state == b"failed":
+                failure, _ = decode_error(client.sealer, self._task_id(i), error)
+            elif state == b"cancelled":
+                failure = TaskCancelled(self._task_id(i))
+            else:
+                failure = UnknownTask(self._task_id(i))
+            yield i, failure, failure
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        return asyncio.shield(loop.run_in_executor(None, self.results)).__await__()
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def failures(self) -> pd.DataFrame:
+        """One row a failed task, indexed by its position: item, error, message, traceback,
+        attempts, task_id."""
+        from .dataframes import _pandas
+
+        pandas = _pandas()
+        client, rows, index = self._client, [], []
+        failed = sorted(i for i, state in self._states().items() if state == "failed")
+        commands = (client.calls.watch(self._task_id(i)) for i in failed)
+        for i, reply in zip(failed, client.broker.call_many(commands), strict=True):
+            watched = Calls.read_watch(reply)
+            if watched.state != "failed":
+                continue
+            _, report = decode_error(client.sealer, self._task_id(i), watched.record["error"])
+            index.append(i)
+            rows.append(
+                (
+                    self._item(watched.record.get("payload")),
+                    report.get("type", ""),
+                    report.get("message", ""),
+                    report.get("traceback", ""),
+                    int(watched.record.get("attempt", b"1")),
+                    self._task_id(i),
+                )
+            )
+        columns = ["item", "error", "message", "traceback", "attempts", "task_id"]
+        frame = pandas.DataFrame(rows, columns=columns, index=pandas.Index(index, name="position"))
+        kinds = dict.fromkeys(("error", "message", "traceback", "task_id"), "str")
+        return frame.astype({**kinds, "attempts": "int64"})
+
+    def _item(self, payload: bytes | None) -> Any:
+        if not payload:
+            return None
+        call = Call.unpickled(self._client.sealer.unpack(payload))
+        value = call.args[0]
+        if isinstance(value, Ref):
+            from .pickling import load
+
+            return load(self._client.blobs.get(value.digest))
+        return value
+
+    def retry_failed(self) -> int:
+        """Send the failed tasks again, as they were; answers how many."""
+        failed = [self._task_id(i) for i, state in self._states().items() if state == "failed"]
+        return self._client.producer.replay(*failed) if failed else 0
+
+    def cancel(self) -> int:
+        """Cancel what no worker has yet; answers how many tasks that were."""
+        ended = {i for i, state in self._states().items() if state in SETTLED}
+        ids = [self._task_id(i) for i in range(self.total) if i not in ended]
+        answers = self._client.producer.cancel(*ids) if ids else {}
+        return sum(1 for word in answers.values() if word == "cancelled")
+
+    def delete(self) -> None:
+        """Forget the batch and its results; what has not started is cancelled before.
+
+        Raises ConfigurationError while tasks of it are running.
+        """
+        client = self._client
+        self.cancel()
+        if self.counts()["waiting"]:
+            raise ConfigurationError(
+                f"tasks of batch {self.id!r} are running: wait for them (batch.wait()) first"
+            )
+        ids = [self._task_id(i) for i in range(self.total)]
+        for start in range(0, len(ids), CALL_LIMIT):
+            part = ids[start : start + CALL_LIMIT]
+            client.producer.purge(*part)
+            client.broker.call(("UNLINK", *(client.keys.task(i) for i in part)))
+        client.broker.call(("UNLINK", client.keys.batch(self.id), client.keys.settled(self.id)))
+        client.broker.call(("ZREM", client.keys.batches, self.id))
+
+    # -- looks -----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.id!r} of {self.total:,} tasks>"
+
+    def _repr_html_(self) -> str:
+        try:
+            counts = self.counts()
+        except Exception as error:
+            return panel(f"Batch {self.id}", escape(error), [])
+        rows = [
+            (name, f"{counts[name]:,}")
+            for name in ("waiting", "succeeded", "failed", "cancelled", "retried")
+        ]
+        state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
+        return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
+
+
+class BatchScope:
+    """A block whose calls do not outlive it; see Client.batch_scope."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.futures: list[TaskFuture] = []
+
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """As Client.submit."""
+        future = self._client.submit(fn, *args, **kwargs)
+        self.futures.append(future)
+        return future
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[TaskFuture]:
+        """One future an item."""
+        return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
+
+    def __enter__(self) -> BatchScope:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                wait(self.futures)
+            except BaseException:
+                self._cancel()
+                raise
+        else:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+    def __repr__(self) -> str:
+        done = sum(1 for future in self.futures if future.done())
+        return f"<BatchScope {done}/{len(self.futures)} done>"
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip", "return"):
+        raise ConfigurationError(f"on_error is 'raise', 'skip' or 'return', not {on_error!r}")
+
+
+def _failed(error: BaseException | None, on_error: str) -> bool:
+    """Whether an item is left out; raises its error when that was asked for."""
+    if error is not None and on_error == "raise":
+        raise error
+    return error is not None and on_error == "skip"

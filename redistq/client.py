@@ -1,0 +1,787 @@
+"""Client: functions fanned out over workers, with the interface of ``concurrent.futures``.
+
+Used from notebooks and programs. It makes tasks of calls and futures of results; the queue, the
+workers and their guarantees are the same as everybody's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .blobs import Blobs
+from .broker import Broker, Lost, NoGroup
+from .calls import CALL_LIMIT, SETTLED, Calls, Watched
+from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload
+from .errors import ConfigurationError, PayloadTooLarge, RedistqError, UnknownTask
+from .futures import TaskFuture, in_order, settle_future
+from .html import escape, panel
+from .ids import new_task_id
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .pickling import Sealer, dump, key_from, load, user_key
+from .plans import BLOCK_LIMIT, Inbox, ReadInbox
+from .producer import TaskProducer
+from .remote_call import CALL, LARGE, Call, Ref, load_function, pickled_function
+from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+from .worker import TaskWorker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .batch import Batch, BatchScope
+
+BATCH_TTL_S = 7 * 86_400.0
+"""Seconds that results of a batch are kept."""
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+CALL_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How calls are sent; see Client.options."""
+
+    retries: int = 0
+    delay: float | None = None
+    timeout: float | None = None
+    name: str | None = None
+    result_ttl: float | None = None
+    cache: float | None = None
+    logs: bool = False
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A task that waits to be sent: its five fields, and the future that stands for it."""
+
+    fields: tuple[str, str, bytes, bytes, str]
+    future: TaskFuture | None
+
+
+class _Submitting:
+    """What can be done with a Client and with ``client.options(...)`` alike."""
+
+    _client: Client
+    _options: CallOptions
+
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """Call ``fn(*args, **kwargs)`` on a worker; returns its future at once.
+
+        A name instead of a function sends the task of that name, with one JSON payload. Raises
+        PayloadError naming what cannot be pickled, and RuntimeError after ``shutdown``.
+        """
+        return self._client._submit(fn, args, kwargs, self._options)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Any]:
+        """Results of ``fn`` over the items, in order, as Executor.map.
+
+        All calls are sent before this returns. ``chunksize`` calls travel as one task. A large
+        argument that several calls share (the same object) is stored once.
+        """
+        return self._client._map(fn, iterables, timeout, chunksize, self._options)
+
+    def map_batch(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        name: str | None = None,
+        resume: bool = True,
+        progress: bool | None = None,
+    ) -> Batch:
+        """Call ``fn(item)`` for every item, as a durable batch; see Batch.
+
+        With a ``name`` the batch can be found again from another kernel (``client.batch(name)``),
+        and the same call made again sends only what is not there yet; ``resume=False`` raises
+        ConfigurationError instead when the name is taken. ``progress`` shows a bar while
+        results are waited for (None: when somebody looks at the output).
+        """
+        from .batch import Batch
+
+        return Batch.start(self._client, self._options, fn, items, name, resume, progress)
+
+    def map_frame(
+        self, fn: Callable[[pd.DataFrame], Any], df: pd.DataFrame, *, chunks: int | None = None
+    ) -> pd.DataFrame:
+        """One DataFrame of ``fn(part)`` over consecutive parts of ``df``, in the original order.
+
+        ``fn`` takes and returns a DataFrame (or Series). ``chunks`` defaults to four a worker.
+        """
+        from .dataframes import map_frame
+
+        return map_frame(self, fn, df, chunks or 4 * self._client.worker_count())
+
+    def map_groups(self, fn: Callable[[pd.DataFrame], Any], groups: Any) -> pd.DataFrame:
+        """One DataFrame of ``fn(group)`` over ``df.groupby(...)``.
+
+        Rows come back in the order of the frame that was grouped when ``fn`` keeps each group's
+        index; otherwise group by group, under the groups' keys.
+        """
+        from .dataframes import map_groups
+
+        return map_groups(self, fn, groups)
+
+
+class BoundOptions(_Submitting):
+    """A client with options set: ``client.options(retries=3).submit(...)``."""
+
+    def __init__(self, client: Client, options: CallOptions) -> None:
+        self._client, self._options = client, options
+
+    def options(self, **options: Any) -> BoundOptions:
+        """The same options with some changed."""
+        return BoundOptions(self._client, _checked(self._options, options))
+
+    def __repr__(self) -> str:
+        return f"{self._client!r}.options({self._options})"
+
+
+class Client(_Submitting, Executor):
+    """Runs functions on workers: an ``Executor`` whose work survives this process.
+
+    ``Client()`` uses the server that ``settings.resolve`` finds (the embedded one at last);
+    ``Client("redis://…")`` the one it names. ``start_workers`` starts processes here; workers
+    started elsewhere take part when they share the signing key. Everything it pickles is signed,
+    with ``signing_key``, ``REDISTQ_SIGNING_KEY``, or this user's own key; results that are not
+    signed with it are refused unless ``allow_pickle`` is set, because unpickling runs code.
+
+    As a context manager it waits for its futures and stops its workers. Safe to use from several
+    threads.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        group: str = DEFAULT_GROUP,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        password: str | None = None,
+        signing_key: str | bytes | None = None,
+        allow_pickle: bool = False,
+        max_payload_bytes: int = DEFAULT_MAX_BYTES,
+        timeout: float = 10.0,
+    ) -> None:
+        self._client = self
+        self._options = CallOptions()
+        self.address: Address = resolve(url, redis_host, redis_port, db, password)
+        key = key_from(signing_key)
+        if key is None:
+            from .embedded import default_home
+
+            key = user_key(default_home())
+        self._key, self.allow_pickle = key, allow_pickle
+        self.sealer = Sealer(key, allow_unsigned=allow_pickle)
+        self.keys = QueueKeys(queue, clustered=self.address.clustered)
+        self.calls = Calls(self.keys, group)
+        self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=timeout)
+        self.blobs = Blobs(self.broker, self.keys, self.sealer)
+        self.producer = TaskProducer(
+            stream=queue, group=group, address=self.address, timeout=timeout
+        )
+        self.max_payload_bytes = max_payload_bytes
+        self.group = group
+        self._inbox = Inbox.new(self.keys)
+        self._pending: dict[str, TaskFuture | list[TaskFuture]] = {}
+        self._outbox: deque[_Outgoing] = deque()
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        self._last_submit = 0.0
+        self._threads: list[threading.Thread] = []
+        self._closed = False  # no new work
+        self._ended = threading.Event()  # no more answers
+        self._workers: list[TaskWorker] = []
+        _register_joblib()
+
+    # -- options ---------------------------------------------------------------------------------
+
+    def options(self, **options: Any) -> BoundOptions:
+        """The client with options for the calls it sends.
+
+        ``retries`` (0: a call fails with its first error), ``delay`` and ``timeout`` (seconds),
+        ``name`` (shown by monitors), ``result_ttl`` (seconds), ``cache`` (seconds or "1d": a
+        stored result of the same code with the same arguments is reused that long), ``logs``
+        (what the task prints can be read while it runs).
+        """
+        return BoundOptions(self, _checked(self._options, options))
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def start_workers(
+        self, n: int | None = None, *, threads: int = 1, handlers: Any = None, **options: Any
+    ) -> TaskWorker:
+        """Start ``n`` worker processes here (default: one a core) and return them, ready.
+
+        They run this client's functions and the named tasks registered in this process
+        (``handlers``, or what ``@task`` registered). They stop at ``shutdown``, when this process
+        ends in any way, or by ``stop()`` of what is returned.
+        """
+        if self._closed:
+            raise RuntimeError("cannot start workers after shutdown")
+        worker = TaskWorker(
+            stream=self.keys.stream,
+            group=self.group,
+            task_handlers=handlers,
+            thread_count=threads,
+            processes=n or os.cpu_count() or 1,
+            address=self.address,
+            signing_key=self._key.hex(),
+            **options,
+        )
+        worker.start()
+        self._workers = [w for w in self._workers if w.running]
+        self._workers.append(worker)
+        return worker
+
+    def worker_count(self) -> int:
+        """How many tasks the workers started here run at a time; at least the number of cores."""
+        slots = sum(w.processes * w.settings.threads for w in self._workers if w.running)
+        return slots or (os.cpu_count() or 1)
+
+    # -- submitting ------------------------------------------------------------------------------
+
+    def _submit(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> TaskFuture:
+        if isinstance(fn, str):
+            return self._submit_named(fn, args, kwargs, options)
+        if not callable(fn):
+            raise TypeError(f"submit takes a function or a task's name, not {fn!r:.100}")
+        function = self.store_function(fn)
+        packet = self.pack_call(function, args, kwargs, options)
+        name = f"{CALL}:{options.name or _label(fn)}"
+        if options.cache is not None:
+            from .fingerprint import fingerprint
+
+            task_id = "memo-" + fingerprint(fn, args, kwargs)
+        else:
+            task_id = new_task_id()
+        return self._send(task_id, name, packet, options, memo=options.cache is not None)
+
+    def _submit_named(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> TaskFuture:
+        if kwargs or len(args) > 1:
+            raise TypeError("a named task takes one payload: client.submit('name', payload)")
+        payload = encode_payload(name, args[0] if args else None, self.max_payload_bytes)
+        return self._send(new_task_id(), name, payload, options)
+
+    def store_function(self, fn: Callable[..., Any]) -> str:
+        """The function on the server, under the name of its content."""
+        return self.blobs.put(pickled_function(fn))
+
+    def pack_call(
+        self,
+        function: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        shared: dict[int, tuple[Any, Ref]] | None = None,
+        chunk: bool = False,
+    ) -> bytes:
+        """One call as a task's payload. Large arguments go to the server under their content's
+        name; ``shared`` remembers those of one map by identity.
+
+        Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
+        """
+        shared = {} if shared is None else shared
+
+        def stored(value: Any, sure: bool) -> Any:
+            known = shared.get(id(value))
+            if known is not None:
+                return known[1]
+            if not (sure or _looks_large(value)):
+                return value
+            data = dump(value)
+            if len(data) < LARGE:
+                return value
+            ref = Ref(self.blobs.put(data))
+            shared[id(value)] = (value, ref)  # kept alive, or its id could mean another object
+            return ref
+
+        def build(sure: bool) -> bytes:
+            if chunk:
+                packed: Any = [tuple(stored(a, sure) for a in one) for one in args]
+            else:
+                packed = tuple(stored(a, sure) for a in args)
+            named = {name: stored(a, sure) for name, a in kwargs.items()}
+            return Call(function, packed, named, chunk, options.logs).pickled()
+
+        data = build(sure=False)
+        if len(data) > LARGE:
+            data = build(sure=True)
+        packet = self.sealer.pack(data)
+        if len(packet) > self.max_payload_bytes:
+            raise PayloadTooLarge(len(packet), self.max_payload_bytes)
+        return packet
+
+    def task_options(self, options: CallOptions, **more: Any) -> bytes:
+        """The options that travel with a task."""
+        opts: dict[str, Any] = dict(more)
+        opts["retries"] = options.retries
+        if options.timeout is not None:
+            opts["timeout"] = options.timeout
+        ttl = options.cache if options.cache is not None else options.result_ttl
+        if ttl is not None:
+            opts["result_ttl"] = ttl
+        return dumps(opts)
+
+    def _send(
+        self, task_id: str, name: str, packet: bytes, options: CallOptions, memo: bool = False
+    ) -> TaskFuture:
+        future = TaskFuture(self, task_id, name.removeprefix(CALL + ":"))
+        due = "" if options.delay is None else f"+{int(options.delay * 1000)}"
+        opts = self.task_options(options, inbox=self._inbox.name)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._remember(task_id, future)
+            self._ensure_threads()
+            self._outbox.append(_Outgoing((task_id, name, packet, opts, due), future))
+        # A lone call is sent from here, which is quickest; of a burst, the sender takes many at
+        # a time.
+        now = time.monotonic()
+        lone, self._last_submit = now - self._last_submit > 0.001, now
+        if lone:
+            self._flush()
+        else:
+            self._some.set()
+        return future
+
+    def _remember(self, task_id: str, future: TaskFuture) -> None:
+        known = self._pending.get(task_id)
+        if known is None:
+            self._pending[task_id] = future
+        elif isinstance(known, list):
+            known.append(future)
+        else:
+            self._pending[task_id] = [known, future]
+
+    def _ensure_threads(self) -> None:
+        if not self._threads:
+            for target, role in ((self._send_loop, "send"), (self._inbox_loop, "inbox")):
+                thread = threading.Thread(
+                    target=target, name=f"redistq-{role}-{self._inbox.name[:6]}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _send_loop(self) -> None:
+        while not self._ended.is_set():
+            self._some.wait()
+            self._some.clear()
+            self._flush(patient=True)
+
+    def _flush(self, patient: bool = False) -> None:
+        """Send what waits. Where another thread is sending, the sender thread takes the rest."""
+        while self._outbox:
+            if not self._sending.acquire(blocking=patient):
+                self._some.set()
+                return
+            try:
+                batch: list[_Outgoing] = []
+                size = 0
+                while self._outbox and len(batch) < CALL_LIMIT and size < CALL_BYTES:
+                    item = self._outbox.popleft()
+                    size += len(item.fields[2])
+                    batch.append(item)
+                if batch:
+                    self._send_batch(batch)
+            finally:
+                self._sending.release()
+
+    def _send_batch(self, batch: list[_Outgoing]) -> None:
+        flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
+        try:
+            known = self.broker.call(self.calls.enqueue(flat))
+        except Exception as error:  # told to every future that waits for it
+            for item in batch:
+                self._resolve(item.fields[0], partial(_give_exception, error))
+            return
+        for position in known:
+            # A call that the server has already: cached, or sent before. It may be settled.
+            self._look(batch[position - 1].fields[0], replay_failed=True)
+
+    def _resolve(self, task_id: str, end: Callable[[TaskFuture], None]) -> None:
+        with self._lock:
+            found = self._pending.pop(task_id, None)
+        if found is not None:
+            for future in found if isinstance(found, list) else (found,):
+                end(future)
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def _inbox_loop(self) -> None:
+        wire = self.broker.wire(BLOCK_LIMIT + self.broker.timeout)
+        self._inbox.wire = wire
+        opened, pause, last_news, last_trim = 0, 0.05, time.monotonic(), time.monotonic()
+        while not self._ended.is_set():
+            try:
+                step = ReadInbox(self._inbox, BLOCK_LIMIT)
+                told = step.read(wire.request(step.command()))
+                if wire.opened != opened:
+                    # The first connection, or a new one: news may have been lost with the old.
+                    if opened:
+                        self.blobs.forget()
+                        self._look_at_all()
+                    opened = wire.opened
+                pause, now = 0.05, time.monotonic()
+                for news in told:
+                    self._told(news.task_id, news.state, news.body)
+                if told:
+                    last_news = now
+                    if now - last_trim > 1 or len(told) >= 1000:
+                        last_trim = now
+                        self.broker.call(
+                            ("XTRIM", self._inbox.key, "MINID", _after(self._inbox.last))
+                        )
+                elif self._pending and now - last_news > 30:
+                    last_news = now
+                    self._look_at_all(limit=1000)
+            except (Lost, RedistqError, NoGroup, OSError):
+                self._ended.wait(pause)
+                pause = min(pause * 2, 2.0)
+            except Exception:
+                import logging
+
+                logging.getLogger("redistq.client").exception("the inbox goes on after an error")
+                self._ended.wait(pause)
+                pause = min(pause * 2, 2.0)
+        wire.close()
+
+    def _told(self, task_id: str, state: str, body: bytes | None) -> None:
+        if task_id not in self._pending:
+            return
+        if body is None:
+            self._look(task_id)
+            return
+        self._resolve(task_id, lambda future: settle_future(future, self.sealer, state, body))
+
+    def _look(self, task_id: str, replay_failed: bool = False) -> None:
+        """Look at a task's record, and leave our address there when it is not settled."""
+        watched = Calls.read_watch(self.broker.call(self.calls.watch(task_id, self._inbox.name)))
+        if replay_failed and watched.state in ("failed", "cancelled"):
+            # A cached call that failed is tried again; one that succeeded is reused.
+            if self.producer.replay(task_id):
+                return self._look(task_id)
+        self._take(task_id, watched)
+        return None
+
+    def _take(self, task_id: str, watched: Watched) -> None:
+        if watched.state in SETTLED:
+            body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
+            self._resolve(
+                task_id, lambda future: settle_future(future, self.sealer, watched.state, body)
+            )
+        elif watched.state == "unknown":
+            self._resolve(task_id, partial(_give_exception, UnknownTask(task_id)))
+
+    def _look_at_all(self, limit: int | None = None) -> None:
+        """After a lost connection: ask for every future that waits and was sent."""
+        with self._lock:
+            unsent = {item.fields[0] for item in self._outbox}
+            ids = [task_id for task_id in self._pending if task_id not in unsent][:limit]
+        with self._sending:  # not those that are just being sent
+            commands = (self.calls.watch(task_id, self._inbox.name) for task_id in ids)
+            for task_id, reply in zip(ids, self.broker.call_many(commands), strict=True):
+                self._take(task_id, Calls.read_watch(reply))
+
+    # -- what futures ask ------------------------------------------------------------------------
+
+    def _cancel_task(self, future: TaskFuture) -> bool:
+        with self._lock:
+            for item in self._outbox:
+                if item.future is future:
+                    self._outbox.remove(item)
+                    self._pending.pop(future.task_id, None)
+                    return True
+        with self._sending:  # one that is just being sent has arrived after this
+            pass
+        answer = self.producer.cancel(future.task_id)[future.task_id]
+        if answer != "cancelled":
+            return False
+        self._resolve(future.task_id, lambda other: other._cancelled())
+        return True
+
+    def _is_running(self, future: TaskFuture) -> bool:
+        reply = self.broker.call(self.calls.watch(future.task_id))
+        return Calls.read_watch(reply).state == "running"
+
+    def _replay(self, future: TaskFuture) -> TaskFuture:
+        if not self.producer.replay(future.task_id):
+            raise RedistqError(
+                f"task {future.task_id} is no dead letter; only failed tasks are replayed"
+            )
+        return self.future(future.task_id, future.name)
+
+    def future(self, task_id: str, name: str = "") -> TaskFuture:
+        """A future for a task that was sent before, by this process or another."""
+        future = TaskFuture(self, task_id, name)
+        with self._lock:
+            self._remember(task_id, future)
+            self._ensure_threads()
+        self._look(task_id)
+        return future
+
+    def _call_of(self, task_id: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        watched = Calls.read_watch(self.broker.call(self.calls.watch(task_id)))
+        payload = watched.record.get("payload")
+        if not payload:
+            raise RedistqError(
+                f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
+            )
+        call = Call.unpickled(self.sealer.unpack(payload))
+        function = load_function(self.blobs.get(call.function))
+
+        def real(value: Any) -> Any:
+            if isinstance(value, Ref):
+                return load(self.blobs.get(value.digest))
+            return value
+
+        if call.chunk:
+            rows = [tuple(real(a) for a in one) for one in call.args]
+
+            def chunk() -> list[Any]:
+                return [function(*one, **call.kwargs) for one in rows]
+
+            return chunk, (), {}
+        kwargs = {name: real(value) for name, value in call.kwargs.items()}
+        return function, tuple(real(a) for a in call.args), kwargs
+
+    def _read_logs(self, task_id: str) -> list[str]:
+        rows = self.broker.call(("XRANGE", self.keys.logs(task_id), "-", "+"))
+        return [fields[3].decode("utf-8", "replace") for _, fields in rows]
+
+    def _follow_logs(self, future: TaskFuture) -> Iterator[str]:
+        wire, last = self.broker.wire(BLOCK_LIMIT + self.broker.timeout), "0-0"
+        key = self.keys.logs(future.task_id)
+        try:
+            while True:
+                ended = future.done()
+                reply = wire.request(
+                    ("XREAD", "COUNT", 500, "BLOCK", 1 if ended else 500, "STREAMS", key, last)
+                )
+                for entry, fields in reply[0][1] if reply else ():
+                    last = entry.decode()
+                    yield fields[3].decode("utf-8", "replace")
+                if ended and not reply:
+                    return
+        finally:
+            wire.close()
+
+    # -- map -------------------------------------------------------------------------------------
+
+    def _map(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int,
+        options: CallOptions,
+    ) -> Iterator[Any]:
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if end is None else end - time.monotonic()
+
+        function = self.store_function(fn)
+        name = f"{CALL}:{options.name or _label(fn)}"
+        shared: dict[int, tuple[Any, Ref]] = {}
+        rows = zip(*iterables, strict=False)
+        futures = []
+        if chunksize == 1:
+            for args in rows:
+                packet = self.pack_call(function, args, {}, options, shared)
+                futures.append(self._send(new_task_id(), name, packet, options))
+            return in_order(futures, left)
+        while chunk := tuple(itertools.islice(rows, chunksize)):
+            packet = self.pack_call(function, chunk, {}, options, shared, chunk=True)
+            futures.append(self._send(new_task_id(), name, packet, options))
+        return itertools.chain.from_iterable(in_order(futures, left))
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def batch(self, name: str) -> Batch:
+        """A batch that was started before, by this kernel or another; raises UnknownTask."""
+        from .batch import Batch
+
+        return Batch.find(self, name)
+
+    def batch_scope(self) -> BatchScope:
+        """A block whose work does not outlive it: leaving it by an error or an interrupt cancels
+        what has not started; leaving it normally waits for all of it."""
+        from .batch import BatchScope
+
+        return BatchScope(self)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """No new calls from now on. With ``wait``, returns when every future has its result and
+        the workers started here have stopped; without, both happen behind the scenes."""
+        with self._lock:
+            self._closed = True
+        if cancel_futures:
+            for future in self._outstanding():
+                future.cancel()
+        if wait:
+            self._finish()
+        elif not self._ended.is_set():
+            threading.Thread(target=self._finish, name="redistq-shutdown", daemon=True).start()
+
+    def _outstanding(self) -> list[TaskFuture]:
+        with self._lock:
+            found = list(self._pending.values())
+        return [f for item in found for f in (item if isinstance(item, list) else [item])]
+
+    def _finish(self) -> None:
+        if self._ended.is_set():
+            return
+        wait(self._outstanding())
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers started here and close the connections now; unfinished futures stay
+        unfinished here, their tasks go on elsewhere. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.stop()
+        self._ended.set()
+        self._some.set()
+        me = threading.current_thread()
+        for thread in self._threads:
+            while thread.is_alive() and thread is not me:
+                if self._inbox.wire is not None:
+                    self._inbox.wire.interrupt()
+                self._some.set()
+                thread.join(0.05)
+        self.producer.close()
+        self.broker.close()
+
+    # -- looks -----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        workers = sum(w.processes for w in self._workers if w.running)
+        state = "shut down" if self._closed else f"{workers} local workers"
+        return (
+            f"<Client queue={self.keys.stream!r} {state}, {len(self._pending)} outstanding, "
+            f"{self.address}>"
+        )
+
+    def _repr_html_(self) -> str:
+        workers = sum(w.processes for w in self._workers if w.running)
+        return panel(
+            "Client",
+            escape("shut down" if self._closed else self.address),
+            [
+                ("queue", escape(self.keys.stream)),
+                ("local workers", str(workers)),
+                ("outstanding futures", f"{len(self._pending):,}"),
+            ],
+        )
+
+
+LocalWorkers = TaskWorker
+"""What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""
+
+
+def _give_exception(error: BaseException, future: TaskFuture) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _after(entry: str) -> str:
+    ms, _, seq = entry.partition("-")
+    return f"{ms}-{int(seq) + 1}"
+
+
+def _label(fn: Any) -> str:
+    """What monitors call a function."""
+    while hasattr(fn, "func"):  # functools.partial
+        fn = fn.func
+    name = str(getattr(fn, "__qualname__", type(fn).__name__)).replace("\n", " ")
+    return name.replace("<locals>.", "")[-150:]
+
+
+def _looks_large(value: Any) -> bool:
+    """Whether a value is clearly large, without pickling it."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size >= LARGE
+    if isinstance(value, bytes | bytearray | str):
+        return len(value) >= LARGE
+    usage = getattr(value, "memory_usage", None)
+    if usage is not None and hasattr(value, "iloc"):
+        total = usage(index=True)
+        return int(total if isinstance(total, int) else total.sum()) >= LARGE
+    return False
+
+
+def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
+    if "cache" in options:
+        options = {**options, "cache": _seconds(options["cache"])}
+    try:
+        changed = replace(base, **options)
+    except TypeError as error:
+        known = ", ".join(CallOptions.__dataclass_fields__)
+        raise ConfigurationError(f"{error}; the options of a call are {known}") from error
+    if (
+        isinstance(changed.retries, bool)
+        or not isinstance(changed.retries, int)
+        or changed.retries < 0
+    ):
+        raise ConfigurationError(f"retries is 0 or more, not {changed.retries!r}")
+    for name in ("delay", "timeout", "result_ttl", "cache"):
+        value = getattr(changed, name)
+        if value is not None and (isinstance(value, bool) or not value >= 0):
+            raise ConfigurationError(f"{name} is a number of seconds, 0 or more, not {value!r}")
+    return changed
+
+
+def _seconds(value: Any) -> float | None:
+    """Seconds, or text such as "90s", "30m", "12h", "1d"."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value).strip()
+    try:
+        return float(text[:-1]) * _UNITS[text[-1]]
+    except (ValueError, KeyError, IndexError):
+        raise ConfigurationError(
+            f"cache is a time such as '90s', '30m', '12h' or '1d', or seconds, not {value!r}"
+        ) from None
+
+
+def _register_joblib() -> None:
+    """Where joblib is loaded already, its ``backend='redistq'`` works from now on."""
+    import sys
+
+    if "joblib" in sys.modules:
+        from . import joblib
+
+        joblib.register()
+
+
+def unique_name() -> str:
+    """A batch's id when it was given none."""
+    return uuid.uuid4().hex[:12]

@@ -1,0 +1,219 @@
+"""TaskFuture: a task as a ``concurrent.futures.Future`` that is also awaitable.
+
+Made by clients. Waiting costs nothing here: the client's one inbox reader resolves every future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+from collections.abc import Generator, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any
+
+from .codec import loads
+from .errors import RedistqError, TaskFailed
+from .html import badge, escape, panel
+from .pickling import MAGIC, Sealer, load
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+class RemoteTraceback(Exception):
+    """Carries the worker's traceback as the cause of an error raised here."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+class TaskFuture(Future[Any]):
+    """A submitted task's future result.
+
+    Everything ``concurrent.futures`` does with a future works: ``wait``, ``as_completed``,
+    callbacks, ``asyncio.wrap_future``. ``await future`` works too; cancelling the wait leaves the
+    task alone. ``running`` asks the server; ``cancel`` succeeds while no worker has the task.
+    """
+
+    def __init__(self, client: Client, task_id: str, name: str) -> None:
+        super().__init__()
+        self._client, self.task_id, self.name = client, task_id, name
+        self._told_cancelled = False
+        self.report: dict[str, Any] = {}
+        """Of a failed task: type, message, traceback, locals, host, python, output."""
+
+    # -- the standard library's interface --------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Cancel the task if no worker has it yet; answers whether it is cancelled."""
+        if self.done():
+            return self.cancelled()
+        if self._client._cancel_task(self):
+            self._cancelled()
+            return True
+        return self.cancelled()
+
+    def running(self) -> bool:
+        """Whether a worker has the task now (one look at the server)."""
+        return not self.done() and self._client._is_running(self)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The task's result; raises its own error, with the worker's traceback as the cause."""
+        try:
+            return super().result(timeout)
+        except KeyboardInterrupt:
+            self._say_it_goes_on()
+            raise
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The task's error, or None when it succeeded."""
+        try:
+            return super().exception(timeout)
+        except KeyboardInterrupt:
+            self._say_it_goes_on()
+            raise
+
+    def _say_it_goes_on(self) -> None:
+        print(
+            f"The wait was stopped; task {self.task_id} goes on. future.cancel() cancels it while "
+            "it waits for a worker.",
+            file=sys.stderr,
+        )
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        # Shielded: interrupting a notebook's cell must not cancel the task it waits for.
+        return asyncio.shield(asyncio.wrap_future(self)).__await__()
+
+    def _cancelled(self) -> None:
+        # Told twice, by the caller of ``cancel`` and by the inbox: only the first one notifies.
+        with self._condition:
+            first, self._told_cancelled = not self._told_cancelled, True
+        if first and super().cancel():
+            self.set_running_or_notify_cancel()
+
+    # -- post-mortem -----------------------------------------------------------------------------
+
+    def logs(self, follow: bool = False) -> Any:
+        """What the task printed and logged, as text; lines as they come with ``follow``.
+
+        Complete for tasks submitted with ``options(logs=True)``; otherwise the last lines of a
+        task that failed.
+        """
+        if follow:
+            return self._client._follow_logs(self)
+        lines = self._client._read_logs(self.task_id)
+        return "\n".join(lines if lines else self.report.get("output", []))
+
+    def replay(self) -> TaskFuture:
+        """Send the failed task again, as it was; answers a new future for it."""
+        return self._client._replay(self)
+
+    def rerun_here(self, debug: bool = False) -> Any:
+        """Run the same function with the same arguments in this process, for a look at it.
+
+        With ``debug`` it runs under the debugger, which stops where the error is raised. Raises
+        RedistqError when the task's arguments are no longer kept (they are of failed tasks).
+        """
+        function, args, kwargs = self._client._call_of(self.task_id)
+        if not debug:
+            return function(*args, **kwargs)
+        import pdb
+
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            pdb.post_mortem(error.__traceback__)
+            raise
+
+    # -- looks -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """pending, succeeded, failed or cancelled, as far as this process knows."""
+        if not self.done():
+            return "pending"
+        if self.cancelled():
+            return "cancelled"
+        return "failed" if super().exception(0) is not None else "succeeded"
+
+    def __repr__(self) -> str:
+        text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
+        if self.state == "failed":
+            text += f": {super().exception(0)!r:.100}"
+        return text + ">"
+
+    def _repr_html_(self) -> str:
+        state = self.state
+        rows = [("task", f"<code>{escape(self.task_id)}</code>"), ("function", escape(self.name))]
+        if state == "failed":
+            rows.append(("error", escape(f"{super().exception(0)!r:.300}")))
+        elif state == "succeeded":
+            rows.append(("result", escape(f"{super().result(0)!r:.300}")))
+        return panel("TaskFuture", badge(state), rows)
+
+
+def decode_result(sealer: Sealer, body: bytes) -> Any:
+    """A stored result: a packet of ours, or JSON. Raises UntrustedPayload."""
+    if body[: len(MAGIC)] == MAGIC:
+        return load(sealer.unpack(body))
+    return loads(body)
+
+
+def decode_error(sealer: Sealer, task_id: str, body: bytes) -> tuple[BaseException, dict[str, Any]]:
+    """A stored error as an exception to raise, and its report.
+
+    It has its own type when that can be trusted and imported here, and is a TaskFailed otherwise;
+    the worker's traceback is its cause.
+    """
+    report: dict[str, Any] = loads(body)
+    error: BaseException = TaskFailed(task_id, {**report, "traceback": ""})
+    if pickled := report.pop("pickle", None):
+        try:
+            own = load(sealer.unpack(base64.b64decode(pickled)))
+            # What would end this process (SystemExit and its kin) is told, not done.
+            if isinstance(own, Exception):
+                error = own
+        except Exception as why:
+            if isinstance(why, RedistqError):
+                error.add_note(f"Its own type was not restored: {why}")
+    if report.get("traceback"):
+        error.__cause__ = RemoteTraceback(report["traceback"])
+    return error, report
+
+
+def settle_future(future: TaskFuture, sealer: Sealer, state: str, body: bytes) -> None:
+    """Give a future its end; one that was cancelled meanwhile keeps that."""
+    if future.done():
+        return
+    try:
+        if state == "succeeded":
+            future.set_result(decode_result(sealer, body))
+        elif state == "failed":
+            error, future.report = decode_error(sealer, future.task_id, body)
+            future.set_exception(error)
+        else:
+            future._cancelled()
+    except CancelledError:
+        pass
+    except Exception as why:
+        # A result that cannot be read is an error of this task, not of its reader.
+        if not future.done():
+            future.set_exception(why)
+
+
+def in_order(futures: list[TaskFuture], deadline: Any) -> Iterator[Any]:
+    """Results in order, as Executor.map gives them; what is left is cancelled when one is not
+    taken."""
+    try:
+        futures.reverse()
+        while futures:
+            future = futures.pop()
+            yield future.result(deadline())
+    finally:
+        for future in futures:
+            future.cancel()

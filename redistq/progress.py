@@ -1,0 +1,57 @@
+"""The progress bar of a batch: a widget in notebooks, a text line in terminals, nothing in pipes.
+
+Used by batches while somebody waits for them. tqdm draws; this module says what.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class Progress:
+    """Shows how far a batch is; ``wanted`` None means: when somebody looks at the output."""
+
+    def __init__(self, label: str, total: int, wanted: bool | None) -> None:
+        self._bar: Any = None
+        notebook = in_notebook()
+        if wanted is None:
+            wanted = notebook or sys.stderr.isatty()
+        if not wanted:
+            return
+        try:
+            if notebook:
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
+        except ImportError:
+            print(
+                f"{label}: {total:,} tasks (for a progress bar: pip install redistq[notebook])",
+                file=sys.stderr,
+            )
+            return
+        self._bar = tqdm(total=total, desc=label, unit="task", smoothing=0.1, dynamic_ncols=True)
+
+    def show(self, counts: dict[str, int]) -> None:
+        """Draw the counts of a batch."""
+        bar = self._bar
+        if bar is None:
+            return
+        done = sum(counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
+        rest = {
+            name: counts[name] for name in ("failed", "cancelled", "retried") if counts.get(name)
+        }
+        bar.set_postfix(rest, refresh=False)
+        bar.n = done
+        bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
