@@ -208,9 +208,9 @@ class Batch:
                 left = BLOCK_LIMIT if end is None else min(BLOCK_LIMIT, end - time.monotonic())
                 block = max(1, int(left * 1000))
                 try:
+                    most = block if counts["waiting"] else 1
                     reply = wire.request(
-                        ("XREAD", "COUNT", 1000, "BLOCK", 1 if not counts["waiting"] else block)
-                        + ("STREAMS", key, last)
+                        ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
                     )
                 except Lost:
                     time.sleep(0.1)

@@ -319,7 +319,8 @@ class Calls:
         )
 
     def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
-        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note, batch)."""
+        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
+        batch)."""
         return (*self._settle, consumer, *self._settle_tail, *chain.from_iterable(outcomes))
 
     def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:

@@ -477,12 +477,12 @@ class Client(_Submitting, Executor):
     def _look(self, task_id: str, replay_failed: bool = False) -> None:
         """Look at a task's record, and leave our address there when it is not settled."""
         watched = Calls.read_watch(self.broker.call(self.calls.watch(task_id, self._inbox.name)))
-        if replay_failed and watched.state in ("failed", "cancelled"):
-            # A cached call that failed is tried again; one that succeeded is reused.
-            if self.producer.replay(task_id):
-                return self._look(task_id)
-        self._take(task_id, watched)
-        return None
+        ended_badly = watched.state in ("failed", "cancelled")
+        # A cached call that failed is tried again; one that succeeded is reused.
+        if replay_failed and ended_badly and self.producer.replay(task_id):
+            self._look(task_id)
+        else:
+            self._take(task_id, watched)
 
     def _take(self, task_id: str, watched: Watched) -> None:
         if watched.state in SETTLED:

@@ -5,6 +5,7 @@ Used by Client.map_frame and map_groups; pandas is imported here alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("pandas is needed for DataFrames: pip install redistq[notebook]") from error
+        raise ImportError(
+            "pandas is needed for DataFrames: pip install redistq[notebook]"
+        ) from error
     return pandas
 
 
@@ -32,7 +35,7 @@ def map_frame(
     rows = len(df)
     chunks = min(chunks, max(rows, 1))
     edges = [rows * i // chunks for i in range(chunks + 1)]
-    parts = (df.iloc[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    parts = (df.iloc[a:b] for a, b in itertools.pairwise(edges))
     results = list(submitting.map(fn, parts))
     joined: pd.DataFrame = pandas.concat(results)
     return joined

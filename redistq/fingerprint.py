@@ -80,7 +80,8 @@ def _value(digest: Any, value: Any, seen: set[int]) -> None:
         version = getattr(value, "__version__", "")
         digest.update(f"module {value.__name__} {version}".encode())
     elif inspect.isfunction(value) or inspect.ismethod(value) or hasattr(value, "func"):
-        if getattr(value, "__module__", None) not in ("__main__", None) and inspect.isfunction(value):
+        imported = getattr(value, "__module__", None) not in ("__main__", None)
+        if imported and inspect.isfunction(value):
             module = inspect.getmodule(value)
             version = getattr(module, "__version__", "")
             digest.update(f"{value.__module__}.{value.__qualname__} {version}".encode())

@@ -51,7 +51,8 @@ def panel(title: str, aside: str, rows: Iterable[tuple[str, str]]) -> str:
     """A titled table of label and value; ``aside`` and values are HTML already."""
     body = "".join(
         f'<tr><th scope="row" style="text-align:left;font-weight:normal;opacity:.75;padding:1px '
-        f'12px 1px 0">{escape(label)}</th><td style="text-align:left;padding:1px 0">{value}</td></tr>'
+        f'12px 1px 0">{escape(label)}</th><td style="text-align:left;padding:1px 0">{value}</td>'
+        "</tr>"
         for label, value in rows
     )
     return (

@@ -31,9 +31,7 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._given, self._client = client, client
         self._futures: set[Future[Any]] = set()
 
-    def configure(
-        self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **_: Any
-    ) -> int:
+    def configure(self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, **_: Any) -> int:
         """Called by joblib at the beginning of a ``Parallel`` call."""
         self.parallel = parallel
         if self._client is None:
