@@ -1,0 +1,328 @@
+"""The checkers are checked: bugs put into the scripts on purpose must be caught, every one.
+
+Each mutant is a plausible mistake, made by replacing text in the scripts as they are sent to the
+server. It is caught by the random walks, or by one of the probes: short scenes, each for what a
+walk does not see (a full server, a silence, who is told). Without a mutant all of them pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import redis
+from script_world import LEASE_MS, Broken, Walk, World, attempt_ended, outcome
+from servers import Server
+
+from redistq import scripts
+
+WALKS = 12
+MINUTE = 60_000
+
+
+# -- probes --------------------------------------------------------------------------------------
+
+
+def expect(condition: object, what: str) -> None:
+    """One thing that must hold in a probe."""
+    if not condition:
+        raise Broken(what)
+
+
+def handed_out_again(world: World) -> None:
+    """The same entry given to another consumer is no longer the first one's."""
+    world.add("a", "b", "c")
+    read = world.fetch("old")
+    world.db.xgroup_destroy(world.keys.stream, world.calls.group)
+    world.ensure_group()
+    world.fetch("new")
+    lost = world.settle("old", *(outcome(entry, f["id"]) for entry, f in read))
+    expect(lost == [1, 2, 3], "a forked worker's settlement was accepted")
+    world.check(dict.fromkeys("abc", 0))
+
+
+def anothers_work(world: World) -> None:
+    """Nothing a consumer sends changes what is pending for another, or what nobody has read."""
+    world.add(*map(str, range(5)))
+    read = [(entry, f["id"]) for entry, f in world.fetch("owner", 3)]
+    read.append((world.record("4")["entry"], "4"))
+    before = world.fingerprint()
+    world.settle("w", *(outcome(entry, id) for entry, id in read))
+    world.retry("w", *(attempt_ended(entry, id) for entry, id in read))
+    world.park("w", *((entry, id, "job") for entry, id in read))
+    world.call(world.calls.release("w", [entry for entry, _ in read]))
+    world.call(world.calls.quarantine("w", read[0][0], "no task"))
+    expect(world.fingerprint() == before, "a consumer changed what is not its own")
+
+
+def full_server(world: World) -> None:
+    """Beyond maxmemory tasks that run can end, due ones move, and heartbeats get through."""
+    world.register("w")
+    world.add("ends", "again", "parked", "released", "recovered")
+    world.add("later", due="+60000")
+    world.make_due()
+    read = [(entry, f["id"]) for entry, f in world.fetch("w")]
+    world.db.config_set("maxmemory", 1)
+    try:
+        world.settle("w", outcome(*read[0]))
+        world.retry("w", attempt_ended(*read[1]))
+        world.park("w", (*read[2], "job"))
+        world.call(world.calls.release("w", [read[3][0]]))
+        world.call(world.calls.beat(LEASE_MS, [("w", "1-1")]))
+        world.promote()
+        world.recover(consumer="w")
+    finally:
+        world.db.config_set("maxmemory", 0)
+    ids = ["ends", "again", "parked", "released", "recovered", "later"]
+    world.check(dict.fromkeys(ids, 0))
+
+
+def interrupted_promote(world: World) -> None:
+    """An error in the midst of promote loses no task."""
+    world.add("a", due="+60000")
+    world.make_due()
+    try:
+        world.promote()
+    except redis.exceptions.ResponseError as error:
+        expect("injected" in str(error), f"promote failed: {error}")
+    places = len(world.entries()) + world.db.zcard(world.keys.delayed)
+    expect(places >= 1, "a task was lost between the delayed set and the stream")
+
+
+def silence(world: World) -> None:
+    """After a silence living workers keep their tasks; without one the dead lose theirs."""
+    world.register("w")
+    world.register("v")
+    world.expire("w")
+    world.expire("v")
+    world.call(world.calls.beat(LEASE_MS, [("w", "=")]))
+    expect(world.recover().consumer == "", "a silence was held against a worker")
+    world.expire("v")
+    world.call(world.calls.beat(LEASE_MS, [("w", "=")]))
+    expect(world.recover().consumer == "v", "a dead worker was spared")
+    expect(world.recover().consumer == "", "a living worker was recovered")
+
+
+def poison(world: World) -> None:
+    """A task that kills every worker ends as a dead letter."""
+    world.add("a")
+    for _ in range(4):
+        if not world.fetch("w", 1):
+            break
+        world.recover(consumer="w", max_recoveries=2)
+    expect(world.state("a") == "failed", "a poison pill went round for ever")
+    expect(world.record("a").get("payload"), "a dead letter without payload")
+    world.check({"a": 0})
+
+
+def uncharged(world: World) -> None:
+    """What merely waited in a worker that died is not charged, and no dead letter."""
+    world.add("ran", "waited")
+    (ran, _), _ = world.fetch("w")
+    world.recover(consumer="w", started=[ran])
+    counts = {f["id"]: f["recovered"] for _, f in world.entries()}
+    expect(counts == {"ran": "1", "waited": "0"}, f"charged: {counts}")
+
+
+def page_by_page(world: World) -> None:
+    """A consumer is not removed while anything is pending for it."""
+    world.add(*map(str, range(7)))
+    world.fetch("w")
+    while world.recover(consumer="w", limit=3).more:
+        world.check({str(i): 0 for i in range(7)})
+    world.check({str(i): 0 for i in range(7)})
+
+
+def told_once(world: World) -> None:
+    """A watcher that is the task's own inbox too hears once; settled tasks have no waiters."""
+    world.add("a", opts='{"inbox":"box"}')
+    world.watch("a", "box")
+    world.watch("a", "other")
+    world.watch("a", "other")
+    entry, _ = world.one("w")
+    world.settle("w", outcome(entry, "a", inbox="box"))
+    expect(len(world.told("box")) == 1, "an inbox was told twice, or never")
+    expect(len(world.told("other")) == 1, "a watcher was told twice, or never")
+    expect(world.db.pttl(world.keys.inbox("box")) > 0, "an inbox is kept for ever")
+    expect(not world.db.exists(world.keys.waiters), "an address stays behind")
+
+
+def sent_again(world: World) -> None:
+    """A call sent again after a lost answer is answered as it was; a late one is refused."""
+    world.add("settled", "retried", "unkept", "taken")
+    read = [(entry, f["id"]) for entry, f in world.fetch("w")]
+    for _ in range(2):
+        expect(world.settle("w", outcome(*read[0])) == [], "an own settlement was called lost")
+        expect(world.retry("w", attempt_ended(*read[1])) == [], "an own retry was called lost")
+        expect(world.settle("w", outcome(*read[2], ttl="0")) == [], "unkept, and called lost")
+    expect(world.add("unkept") == [1], "a task was run again by an enqueue sent again")
+    world.recover(consumer="w")
+    expect(world.retry("w", attempt_ended(*read[3])) == [1], "taken away, and not called lost")
+
+
+def results_expire(world: World) -> None:
+    """Records of settled tasks expire, those of waiting ones never do."""
+    world.add("a", "b", "c")
+    read = world.fetch("w", 2)
+    world.settle("w", outcome(read[0][0], "a"), outcome(read[1][0], "b", "failed", body="{}"))
+    world.cancel("c")
+    expect(all(world.ttl_ms(id) > 0 for id in "abc"), "a record is kept for ever")
+    world.call(world.calls.replay(["b"]))
+    expect(world.ttl_ms("b") == -1, "a replayed task's record expires")
+
+
+def order(world: World) -> None:
+    """Due tasks become ready in the order of their due times."""
+    for id, score in (("c", 3), ("a", 1), ("b", 2)):
+        world.add(id, due="+60000")
+        world.db.zadd(world.keys.delayed, {id: score})
+    world.call(world.calls.promote(2))
+    expect([f["id"] for _, f in world.entries()] == ["a", "b"], "due tasks out of order")
+
+
+PROBES: list[Callable[[World], None]] = [
+    handed_out_again,
+    anothers_work,
+    full_server,
+    interrupted_promote,
+    silence,
+    poison,
+    uncharged,
+    page_by_page,
+    told_once,
+    sent_again,
+    results_expire,
+    order,
+]
+
+
+# -- mutants -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: in these scripts (all that have the text when empty) `old` becomes `new`."""
+
+    name: str
+    old: str
+    new: str
+    verbs: tuple[str, ...] = ()
+
+
+ACK = "  redis.call('XACK', STREAM, GROUP, entry)\n"
+DEL = "  redis.call('XDEL', STREAM, entry)\n"
+ACK_MANY = "  redis.call('XACK', STREAM, GROUP, unpack(accepted, from, to))\n"
+DEL_MANY = "  redis.call('XDEL', STREAM, unpack(accepted, from, to))\n"
+ZREM_DUE = "  redis.call('ZREM', DELAYED, due[i])\n"
+IF_WAITS = "  if kept[1] and kept[2] and kept[6] == 'delayed' then\n"
+BY_DUE = "'ZRANGEBYSCORE', DELAYED, '-inf', int(now)"
+BY_DUE_LAST = "'ZREVRANGEBYSCORE', DELAYED, int(now), '-inf'"
+RETRY_DROP = "if mine and (not task or sound(task)) then drop(entry) end\n  if sound(task) then\n"
+RETRY_GROWS = "if sound(task) then\n    add(task)\n    drop(entry)\n"
+PAGE_FULL = "if #page == LIMIT then return { recovered, dead, 1, consumer } end\n"
+NOT_SILENT = "  if tonumber(freshest) >= now then return false end\n"
+LOG = "local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)\n"
+TWICE = "  redis.call('XADD', HISTORY, '*', 'id', id, 'state', state)\n"
+KNOWN_DELAYED = "elseif redis.call('HSETNX', record, 'entry', '') == 0 then"
+ANYBODYS = "setmetatable({}, { __index = function() return true end })"
+
+MUTANTS = [
+    Mutant("the owner is not asked", "entry, entry, 1, consumer)", "entry, entry, 1)"),
+    Mutant("the range hint is of all consumers", "2 * n + 64, consumer)", "2 * n + 64)"),
+    Mutant("settle: anything", "if mine[entry] then", "if true then", ("settle",)),
+    Mutant("settle: XDEL without XACK", ACK_MANY, ""),
+    Mutant("settle: XACK without XDEL", DEL_MANY, ""),
+    Mutant("settle: sent again it is lost", "record[3] == CONSUMER", "false", ("settle",)),
+    Mutant("drop: XDEL without XACK", ACK, ""),
+    Mutant("drop: XACK without XDEL", DEL, ""),
+    Mutant(
+        "promote: ZREM before XADD, and an error between them",
+        IF_WAITS,
+        ZREM_DUE + "  error('injected')\n" + IF_WAITS,
+    ),
+    Mutant("promote: no ZREM", ZREM_DUE, ""),
+    Mutant("promote: still delayed", "'state', 'reason', 'name'", "'reason', 'name'"),
+    Mutant("promote: the attempt starts anew", "attempt = kept[3] or '1'", "attempt = '1'"),
+    Mutant("promote: the latest first", BY_DUE, BY_DUE_LAST),
+    Mutant("promote: grows first", "if #due > 0 then allow_growth(DELAYED) end\n", ""),
+    Mutant("beat: grows first", "allow_growth(KEYS[1])\n", "", ("beat",)),
+    Mutant("retry: not counted", "int(tonumber(task.attempt) + 1)", "task.attempt"),
+    Mutant("retry: a snooze is counted", "if state == 'retried' then task", "if true then task"),
+    Mutant("retry: grows before it drops", RETRY_DROP, RETRY_GROWS, ("retry",)),
+    Mutant("retry: sent again it is lost", "~= entry .. ' ' .. CONSUMER then", "~= 0 then"),
+    Mutant(
+        "recover: what it put back was the dead worker's own doing",
+        "requeue(task, nil, 0, '', now)",
+        "requeue(task, entry .. ' ' .. consumer, 0, '', now)",
+        ("recover",),
+    ),
+    Mutant("requeue: no new entry", "redis.call('HSET', record, 'entry', add(task))", "add(task)"),
+    Mutant("requeue: no payload", "'payload', task.payload, 'attempt'", "'attempt'"),
+    Mutant("requeue: not in the set", "  redis.call('ZADD', DELAYED, due, task.id)\n", ""),
+    Mutant("recover: not counted", "(charged and 1 or 0)", "0"),
+    Mutant("recover: all is charged", "not exact or started[entry]", "true"),
+    Mutant("recover: no limit", "if charged and count > MAX_RECOVERIES then", "if false then"),
+    Mutant("recover: DELCONSUMER with entries pending", PAGE_FULL, ""),
+    Mutant("recover: no deadline", "'-inf', '(' .. int(now)", "'-inf', '+inf'"),
+    Mutant("grace: a silence proves death", NOT_SILENT, "  if true then return false end\n"),
+    Mutant("grace: always silence", NOT_SILENT, ""),
+    Mutant("finish: two events", LOG, LOG + TWICE),
+    Mutant("finish: no dead letter", "    redis.call('ZADD', DEAD, now, id)\n", "", ("settle",)),
+    Mutant("finish: no expiry", "      redis.call('PEXPIRE', record, ttl_ms)\n", ""),
+    Mutant("finish: waiters are kept", "      redis.call('HDEL', WAITERS, id)\n", ""),
+    Mutant("finish: waiters are not told", "if waiting then", "if false then"),
+    Mutant("finish: a waiting inbox is told twice", "if address ~= inbox then", "if true then"),
+    Mutant("finish: unkept is unknown", "'PEXPIRE', record, 60000", "'DEL', record"),
+    Mutant("inboxes are for ever", "  redis.call('PEXPIRE', key, 3600000)\n", ""),
+    Mutant("cancel: running ones too", "and #pending == 1 then", "and false then", ("cancel",)),
+    Mutant("cancel: the entry stays", DEL.replace("  ", " " * 8, 1), "", ("cancel",)),
+    Mutant("cancel: stays delayed", "    redis.call('ZREM', DELAYED, id)\n", "", ("cancel",)),
+    Mutant("enqueue: doubled", DEL.replace("  ", " " * 6, 1), "", ("enqueue",)),
+    Mutant("enqueue: delayed anew", KNOWN_DELAYED, "elseif false then", ("enqueue",)),
+    Mutant("release: anybody's", "owned(entries, CONSUMER)", ANYBODYS, ("release",)),
+    Mutant("park: anybody's", "owned({ entry }, CONSUMER)", ANYBODYS, ("park",)),
+    Mutant("replay: still dead", "redis.call('ZREM', DEAD, ids[i])", "", ("replay",)),
+    Mutant("replay: expires", "redis.call('PERSIST', record)", "", ("replay",)),
+]
+
+
+def mutated(mutant: Mutant) -> dict[str, str]:
+    """The texts of all scripts that a mutant changes; fails when it changes none."""
+    changed = {}
+    for verb in mutant.verbs or scripts.names():
+        text = scripts.load(verb).text
+        if mutant.old in text:
+            changed[verb] = text.replace(mutant.old, mutant.new)
+        else:
+            assert not mutant.verbs, f"{verb} has no {mutant.old!r} any more: renew the mutant"
+    assert changed, f"no script has {mutant.old!r} any more: renew the mutant"
+    return changed
+
+
+def caught_by(server: Server, mutants: dict[str, str]) -> str:
+    """The first probe or walk that something is wrong for; empty when all pass."""
+    scenes: list[tuple[str, Callable[[World], None]]] = [(p.__name__, p) for p in PROBES]
+    scenes += [(f"walk {n}", lambda world, n=n: Walk(world, n).run(100)) for n in range(WALKS)]
+    with server.client() as admin:
+        for name, scene in scenes:
+            admin.flushall()
+            world = World(server, mutants=mutants)
+            try:
+                scene(world)
+            except (Broken, redis.exceptions.ResponseError) as error:
+                return f"{name}: {error}"
+            finally:
+                world.close()
+    return ""
+
+
+def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:
+    """Probes and walks pass without a mutant, or catching one would prove nothing."""
+    assert caught_by(server, {}) == ""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_mutant_is_caught(server: Server, mutant: Mutant) -> None:
+    """A bug put into the scripts is noticed by a probe or a walk."""
+    assert caught_by(server, mutated(mutant)) != "", "this bug goes unnoticed"
