@@ -348,6 +348,7 @@ class Walk:
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.random = world, random.Random(seed)
         self.accepted: dict[str, int] = {}
+        self.batched: set[str] = set()
         self.held: list[tuple[str, str, dict[str, str]]] = []  # consumer, entry, fields; ever read
         self.sent: list[Sequence[Any]] = []
         self.watched: dict[str, str] = {}
@@ -368,14 +369,32 @@ class Walk:
         ]
         for consumer in self.CONSUMERS:
             world.register(consumer, names="other")  # so that parked tasks are of no known name
+        world.call(world.calls.open_batch("b", "job", 1_000_000, int(TTL)))
 
     def run(self, steps: int, check_every: int = 8) -> None:
         """Walk; raises Broken at the first check that fails."""
         for step in range(1, steps + 1):
             self.random.choice(self._moves)()
             if step % check_every == 0:
-                self.world.check(self.accepted)
+                self.check()
         self.drain()
+
+    def check(self) -> None:
+        """Conservation, and a batch that agrees with the records of its tasks."""
+        world = self.world
+        world.check(self.accepted)
+        ended = Counter(world.record(id).get("state") for id in self.batched)
+        batch = _text(world.db.hgetall(world.keys.batch("b")))
+        told = Counter(
+            id.decode() for _, flat in world.db.xrange(world.keys.settled("b")) for id in flat
+        )
+        for state in TERMINAL:
+            if int(batch.get(state, 0)) != ended[state]:
+                raise Broken(f"the batch says {batch}, its tasks {dict(ended)}")
+        for id in self.batched:
+            ends = self.accepted[id] + (world.record(id).get("state") in TERMINAL)
+            if told[id] != ends:
+                raise Broken(f"the batch was told {told[id]} times of {id}, which ended {ends}")
 
     def drain(self) -> None:
         """A well-behaved worker ends it all; everything settled, every watcher told once."""
@@ -387,10 +406,11 @@ class Walk:
         while world.promote().moved:
             pass
         while batch := world.fetch("last", 50):
-            lost = world.settle("last", *(outcome(entry, f["id"]) for entry, f in batch))
+            rows = [outcome(e, f["id"], batch=_batch_of(f)) for e, f in batch]
+            lost = world.settle("last", *rows)
             if lost:
                 raise Broken(f"outcomes of the only worker were refused: {lost}")
-        world.check(self.accepted)
+        self.check()
         for id in self.accepted:
             if world.record(id).get("state") not in TERMINAL:
                 raise Broken(f"{id} never ended")
@@ -406,10 +426,13 @@ class Walk:
     def _add(self) -> None:
         ids = [f"t{len(self.accepted) + i}" for i in range(self.random.randint(1, 3))]
         due = self.random.choice(["", "", "+60000", "1"])
+        opts = self.random.choice(["", '{"batch":"b"}'])
         fields: list[Any] = []
         for id in ids:
-            fields += [id, "job", payload_of(id), "", due]
+            fields += [id, "job", payload_of(id), opts, due]
             self.accepted[id] = 0
+        if opts:
+            self.batched.update(ids)
         self._send(self.world.calls.enqueue(fields))
 
     def _fetch(self) -> None:
@@ -439,7 +462,7 @@ class Walk:
             state = self.random.choice(["succeeded", "succeeded", "failed"])
             ttl = self.random.choice([TTL, TTL, "0"])
             rows = [
-                outcome(entry, f["id"], state, attempt=f["attempt"], ttl=ttl)
+                outcome(entry, f["id"], state, attempt=f["attempt"], ttl=ttl, batch=_batch_of(f))
                 for _, entry, f in held
             ]
             self._send(self.world.calls.settle(held[0][0], rows))
@@ -524,6 +547,10 @@ class Walk:
 def payload_of(id: str) -> str:
     """The payload that a task with this id carries in these tests."""
     return f'{{"of":"{id}"}}'
+
+
+def _batch_of(fields: Mapping[str, str]) -> str:
+    return "b" if "batch" in fields["opts"] else ""
 
 
 def _entry(entry: bytes, flat: list[bytes]) -> Entry:
