@@ -1,0 +1,65 @@
+"""``redistq``: one command with the worker, the monitor and the dashboard under it.
+
+It only hands over: ``redistq worker`` is ``python -m redistq.worker``, ``redistq monitor`` is
+``python -m redistq.cli_monitor``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+SERVE = ("serve", "main")
+"""What ``redistq dashboard --serve`` runs: a module of this package and its function, which takes
+the rest of the command line and answers the exit code."""
+
+_USAGE = """usage: redistq {worker,monitor,dashboard} ...
+
+  worker      run the tasks of a queue              (redistq worker --help)
+  monitor     look at a queue, pause it, replay     (redistq monitor --help)
+  dashboard   a live screen in this terminal; with --serve, a web page
+
+  --version   say which redistq this is
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand over to the command that is named; answers the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (args[0], args[1:]) if args else ("", [])
+    if command == "worker":
+        from .worker_cli import main as worker
+
+        return worker(rest)
+    if command == "monitor":
+        from .cli_monitor import main as monitor
+
+        return monitor(rest, prog="redistq monitor")
+    if command == "dashboard":
+        if "--serve" in rest:
+            rest.remove("--serve")
+            module, function = SERVE
+            served: int = getattr(importlib.import_module(f".{module}", __package__), function)(
+                rest
+            )
+            return served
+        from .cli_monitor import main as monitor
+
+        return monitor(["dashboard", *rest], prog="redistq")
+    if command in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    if command == "--version":
+        from . import __version__
+
+        print(f"redistq {__version__}")
+        return 0
+    print(_USAGE, end="", file=sys.stderr)
+    if command:
+        print(f"redistq: there is no command {command!r}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

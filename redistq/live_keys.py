@@ -1,0 +1,129 @@
+"""Keys from a terminal, without echo and without waiting for Enter; the terminal is put back.
+
+Used by the live screen. POSIX only; elsewhere, or when input is no terminal, there are no keys.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+_NAMES = {
+    b"\x1b[A": "up",
+    b"\x1bOA": "up",
+    b"\x1b[B": "down",
+    b"\x1bOB": "down",
+    b"\x1b[C": "right",
+    b"\x1bOC": "right",
+    b"\x1b[D": "left",
+    b"\x1bOD": "left",
+    b"\x1b[5~": "pageup",
+    b"\x1b[6~": "pagedown",
+    b"\x1b[H": "home",
+    b"\x1b[1~": "home",
+    b"\x1b[F": "end",
+    b"\x1b[4~": "end",
+    b"\t": "tab",
+    b"\x1b[Z": "backtab",
+    b"\r": "enter",
+    b"\n": "enter",
+    b" ": "enter",
+    b"k": "up",
+    b"j": "down",
+}
+_ESCAPE_S = 0.05
+"""Seconds after which a lone Esc is a key and not the beginning of one."""
+
+
+class Keys:
+    """A context in which ``read`` answers keys by name; without a terminal it only waits."""
+
+    def __init__(self, stream: Any = None) -> None:
+        stream = sys.stdin if stream is None else stream
+        self._fd: int | None = None
+        self._before: Any = None
+        self._buffer = b""
+        try:
+            if stream.isatty():
+                self._fd = stream.fileno()
+        except (AttributeError, OSError, ValueError):
+            pass  # closed, or no real file: there are no keys
+
+    def __enter__(self) -> Keys:
+        if self._fd is not None:
+            try:
+                import termios
+                import tty
+            except ImportError:
+                self._fd = None
+            else:
+                self._before = termios.tcgetattr(self._fd)
+                tty.setcbreak(self._fd)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._before is not None and self._fd is not None:
+            import termios
+
+            before, self._before = self._before, None
+            try:
+                termios.tcsetattr(self._fd, termios.TCSANOW, before)
+            except (OSError, termios.error):
+                pass  # the terminal is gone
+
+    @property
+    def there(self) -> bool:
+        """Whether keys can be read."""
+        return self._fd is not None
+
+    def read(self, timeout: float) -> str | None:
+        """The next key, or None after ``timeout`` seconds. Raises EOFError when input has ended."""
+        if self._fd is None:
+            time.sleep(timeout)
+            return None
+        if not self._buffer and not self._more(timeout):
+            return None
+        if self._buffer == b"\x1b" or (self._buffer in (b"\x1b[", b"\x1bO") or self._unfinished()):
+            self._more(_ESCAPE_S)
+        return self._take()
+
+    def _unfinished(self) -> bool:
+        return any(
+            name.startswith(self._buffer) and name != self._buffer
+            for name in _NAMES
+            if len(name) > 1
+        )
+
+    def _more(self, timeout: float) -> bool:
+        assert self._fd is not None
+        ready, _, _ = select.select([self._fd], [], [], timeout)
+        if not ready:
+            return False
+        data = os.read(self._fd, 64)
+        if not data:
+            raise EOFError
+        self._buffer += data
+        return True
+
+    def _take(self) -> str | None:
+        for length in (4, 3, 1):
+            name = _NAMES.get(self._buffer[:length]) if len(self._buffer) >= length else None
+            if name:
+                self._buffer = self._buffer[length:]
+                return name
+        if self._buffer.startswith((b"\x1b[", b"\x1bO")):
+            # A sequence nobody asked for: up to its final byte, all of it is one key.
+            end = next((i for i, c in enumerate(self._buffer[2:], 2) if 64 <= c < 127), None)
+            self._buffer = self._buffer[(end or len(self._buffer)) + 1 :]
+            return None
+        first, self._buffer = self._buffer[:1], self._buffer[1:]
+        return "escape" if first == b"\x1b" else first.decode("latin-1")

@@ -1,0 +1,147 @@
+"""Figures for Prometheus: one call to the server a scrape, served by a worker or the monitor.
+
+Used by ``--metrics-port``. A collector reads one snapshot when it is asked and keeps nothing, so
+nobody polls. Needs prometheus_client (``pip install redistq[metrics]``).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .calls import Snapshot
+from .errors import ConfigurationError, RedistqError
+from .extras import need
+from .monitor import TaskMonitor
+from .tick import running_count, slots_of
+
+log = logging.getLogger("redistq.metrics")
+
+DEFAULT_HOST = "127.0.0.1"
+STATES = ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
+
+
+class QueueCollector:
+    """A prometheus_client collector for one queue; ``read`` answers a snapshot.
+
+    While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
+    pass for those of now.
+    """
+
+    def __init__(self, queue: str, read: Callable[[], Snapshot]) -> None:
+        self._core = need("prometheus_client.core", "metrics", "Prometheus metrics")
+        self._queue, self._read = queue, read
+
+    def describe(self) -> list[Any]:
+        """Nothing: registering must not ask the server."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Every family of metrics, from one snapshot."""
+        try:
+            snapshot: Snapshot | None = self._read()
+        except RedistqError as error:
+            log.warning("no figures for Prometheus: %s", error)
+            snapshot = None
+        yield self._gauge("up", "1 when the queue's server answered", int(snapshot is not None))
+        if snapshot is None:
+            return
+        yield from self._families(snapshot)
+
+    def _families(self, shot: Snapshot) -> Iterator[Any]:
+        alive = [w for w in shot.workers if w.deadline_ms >= shot.now_ms]
+        age = 0 if shot.oldest_ms is None else max(0, shot.now_ms - shot.oldest_ms)
+        late = 0 if shot.next_due_ms is None else max(0, shot.now_ms - shot.next_due_ms)
+        tasks = self._core.GaugeMetricFamily(
+            "redistq_tasks", "Tasks by where they are now", labels=["queue", "place"]
+        )
+        for place, count in (
+            ("ready", shot.ready),
+            ("pending", shot.pending),
+            ("delayed", shot.delayed),
+            ("dead", shot.dead),
+        ):
+            tasks.add_metric([self._queue, place], count)
+        yield tasks
+        ends = self._core.CounterMetricFamily(
+            "redistq_attempts", "Attempts by how they ended", labels=["queue", "state"]
+        )
+        for state in STATES:
+            ends.add_metric([self._queue, state], shot.counters.get(state, 0))
+        yield ends
+        yield self._gauge(
+            "running_tasks", "Tasks being run, as far as heartbeats tell", running_count(shot)
+        )
+        yield self._gauge(
+            "oldest_ready_seconds", "Age of the oldest unread task, 0 without", age / 1000
+        )
+        yield self._gauge("delayed_late_seconds", "How late the next delayed task is", late / 1000)
+        yield self._gauge("workers", "Worker processes whose heartbeat is in time", len(alive))
+        yield self._gauge(
+            "silent_workers", "Worker processes past their deadline", len(shot.workers) - len(alive)
+        )
+        yield self._gauge("worker_threads", "Threads of living workers", sum(map(slots_of, alive)))
+        yield self._gauge("paused", "1 while the queue is paused", int(shot.paused))
+
+    def _gauge(self, name: str, what: str, value: float) -> Any:
+        family = self._core.GaugeMetricFamily(f"redistq_{name}", what, labels=["queue"])
+        family.add_metric([self._queue], value)
+        return family
+
+
+class MetricsServer:
+    """Serves one queue's figures over HTTP on its own threads, until ``stop``.
+
+    Binds to the loopback address unless another is asked for. Port 0 takes a free one: see
+    ``port``. Raises ConfigurationError when the port cannot be had.
+    """
+
+    def __init__(self, monitor: TaskMonitor, port: int, host: str = DEFAULT_HOST) -> None:
+        client = need("prometheus_client", "metrics", "Prometheus metrics")
+        registry = client.CollectorRegistry()
+        registry.register(QueueCollector(monitor.queue, monitor.snapshot))
+        self._monitor = monitor
+        try:
+            self._server, self._thread = client.start_http_server(port, host, registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(
+                f"metrics cannot be served at {host}:{port}: {error}"
+            ) from error
+        self.host, self.port = host, int(self._server.server_port)
+
+    def stop(self) -> None:
+        """End it and close the monitor's connections; safe to call twice."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+        self._monitor.close()
+
+    @property
+    def url(self) -> str:
+        """Where Prometheus finds the figures."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/metrics"
+
+
+def serve_until_signal(monitor: TaskMonitor, port: int, host: str = DEFAULT_HOST) -> int:
+    """Serve until SIGTERM or SIGINT, which end it in good order (0)."""
+    ended = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: ended.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        server = MetricsServer(monitor, port, host)
+        try:
+            print(f"metrics of queue {monitor.queue} at {server.url}", flush=True)
+            while not ended.wait(1.0):
+                pass
+        finally:
+            server.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
