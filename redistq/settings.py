@@ -16,6 +16,7 @@ from .errors import ConfigurationError
 
 DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
 ENV_URL = "REDISTQ_URL"
+_SECRET = re.compile(r"((?:^|&)[^=&]*password=)[^&]*")
 _SCHEME = re.compile(r"^(rediss?|unix)(\+sentinel|\+cluster)?$")
 
 
@@ -63,6 +64,10 @@ def redacted(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return "<a URL that cannot be read>"
+    query = _SECRET.sub(r"\1***", parts.query)
+    if query != parts.query:
+        parts = parts._replace(query=query)
+        url = urlunsplit(parts)
     if "@" not in parts.netloc:
         return url
     user = parts.netloc.rsplit("@", 1)[0].split(":", 1)[0]

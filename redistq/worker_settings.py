@@ -49,7 +49,11 @@ class WorkerSettings:
                 raise ConfigurationError(f"{name} is a whole number, at least {least}: {value!r}")
         for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not (0 <= value < 1e9)
+            ):
                 raise ConfigurationError(f"{name} is a number of seconds, 0 or more: {value!r}")
         if self.lease < 1:
             raise ConfigurationError(
