@@ -242,6 +242,33 @@ def test_what_fragments_take_from_around_them_is_there(verb: str) -> None:
         assert wanted <= there, f"{function} needs {sorted(wanted - there)}"
 
 
+# -- the README ----------------------------------------------------------------------------------
+
+
+def test_the_readme_knows_every_key_verb_and_field() -> None:
+    """lua/README.md lists every verb, every kind of key, and every field that scripts write."""
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
+    assert set(VERBS) <= named
+    keys = QueueKeys("tasks")
+    prefixes = {getattr(keys, f.name) for f in dataclasses.fields(keys) if f.init is False}
+    missing = {
+        prefix
+        for prefix in prefixes - {keys.channel}
+        if not any(name == prefix or name.startswith(prefix) for name in named)
+    }
+    assert not missing
+    assert f"`{keys.channel}`" in readme
+    text = "".join(body(verb) for verb in ("settle", "park", "recover", "replay"))
+    written = re.findall(
+        r"'H(?:SET|SETNX)', (?:record|TASK \.\. id),([^\n]+(?:\n {8,}[^\n]+)*)", text
+    )
+    fields = {field for part in written for field in re.findall(r"'([a-z_]+)',", part)}
+    assert {"state", "from", "parked_ms", "result"} <= fields
+    assert fields - {"delayed", "failed"} <= named  # those two are values
+
+
 # -- servers -------------------------------------------------------------------------------------
 
 
