@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import tracing
 from .board import Board
 from .codec import check_size, dumps, encode_error, encode_result, loads
 from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
@@ -212,10 +213,11 @@ class Execution:
         try:
             try:
                 async with asyncio.timeout(opened.timeout):
-                    if opened.job.wants_context:
-                        result = await opened.job.function(opened.payload, self._context(opened))
+                    if tracing.active is None:
+                        result = await self._invoke(opened)
                     else:
-                        result = await opened.job.function(opened.payload)
+                        with self._traced(tracing.active, opened):
+                            result = await self._invoke(opened)
             except TimeoutError as error:
                 if (
                     opened.timeout is None
@@ -239,9 +241,21 @@ class Execution:
         return outcome
 
     def _call(self, run: _Run) -> Any:
+        if tracing.active is not None:
+            with self._traced(tracing.active, run):
+                return self._invoke(run)
         if run.job.wants_context:
             return run.job.function(run.payload, self._context(run))
         return run.job.function(run.payload)
+
+    def _invoke(self, run: _Run) -> Any:
+        if run.job.wants_context:
+            return run.job.function(run.payload, self._context(run))
+        return run.job.function(run.payload)
+
+    def _traced(self, spans: tracing.Tracing, run: _Run) -> Any:
+        queue, attempt = self._settings.queue, int(run.attempt)
+        return spans.running(run.opts, run.id.decode(), run.job.name, queue, attempt)
 
     def _call_limited(self, run: _Run, slot: int) -> Any:
         assert run.timeout is not None

