@@ -53,6 +53,17 @@ local function known_names()
   table.sort(list)
   return #list > 0 and table.concat(list, ', ') or 'no names at all'
 end
+-- A name comes from whoever wrote the entry: bytes that are no UTF-8 would make an error that nobody
+-- can read, and with it the whole list of dead letters.
+local function readable(text)
+  text = string.sub(text, 1, 200)
+  local rest = text
+  for _, form in ipairs({ '[\194-\223]', '\224[\160-\191]', '[\225-\239][\128-\191]',
+    '\240[\144-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191]',
+    '\244[\128-\143][\128-\191]' }) do rest = string.gsub(rest, form .. '[\128-\191]', ' ') end
+  if string.find(rest, '[\128-\255]') then text = string.gsub(text, '[\128-\255]', '?') end
+  return text
+end
 local answer, earliest = {}, 0
 for at = 7, #ARGV, 3 do
   local entry, id, name = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -76,7 +87,7 @@ for at = 7, #ARGV, 3 do
       or string.find(names, '\n' .. handler .. '\n', 1, true)
     drop(entry)
     if not known and now - since >= GRACE then
-      local message = 'no handler named ' .. name .. '; the workers here know ' .. known_names()
+      local message = 'no handler named ' .. readable(name) .. '; the workers here know ' .. known_names()
       local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
       finish(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', inbox_of(task.opts),
         'UnknownTask', int(now), task)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import redis
-from script_world import LEASE_MS, World, attempt_ended, outcome
+from script_world import LEASE_MS, Walk, World, attempt_ended, outcome
 from servers import Server
 
 MINUTE = 60_000
@@ -270,6 +270,25 @@ def test_a_full_server_refuses_new_tasks_and_still_drains(world: World) -> None:
         assert world.call(world.calls.adopt(LEASE_MS)) == 1
     assert [news["id"] for news in world.told("box")] == ["a"]
     world.check(dict.fromkeys([*"abcdefgh", "later"], 0))
+
+
+def test_the_documented_rights_suffice(every_server: Server) -> None:
+    """A user with no more than the README's ACL can do everything that a queue needs."""
+    world = World(every_server)
+    rules = ["~tasks", "~*:tasks", "~*:tasks:*", "resetchannels", "&wake:tasks"]
+    rules += ["+@all", "-@dangerous"]
+    world.db.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">secret", *rules)
+    try:
+        world.call(("AUTH", "worker", "secret"))
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            world.call(("SET", "elsewhere", 1))
+        walk = Walk(world, 1)
+        walk.run(100)
+        assert len(walk.accepted) > 10
+        world.call(world.calls.snapshot())
+    finally:
+        world.db.execute_command("ACL", "DELUSER", "worker")
+        world.close()
 
 
 # -- looking -------------------------------------------------------------------------------------

@@ -219,6 +219,25 @@ def test_a_name_nobody_knows_ends_as_a_dead_letter(world: World) -> None:
     world.check({"a": 0})
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("prüfen € ไทย 🙂", "prüfen € ไทย 🙂"),
+        (b"\xff\xc3", "??"),
+        (b"\xc3\xc3\xa9\xa9", "????"),
+        ("é" * 150, "é" * 100),
+        (b"", ""),
+    ],
+)
+def test_any_name_makes_a_readable_error(world: World, name: str | bytes, shown: str) -> None:
+    """A name in bytes that are no UTF-8, or one without end, leaves an error that can be read."""
+    world.call(world.calls.enqueue(["a", name, "1", "", ""]))
+    ((entry, _),) = world.call(world.calls.fetch("w", 1, None))[0][1]
+    assert world.call(world.calls.park("w", 0, [(entry, "a", name)])) == [b"dead"]
+    error = json.loads(world.db.hget(world.keys.task("a"), "error").decode())
+    assert error["message"].startswith(f"no handler named {shown};")
+
+
 def test_the_grace_time_begins_when_nobody_knows_the_name(world: World) -> None:
     """A task that waited an hour for a busy worker is not buried the moment that one restarts."""
     world.register("w", names="other")
