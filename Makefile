@@ -28,12 +28,18 @@ servers:
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1; } || \
 	  echo "redis-server is not installed: its tests are skipped"
 
+# The dashboard is tested in Debian's Chromium where apt can bring it; elsewhere that is skipped.
+browser:
+	@command -v chromium chromium-browser >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1; } || \
+	  echo "chromium is not installed: the dashboard's browser test is skipped"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) servers lint
+test: $(STAMP) servers browser lint
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)

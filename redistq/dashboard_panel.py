@@ -102,12 +102,18 @@ class WidgetPanel:
             ],
             layout=w.Layout(width="100%", padding="4px 8px"),
         )
-        self._root._view_count = 0  # counted from here on: how many front ends show it
+        # From here on it is counted how many front ends show it. Observed, because a look now and
+        # then would miss a view that is soon gone.
+        self._root._view_count = 0
+        self._root.observe(self._on_views, "_view_count")
         self._widgets = [
             *(self._head, self._said, self._workers, self._batches, self._recent, self._failed),
             *(self._pause, self._retry, self._cancel, self._close, self._question, self._yes),
             *(self._no, self._confirm, *self._slots, buttons, letters, self._root),
         ]
+
+    def _on_views(self, change: Any) -> None:
+        self._was_seen = self._was_seen or bool(change["new"])
 
     def show(self) -> bool:
         """Display it (again); answers False when it has ended."""
@@ -210,7 +216,7 @@ class WidgetPanel:
             return "the kernel was interrupted"
         now = time.monotonic()
         if self._root._view_count:
-            self._was_seen, self._unseen_since = True, None
+            self._unseen_since = None
             return ""
         if self._unseen_since is None or not self._outlet.cell_ended:
             self._unseen_since = now
