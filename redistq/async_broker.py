@@ -45,12 +45,16 @@ class AsyncWire:
         try:
             connection = self._connection
             if connection is None:
-                connection = await self._broker.connect(self._timeout)
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    connection = await self._broker.connect()
                 self._connection = connection
-            await connection.send_packed_command(
-                connection.pack_command(*command), check_health=False
-            )
-            return await connection.read_response()
+            # Not redis-py's own socket_timeout: on Python 3.11 its wait_for may swallow a
+            # cancellation.
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command(
+                    connection.pack_command(*command), check_health=False
+                )
+                return await connection.read_response()
         except rex.NoScriptError:
             return await self.request(("EVAL", text_of(command[1]), *command[2:]))
         except _REFUSED as error:
@@ -127,10 +131,10 @@ class AsyncBroker:
         self._wires.append(wire)
         return wire
 
-    async def connect(self, timeout: float | None) -> Any:
+    async def connect(self) -> Any:
         """A new open connection."""
         kind, kwargs = await self._where()
-        connection = kind(**{**kwargs, "socket_timeout": timeout})
+        connection = kind(**{**kwargs, "socket_timeout": None})
         await connection.connect()
         return connection
 

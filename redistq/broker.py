@@ -151,7 +151,13 @@ class Wire:
         any error, the answers not yet given are unknown.
         """
         waiting: deque[Command] = deque()
+        commands = iter(commands)
         try:
+            # The first goes alone: a server that does not know the script learns it from this one,
+            # and the others are done in their order.
+            for command in commands:
+                yield self.request(command)
+                break
             connection = self._connection or self._open()
             for command in commands:
                 connection.send_packed_command(

@@ -126,6 +126,7 @@ class Calls:
         self._enqueue = self._prefix(
             "enqueue", k.stream, k.delayed, k.task_prefix, argv=[k.channel]
         )
+        self._group = self._prefix("group", k.stream, argv=[group])
         self._promote = self._prefix("promote", k.stream, k.delayed, k.task_prefix)
         self._settle = self._prefix(
             "settle",
@@ -299,8 +300,8 @@ class Calls:
     # -- workers ---------------------------------------------------------------------------------
 
     def create_group(self) -> Command:
-        """Create stream and group; at 0, so that what was added before is read too."""
-        return ("XGROUP", "CREATE", self.keys.stream, self.group, "0", "MKSTREAM")
+        """Create stream and group where they are missing."""
+        return self._group
 
     def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
         """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
@@ -392,6 +393,7 @@ class Calls:
     def tick(
         self,
         after: str,
+        held: Iterable[str],
         known_dead: Iterable[tuple[str, int]],
         *,
         workers: int,
@@ -402,7 +404,7 @@ class Calls:
     ) -> Command:
         """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
         limits = (workers, after, events, running, dead, batches)
-        return (*self._tick, *limits, *chain.from_iterable(known_dead))
+        return (*self._tick, *limits, f" {' '.join(held)} ", *chain.from_iterable(known_dead))
 
     def browse(
         self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""

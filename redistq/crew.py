@@ -163,13 +163,7 @@ class Crew:
     # -- fetching --------------------------------------------------------------------------------
 
     def _ensure_group(self) -> None:
-        try:
-            self.broker.call(self.calls.create_group())
-        except RedistqError:
-            raise
-        except Exception as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        self.broker.call(self.calls.create_group())
 
     def _fetch_loop(self) -> None:
         wire = self._fetch_wire = self.broker.wire(BLOCK_MS / 1000 + 5)

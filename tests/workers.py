@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -153,3 +154,80 @@ def command(folder: Path, *args: str, **options: Any) -> Iterator[Command]:
         yield started
     finally:
         started.close()
+
+
+class Proxy:
+    """A TCP proxy before a server that can lose an answer: the server acts, the client never hears.
+
+    ``lose`` cuts the connection instead of passing on the next answer that the condition accepts.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.lost = 0
+        self._lose: Callable[[bytes], bool] | None = None
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        """The address of the proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def lose(self, condition: Callable[[bytes], bool] = lambda data: True) -> None:
+        """Lose the next answer that ``condition`` accepts, once."""
+        self._lose = condition
+
+    def cut(self) -> None:
+        """Cut every connection there is."""
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:
+                    client.close()
+                    continue
+                self._pairs.append((client, server))
+                for args in ((client, server, False), (server, client, True)):
+                    thread = threading.Thread(target=self._pump, args=args, daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if answers and self._lose is not None and self._lose(data):
+                    self._lose = None
+                    self.lost += 1
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End it with all its connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join(5)
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
