@@ -316,6 +316,8 @@ def _options(
         opts["retries"] = retries
     if timeout is not None:
         opts["timeout"] = _seconds("timeout", timeout)
+        if not timeout:
+            raise ConfigurationError("timeout is above 0 seconds; leave it out for no limit")
     if result_ttl is not None:
         opts["result_ttl"] = _seconds("result_ttl", result_ttl)
     return dumps(opts)
