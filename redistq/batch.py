@@ -8,7 +8,9 @@ its results and go on with it.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import wait
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from .broker import Lost
 from .calls import CALL_LIMIT, SETTLED, Calls
-from .errors import ConfigurationError, ResultTimeout, TaskCancelled, UnknownTask
+from .courier import CALL_BYTES
+from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
 from .futures import TaskFuture, decode_error, decode_result
 from .html import badge, escape, panel
 from .plans import BLOCK_LIMIT
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from .client import CallOptions, Client
 
+_Fields = tuple[str, str, bytes, bytes, str]
 _OPEN_TTL_MS = 30 * 86_400_000
 """A batch that nobody finishes is forgotten after 30 days; a finished one after a week."""
 
@@ -77,7 +81,7 @@ class Batch:
             options = replace(options, result_ttl=BATCH_TTL_S)
         # Everything is packed before the first task is sent: an item that cannot be pickled
         # leaves nothing behind.
-        function = client.store_function(fn)
+        function = client.store_function(fn, options)
         shared: dict[int, tuple[Any, Ref]] = {}
         packets = [client.pack_call(function, (item,), {}, options, shared) for item in items]
         label = options.name or _label(fn)
@@ -113,36 +117,30 @@ class Batch:
         client = self._client
         opts = client.task_options(self._options, batch=self.id)
         due = "" if self._options.delay is None else f"+{int(self._options.delay * 1000)}"
-        commands = []
-        flat: list[Any] = []
-        count = size = 0
-        for index, packet in enumerate(packets):
-            if count and (count == CALL_LIMIT or size + len(packet) > 1024 * 1024):
-                commands.append(client.calls.enqueue(flat))
-                flat, count, size = [], 0, 0
-            flat.extend((self._task_id(index), name, packet, opts, due))
-            count, size = count + 1, size + len(packet)
-        if flat:
-            commands.append(client.calls.enqueue(flat))
-        for _ in client.broker.call_many(commands):
+        ended = self._states() if renew else {}
+        fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
+        parts = list(_parts(fields))
+        commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
+        for (start, part), known in zip(parts, client.broker.call_many(commands), strict=True):
+            if ended:
+                # Results that have expired since are made again: they are counted anew.
+                new = set(range(len(part))) - {position - 1 for position in known}
+                for index in (start + i for i in new if start + i in ended):
+                    key = client.keys.batch(self.id)
+                    client.broker.call(("HINCRBY", key, ended.pop(index), -1))
+        # What failed or was cancelled before runs again, with the function of now.
+        again = [i for i, state in ended.items() if state in ("failed", "cancelled")]
+        again = [i for i in again if i < len(packets)]
+        for _ in client.broker.call_many(
+            (
+                *("HSET", client.keys.task(self._task_id(i)), "payload", packets[i]),
+                *("opts", opts, "name", name),
+            )
+            for i in again
+        ):
             pass
-        if renew:
-            # What failed or was cancelled before runs again, with the function of now.
-            again = [
-                index
-                for index, state in self._states().items()
-                if state in ("failed", "cancelled") and index < len(packets)
-            ]
-            for index in again:
-                client.broker.call(
-                    (
-                        "HSET",
-                        client.keys.task(self._task_id(index)),
-                        *("payload", packets[index], "opts", opts, "name", name),
-                    )
-                )
-            if again:
-                client.producer.replay(*(self._task_id(index) for index in again))
+        if again:
+            client.producer.replay(*(self._task_id(i) for i in again))
 
     def _task_id(self, index: int) -> str:
         return f"{self.id}:{index}"
@@ -190,8 +188,10 @@ class Batch:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _news(self, timeout: float | None) -> Iterator[list[int]]:
-        """Positions of tasks that have ended, as news come, until all have.
+    def _news(
+        self, timeout: float | None, stop: threading.Event | None = None
+    ) -> Iterator[list[int]]:
+        """Positions of tasks that have ended, as news come, until all have, or ``stop`` is set.
 
         Raises ResultTimeout. A task that was sent again ends again.
         """
@@ -201,7 +201,7 @@ class Batch:
         wire, last = client.broker.wire(BLOCK_LIMIT + client.broker.timeout), "0-0"
         key = client.keys.settled(self.id)
         try:
-            while True:
+            while stop is None or not stop.is_set():
                 # Counters first: once they are complete, all news are in the stream already.
                 counts = self.counts()
                 bar.show(counts)
@@ -287,10 +287,32 @@ class Batch:
             yield i, failure, failure
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._await().__await__()
+
+    async def _await(self) -> list[Any]:
+        # A thread of its own: the loop's executor would keep the program from ending.
         import asyncio
 
-        loop = asyncio.get_running_loop()
-        return asyncio.shield(loop.run_in_executor(None, self.results)).__await__()
+        stop, errors = threading.Event(), []
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+        def wait_for_all() -> None:
+            try:
+                for _ in self._news(None, stop):
+                    pass
+            except Exception as error:
+                errors.append(error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(told.set)
+
+        threading.Thread(target=wait_for_all, name="redistq-await", daemon=True).start()
+        try:
+            await told.wait()
+        finally:
+            stop.set()
+        if errors:
+            raise errors[0]
+        return self.results()
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -390,13 +412,13 @@ class Batch:
 class BatchScope:
     """A block whose calls do not outlive it; see Client.batch_scope."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, options: CallOptions) -> None:
+        self._client, self._options = client, options
         self.futures: list[TaskFuture] = []
 
     def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
         """As Client.submit."""
-        future = self._client.submit(fn, *args, **kwargs)
+        future = self._client._submit(fn, args, kwargs, self._options)
         self.futures.append(future)
         return future
 
@@ -418,12 +440,24 @@ class BatchScope:
             self._cancel()
 
     def _cancel(self) -> None:
-        for future in self.futures:
-            future.cancel()
+        with contextlib.suppress(RedistqError):  # the block's own error is what counts
+            self._client.courier.cancel(self.futures)
 
     def __repr__(self) -> str:
         done = sum(1 for future in self.futures if future.done())
         return f"<BatchScope {done}/{len(self.futures)} done>"
+
+
+def _parts(fields: list[_Fields]) -> Iterator[tuple[int, list[_Fields]]]:
+    """Tasks in portions for one request each, with the position of the first."""
+    start = 0
+    while start < len(fields):
+        size, end = 0, start
+        while end < len(fields) and end - start < CALL_LIMIT and size < CALL_BYTES:
+            size += len(fields[end][2])
+            end += 1
+        yield start, fields[start:end]
+        start = end
 
 
 def _check_on_error(on_error: str) -> None:

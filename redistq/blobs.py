@@ -23,6 +23,7 @@ MAX_BLOB_BYTES = 256 * 1024 * 1024
 """Largest argument that travels through the server (which holds at most 512 MB in a value)."""
 RENEW_S = 86_400.0
 """Seconds after which a blob in use is renewed."""
+_TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
 CACHE_BYTES = 256 * 1024 * 1024
 
 
@@ -40,22 +41,24 @@ class Blobs:
         self._cached = 0
         self._lock = threading.Lock()
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes, keep_s: float = BLOB_TTL_S) -> str:
         """Store bytes, packed and signed, unless the server has them; answers their name.
 
         Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
         packet = self._sealer.pack(data)
         if len(packet) > MAX_BLOB_BYTES:
-            raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES)
+            raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
         name, now = digest_of(packet), time.monotonic()
-        if now - self._stored.get(name, -math.inf) < RENEW_S:
+        # What was stored to be kept longer (a delayed call) serves for shorter too.
+        ends = now + max(keep_s, BLOB_TTL_S)
+        if self._stored.get(name, -math.inf) > ends - RENEW_S:
             return name
-        key = self._keys.blob(name)
-        if not self._broker.call(("EXPIRE", key, BLOB_TTL_S)):
-            self._broker.call(("SET", key, packet, "EX", BLOB_TTL_S))
+        key, seconds = self._keys.blob(name), int(max(keep_s, BLOB_TTL_S))
+        if not self._broker.call(("EXPIRE", key, seconds)):
+            self._broker.call(("SET", key, packet, "EX", seconds))
         with self._lock:
-            self._stored[name] = now
+            self._stored[name] = ends
             if len(self._stored) > 10_000:
                 self._stored.popitem(last=False)
         return name
@@ -64,6 +67,10 @@ class Blobs:
         """After the server may have lost its memory: store again what is used again."""
         with self._lock:
             self._stored.clear()
+
+    def after_fork(self) -> None:
+        """In a forked process, where a thread that is not there may have held the lock."""
+        self._lock = threading.Lock()
 
     def get(self, name: str) -> bytes:
         """The bytes of a blob, their signature checked; raises BlobMissing or UntrustedPayload.

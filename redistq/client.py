@@ -6,29 +6,30 @@ workers and their guarantees are the same as everybody's.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
 import time
 import uuid
-from collections import deque
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .blobs import Blobs
-from .broker import Broker, Lost, NoGroup
-from .calls import CALL_LIMIT, SETTLED, Calls, Watched
+from .blobs import BLOB_TTL_S, Blobs
+from .broker import Broker, Lost
+from .calls import Calls
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload
-from .errors import ConfigurationError, PayloadTooLarge, RedistqError, UnknownTask
-from .futures import TaskFuture, in_order, settle_future
+from .courier import Courier, Outgoing
+from .errors import ConfigurationError, PayloadTooLarge, RedistqError
+from .futures import TaskFuture, in_order
 from .html import escape, panel
 from .ids import new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .pickling import Sealer, dump, key_from, load, user_key
-from .plans import BLOCK_LIMIT, Inbox, ReadInbox
+from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
 from .remote_call import CALL, LARGE, Call, Ref, load_function, pickled_function
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-CALL_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +58,14 @@ class CallOptions:
     logs: bool = False
 
 
-@dataclass(slots=True)
-class _Outgoing:
-    """A task that waits to be sent: its five fields, and the future that stands for it."""
-
-    fields: tuple[str, str, bytes, bytes, str]
-    future: TaskFuture | None
-
-
 class _Submitting:
     """What can be done with a Client and with ``client.options(...)`` alike."""
 
-    _client: Client
     _options: CallOptions
+
+    @property
+    def _client(self) -> Client:
+        raise NotImplementedError
 
     def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Call ``fn(*args, **kwargs)`` on a worker; returns its future at once.
@@ -114,6 +109,13 @@ class _Submitting:
 
         return Batch.start(self._client, self._options, fn, items, name, resume, progress)
 
+    def batch_scope(self) -> BatchScope:
+        """A block whose work does not outlive it: leaving it by an error or an interrupt cancels
+        what has not started; leaving it normally waits for all of it."""
+        from .batch import BatchScope
+
+        return BatchScope(self._client, self._options)
+
     def map_frame(
         self, fn: Callable[[pd.DataFrame], Any], df: pd.DataFrame, *, chunks: int | None = None
     ) -> pd.DataFrame:
@@ -140,7 +142,11 @@ class BoundOptions(_Submitting):
     """A client with options set: ``client.options(retries=3).submit(...)``."""
 
     def __init__(self, client: Client, options: CallOptions) -> None:
-        self._client, self._options = client, options
+        self._bound, self._options = client, options
+
+    @property
+    def _client(self) -> Client:
+        return self._bound
 
     def options(self, **options: Any) -> BoundOptions:
         """The same options with some changed."""
@@ -178,7 +184,6 @@ class Client(_Submitting, Executor):
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
     ) -> None:
-        self._client = self
         self._options = CallOptions()
         self.address: Address = resolve(url, redis_host, redis_port, db, password)
         key = key_from(signing_key)
@@ -197,18 +202,18 @@ class Client(_Submitting, Executor):
         )
         self.max_payload_bytes = max_payload_bytes
         self.group = group
-        self._inbox = Inbox.new(self.keys)
-        self._pending: dict[str, TaskFuture | list[TaskFuture]] = {}
-        self._outbox: deque[_Outgoing] = deque()
-        self._sending = threading.Lock()
-        self._lock = threading.Lock()
-        self._some = threading.Event()
-        self._last_submit = 0.0
-        self._threads: list[threading.Thread] = []
-        self._closed = False  # no new work
-        self._ended = threading.Event()  # no more answers
+        self.courier = Courier(self.broker, self.calls, self.producer, self.sealer, self.blobs)
         self._workers: list[TaskWorker] = []
+        # Threads and workers end when nobody holds the client any more, or at exit; futures that
+        # are outstanding hold it.
+        self._finalizer = weakref.finalize(
+            self, _let_go, self.courier, self._workers, self.broker, self.producer, os.getpid()
+        )
         _register_joblib()
+
+    @property
+    def _client(self) -> Client:
+        return self
 
     # -- options ---------------------------------------------------------------------------------
 
@@ -233,7 +238,7 @@ class Client(_Submitting, Executor):
         (``handlers``, or what ``@task`` registered). They stop at ``shutdown``, when this process
         ends in any way, or by ``stop()`` of what is returned.
         """
-        if self._closed:
+        if self.courier.closed:
             raise RuntimeError("cannot start workers after shutdown")
         worker = TaskWorker(
             stream=self.keys.stream,
@@ -246,8 +251,7 @@ class Client(_Submitting, Executor):
             **options,
         )
         worker.start()
-        self._workers = [w for w in self._workers if w.running]
-        self._workers.append(worker)
+        self._workers[:] = [*(w for w in self._workers if w.running), worker]
         return worker
 
     def worker_count(self) -> int:
@@ -264,13 +268,13 @@ class Client(_Submitting, Executor):
             return self._submit_named(fn, args, kwargs, options)
         if not callable(fn):
             raise TypeError(f"submit takes a function or a task's name, not {fn!r:.100}")
-        function = self.store_function(fn)
+        function = self.store_function(fn, options)
         packet = self.pack_call(function, args, kwargs, options)
         name = f"{CALL}:{options.name or _label(fn)}"
         if options.cache is not None:
             from .fingerprint import fingerprint
 
-            task_id = "memo-" + fingerprint(fn, args, kwargs)
+            task_id = "memo-" + self.sealer.name_for(fingerprint(fn, args, kwargs))
         else:
             task_id = new_task_id()
         return self._send(task_id, name, packet, options, memo=options.cache is not None)
@@ -283,9 +287,9 @@ class Client(_Submitting, Executor):
         payload = encode_payload(name, args[0] if args else None, self.max_payload_bytes)
         return self._send(new_task_id(), name, payload, options)
 
-    def store_function(self, fn: Callable[..., Any]) -> str:
+    def store_function(self, fn: Callable[..., Any], options: CallOptions) -> str:
         """The function on the server, under the name of its content."""
-        return self.blobs.put(pickled_function(fn))
+        return self.blobs.put(pickled_function(fn), _kept_s(options))
 
     def pack_call(
         self,
@@ -312,7 +316,7 @@ class Client(_Submitting, Executor):
             data = dump(value)
             if len(data) < LARGE:
                 return value
-            ref = Ref(self.blobs.put(data))
+            ref = Ref(self.blobs.put(data, _kept_s(options)))
             shared[id(value)] = (value, ref)  # kept alive, or its id could mean another object
             return ref
 
@@ -348,177 +352,11 @@ class Client(_Submitting, Executor):
     ) -> TaskFuture:
         future = TaskFuture(self, task_id, name.removeprefix(CALL + ":"))
         due = "" if options.delay is None else f"+{int(options.delay * 1000)}"
-        opts = self.task_options(options, inbox=self._inbox.name)
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._remember(task_id, future)
-            self._ensure_threads()
-            self._outbox.append(_Outgoing((task_id, name, packet, opts, due), future))
-        # A lone call is sent from here, which is quickest; of a burst, the sender takes many at
-        # a time.
-        now = time.monotonic()
-        lone, self._last_submit = now - self._last_submit > 0.001, now
-        if lone:
-            self._flush()
-        else:
-            self._some.set()
+        opts = self.task_options(options, inbox=self.courier.inbox.name)
+        self.courier.send(Outgoing((task_id, name, packet, opts, due), memo), future)
         return future
 
-    def _remember(self, task_id: str, future: TaskFuture) -> None:
-        known = self._pending.get(task_id)
-        if known is None:
-            self._pending[task_id] = future
-        elif isinstance(known, list):
-            known.append(future)
-        else:
-            self._pending[task_id] = [known, future]
-
-    def _ensure_threads(self) -> None:
-        if not self._threads:
-            for target, role in ((self._send_loop, "send"), (self._inbox_loop, "inbox")):
-                thread = threading.Thread(
-                    target=target, name=f"redistq-{role}-{self._inbox.name[:6]}", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
-
-    def _send_loop(self) -> None:
-        while not self._ended.is_set():
-            self._some.wait()
-            self._some.clear()
-            self._flush(patient=True)
-
-    def _flush(self, patient: bool = False) -> None:
-        """Send what waits. Where another thread is sending, the sender thread takes the rest."""
-        while self._outbox:
-            if not self._sending.acquire(blocking=patient):
-                self._some.set()
-                return
-            try:
-                batch: list[_Outgoing] = []
-                size = 0
-                while self._outbox and len(batch) < CALL_LIMIT and size < CALL_BYTES:
-                    item = self._outbox.popleft()
-                    size += len(item.fields[2])
-                    batch.append(item)
-                if batch:
-                    self._send_batch(batch)
-            finally:
-                self._sending.release()
-
-    def _send_batch(self, batch: list[_Outgoing]) -> None:
-        flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
-        try:
-            known = self.broker.call(self.calls.enqueue(flat))
-        except Exception as error:  # told to every future that waits for it
-            for item in batch:
-                self._resolve(item.fields[0], partial(_give_exception, error))
-            return
-        for position in known:
-            # A call that the server has already: cached, or sent before. It may be settled.
-            self._look(batch[position - 1].fields[0], replay_failed=True)
-
-    def _resolve(self, task_id: str, end: Callable[[TaskFuture], None]) -> None:
-        with self._lock:
-            found = self._pending.pop(task_id, None)
-        if found is not None:
-            for future in found if isinstance(found, list) else (found,):
-                end(future)
-
-    # -- answers ---------------------------------------------------------------------------------
-
-    def _inbox_loop(self) -> None:
-        wire = self.broker.wire(BLOCK_LIMIT + self.broker.timeout)
-        self._inbox.wire = wire
-        opened, pause, last_news, last_trim = 0, 0.05, time.monotonic(), time.monotonic()
-        while not self._ended.is_set():
-            try:
-                step = ReadInbox(self._inbox, BLOCK_LIMIT)
-                told = step.read(wire.request(step.command()))
-                if wire.opened != opened:
-                    # The first connection, or a new one: news may have been lost with the old.
-                    if opened:
-                        self.blobs.forget()
-                        self._look_at_all()
-                    opened = wire.opened
-                pause, now = 0.05, time.monotonic()
-                for news in told:
-                    self._told(news.task_id, news.state, news.body)
-                if told:
-                    last_news = now
-                    if now - last_trim > 1 or len(told) >= 1000:
-                        last_trim = now
-                        self.broker.call(
-                            ("XTRIM", self._inbox.key, "MINID", _after(self._inbox.last))
-                        )
-                elif self._pending and now - last_news > 30:
-                    last_news = now
-                    self._look_at_all(limit=1000)
-            except (Lost, RedistqError, NoGroup, OSError):
-                self._ended.wait(pause)
-                pause = min(pause * 2, 2.0)
-            except Exception:
-                import logging
-
-                logging.getLogger("redistq.client").exception("the inbox goes on after an error")
-                self._ended.wait(pause)
-                pause = min(pause * 2, 2.0)
-        wire.close()
-
-    def _told(self, task_id: str, state: str, body: bytes | None) -> None:
-        if task_id not in self._pending:
-            return
-        if body is None:
-            self._look(task_id)
-            return
-        self._resolve(task_id, lambda future: settle_future(future, self.sealer, state, body))
-
-    def _look(self, task_id: str, replay_failed: bool = False) -> None:
-        """Look at a task's record, and leave our address there when it is not settled."""
-        watched = Calls.read_watch(self.broker.call(self.calls.watch(task_id, self._inbox.name)))
-        ended_badly = watched.state in ("failed", "cancelled")
-        # A cached call that failed is tried again; one that succeeded is reused.
-        if replay_failed and ended_badly and self.producer.replay(task_id):
-            self._look(task_id)
-        else:
-            self._take(task_id, watched)
-
-    def _take(self, task_id: str, watched: Watched) -> None:
-        if watched.state in SETTLED:
-            body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
-            self._resolve(
-                task_id, lambda future: settle_future(future, self.sealer, watched.state, body)
-            )
-        elif watched.state == "unknown":
-            self._resolve(task_id, partial(_give_exception, UnknownTask(task_id)))
-
-    def _look_at_all(self, limit: int | None = None) -> None:
-        """After a lost connection: ask for every future that waits and was sent."""
-        with self._lock:
-            unsent = {item.fields[0] for item in self._outbox}
-            ids = [task_id for task_id in self._pending if task_id not in unsent][:limit]
-        with self._sending:  # not those that are just being sent
-            commands = (self.calls.watch(task_id, self._inbox.name) for task_id in ids)
-            for task_id, reply in zip(ids, self.broker.call_many(commands), strict=True):
-                self._take(task_id, Calls.read_watch(reply))
-
     # -- what futures ask ------------------------------------------------------------------------
-
-    def _cancel_task(self, future: TaskFuture) -> bool:
-        with self._lock:
-            for item in self._outbox:
-                if item.future is future:
-                    self._outbox.remove(item)
-                    self._pending.pop(future.task_id, None)
-                    return True
-        with self._sending:  # one that is just being sent has arrived after this
-            pass
-        answer = self.producer.cancel(future.task_id)[future.task_id]
-        if answer != "cancelled":
-            return False
-        self._resolve(future.task_id, lambda other: other._cancelled())
-        return True
 
     def _is_running(self, future: TaskFuture) -> bool:
         reply = self.broker.call(self.calls.watch(future.task_id))
@@ -532,12 +370,12 @@ class Client(_Submitting, Executor):
         return self.future(future.task_id, future.name)
 
     def future(self, task_id: str, name: str = "") -> TaskFuture:
-        """A future for a task that was sent before, by this process or another."""
+        """A future for a task that was sent before, by this process or another.
+
+        It fails with UnknownTask when the server does not know the task, or no more.
+        """
         future = TaskFuture(self, task_id, name)
-        with self._lock:
-            self._remember(task_id, future)
-            self._ensure_threads()
-        self._look(task_id)
+        self.courier.expect(future)
         return future
 
     def _call_of(self, task_id: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -575,9 +413,16 @@ class Client(_Submitting, Executor):
         try:
             while True:
                 ended = future.done()
-                reply = wire.request(
-                    ("XREAD", "COUNT", 500, "BLOCK", 1 if ended else 500, "STREAMS", key, last)
-                )
+                block = 1 if ended else 500
+                try:
+                    reply = wire.request(
+                        ("XREAD", "COUNT", 500, "BLOCK", block, "STREAMS", key, last)
+                    )
+                except Lost:
+                    if ended:
+                        return
+                    time.sleep(0.2)
+                    continue
                 for entry, fields in reply[0][1] if reply else ():
                     last = entry.decode()
                     yield fields[3].decode("utf-8", "replace")
@@ -603,7 +448,7 @@ class Client(_Submitting, Executor):
         def left() -> float | None:
             return None if end is None else end - time.monotonic()
 
-        function = self.store_function(fn)
+        function = self.store_function(fn, options)
         name = f"{CALL}:{options.name or _label(fn)}"
         shared: dict[int, tuple[Any, Ref]] = {}
         rows = zip(*iterables, strict=False)
@@ -626,56 +471,38 @@ class Client(_Submitting, Executor):
 
         return Batch.find(self, name)
 
-    def batch_scope(self) -> BatchScope:
-        """A block whose work does not outlive it: leaving it by an error or an interrupt cancels
-        what has not started; leaving it normally waits for all of it."""
-        from .batch import BatchScope
-
-        return BatchScope(self)
-
     # -- the end ---------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No new calls from now on. With ``wait``, returns when every future has its result and
         the workers started here have stopped; without, both happen behind the scenes."""
-        with self._lock:
-            self._closed = True
+        courier = self.courier
+        courier.refuse()
         if cancel_futures:
-            for future in self._outstanding():
-                future.cancel()
-        if wait:
+            courier.cancel(courier.outstanding())
+        if wait and not courier.is_me():  # in a future's callback nobody can wait for futures
             self._finish()
-        elif not self._ended.is_set():
+        elif not courier.ended.is_set():
             threading.Thread(target=self._finish, name="redistq-shutdown", daemon=True).start()
 
-    def _outstanding(self) -> list[TaskFuture]:
-        with self._lock:
-            found = list(self._pending.values())
-        return [f for item in found for f in (item if isinstance(item, list) else [item])]
-
     def _finish(self) -> None:
-        if self._ended.is_set():
-            return
-        wait(self._outstanding())
+        if not self.courier.ended.is_set():
+            wait(self.courier.outstanding())
         self.close()
 
     def close(self) -> None:
-        """Stop the workers started here and close the connections now; unfinished futures stay
-        unfinished here, their tasks go on elsewhere. Safe to call twice."""
-        with self._lock:
-            self._closed = True
-        workers, self._workers = self._workers, []
+        """Stop the workers started here and close the connections now. Safe to call twice.
+
+        What was submitted is with the server and goes on elsewhere; futures that are unfinished
+        here fail with an error that says so.
+        """
+        self.courier.refuse()
+        workers = list(self._workers)
+        self._workers.clear()
         for worker in workers:
             worker.stop()
-        self._ended.set()
-        self._some.set()
-        me = threading.current_thread()
-        for thread in self._threads:
-            while thread.is_alive() and thread is not me:
-                if self._inbox.wire is not None:
-                    self._inbox.wire.interrupt()
-                self._some.set()
-                thread.join(0.05)
+        self.courier.end()
+        self._finalizer.detach()
         self.producer.close()
         self.broker.close()
 
@@ -683,9 +510,9 @@ class Client(_Submitting, Executor):
 
     def __repr__(self) -> str:
         workers = sum(w.processes for w in self._workers if w.running)
-        state = "shut down" if self._closed else f"{workers} local workers"
+        state = "shut down" if self.courier.closed else f"{workers} local workers"
         return (
-            f"<Client queue={self.keys.stream!r} {state}, {len(self._pending)} outstanding, "
+            f"<Client queue={self.keys.stream!r} {state}, {len(self.courier.pending)} outstanding, "
             f"{self.address}>"
         )
 
@@ -693,11 +520,11 @@ class Client(_Submitting, Executor):
         workers = sum(w.processes for w in self._workers if w.running)
         return panel(
             "Client",
-            escape("shut down" if self._closed else self.address),
+            escape("shut down" if self.courier.closed else self.address),
             [
                 ("queue", escape(self.keys.stream)),
                 ("local workers", str(workers)),
-                ("outstanding futures", f"{len(self._pending):,}"),
+                ("outstanding futures", f"{len(self.courier.pending):,}"),
             ],
         )
 
@@ -706,22 +533,42 @@ LocalWorkers = TaskWorker
 """What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""
 
 
-def _give_exception(error: BaseException, future: TaskFuture) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _let_go(
+    courier: Courier, workers: list[TaskWorker], broker: Broker, producer: TaskProducer, pid: int
+) -> None:
+    """The client is gone, or the program ends: what was submitted is sent, its threads and workers
+    end. Called from anywhere, even from the courier's own threads, so it waits for none."""
+    if os.getpid() != pid:
+        return  # a forked process: nothing of this is its own
+    try:
+        courier.end(join=False)
+    except Exception:
+        pass  # without a server nothing more can be sent
+    leaving, workers[:] = list(workers), []
 
+    def stop() -> None:
+        for worker in leaving:
+            worker.stop()
+        producer.close()
+        broker.close()
 
-def _after(entry: str) -> str:
-    ms, _, seq = entry.partition("-")
-    return f"{ms}-{int(seq) + 1}"
+    try:
+        threading.Thread(target=stop, name="redistq-farewell", daemon=True).start()
+    except RuntimeError:
+        pass  # the interpreter ends: its workers see that by themselves
 
 
 def _label(fn: Any) -> str:
     """What monitors call a function."""
-    while hasattr(fn, "func"):  # functools.partial
+    while isinstance(fn, functools.partial):
         fn = fn.func
     name = str(getattr(fn, "__qualname__", type(fn).__name__)).replace("\n", " ")
     return name.replace("<locals>.", "")[-150:]
+
+
+def _kept_s(options: CallOptions) -> float:
+    """Seconds that what a call needs is kept on the server: a week from when it is due."""
+    return BLOB_TTL_S + (options.delay or 0)
 
 
 def _looks_large(value: Any) -> bool:

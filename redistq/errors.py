@@ -66,11 +66,14 @@ class PayloadError(RedistqError, TypeError):
 class PayloadTooLarge(RedistqError, ValueError):
     """A payload is larger than the limit; nothing was stored."""
 
-    def __init__(self, size: int, limit: int) -> None:
-        self.size, self.limit = size, limit
+    def __init__(self, size: int, limit: int, advice: str = "") -> None:
+        self.size, self.limit, self.advice = size, limit, advice
         super().__init__(
-            f"the payload is {size:,} bytes and the limit is {limit:,}; store the data elsewhere "
-            "and pass a path or key, or raise max_payload_bytes"
+            f"the payload is {size:,} bytes and the limit is {limit:,}; "
+            + (
+                advice
+                or "store the data elsewhere and pass a path or key, or raise max_payload_bytes"
+            )
         )
 
 

@@ -7,6 +7,7 @@ restarting the kernel, changes nothing. Where in doubt it differs, which costs a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import types
@@ -31,10 +32,9 @@ def _function(digest: Any, fn: Any, seen: set[int]) -> None:
     if id(fn) in seen:
         return
     seen.add(id(fn))
-    partial = getattr(fn, "func", None)
-    if partial is not None and hasattr(fn, "keywords"):
+    if isinstance(fn, functools.partial):
         digest.update(b"partial")
-        _function(digest, partial, seen)
+        _function(digest, fn.func, seen)
         _value(digest, (fn.args, sorted(fn.keywords.items())), seen)
         return
     if inspect.ismethod(fn):
@@ -79,7 +79,9 @@ def _value(digest: Any, value: Any, seen: set[int]) -> None:
     if isinstance(value, types.ModuleType):
         version = getattr(value, "__version__", "")
         digest.update(f"module {value.__name__} {version}".encode())
-    elif inspect.isfunction(value) or inspect.ismethod(value) or hasattr(value, "func"):
+    elif (
+        inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, functools.partial)
+    ):
         imported = getattr(value, "__module__", None) not in ("__main__", None)
         if imported and inspect.isfunction(value):
             module = inspect.getmodule(value)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import reprlib
 import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future
@@ -40,12 +42,13 @@ class TaskFuture(Future[Any]):
     task alone. ``running`` asks the server; ``cancel`` succeeds while no worker has the task.
     """
 
+    # On the class, for there may be a hundred thousand futures: few of them ever fail.
+    _told_cancelled = False
+    _report: dict[str, Any] | None = None
+
     def __init__(self, client: Client, task_id: str, name: str) -> None:
         super().__init__()
         self._client, self.task_id, self.name = client, task_id, name
-        self._told_cancelled = False
-        self.report: dict[str, Any] = {}
-        """Of a failed task: type, message, traceback, locals, host, python, output."""
 
     # -- the standard library's interface --------------------------------------------------------
 
@@ -53,9 +56,7 @@ class TaskFuture(Future[Any]):
         """Cancel the task if no worker has it yet; answers whether it is cancelled."""
         if self.done():
             return self.cancelled()
-        if self._client._cancel_task(self):
-            self._cancelled()
-            return True
+        self._client.courier.cancel((self,))
         return self.cancelled()
 
     def running(self) -> bool:
@@ -69,6 +70,8 @@ class TaskFuture(Future[Any]):
         except KeyboardInterrupt:
             self._say_it_goes_on()
             raise
+        finally:
+            del self  # or error, traceback, frame and future would hold each other
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's error, or None when it succeeded."""
@@ -97,6 +100,11 @@ class TaskFuture(Future[Any]):
             self.set_running_or_notify_cancel()
 
     # -- post-mortem -----------------------------------------------------------------------------
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Of a failed task: type, message, traceback, locals, host, python, output."""
+        return self._report or {}
 
     def logs(self, follow: bool = False) -> Any:
         """What the task printed and logged, as text; lines as they come with ``follow``.
@@ -144,17 +152,33 @@ class TaskFuture(Future[Any]):
     def __repr__(self) -> str:
         text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
         if self.state == "failed":
-            text += f": {super().exception(0)!r:.100}"
+            text += f": {_short(super().exception(0), 100)}"
         return text + ">"
 
     def _repr_html_(self) -> str:
         state = self.state
         rows = [("task", f"<code>{escape(self.task_id)}</code>"), ("function", escape(self.name))]
         if state == "failed":
-            rows.append(("error", escape(f"{super().exception(0)!r:.300}")))
+            rows.append(("error", escape(_short(super().exception(0), 300))))
         elif state == "succeeded":
-            rows.append(("result", escape(f"{super().result(0)!r:.300}")))
+            rows.append(("result", escape(_short(super().result(0), 300))))
         return panel("TaskFuture", badge(state), rows)
+
+
+_shortener = reprlib.Repr()
+_shortener.maxlist = _shortener.maxtuple = _shortener.maxdict = _shortener.maxset = 20
+_shortener.maxstring = _shortener.maxother = 300
+
+
+def _short(value: Any, most: int) -> str:
+    """A value's text for people; cheap for large ones, and never an error."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):  # arrays and frames, whose own text takes its time
+        return f"{type(value).__name__} of shape {shape}"
+    try:
+        return _shortener.repr(value)[:most]
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 def decode_result(sealer: Sealer, body: bytes) -> Any:
@@ -179,10 +203,9 @@ def decode_error(sealer: Sealer, task_id: str, body: bytes) -> tuple[BaseExcepti
             if isinstance(own, Exception):
                 error = own
         except Exception as why:
-            if isinstance(why, RedistqError):
-                error.add_note(f"Its own type was not restored: {why}")
+            error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
     if report.get("traceback"):
-        error.__cause__ = RemoteTraceback(report["traceback"])
+        error.__cause__ = RemoteTraceback(str(report["traceback"]))
     return error, report
 
 
@@ -194,7 +217,7 @@ def settle_future(future: TaskFuture, sealer: Sealer, state: str, body: bytes) -
         if state == "succeeded":
             future.set_result(decode_result(sealer, body))
         elif state == "failed":
-            error, future.report = decode_error(sealer, future.task_id, body)
+            error, future._report = decode_error(sealer, future.task_id, body)
             future.set_exception(error)
         else:
             future._cancelled()
@@ -215,5 +238,6 @@ def in_order(futures: list[TaskFuture], deadline: Any) -> Iterator[Any]:
             future = futures.pop()
             yield future.result(deadline())
     finally:
-        for future in futures:
-            future.cancel()
+        if futures:
+            with contextlib.suppress(RedistqError):
+                futures[0]._client.courier.cancel(futures)

@@ -20,26 +20,34 @@ class Progress:
 
     def __init__(self, label: str, total: int, wanted: bool | None) -> None:
         self._bar: Any = None
-        notebook = in_notebook()
+        self._label, self._total = label, total
         if wanted is None:
-            wanted = notebook or sys.stderr.isatty()
-        if not wanted:
-            return
+            wanted = in_notebook() or sys.stderr.isatty()
+        self._wanted = wanted
+
+    def _open(self) -> None:
         try:
-            if notebook:
+            if in_notebook():
                 from tqdm.auto import tqdm
             else:
                 from tqdm import tqdm
         except ImportError:
             print(
-                f"{label}: {total:,} tasks (for a progress bar: pip install redistq[notebook])",
+                f"{self._label}: {self._total:,} tasks (for a progress bar: pip install "
+                "redistq[notebook])",
                 file=sys.stderr,
             )
             return
-        self._bar = tqdm(total=total, desc=label, unit="task", smoothing=0.1, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=self._total, desc=self._label, unit="task", smoothing=0.1, dynamic_ncols=True
+        )
 
     def show(self, counts: dict[str, int]) -> None:
-        """Draw the counts of a batch."""
+        """Draw the counts of a batch; nothing when it was at its end already when first seen."""
+        if self._wanted:
+            self._wanted = False
+            if counts.get("waiting"):
+                self._open()
         bar = self._bar
         if bar is None:
             return

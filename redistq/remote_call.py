@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .blobs import BlobMissing, Blobs
+from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .errors import PayloadError, RedistqError, UntrustedPayload
 from .handlers import Handler, Registry, TaskContext
 from .pickling import PYTHON, Sealer, dump, load
@@ -71,7 +71,7 @@ class Call:
     @classmethod
     def unpickled(cls, data: bytes) -> Call:
         """The call again."""
-        return cls(*load(data))
+        return cls(*load_here(data, "an argument"))
 
 
 def pickled_function(function: Callable[..., Any]) -> bytes:
@@ -101,11 +101,12 @@ def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
         if code is None or code in seen:
             continue
         seen.add(code)
+        # Notebooks register their cells without a time of change: such lines are in no file.
         name = code.co_filename
-        if name not in sources and not os.path.exists(name):
-            lines = linecache.getlines(name)
-            if lines and len(lines) < 5_000:
-                sources[name] = lines
+        entry: Any = linecache.cache.get(name)
+        cell = entry and len(entry) == 4 and entry[1] is None and len(entry[2]) < 5_000
+        if cell and name not in sources:
+            sources[name] = entry[2]
         scope = getattr(item, "__globals__", {})
         todo.extend(scope[n] for n in code.co_names if inspect.isfunction(scope.get(n)))
     return sources
@@ -121,14 +122,24 @@ def load_function(data: bytes) -> Callable[..., Any]:
         )
     for name, lines in sources.items():
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
+    function: Callable[..., Any] = load_here(pickled, "the function")
+    return function
+
+
+def load_here(data: bytes, what: str) -> Any:
+    """An object again; raises ModuleMissing where this process lacks what it is made of."""
     try:
-        function: Callable[..., Any] = load(pickled)
+        return load(data)
     except ModuleNotFoundError as error:
         raise ModuleMissing(
-            f"the worker on {socket.gethostname()} has no module {error.name!r}; install it there, "
-            "or start the worker from the folder that holds it"
+            f"the worker on {socket.gethostname()} has no module {error.name!r}, which {what} "
+            "needs; install it there, or start the worker from the folder that holds it"
         ) from error
-    return function
+    except AttributeError as error:
+        raise ModuleMissing(
+            f"the worker on {socket.gethostname()} has another version of a module that {what} "
+            f"needs ({error}); install the same one there, and restart the worker"
+        ) from error
 
 
 class CallHandler:
@@ -138,20 +149,14 @@ class CallHandler:
     def __init__(self, sealer: Sealer, blobs: Blobs, sink: LogSink, logs_prefix: str) -> None:
         self._sealer, self._blobs = sealer, blobs
         self._sink, self._logs_prefix = sink, logs_prefix
-        self._functions: OrderedDict[str, Callable[..., Any]] = OrderedDict()
+        self._functions: OrderedDict[str, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._functions_bytes = 0
         self._lock = threading.Lock()
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes:
         output = None
         try:
-            data = self._sealer.unpack(payload)
-            try:
-                call = Call.unpickled(data)
-            except ModuleNotFoundError as error:
-                raise ModuleMissing(
-                    f"the worker on {socket.gethostname()} has no module {error.name!r}, which an "
-                    "argument needs; install it there"
-                ) from error
+            call = Call.unpickled(self._sealer.unpack(payload))
             function = self._function(call.function)
             key = self._logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
@@ -182,22 +187,28 @@ class CallHandler:
         if shared is not None and argument.digest in shared:
             return shared[argument.digest]
         # Unpickled anew for every task: one that changes its argument changes its own copy.
-        value = load(self._blobs.get(argument.digest))
+        value = load_here(self._blobs.get(argument.digest), "an argument")
         if shared is not None:
             shared[argument.digest] = value
         return value
 
     def _function(self, digest: str) -> Callable[..., Any]:
         with self._lock:
-            function = self._functions.get(digest)
-            if function is not None:
+            known = self._functions.get(digest)
+            if known is not None:
                 self._functions.move_to_end(digest)
-                return function
-        function = load_function(self._blobs.get(digest))
+                return known[0]
+        data = self._blobs.get(digest)
+        function = load_function(data)
         with self._lock:
-            self._functions[digest] = function
-            if len(self._functions) > 256:
-                self._functions.popitem(last=False)
+            if digest not in self._functions:
+                # A closure may hold a large array: what is kept is bounded by its bytes.
+                self._functions[digest] = (function, len(data))
+                self._functions_bytes += len(data)
+                while len(self._functions) > 1 and (
+                    len(self._functions) > 256 or self._functions_bytes > CACHE_BYTES
+                ):
+                    self._functions_bytes -= self._functions.popitem(last=False)[1][1]
         return function
 
     def _report(self, error: BaseException, output: TaskOutput | None) -> dict[str, Any]:
@@ -211,9 +222,7 @@ class CallHandler:
         try:
             import cloudpickle
 
-            pickled = self._sealer.pack(
-                cloudpickle.dumps(error.with_traceback(error.__traceback__), 5)
-            )
+            pickled = self._sealer.pack(cloudpickle.dumps(error, 5))
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
         except Exception:
@@ -226,7 +235,13 @@ def _finish(result: Any) -> Any:
         return asyncio.run(result)
     if inspect.isgenerator(result):
         return list(result)
+    if inspect.isasyncgen(result):
+        return asyncio.run(_collect(result))
     return result
+
+
+async def _collect(items: Any) -> list[Any]:
+    return [item async for item in items]
 
 
 def _dump_result(result: Any) -> bytes:

@@ -1,0 +1,451 @@
+"""The courier of a client: takes its calls to the server, and brings the answers to their futures.
+
+Made by a Client. Two threads, started with the first call: one sends what waits, many at a time;
+one reads the inbox, and thereby resolves every future with a single blocking read. It knows the
+client only through futures that are outstanding, so a client nobody holds any more can go.
+
+No future hangs. News can be lost with a connection, with the server's memory, or with an inbox
+that expired while a laptop slept: after each new connection, and now and then for those that have
+waited long, the server is asked how the tasks stand. A task it does not know is given up once the
+inbox, where its news may still be, has been read to the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .blobs import Blobs
+from .broker import Broker, Lost, NoGroup
+from .calls import CALL_LIMIT, SETTLED, Calls, Watched
+from .errors import RedistqError, ServerUnavailable, UnknownTask
+from .futures import TaskFuture, settle_future
+from .pickling import Sealer
+from .plans import BLOCK_LIMIT, Inbox, ReadInbox
+from .producer import TaskProducer
+
+if TYPE_CHECKING:
+    from .settings import Address
+
+log = logging.getLogger("redistq.client")
+
+CALL_BYTES = 1024 * 1024
+"""Bytes of calls in one request to the server, about."""
+LOOK_S = 30.0
+"""Seconds after which futures that still wait are asked for."""
+LOOK_MANY = 1000
+GIVE_UP_S = 120.0
+"""Seconds without a server after which futures fail rather than wait for it any longer."""
+BURST_S = 0.001
+INBOX_PAGE = 1000
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A task that waits to be sent: its five fields, and whether it is a cached call."""
+
+    fields: tuple[str, str, bytes, bytes, str]
+    memo: bool = False
+
+
+class Courier:
+    """Sends calls and resolves futures; safe to use from several threads, and across a fork."""
+
+    def __init__(
+        self, broker: Broker, calls: Calls, producer: TaskProducer, sealer: Sealer, blobs: Blobs
+    ) -> None:
+        self._broker, self._calls, self._producer = broker, calls, producer
+        self._sealer, self._blobs = sealer, blobs
+        self.give_up_s, self.look_s = GIVE_UP_S, LOOK_S
+        self.closed = False
+        """Whether no new work is taken."""
+        self.ended = threading.Event()
+        """Whether no more answers will come."""
+        self._reset()
+        _couriers.add(self)
+
+    def _reset(self) -> None:
+        self.inbox = Inbox.new(self._calls.keys)
+        self.pending: dict[str, TaskFuture | list[TaskFuture]] = {}
+        self._outbox: deque[Outgoing] = deque()
+        self._sending, self._lock = threading.Lock(), threading.Lock()
+        self._some = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._last_submit = 0.0
+        self._doubtful: list[str] = []
+        self._to_look: list[str] = []
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, item: Outgoing, future: TaskFuture) -> None:
+        """Take a call to the server. Raises RuntimeError after the end."""
+        with self._lock:
+            if self.closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._remember(future)
+            self._outbox.append(item)
+        # A lone call is sent from here, which is quickest; of a burst, the sender takes many at
+        # a time.
+        now = time.monotonic()
+        lone, self._last_submit = now - self._last_submit > BURST_S, now
+        if lone:
+            self._flush()
+        else:
+            self._some.set()
+
+    def expect(self, future: TaskFuture) -> None:
+        """Resolve a future whose task was sent before."""
+        with self._lock:
+            if self.closed:
+                raise RuntimeError("the client is closed")
+            self._remember(future)
+        watched = self._watch(future.task_id)
+        if watched.state == "unknown":  # nobody will tell us of it
+            self._resolve(future.task_id, partial(_give_exception, UnknownTask(future.task_id)))
+        else:
+            self._take(future.task_id, watched)
+
+    def _remember(self, future: TaskFuture) -> None:
+        known = self.pending.get(future.task_id)
+        if known is None:
+            self.pending[future.task_id] = future
+        elif isinstance(known, list):
+            known.append(future)
+        else:
+            self.pending[future.task_id] = [known, future]
+        if not self._threads:
+            for target, role in ((self._send_loop, "send"), (self._inbox_loop, "inbox")):
+                thread = threading.Thread(
+                    target=target, name=f"redistq-{role}-{self.inbox.name[:6]}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _send_loop(self) -> None:
+        while not self.ended.is_set():
+            self._some.wait()
+            self._some.clear()
+            try:
+                self._flush(patient=True)
+            except Exception:
+                log.exception("the sender goes on after an error")
+
+    def _flush(self, patient: bool = False) -> None:
+        """Send what waits. Where another thread is sending, the sender thread takes the rest."""
+        while self._outbox:
+            if not self._sending.acquire(blocking=patient):
+                self._some.set()
+                return
+            batch: list[Outgoing] = []
+            known: list[Outgoing] = []
+            failed: Exception | None = None
+            try:
+                size = 0
+                while self._outbox and len(batch) < CALL_LIMIT and size < CALL_BYTES:
+                    batch.append(self._outbox.popleft())
+                    size += len(batch[-1].fields[2])
+                if batch:
+                    known = self._send_batch(batch)
+            except Exception as error:
+                failed = error
+            except BaseException:
+                # An interrupt: whether they arrived is unknown, and sending them again is
+                # harmless. The sender thread, which is never interrupted, does it.
+                self._outbox.extendleft(reversed(batch))
+                self._some.set()
+                raise
+            finally:
+                self._sending.release()
+            # Without the lock from here on: a future's callbacks may call us.
+            if failed is not None:  # told to every future that waits for it
+                for item in batch:
+                    self._resolve(item.fields[0], partial(_give_exception, failed))
+            for item in known:
+                self._known(item)
+
+    def _send_batch(self, batch: list[Outgoing]) -> list[Outgoing]:
+        """Those of the batch that the server has already."""
+        flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
+        known = self._broker.call(self._calls.enqueue(flat))
+        return [batch[position - 1] for position in known]
+
+    def _known(self, item: Outgoing) -> None:
+        """A call that the server has already: a cached one, or one whose first answer was lost."""
+        task_id, name, packet, opts, _ = item.fields
+        try:
+            watched = self._watch(task_id)
+            if item.memo and watched.state in ("failed", "cancelled"):
+                # A cached call that failed is tried again, with the function as stored now. Sent
+                # once more in case that its record had just expired: a known id costs nothing.
+                record = self._calls.keys.task(task_id)
+                self._broker.call(("HSET", record, "payload", packet, "opts", opts, "name", name))
+                self._producer.replay(task_id)
+                self._broker.call(self._calls.enqueue(item.fields))
+                watched = self._watch(task_id)
+            self._take(task_id, watched)
+        except Exception as error:
+            self._resolve(task_id, partial(_give_exception, error))
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def _inbox_loop(self) -> None:
+        wire = self._broker.wire(BLOCK_LIMIT + self._broker.timeout)
+        self.inbox.wire = wire
+        opened, pause, away_since = 0, 0.05, 0.0
+        last_look = last_trim = time.monotonic()
+        while not self.ended.is_set():
+            try:
+                doubtful, self._doubtful = self._doubtful, []
+                step = ReadInbox(self.inbox, BLOCK_LIMIT)
+                told = step.read(wire.request(step.command()))
+                for news in told:
+                    self._told(news.task_id, news.state, news.body)
+                if len(told) < INBOX_PAGE:  # read to the end: what is not known by now is lost
+                    self._give_up(doubtful)
+                else:
+                    self._doubtful += doubtful
+                now = time.monotonic()
+                if told and (now - last_trim > 1 or len(told) == INBOX_PAGE):
+                    last_trim = now
+                    self._broker.call(("XTRIM", self.inbox.key, "MINID", _after(self.inbox.last)))
+                del told
+                if away_since:
+                    log.warning("the server is back at %s", self._broker.address)
+                    away_since = 0.0
+                if wire.opened != opened:
+                    # The first connection, or a new one: news may have been lost with the old.
+                    if opened:
+                        self._blobs.forget()
+                        self._look_at(self._sent())
+                    opened, last_look = wire.opened, now
+                elif self.pending and now - last_look > self.look_s:
+                    last_look = now
+                    if not self._to_look:
+                        self._to_look = self._sent()
+                    part, self._to_look = self._to_look[:LOOK_MANY], self._to_look[LOOK_MANY:]
+                    self._look_at(part)
+                pause = 0.05
+            except (Lost, RedistqError, NoGroup, OSError) as error:
+                if self.ended.is_set():
+                    break
+                now = time.monotonic()
+                if not away_since:
+                    away_since = now
+                    self._say_it_is_away(error)
+                elif now - away_since > self.give_up_s:
+                    self._abandon_all(error)
+                self._revive(self._broker.address)
+                self.ended.wait(pause)
+                pause = min(pause * 2, 2.0)
+            except BaseException:  # a callback may raise anything
+                log.exception("the inbox goes on after an error")
+                self.ended.wait(pause)
+                pause = min(pause * 2, 2.0)
+        wire.close()
+
+    def _say_it_is_away(self, error: BaseException) -> None:
+        if self.pending:
+            log.warning(
+                "the server at %s is away (%s); %d futures wait for it",
+                *(self._broker.address, error, len(self.pending)),
+            )
+
+    def _revive(self, address: Address) -> None:
+        """The embedded server is ours to start again, with its data."""
+        if not address.embedded:
+            return
+        from . import embedded
+
+        try:
+            embedded.join()
+        except (RedistqError, OSError):
+            pass  # tried again soon
+
+    def _abandon_all(self, error: BaseException) -> None:
+        with self._lock:
+            ids = list(self.pending)
+        for task_id in ids:
+            why = ServerUnavailable(
+                f"no server at {self._broker.address} for {self.give_up_s:g} s ({error}); task "
+                f"{task_id} may still be run: client.future({task_id!r}) asks for it again"
+            )
+            self._resolve(task_id, partial(_give_exception, why))
+
+    def _told(self, task_id: str, state: str, body: bytes | None) -> None:
+        if task_id not in self.pending:
+            return
+        if body is None:
+            self._take(task_id, self._watch(task_id))
+            return
+        if state == "failed" and b'"BlobMissing"' in body[:200]:
+            self._blobs.forget()  # the server has lost what we believe it has
+        self._resolve(task_id, lambda future: settle_future(future, self._sealer, state, body))
+
+    def _watch(self, task_id: str) -> Watched:
+        """Look at a task's record, and leave our address there when it is not settled."""
+        return Calls.read_watch(self._broker.call(self._calls.watch(task_id, self.inbox.name)))
+
+    def _take(self, task_id: str, watched: Watched) -> None:
+        if watched.state in SETTLED:
+            body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
+            self._resolve(
+                task_id, lambda future: settle_future(future, self._sealer, watched.state, body)
+            )
+        elif watched.state == "unknown":
+            self._doubtful.append(task_id)
+
+    def _give_up(self, doubtful: list[str]) -> None:
+        for task_id in doubtful:
+            if task_id in self.pending:
+                self._blobs.forget()
+                error = UnknownTask(task_id)
+                error.add_note(
+                    "The server does not know the task: it was flushed, or restarted without its "
+                    "data, or the result was not kept (result_ttl)."
+                )
+                self._resolve(task_id, partial(_give_exception, error))
+
+    def _sent(self) -> list[str]:
+        with self._lock:
+            unsent = {item.fields[0] for item in self._outbox}
+            return [task_id for task_id in self.pending if task_id not in unsent]
+
+    def _look_at(self, ids: list[str]) -> None:
+        with self._sending:  # those that are just being sent have arrived after this
+            pass
+        for start in range(0, len(ids), LOOK_MANY):
+            part = ids[start : start + LOOK_MANY]
+            commands = (self._calls.watch(task_id, self.inbox.name) for task_id in part)
+            for task_id, reply in zip(part, self._broker.call_many(commands), strict=True):
+                self._take(task_id, Calls.read_watch(reply))
+
+    def _resolve(self, task_id: str, end: Callable[[TaskFuture], None]) -> None:
+        with self._lock:
+            found = self.pending.pop(task_id, None)
+        if found is not None:
+            for future in found if isinstance(found, list) else (found,):
+                end(future)
+
+    # -- cancelling ------------------------------------------------------------------------------
+
+    def cancel(self, futures: Iterable[TaskFuture]) -> None:
+        """Cancel those that no worker has; each of these is told so before this returns."""
+        wanted = {future.task_id: future for future in futures if not future.done()}
+        gone: list[TaskFuture] = []
+        with self._lock:
+            for task_id, future in list(wanted.items()):
+                others = self.pending.get(task_id)
+                if isinstance(others, list) and len(others) > 1 and future in others:
+                    others.remove(future)  # a cached call that others wait for too
+                    gone.append(wanted.pop(task_id))
+            unsent = [item for item in self._outbox if item.fields[0] in wanted]
+            if unsent:
+                taken = {item.fields[0] for item in unsent}
+                kept = [item for item in self._outbox if item.fields[0] not in taken]
+                self._outbox.clear()
+                self._outbox.extend(kept)
+                for task_id in taken:
+                    self.pending.pop(task_id, None)
+                    gone.append(wanted.pop(task_id))
+        for future in gone:
+            future._cancelled()
+        if not wanted:
+            return
+        with self._sending:  # those that are just being sent have arrived after this
+            pass
+        for task_id, word in self._producer.cancel(*wanted).items():
+            if word == "cancelled":
+                self._resolve(task_id, lambda future: future._cancelled())
+            elif word == "unknown":
+                self._doubtful.append(task_id)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def outstanding(self) -> list[TaskFuture]:
+        """Every future that waits."""
+        with self._lock:
+            found = list(self.pending.values())
+        return [f for item in found for f in (item if isinstance(item, list) else [item])]
+
+    def is_me(self) -> bool:
+        """Whether this is one of the courier's own threads, as in a future's callback."""
+        return threading.current_thread() in self._threads
+
+    def refuse(self) -> None:
+        """No new work from now on."""
+        with self._lock:
+            self.closed = True
+
+    def end(self, *, join: bool = True) -> None:
+        """Send what waits, and bring no more answers; safe to call twice, from any thread."""
+        self.refuse()
+        if self._outbox and not self.ended.is_set():
+            self._flush(patient=True)
+        self.ended.set()
+        self._some.set()
+        for thread in self._threads if join else ():
+            while thread.is_alive() and not self.is_me():
+                self._wake()
+                thread.join(0.05)
+        if not join:
+            self._wake()
+        for future in self.outstanding():
+            why = RedistqError(
+                f"the client was closed before task {future.task_id} had ended; the task goes on: "
+                f"Client(...).future({future.task_id!r}) asks for it"
+            )
+            self._resolve(future.task_id, partial(_give_exception, why))
+
+    def _wake(self) -> None:
+        if self.inbox.wire is not None:
+            self.inbox.wire.interrupt()
+        self._some.set()
+
+    def _after_fork(self) -> None:
+        """In a forked process: the threads are not here, and the parent's futures are not ours."""
+        orphans = self.outstanding_unlocked()
+        self._reset()
+        self._blobs.after_fork()
+        for future in orphans:
+            future._condition = threading.Condition()
+            vars(future)["_done_callbacks"] = []
+            _give_exception(
+                RedistqError(f"task {future.task_id} belongs to the process that forked this one"),
+                future,
+            )
+
+    def outstanding_unlocked(self) -> list[TaskFuture]:
+        """As ``outstanding``, where a lock may be held by a thread that is not there any more."""
+        found = list(self.pending.values())
+        return [f for item in found for f in (item if isinstance(item, list) else [item])]
+
+
+_couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for courier in list(_couriers):
+        courier._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _give_exception(error: BaseException, future: TaskFuture) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _after(entry: str) -> str:
+    ms, _, seq = entry.partition("-")
+    return f"{ms}-{int(seq) + 1}"
