@@ -305,6 +305,7 @@ BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
     "browse": lambda c, n: c.browse("pending", 10),
     "cancel": lambda c, n: c.cancel(["x"] * n, 654),
     "enqueue": lambda c, n: c.enqueue(["x"] * 5 * n),
+    "group": lambda c, n: c.create_group(),
     "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),
     "park": lambda c, n: c.park(CONSUMER, 321, [("x",) * 3] * n),
     "promote": lambda c, n: c.promote(),

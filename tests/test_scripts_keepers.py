@@ -272,6 +272,23 @@ def test_a_full_server_refuses_new_tasks_and_still_drains(world: World) -> None:
     world.check(dict.fromkeys([*"abcdefgh", "later"], 0))
 
 
+def test_a_worker_that_comes_to_drain_a_full_server_gets_in(world: World) -> None:
+    """The group is made beyond maxmemory too, at the first entry, and only once."""
+    world.db.xgroup_destroy(world.keys.stream, world.calls.group)
+    world.add("a")
+    with full(world):
+        assert world.call(world.calls.create_group()) == 1
+        before = world.fingerprint()
+        assert world.call(world.calls.create_group()) == 0
+        assert world.fingerprint() == before
+        entry, _ = world.one("w")
+        assert world.settle("w", outcome(entry, "a")) == []
+    world.check({"a": 0})
+    world.db.set(world.keys.stream, "no stream")
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        world.call(world.calls.create_group())
+
+
 def test_the_documented_rights_suffice(every_server: Server) -> None:
     """A user with no more than the README's ACL can do everything that a queue needs."""
     world = World(every_server)
