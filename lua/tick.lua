@@ -19,16 +19,17 @@
 --   5 running: most entries in workers' hands, over all workers
 --   6 dead_limit: most dead letters, the newest
 --   7 batches_limit: most batches, the newest
+--   8 held: entries in workers' hands whose details the caller has, each between spaces
 --   for each known dead letter (2): id, died_ms
 -- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
 --   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
---   recovered, start of the payload; dead letters: id, died_ms, details as a flat list (none when
+--   recovered, start of the payload (the last five empty when they are known); dead letters: id, died_ms, details as a flat list (none when
 --   they are known); batches: id, fields as a flat list
 -- COST: snapshot; one entry read an event, running task, dead letter and batch listed; nothing
 --   that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
---   second round trip would show another instant. A failed task may carry 20 kB of traceback: the
---   caller says which ones it has, and they are not sent again.
+--   second round trip would show another instant. A failed task may carry 20 kB of traceback and
+--   an entry a payload of megabytes: the caller says which ones it has, and they are not read again.
 local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
 local TASK = KEYS[9]
@@ -54,7 +55,7 @@ for i = 1, #busy do
   local page = redis.call('XPENDING', STREAM, GROUP, '-', '+', math.min(share, left), consumer)
   for j = 1, #page do
     local entry = page[j][1]
-    local task = read(entry) or {}
+    local task = not string.find(ARGV[8], ' ' .. entry .. ' ', 1, true) and read(entry) or {}
     running[#running + 1] = { entry, consumer, page[j][3],
       string.find(started, ' ' .. entry .. ' ', 1, true) and 1 or 0, task.id or '', task.name or '',
       task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200) }
@@ -62,7 +63,7 @@ for i = 1, #busy do
   left = left - #page
 end
 local known = {}
-for at = 8, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
+for at = 9, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
 local members, dead = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
 for i = 1, #members, 2 do
   local flat = {}

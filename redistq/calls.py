@@ -393,9 +393,9 @@ class Calls:
     def tick(
         self,
         after: str,
-        held: Iterable[str],
         known_dead: Iterable[tuple[str, int]],
         *,
+        held: Iterable[str] = (),
         workers: int,
         events: int,
         running: int,

@@ -21,7 +21,7 @@ from .extras import need
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from .listings import Listing
 from .monitor import TaskMonitor
-from .records import stats_of, workers_of
+from .records import STATS_EVENTS, stats_of, workers_of
 from .tick import many
 
 EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -237,7 +237,7 @@ def _now_ms(monitor: TaskMonitor) -> float:
 
 
 def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    tick = monitor.tick(events=1000, dead=1, running=1, batches=1)
+    tick = monitor.tick(events=STATS_EVENTS, dead=1, running=1, batches=1)
     values = stats_of(tick, monitor.queue)
     ailing = []
     if args.check:

@@ -13,9 +13,9 @@ from .calls import Snapshot
 from .errors import ConfigurationError
 from .keys import DEFAULT_QUEUE
 from .producer import TaskProducer
-from .records import EVENTS_MAX, Records, stats_of, workers_of
+from .records import EVENTS_MAX, STATS_EVENTS, Records, stats_of, workers_of
 from .settings import DEFAULT_HOST, DEFAULT_PORT
-from .tick import DeadLetter, Tick, read_tick
+from .tick import DeadLetter, Running, Tick, read_tick
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +47,7 @@ class TaskMonitor:
             self.producer.keys,
         )
         self.records = Records(self.broker, self.calls)
+        self._held: dict[str, Running] = {}
         self._dead: dict[tuple[str, int], DeadLetter] = {}
 
     @property
@@ -88,10 +89,12 @@ class TaskMonitor:
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is a whole number, at least 1: {value!r}")
-        known = self._dead
-        reply = self.broker.call(self.calls.tick(after or "", known, **limits))
-        tick = read_tick(reply, after or "", events, known)
-        # Tracebacks are sent once; replaced as a whole, so that other threads see one or the other.
+        held, known = self._held, self._dead
+        reply = self.broker.call(self.calls.tick(after or "", known, held=held, **limits))
+        tick = read_tick(reply, after or "", events, held, known)
+        # Payloads and tracebacks are sent once. Replaced as a whole: another thread sees one or the
+        # other.
+        self._held = {task.entry: task for task in tick.running}
         self._dead = {(letter.id, letter.died_ms): letter for letter in tick.dead}
         return tick
 
@@ -105,10 +108,10 @@ class TaskMonitor:
         cancelled, retried, snoozed, recovered; dead (failed tasks kept), workers (alive), slots
         (their threads), oldest_age_s (of the oldest unread task), next_due_s (None: nothing is
         delayed; negative: late), throughput (tasks settled per second over the last minute, or
-        over the last 1000 events where that is less), paused, health and reason, group, as_of.
+        over the last 300 events where that is less), paused, health and reason, group, as_of.
         """
         pd = frames.pandas()
-        values = stats_of(self.tick(events=1000, dead=1, running=1, batches=1), self.queue)
+        values = stats_of(self.tick(events=STATS_EVENTS, dead=1, running=1, batches=1), self.queue)
         as_of = pd.Timestamp(values.pop("as_of_ms"), unit="ms", tz="UTC").as_unit("ms")
         return pd.Series({**values, "as_of": as_of}, dtype=object, name=self.queue)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .calls import Calls, Snapshot, WorkerRow
@@ -291,9 +291,13 @@ def _seen(tick: Tick) -> int:
 
 
 def read_tick(
-    reply: list[Any], after: str, limit: int, known: Mapping[tuple[str, int], DeadLetter]
+    reply: list[Any],
+    after: str,
+    limit: int,
+    held: Mapping[str, Running],
+    known: Mapping[tuple[str, int], DeadLetter],
 ) -> Tick:
-    """The answer of ``Calls.tick``; ``known`` are the dead letters whose details were not sent."""
+    """The answer of ``Calls.tick``; ``held`` and ``known`` are what was not sent again."""
     figures, events, running, dead, batches = reply
     snapshot = Calls.read_snapshot(figures)
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
@@ -307,7 +311,7 @@ def read_tick(
         events=read,
         missed=len(read) >= limit,
         cursor=read[-1].entry if read else after or f"{snapshot.now_ms}-0",
-        running=tuple(_read_running(row, snapshot.now_ms) for row in running),
+        running=tuple(_read_running(row, snapshot.now_ms, held) for row in running),
         dead=tuple(letters),
         batches=tuple(read_batch(text_of(row[0]), fields_of(row[1])) for row in batches),
     )
@@ -331,8 +335,14 @@ def read_event(entry: bytes, flat: list[bytes]) -> Event:
     )
 
 
-def _read_running(row: list[Any], now_ms: int) -> Running:
+def _read_running(row: list[Any], now_ms: int, held: Mapping[str, Running]) -> Running:
     entry, worker, idle, started, task_id, name, attempt, recovered, preview = row
+    before = held.get(text_of(entry))
+    if before is not None and not task_id:
+        # An entry never changes; only who holds it, and for how long, is new.
+        return replace(
+            before, worker=text_of(worker), since_ms=now_ms - int(idle), started=bool(started)
+        )
     return Running(
         entry=text_of(entry),
         id=text_of(task_id),
