@@ -126,7 +126,7 @@ def _figures(view: View, tick: Tick) -> Html:
         due = "due now"
     else:
         due = f"next in {duration(shot.next_due_ms - tick.now_ms)}"
-    eta = f"done in {duration(shot.ready / rate * 1000)}" if rate and shot.ready else "tasks done"
+    eta = f"done in {duration(shot.ready / rate * 1000)}" if rate and shot.ready else "last 5 s"
     done = sum(tick.count(state) for state in ("succeeded", "failed"))
     share = f"{tick.count('failed') / done:.1%} of all ended" if done else "none ended yet"
     retried = tick.count("retried")
@@ -333,7 +333,7 @@ def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
     elif busy:
         state = _mark(f"{RUNNING.glyph} busy", RUNNING.color)
     elif tick.paused:
-        state = _mark("⏸ paused", DELAYED.color)
+        state = _mark("‖ paused", DELAYED.color)
     else:
         state = _mark("○ idle", QUEUED.color)
     held = tick.running_on(worker.consumer)

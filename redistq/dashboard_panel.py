@@ -158,7 +158,6 @@ class WidgetPanel:
             tooltip="Let the workers start tasks again"
             if paused
             else "Let no worker start another task",
-            button_style="warning" if paused else "",
             disabled=busy,
         )
         _set(self._retry, description=f"Retry failed ({dead:,})", disabled=busy or not dead)

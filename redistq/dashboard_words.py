@@ -161,7 +161,7 @@ def alerts(view: View) -> list[tuple[str, str]]:
     if shot.paused:
         ends = f" {plural(shot.pending, 'task')} in hand may still finish." if shot.pending else ""
         found.append(
-            (DELAYED.color, f"⏸ Paused: no worker starts another task until you resume.{ends}")
+            (DELAYED.color, f"‖ Paused: no worker starts another task until you resume.{ends}")
         )
     late = 0 if shot.next_due_ms is None else tick.now_ms - shot.next_due_ms
     if late > 10_000 and tick.workers and not shot.paused:

@@ -61,8 +61,10 @@ worker = TaskWorker(
     task_handlers={"resize <script>window.hacked = true</script>": resize},
     thread_count=4,
 ).start()
-for _ in range(25):
-    time.sleep(0.1)  # a cell that is busy and never looks at the kernel's messages
+# A cell that is busy and never looks at the kernel's messages, until the test has seen enough.
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline and not producer.broker.call(("EXISTS", "seen")):
+    time.sleep(0.1)
 """
 LEFT = """
 import threading
@@ -281,6 +283,7 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     first = book.figure("succeeded")
     wait(lambda: book.figure("succeeded") > first + 20, "the figures stand still")
     assert book.count(2)[1] == "running", "the cell with the batch ended before the figures moved"
+    client.set("seen", 1)
     wait(lambda: book.count(2)[1] == "idle", "the batch's cell did not end")
 
     page.get_by_role("button", name="Pause").click()
