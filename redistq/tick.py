@@ -310,7 +310,7 @@ def read_tick(
         snapshot=snapshot,
         events=read,
         missed=len(read) >= limit,
-        cursor=read[-1].entry if read else after or f"{snapshot.now_ms}-0",
+        cursor=read[-1].entry if read else after or "0-0",
         running=tuple(_read_running(row, snapshot.now_ms, held) for row in running),
         dead=tuple(letters),
         batches=tuple(read_batch(text_of(row[0]), fields_of(row[1])) for row in batches),
