@@ -20,6 +20,9 @@ from .tick import DeadLetter, Running, Tick, read_tick
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .dashboard import Dashboard
+    from .plots import Plots
+
 __all__ = ["TaskMonitor"]
 
 
@@ -309,6 +312,21 @@ class TaskMonitor:
     def batches(self) -> pd.DataFrame:
         """``get_batches()``."""
         return self.get_batches()
+
+    # -- pictures --------------------------------------------------------------------------------
+
+    @property
+    def plot(self) -> Plots:
+        """Plots of this queue: ``throughput()``, ``latency()``, ``timeline()``, ``failures()``."""
+        from .plots import Plots
+
+        return Plots(self)
+
+    def dashboard(self, **options: Any) -> Dashboard:
+        """A live dashboard of this queue for a notebook cell; the options are Dashboard's."""
+        from .dashboard import Dashboard
+
+        return Dashboard(self, **options)
 
     # -- what a button does ----------------------------------------------------------------------
 
