@@ -601,7 +601,9 @@ def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
         raise ConfigurationError(f"retries is 0 or more, not {changed.retries!r}")
     for name in ("delay", "timeout", "result_ttl", "cache"):
         value = getattr(changed, name)
-        if value is not None and (isinstance(value, bool) or not value >= 0):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
+        ):
             raise ConfigurationError(f"{name} is a number of seconds, 0 or more, not {value!r}")
     return changed
 

@@ -12,6 +12,7 @@ inbox, where its news may still be, has been read to the end.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -83,6 +84,7 @@ class Courier:
         self._last_submit = 0.0
         self._doubtful: list[str] = []
         self._to_look: list[str] = []
+        self._away = 0.0  # since when the server is away; 0 while it is there
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Courier:
     def _inbox_loop(self) -> None:
         wire = self._broker.wire(BLOCK_LIMIT + self._broker.timeout)
         self.inbox.wire = wire
-        opened, pause, away_since = 0, 0.05, 0.0
+        opened, pause = 0, 0.05
         last_look = last_trim = time.monotonic()
         while not self.ended.is_set():
             try:
@@ -218,9 +220,9 @@ class Courier:
                     last_trim = now
                     self._broker.call(("XTRIM", self.inbox.key, "MINID", _after(self.inbox.last)))
                 del told
-                if away_since:
+                if self._away:
                     log.warning("the server is back at %s", self._broker.address)
-                    away_since = 0.0
+                    self._away = 0.0
                 if wire.opened != opened:
                     # The first connection, or a new one: news may have been lost with the old.
                     if opened:
@@ -238,15 +240,15 @@ class Courier:
                 if self.ended.is_set():
                     break
                 now = time.monotonic()
-                if not away_since:
-                    away_since = now
+                if not self._away:
+                    self._away = now
                     self._say_it_is_away(error)
-                elif now - away_since > self.give_up_s:
+                elif now - self._away > self.give_up_s:
                     self._abandon_all(error)
                 self._revive(self._broker.address)
                 self.ended.wait(pause)
                 pause = min(pause * 2, 2.0)
-            except BaseException:  # a callback may raise anything
+            except Exception:
                 log.exception("the inbox goes on after an error")
                 self.ended.wait(pause)
                 pause = min(pause * 2, 2.0)
@@ -333,7 +335,14 @@ class Courier:
             found = self.pending.pop(task_id, None)
         if found is not None:
             for future in found if isinstance(found, list) else (found,):
-                end(future)
+                try:
+                    end(future)
+                except Exception:
+                    log.exception("a future's callback failed")
+                except BaseException:  # SystemExit in a callback ends neither us nor its task
+                    if not self.is_me():
+                        raise
+                    log.exception("a future's callback wanted to end this thread")
 
     # -- cancelling ------------------------------------------------------------------------------
 
@@ -341,7 +350,7 @@ class Courier:
         """Cancel those that no worker has; each of these is told so before this returns."""
         wanted = {future.task_id: future for future in futures if not future.done()}
         gone: list[TaskFuture] = []
-        with self._lock:
+        with self._sending, self._lock:  # what was just being sent has arrived after this
             for task_id, future in list(wanted.items()):
                 others = self.pending.get(task_id)
                 if isinstance(others, list) and len(others) > 1 and future in others:
@@ -358,11 +367,9 @@ class Courier:
                     gone.append(wanted.pop(task_id))
         for future in gone:
             future._cancelled()
-        if not wanted:
-            return
-        with self._sending:  # those that are just being sent have arrived after this
-            pass
-        for task_id, word in self._producer.cancel(*wanted).items():
+        if unsent:
+            self._some.set()
+        for task_id, word in (self._producer.cancel(*wanted) if wanted else {}).items():
             if word == "cancelled":
                 self._resolve(task_id, lambda future: future._cancelled())
             elif word == "unknown":
@@ -398,6 +405,9 @@ class Courier:
                 thread.join(0.05)
         if not join:
             self._wake()
+        if self._threads and not self._away:
+            with contextlib.suppress(RedistqError, Lost, OSError):
+                self._broker.call(("UNLINK", self.inbox.key))
         for future in self.outstanding():
             why = RedistqError(
                 f"the client was closed before task {future.task_id} had ended; the task goes on: "

@@ -235,8 +235,9 @@ def in_order(futures: list[TaskFuture], deadline: Any) -> Iterator[Any]:
     try:
         futures.reverse()
         while futures:
-            future = futures.pop()
-            yield future.result(deadline())
+            result = futures[-1].result(deadline())
+            del futures[-1]  # a result that was given is not kept
+            yield result
     finally:
         if futures:
             with contextlib.suppress(RedistqError):
