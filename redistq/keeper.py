@@ -92,11 +92,10 @@ class Keeper:
         self._kill = threading.Event()
         self._buried: deque[tuple[float, str]] = deque()
         self._failed_boot, self._booted = "", False
-        self._parent = os.getppid()
         self._drain_timeout = settings.shutdown_timeout
         self.on_ready: Any = None
-        self.beside = False
-        """Whether it keeps an application's worker and must end with the application."""
+        self.parent: int | None = None
+        """The application whose worker it keeps and with which it must end."""
         self.paused = False
         self._next_beat = 0.0
         self._next_adopt = time.monotonic() + 1.0
@@ -154,7 +153,7 @@ class Keeper:
                     announced = True
                     if self.on_ready is not None:
                         self.on_ready()
-                if self.beside and os.getppid() != self._parent:
+                if self.parent is not None and os.getppid() != self.parent:
                     # End of input says so sooner, unless a process it forked holds the pipe open.
                     self.request_stop(min(self.settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
                     break
@@ -472,7 +471,7 @@ def run_beside(spec: dict[str, Any]) -> int:
                 os.close(status)
             status = None
 
-    keeper.beside = True
+    keeper.parent = spec["parent"]
     keeper.on_ready = lambda: say({"ready": True})
 
     def watch_parent() -> None:

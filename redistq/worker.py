@@ -159,6 +159,7 @@ class TaskWorker:
         spec = {
             "settings": self.settings.as_dict(),
             "address": self.address.as_dict(),
+            "parent": os.getpid(),
             "log_level": level,
             **spec,
         }

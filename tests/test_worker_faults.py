@@ -1,0 +1,502 @@
+"""Workers in this process when things break: their keeper, their server, their connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from servers import Server
+from workers import Command, Proxy, alive, history, lapse, registered, until
+
+from redistq import Registry, TaskProducer, TaskWorker
+from redistq.board import Board
+from redistq.broker import Broker, Lost
+from redistq.calls import Calls
+from redistq.crew import Crew
+from redistq.keys import QueueKeys
+from redistq.settings import Address
+from redistq.worker_settings import WorkerSettings
+
+registry = Registry()
+runs: dict[str, int] = {}
+started, go = threading.Event(), threading.Event()
+
+
+@registry.task
+def add_one(payload: int) -> int:
+    return payload + 1
+
+
+@registry.task
+def counted(payload: str) -> int:
+    runs[payload] = runs.get(payload, 0) + 1
+    return runs[payload]
+
+
+@registry.task
+def waits(payload: str) -> int:
+    runs[payload] = runs.get(payload, 0) + 1
+    started.set()
+    assert go.wait(30)
+    return runs[payload]
+
+
+@registry.task
+async def async_counted(payload: str) -> int:
+    return counted(payload)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No test sees another's runs; whatever waits is let go at the end."""
+    runs.clear()
+    started.clear()
+    go.clear()
+    yield
+    go.set()
+
+
+@pytest.fixture
+def producer(url: str) -> Iterator[TaskProducer]:
+    """A producer for the default server."""
+    with TaskProducer(url=url) as producer:
+        yield producer
+
+
+def keeper_of(worker: TaskWorker) -> int:
+    """The pid of the process that beats for a worker."""
+    assert worker._keeper is not None
+    return worker._keeper.pid
+
+
+PROGRAM = """
+import ctypes, os, sys, time
+import redis
+from redistq import TaskWorker
+
+out = redis.Redis.from_url(os.environ["REDISTQ_URL"], decode_responses=True)
+
+def waits(payload, context):
+    out.rpush("runs:" + context.task_id, f"{context.attempt}/{context.recovered}")
+    out.rpush("started", context.task_id)
+    # Asked again and again: a blocking read of a killed program might take the word away.
+    while not out.lpop("go:" + context.task_id):
+        time.sleep(0.01)
+    return "ran"
+
+def holds(payload, context):
+    out.rpush("runs:" + context.task_id, f"{context.attempt}/{context.recovered}")
+    out.rpush("started", context.task_id)
+    ctypes.PyDLL(None).usleep(int(payload * 1e6))
+    return "held"
+
+worker = TaskWorker(
+    task_handlers={"waits": waits, "holds": holds}, thread_count=1, lease=float(sys.argv[1])
+)
+worker.start()
+print("up", worker._keeper.pid, flush=True)
+{end}
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, url: str) -> Iterator[Callable[..., Command]]:
+    """Starts a program with a TaskWorker inside; ready when it returns."""
+    running: list[Command] = []
+
+    def start(lease: float, end: str = "time.sleep(60)") -> Command:
+        one = Command(tmp_path, "-c", PROGRAM.replace("{end}", end), str(lease), url=url)
+        running.append(one)
+        one.says("up ")
+        return one
+
+    yield start
+    for one in running:
+        one.close()
+
+
+def keeper_pid(one: Command) -> int:
+    """The keeper of the worker inside a program."""
+    return int(one.output.split("up ")[1].split()[0])
+
+
+def next_started(client: redis.Redis) -> str:
+    """The next task of a program that says that it runs."""
+    return str(until(lambda: client.lpop("started"), "a task to start", 15))
+
+
+# -- the keeper and its worker ---------------------------------------------------------------------
+
+
+def test_a_handler_that_holds_the_interpreter_is_not_run_twice(
+    program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
+) -> None:
+    """A program whose interpreter is held beyond the lease keeps its task: the keeper beats."""
+    one, two = program(1), program(1)
+    task_id = producer.add_task("holds", 2.5)
+    assert producer.get_result(task_id, 15) == "held"
+    assert client.lrange(f"runs:{task_id}", 0, -1) == ["1/0"]
+    assert history(client, task_id) == ["succeeded"]
+    assert "is dead" not in one.output + two.output
+
+
+def test_a_killed_program_is_reported_at_once_by_its_keeper(
+    program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
+) -> None:
+    """kill -9 of a program with a worker inside: recovered long before the lease, keeper gone."""
+    one = program(60)
+    keeper = keeper_pid(one)
+    task_id = producer.add_task("waits")
+    next_started(client)
+    one.send(signal.SIGKILL)
+    until(lambda: history(client, task_id) == ["recovered"], "the report", 3)
+    until(lambda: not alive(keeper), "the keeper's end")
+    assert registered(client) == {}
+    program(60)
+    assert next_started(client) == task_id
+    client.rpush(f"go:{task_id}", 1)
+    assert producer.get_result(task_id, 10) == "ran"
+    assert client.lrange(f"runs:{task_id}", 0, -1) == ["1/0", "1/1"]
+
+
+def test_a_program_that_simply_ends_leaves_nothing_behind(
+    program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
+) -> None:
+    """A program that forgets to stop its worker, or ends by an error, ends; so does its keeper."""
+    one = program(60, "out.blpop('end'); raise SystemExit(5)")
+    keeper = keeper_pid(one)
+    client.rpush("end", 1)
+    assert one.wait() == 5
+    until(lambda: not alive(keeper), "the keeper's end")
+    assert registered(client) == {}
+
+
+def test_a_worker_and_its_keeper_killed_together_are_found_by_their_lease(
+    program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
+) -> None:
+    """kill -9 of both: another worker has the task within lease + 2 s."""
+    one, _ = program(2), program(2)
+    first = producer.add_task("waits")
+    second = producer.add_task("waits")
+    assert {next_started(client), next_started(client)} == {first, second}
+    consumer = {pid: name for name, pid in registered(client).items()}[one.pid]
+    os.kill(keeper_pid(one), signal.SIGKILL)
+    one.send(signal.SIGKILL)
+    at = time.monotonic()
+    client.rpush(f"go:{first}", 1, 1)
+    client.rpush(f"go:{second}", 1, 1)  # the living one is free, and ready for the other
+    lost = next_started(client)
+    assert time.monotonic() - at < 4 + 1, "lease + 2 s, and one for this machine"
+    assert producer.get_result(lost, 10) == "ran"
+    assert history(client, lost) == ["recovered", "succeeded"]
+    assert consumer not in registered(client)
+
+
+def test_a_killed_keeper_is_replaced_and_nothing_runs_twice(
+    url: str, producer: TaskProducer, client: redis.Redis
+) -> None:
+    """The worker starts another keeper at once; its running task keeps its lease."""
+    worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
+    other = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
+    with worker, other:
+        task_id = producer.add_task("waits", "a")
+        assert started.wait(10)
+        for one in (worker, other):
+            before = keeper_of(one)
+            os.kill(before, signal.SIGKILL)
+            until(lambda w=one, b=before: w._keeper and keeper_of(w) != b, "another keeper")
+        until(lapse(3.0), "longer than the lease")
+        assert len(registered(client)) == 2
+        go.set()
+        assert producer.get_result(task_id, 10) == 1
+        assert history(client, task_id) == ["succeeded"]
+        assert producer.get_result(producer.add_task("add_one", 1, delay=0.05), 10) == 2
+        assert worker.stop() is True
+
+
+def test_an_orphaned_keeper_notices_though_a_fork_holds_its_pipe(
+    program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
+) -> None:
+    """A process that the program forked, and that outlives it, does not keep its worker alive."""
+    end = "pid = os.fork()\nif pid == 0: out.rpush('forked', os.getpid())\ntime.sleep(60)"
+    one = program(60, end)
+    keeper = keeper_pid(one)
+    left_behind = int(until(lambda: client.lpop("forked"), "the fork"))
+    try:
+        task_id = producer.add_task("waits")
+        next_started(client)
+        one.send(signal.SIGKILL)
+        until(lambda: history(client, task_id) == ["recovered"], "the report", 5)
+        until(lambda: not alive(keeper), "the keeper's end", 10)
+        assert alive(left_behind)
+    finally:
+        os.kill(left_behind, signal.SIGKILL)
+
+
+# -- the server ------------------------------------------------------------------------------------
+
+
+def test_what_was_finished_while_the_server_was_away_is_settled_afterwards(
+    private_server: Callable[..., Server],
+) -> None:
+    """A task that ends with the server down is settled once it is back, and is not run again."""
+    server = private_server(appendonly=True, appendfsync="always")
+    with (
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=server.url, task_handlers=registry, thread_count=2, lease=2) as worker,
+    ):
+        task_id = producer.add_task("waits", "a")
+        queued = producer.add_tasks([("counted", f"q{n}") for n in range(50)])
+        assert started.wait(10)
+        for i in queued:
+            producer.get_result(i, 10)
+        server.kill()
+        go.set()
+        until(lambda: worker._crew._outcomes or worker._crew._settling.locked(), "its end")
+        until(lapse(2.5), "longer than the lease")
+        server.start()
+        assert producer.get_result(task_id, 20) == 1
+        later = producer.add_tasks([("counted", f"l{n}") for n in range(50)])
+        assert [producer.get_result(i, 10) for i in later] == [1] * 50
+        with server.client() as client:
+            assert history(client, task_id) == ["succeeded"]
+        assert set(runs.values()) == {1}
+
+
+def test_nothing_is_lost_when_the_server_is_killed_again_and_again(
+    private_server: Callable[..., Server],
+) -> None:
+    """Under load with three kills of the server, each task succeeds once."""
+    server = private_server(appendonly=True, appendfsync="always")
+    with (
+        TaskProducer(url=server.url, timeout=30) as producer,
+        TaskWorker(url=server.url, task_handlers=registry, lease=2),
+    ):
+        ids: list[str] = []
+        for n in range(3):
+            kind = "async_counted" if n == 1 else "counted"
+            items = [(kind, f"{n}-{i}") for i in range(1500)]
+            ids += producer.add_tasks(items)
+            server.kill()
+            server.start()
+        for task_id in ids:
+            assert producer.get_result(task_id, 30) >= 1
+        counters = producer.snapshot().counters
+        assert counters["succeeded"] == len(ids)
+        assert counters.get("failed", 0) == 0
+        with server.client() as client:
+            events: Any = client.xrange("history:tasks")
+            done = [fields["id"] for _, fields in events if fields["state"] == "succeeded"]
+            assert sorted(done) == sorted(ids)
+            assert client.xlen("tasks") == 0
+
+
+@pytest.mark.parametrize("what", ["FLUSHDB", "SCRIPT FLUSH", "DESTROY", "DEL", "restart"])
+def test_a_worker_lives_through_a_server_that_forgets(
+    private_server: Callable[..., Server], what: str
+) -> None:
+    """After data, scripts, group or stream are gone the worker runs new tasks, known by name."""
+    server = private_server()
+    with (
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=server.url, task_handlers=registry, lease=2) as worker,
+        server.client() as client,
+    ):
+        running = producer.add_task("waits", "a")
+        assert started.wait(10)
+        if what == "FLUSHDB":
+            client.flushdb()
+        elif what == "SCRIPT FLUSH":
+            client.script_flush()
+        elif what == "DESTROY":
+            client.xgroup_destroy("tasks", "workers")
+        elif what == "DEL":
+            client.delete("tasks")
+        else:
+            server.restart()  # without persistence: it comes back empty
+        ids = producer.add_tasks([("add_one", n) for n in range(20)])
+        assert [producer.get_result(i, 15) for i in ids] == [n + 1 for n in range(20)]
+        go.set()
+        if what == "SCRIPT FLUSH":
+            assert producer.get_result(running, 10) == 1
+        assert producer.get_result(producer.add_task("add_one", 1, delay=0.05), 10) == 2
+        if what in ("FLUSHDB", "restart"):
+            until(lambda: list(registered(client).values()) == [os.getpid()], "it registers again")
+        assert worker.stop() is True
+
+
+def test_a_worker_stops_in_time_though_its_server_is_away(
+    private_server: Callable[..., Server],
+) -> None:
+    """stop(timeout) with the server down takes the timeout and some seconds, not for ever."""
+    server = private_server()
+    worker = TaskWorker(url=server.url, task_handlers=registry, lease=2)
+    with worker:
+        server.kill()
+        until(lapse(0.3), "the loss is noticed")
+        at = time.monotonic()
+        worker.stop(1)
+        assert time.monotonic() - at < 15
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+def test_a_lost_delivery_is_taken_up_again(server: Server, client: redis.Redis) -> None:
+    """Tasks that the server delivered on a connection that died run at once, by the same worker."""
+    with (
+        Proxy(server.port) as proxy,
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=proxy.url, task_handlers=registry, lease=60) as worker,
+    ):
+        assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
+        for n in range(3):
+            proxy.lose(lambda data: b"payload" in data)
+            ids = producer.add_tasks([("counted", f"{n}-{i}") for i in range(10)])
+            at = time.monotonic()
+            assert [producer.get_result(i, 4) for i in ids] == [1] * 10
+            assert time.monotonic() - at < 4
+            assert proxy.lost == n + 1
+        assert {tuple(history(client, i)) for i in ids} == {("succeeded",)}
+        assert worker._crew.lost == 0
+
+
+def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redis.Redis) -> None:
+    """The settlement is sent again, answered as done, and counts once."""
+    with (
+        Proxy(server.port) as proxy,
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=proxy.url, task_handlers=registry, lease=60) as worker,
+    ):
+        for n in range(5):
+            producer.pause()
+            until(lambda: worker._board and worker._board.paused, "the pause")
+            task_id = producer.add_task("counted", str(n))
+            producer.resume()
+            until(lambda i=task_id: producer.get_task(i).settled, "its end")
+        task_id = producer.add_task("waits", "a")
+        assert started.wait(10)
+        proxy.lose(lambda data: data in (b"*0\r\n", b"*-1\r\n"))  # nothing was lost, it says
+        go.set()
+        assert producer.get_result(task_id, 10) == 1
+        until(lambda: proxy.lost == 1, "the lost answer")
+        assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
+        assert history(client, task_id) == ["succeeded"]
+        assert worker._crew.lost == 0
+        assert producer.snapshot().counters["succeeded"] == 7
+
+
+def test_connections_cut_at_any_moment_run_nothing_twice(
+    server: Server, client: redis.Redis
+) -> None:
+    """Two thousand tasks over connections that are cut all the time: each runs and counts once."""
+    with (
+        Proxy(server.port) as proxy,
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=proxy.url, task_handlers=registry, lease=60) as worker,
+    ):
+        ids: list[str] = []
+        for n in range(20):
+            ids += producer.add_tasks([("counted", f"{n}-{i}") for i in range(100)])
+            until(lapse(0.01), "some work")
+            proxy.cut()
+        assert [producer.get_result(i, 30) for i in ids] == [1] * 2000
+        assert set(runs.values()) == {1}
+        assert producer.snapshot().counters["succeeded"] == 2000
+        until(lambda: producer.snapshot().pending == 0, "nothing is left pending")
+        assert worker._crew.lost == 0
+
+
+# -- a late worker ---------------------------------------------------------------------------------
+
+
+def test_the_outcome_of_a_worker_that_lost_its_lease_does_not_count(
+    url: str, producer: TaskProducer, client: redis.Redis
+) -> None:
+    """A task recovered from under a living worker is settled by its new owner alone."""
+    first = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
+    with first:
+        task_id = producer.add_task("waits", "a")
+        assert started.wait(10)
+        broker = Broker(Address(url))
+        calls = Calls(QueueKeys())
+        broker.call(calls.recover(5, consumer=first.consumer))
+        broker.close()
+        until(lambda: runs["a"] == 1 and producer.snapshot().pending >= 0, "the recovery")
+        with TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2):
+            until(lambda: runs["a"] == 2, "the second run")
+            go.set()
+            assert producer.get_result(task_id, 10) == 2
+        until(lambda: first._crew.lost == 1, "the first run is told")
+    assert history(client, task_id) == ["recovered", "succeeded"]
+    assert producer.snapshot().counters["succeeded"] == 1
+
+
+def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_path: Path) -> None:
+    """The list of what is pending may be older than a settlement: that is no lost delivery."""
+    settings = WorkerSettings(lease=2, threads=1)
+    broker, calls = Broker(Address(url)), Calls(QueueKeys())
+    board = Board(tmp_path / "board", 200)
+    crew = Crew(settings, registry, broker, calls, "me", board)
+
+    class Late:
+        """A connection whose answer arrives after the task was settled."""
+
+        def __init__(self) -> None:
+            entries = [(b"1-0", [b"id", b"x"]), (b"2-0", [b"id", b"y"])]
+            self.pages: list[Any] = [[[b"tasks", entries]], []]
+
+        def request(self, command: Any) -> Any:
+            crew._held.pop(b"1-0", None)
+            return self.pages.pop(0)
+
+    crew._held[b"1-0"] = None
+    crew._take_up_lost_answers(Late())  # type: ignore[arg-type]
+    assert [entry for entry, _ in crew._ready] == [b"2-0"]
+    assert list(crew._held) == [b"2-0"]
+    broker.close()
+
+
+def test_tasks_that_could_not_be_given_back_are_found_again(
+    url: str, producer: TaskProducer, tmp_path: Path
+) -> None:
+    """A failed release forgets nothing: what is still pending for us is read again."""
+
+    class Failing(Broker):
+        def call(self, command: Any) -> Any:
+            if self.failing:
+                from redistq import ServerUnavailable
+
+                raise ServerUnavailable("not now")
+            return super().call(command)
+
+        failing = False
+
+    broker, calls = Failing(Address(url)), Calls(QueueKeys())
+    board = Board(tmp_path / "board", 200)
+    crew = Crew(WorkerSettings(lease=2, threads=1), registry, broker, calls, "me", board)
+    broker.call(calls.create_group())
+    ids = producer.add_tasks([("add_one", n) for n in range(3)])
+    wire = broker.wire(5)
+    crew._accept(wire.request(calls.fetch("me", 10, None))[0][1])
+    broker.failing = True
+    crew._give_back(drained_only=False)
+    assert (len(crew._ready), crew._look_again) == (0, True)
+    broker.failing = False
+    crew._take_up_lost_answers(wire)
+    assert len(crew._ready) == 3
+    crew._look_again = False
+    crew._give_back(drained_only=False)
+    assert (len(crew._ready), len(crew._held), crew._look_again) == (0, 0, False)
+    assert {producer.get_task(i).state for i in ids} == {"queued"}
+    wire.close()
+    with pytest.raises(Lost):
+        wire.receive(0.1)
+    broker.close()
