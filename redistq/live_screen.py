@@ -127,6 +127,7 @@ class Screen:
         if key in ("y", "Y"):
             with self._trying():
                 self.say(f"{many(self.monitor.replay(), 'task')} sent again")
+                self.refresh()
         else:
             self.say("nothing was sent")
 

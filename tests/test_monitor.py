@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import redis
+from farm import EVIL, Farm, fill
 from servers import Server
 from workers import until
 
@@ -20,7 +20,6 @@ from redistq.errors import ServerUnavailable
 from redistq.handlers import Registry
 from redistq.tick import Tick
 
-EVIL = "<script>alert(1)</script>"
 TIME, SPAN, LABEL, STATE = "datetime64[ms, UTC]", "timedelta64[us]", "category", "category"
 TEXT = str(pd.Series(["x"]).dtype)
 STATES = [
@@ -154,87 +153,12 @@ FIGURES = [
 ]
 
 
-class Farm:
-    """One queue, a monitor on it, and attempts that end as a test wants, without workers."""
-
-    def __init__(self, url: str, client: redis.Redis) -> None:
-        self.monitor = TaskMonitor(url=url)
-        self.producer, self.client = self.monitor.producer, client
-        self.call, self.calls = self.monitor.broker.call, self.monitor.calls
-        self.call(self.calls.create_group())
-
-    def register(self, consumer: str, **details: Any) -> None:
-        """A worker that has just announced itself."""
-        known = {"host": "here", "pid": 7, "threads": 2, "names": "work", **details}
-        self.call(self.calls.register(consumer, 10_000, known))
-
-    def fetch(self, consumer: str, count: int = 100) -> list[tuple[bytes, list[bytes]]]:
-        """Entries handed to a consumer."""
-        reply = self.call(self.calls.fetch(consumer, count, None))
-        return list(reply[0][1]) if reply else []
-
-    def settle(
-        self,
-        consumer: str,
-        entries: list[Any],
-        *,
-        error: dict[str, str] | None = None,
-        ms: str = "1",
-    ) -> None:
-        """Entries that succeed, or fail with an error."""
-        state, body = ("failed", json.dumps(error)) if error else ("succeeded", "null")
-        note = error["type"] if error else ""
-        for start in range(0, len(entries), 200):
-            outcomes = [
-                (e, f[1], state, f[3], f[7], ms, body, "60000", "", note, "")
-                for e, f in entries[start : start + 200]
-            ]
-            assert self.call(self.calls.settle(consumer, outcomes)) == []
-
-    def event(self, at_ms: int, **fields: Any) -> str:
-        """One event of the history, as a script would have written it."""
-        event = {
-            "id": "x",
-            "name": "work",
-            "state": "succeeded",
-            "worker": "w",
-            "attempt": 1,
-            "queued_ms": at_ms - 100,
-            "run_ms": "40",
-            "note": "",
-            **fields,
-        }
-        return str(self.client.xadd("history:tasks", event, id=f"{at_ms}-*"))
-
-    def now_ms(self) -> int:
-        """The server's time."""
-        seconds, micros = self.client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
-
-
 @pytest.fixture
 def farm(url: str, client: redis.Redis) -> Iterator[Farm]:
     """A farm on the default server."""
     farm = Farm(url, client)
     yield farm
     farm.monitor.close()
-
-
-def fill(farm: Farm) -> None:
-    """Something of everything: waiting, held, delayed, settled, dead, a worker, a batch."""
-    farm.register("w1")
-    farm.producer.add_tasks([("work", n) for n in range(6)])
-    farm.settle("w1", farm.fetch("w1", 2))
-    error = {"type": "ValueError", "message": EVIL, "traceback": "Traceback: " + EVIL}
-    farm.settle("w1", farm.fetch("w1", 1), error=error)
-    farm.fetch("w1", 1)
-    farm.producer.add_task("later", {"n": 1}, delay=60)
-    now = farm.now_ms()
-    farm.client.zadd("batches:tasks", {"b1": now, "b2": now - 5000})
-    counts = {"total": 3, "succeeded": 1, "failed": 1, "cancelled": 0, "retried": 2}
-    farm.client.hset("batch:tasks:b1", mapping={"name": EVIL, **counts, "created_ms": now})
-    more = {"succeeded": 2, "created_ms": now - 5000, "finished_ms": now - 1000}
-    farm.client.hset("batch:tasks:b2", mapping={"name": "", **counts, **more})
 
 
 # -- frames are contracts ------------------------------------------------------------------------
