@@ -426,7 +426,9 @@ class Execution:
                 text,
             )
             return self._again(run, "retried", delay, body, note, took, started)
-        log.warning("task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
+        # A client that waits for it is told, and a notebook is not the place to say it twice.
+        level = logging.INFO if run.inbox or run.batch else logging.WARNING
+        log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
         return self._end(run, "failed", body, note, took, started)
 
     def _again(

@@ -106,7 +106,7 @@ def dump(value: Any) -> bytes:
         data: bytes = cloudpickle.dumps(value, 5)
         return data
     except Exception as error:
-        raise PayloadError(_what_cannot(value, error)) from error
+        raise PayloadError(what_cannot(value, error)) from error
 
 
 def load(data: bytes) -> Any:
@@ -127,9 +127,9 @@ def _is_plain(value: Any, depth: int = 2) -> bool:
     return False
 
 
-def _what_cannot(value: Any, error: BaseException) -> str:
+def what_cannot(value: Any, error: BaseException | None, name: str = "") -> str:
     """Names the innermost object that cannot be pickled and the way to it."""
-    path = _culprit(value, "", 4)
+    path = _culprit(value, name, 6)
     where = f" at {path[0]}: {path[1]}" if path else ""
     return (
         f"the function or its arguments cannot be sent to a worker{where} ({error}); open files, "
@@ -137,17 +137,19 @@ def _what_cannot(value: Any, error: BaseException) -> str:
     )
 
 
-def _culprit(value: Any, path: str, depth: int) -> tuple[str, str] | None:
+def can_be_sent(value: Any) -> bool:
+    """Whether a value can be pickled; found out by trying."""
     import cloudpickle
 
-    def broken(part: Any) -> bool:
-        try:
-            cloudpickle.dumps(part, 5)
-        except Exception:
-            return True
+    try:
+        cloudpickle.dumps(value, 5)
+    except Exception:
         return False
+    return True
 
-    if depth == 0 or not broken(value):
+
+def _culprit(value: Any, path: str, depth: int) -> tuple[str, str] | None:
+    if depth == 0 or can_be_sent(value):
         return None
     parts: list[tuple[str, Any]] = []
     if isinstance(value, dict):

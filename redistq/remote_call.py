@@ -24,7 +24,7 @@ from typing import Any
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .errors import PayloadError, RedistqError, UntrustedPayload
 from .handlers import Handler, Registry, TaskContext
-from .pickling import PYTHON, Sealer, dump, load
+from .pickling import PYTHON, Sealer, can_be_sent, dump, load, what_cannot
 from .retry import RetryPolicy
 from .task_output import LogSink, TaskOutput, captured
 
@@ -66,7 +66,16 @@ class Call:
 
     def pickled(self) -> bytes:
         """As bytes; raises PayloadError naming what cannot be pickled."""
-        return dump((self.function, self.args, self.kwargs, self.chunk, self.logs))
+        try:
+            return dump((self.function, self.args, self.kwargs, self.chunk, self.logs))
+        except PayloadError as error:
+            kind = "call" if self.chunk else "argument"
+            parts = {f"{kind} {i}": value for i, value in enumerate(self.args, 1)}
+            parts.update((f"argument {name}", value) for name, value in self.kwargs.items())
+            for name, value in parts.items():
+                if not can_be_sent(value):
+                    raise PayloadError(what_cannot(value, error.__cause__, name)) from error
+            raise
 
     @classmethod
     def unpickled(cls, data: bytes) -> Call:
@@ -86,9 +95,7 @@ def _by_value(function: Callable[..., Any]) -> bytes:
         data: bytes = cloudpickle.dumps(function, 5)
         return data
     except Exception as error:
-        from .pickling import _what_cannot
-
-        raise PayloadError(_what_cannot(function, error)) from error
+        raise PayloadError(what_cannot(function, error)) from error
 
 
 def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:

@@ -143,7 +143,7 @@ def test_an_error_has_its_own_type_and_the_remote_traceback_as_cause(crew: Clien
 
 
 def test_base_exceptions_are_told_and_not_done(crew: Client) -> None:
-    """SystemExit and KeyboardInterrupt in a task are failures of the task; nobody's process ends."""
+    """SystemExit and KeyboardInterrupt in a task are failures of the task; no process ends."""
 
     def leave(kind: str) -> None:
         raise {"exit": SystemExit, "interrupt": KeyboardInterrupt}[kind]("from a task")
@@ -708,5 +708,5 @@ def test_a_closed_clients_inbox_does_not_stay(url: str, server: Server) -> None:
         client.submit(abs, 1).result(20)
     own = {"tasks", "history:tasks", "counters:tasks", "meta:tasks", "workers:tasks"}
     with server.client() as db:
-        assert [k for k in db.keys() if db.ttl(k) == -1 and k not in own] == []
+        assert [k for k in db.scan_iter() if db.ttl(k) == -1 and k not in own] == []
         assert not db.keys("inbox:*")
