@@ -83,13 +83,9 @@ def _work(spec: dict[str, Any], status: int) -> int:
         catch_standard_output()
     crew = Crew(settings, registry, broker, calls, spec["consumer"], board)
 
-    def announce_us() -> None:
-        announce(broker, calls, settings, spec["consumer"], registry)
-
-    crew.on_group_lost = announce_us
-    announce_us()
+    details = announce(broker, calls, settings, spec["consumer"], registry)
     crew.start()
-    _say(status, {"ready": True})
+    _say(status, {"ready": True, "details": details})
     os.close(status)  # a process that a handler forks must not hold it open
 
     ended = threading.Event()

@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,6 @@ class Crew:
         self._group_gone, self._look_again = False, False
         self._seen_popped, self._gave_back_at = -1, -1
         self._stuck_since, self._stuck_s = 0.0, STUCK_S
-        self.on_group_lost: Callable[[], None] | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -129,6 +128,8 @@ class Crew:
         """Drain within ``timeout`` seconds; answers whether every started task came to its end."""
         deadline = time.monotonic() + timeout
         self._stopping = True
+        # A server that is away is not waited for longer than whoever stops us wants to wait.
+        self.broker.timeout = min(self.broker.timeout, max(timeout, 1.0))
         self._room.set()
         fetcher = self._threads[-1] if self._threads else None
         while fetcher is not None and fetcher.is_alive():
@@ -173,8 +174,6 @@ class Crew:
                 if self._group_gone:
                     self._ensure_group()
                     self._group_gone = False
-                    if self.on_group_lost is not None:
-                        self.on_group_lost()
                 if self.board.paused:
                     self._give_back(drained_only=False)
                     self._room.wait(0.1)  # our own memory is looked at, not the server

@@ -58,6 +58,8 @@ class Member:
     board: Board
     process: subprocess.Popen[bytes] | None = None
     ready: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+    """What it registered, to be registered again should the server lose it."""
     failure: str = ""
     told: str | None = None
     """What the last heartbeat said it was running."""
@@ -229,6 +231,13 @@ class Keeper:
         reply = Calls.read_beat(self._broker.call(self._calls.beat(self.settings.lease_ms, rows)))
         for member, running in told:
             member.told = running
+        for position in reply.strangers:
+            # FLUSHDB, or taken for dead: others must know again which names this worker runs.
+            stranger = members[position - 1]
+            stranger.told = None
+            self._broker.call(
+                self._calls.register(stranger.consumer, self.settings.lease_ms, stranger.details)
+            )
         now = time.monotonic()
         self._next_beat = now + self.settings.lease / 3
         self._earliest = None
@@ -358,6 +367,7 @@ class Keeper:
                 with contextlib.suppress(ValueError):
                     news = json.loads(line)
                     if news.get("ready"):
+                        member.details = news.get("details", {})
                         member.ready = self._booted = True
                         self._next_beat = 0.0
                     member.failure = str(news.get("failure", member.failure))
@@ -454,7 +464,9 @@ def run_beside(spec: dict[str, Any]) -> int:
     status = spec.get("status_fd")
     member = None
     if spec.get("consumer"):
-        member = Member(spec["consumer"], Board(Path(spec["board"])), ready=True)
+        member = Member(
+            spec["consumer"], Board(Path(spec["board"])), ready=True, details=spec["details"]
+        )
     keeper = Keeper(
         settings,
         address,

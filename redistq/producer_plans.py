@@ -366,7 +366,9 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         attempt=int(attempt) if attempt else None,
         worker=watched.consumer or text("worker"),
         result=loads(record["result"]) if watched.state == "succeeded" else None,
-        error=loads(record["error"]) if record.get("error") else None,
+        error=loads(record["error"])
+        if watched.state != "succeeded" and record.get("error")
+        else None,
         finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
         payload=_readable(payload) if payload else None,

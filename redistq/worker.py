@@ -99,6 +99,7 @@ class TaskWorker:
         self._stopped = threading.Event()
         self._stopped.set()
         self.consumer = ""
+        self._details: dict[str, Any] = {}
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -137,12 +138,8 @@ class TaskWorker:
         registry = with_function_calls(self.registry, self.settings, broker, self._calls)
         self._crew = Crew(self.settings, registry, broker, self._calls, self.consumer, self._board)
 
-        def announce_us() -> None:
-            announce(broker, self._calls, self.settings, self.consumer, registry)
-
-        self._crew.on_group_lost = announce_us
         try:
-            announce_us()
+            self._details = announce(broker, self._calls, self.settings, self.consumer, registry)
             self._start_keeper_beside()
             self._crew.start()
         except BaseException:
@@ -171,7 +168,11 @@ class TaskWorker:
     def _start_keeper_beside(self) -> None:
         assert self._board is not None
         self._keeper = self._spawn_keeper(
-            {"consumer": self.consumer, "board": str(self._board.path)}
+            {
+                "consumer": self.consumer,
+                "board": str(self._board.path),
+                "details": self._details,
+            }
         )
         self._watch(self._start_keeper_beside)
 
@@ -432,25 +433,23 @@ def announce(
     settings: WorkerSettings,
     consumer: str,
     handlers: Mapping[str, Handler],
-) -> None:
-    """Register a worker process; warns when the queue's other workers have other settings."""
+) -> dict[str, Any]:
+    """Register a worker process; warns when the queue's other workers have other settings.
+
+    Answers the details it registered: its keeper registers them again should the server lose them.
+    """
     from . import __version__
 
-    reply = broker.call(
-        calls.register(
-            consumer,
-            settings.lease_ms,
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "python": platform.python_version(),
-                "version": __version__,
-                "threads": settings.threads,
-                "group": settings.group,
-                "names": "\n".join(sorted(handlers)),
-            },
-        )
-    )
+    details = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "version": __version__,
+        "threads": settings.threads,
+        "group": settings.group,
+        "names": "\n".join(sorted(handlers)),
+    }
+    reply = broker.call(calls.register(consumer, settings.lease_ms, details))
     group, lease_ms = reply[0].decode(), int(reply[1])
     if group != settings.group:
         log.warning(
@@ -468,6 +467,7 @@ def announce(
             settings.queue,
             lease_ms / 1000,
         )
+    return details
 
 
 def main(argv: list[str] | None = None) -> int:
