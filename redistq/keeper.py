@@ -112,6 +112,7 @@ class Keeper:
             self._kill.set()
         elif timeout is not None:
             self._drain_timeout = timeout
+        self._broker.timeout = 1.0  # a server that is away must not hold up the end
         self._stopping.set()
         self._wake.set()
 
