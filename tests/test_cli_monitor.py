@@ -364,7 +364,8 @@ def test_the_screen_shows_the_queue(farm: Farm, screen: Any, columns: int, rows:
     fill(farm)
     hostile(farm)
     terminal = screen(columns, rows)
-    text = terminal.shows("Dead letters (2)")
+    terminal.shows("Dead letters (2)")
+    text = terminal.shows("q quit")  # the last line: all of the picture is there
     for words in (
         "waiting",
         "Workers (1)",
