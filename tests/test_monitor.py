@@ -603,6 +603,16 @@ def test_held_tasks_and_dead_letters_are_sent_once(farm: Farm) -> None:
     assert farm.monitor.tick().dead[0].error == "again"
 
 
+def test_a_pickled_payload_is_only_named(farm: Farm) -> None:
+    """The packet of a function call is no text: its preview says what it is."""
+    farm.register("w1")
+    packet = b"\0rq1\x00" + bytes(range(256))
+    farm.call(farm.calls.enqueue_one("call-1", "call:f", packet, "", ""))
+    assert farm.fetch("w1")
+    assert farm.monitor.tick().running[0].preview == "(a pickled call)"
+    assert farm.monitor.get_pending().loc[0, "payload"] == "(a pickled call)"
+
+
 def test_limits_are_whole_numbers_of_at_least_one(farm: Farm) -> None:
     """A limit of zero would mean all of it to the server: it is refused."""
     for wrong in (0, -1, True, 1.5):
