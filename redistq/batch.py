@@ -9,6 +9,7 @@ its results and go on with it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .broker import Lost
-from .calls import CALL_LIMIT, SETTLED, Calls
+from .calls import CALL_LIMIT, SETTLED, Calls, Command
 from .courier import CALL_BYTES
 from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
 from .futures import TaskFuture, decode_error, decode_result
@@ -121,7 +122,7 @@ class Batch:
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
         parts = list(_parts(fields))
         commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
-        for (start, part), known in zip(parts, client.broker.call_many(commands), strict=True):
+        for (start, part), known in zip(parts, _ask(client, commands), strict=True):
             if ended:
                 # Results that have expired since are made again: they are counted anew.
                 new = set(range(len(part))) - {position - 1 for position in known}
@@ -131,12 +132,15 @@ class Batch:
         # What failed or was cancelled before runs again, with the function of now.
         again = [i for i, state in ended.items() if state in ("failed", "cancelled")]
         again = [i for i in again if i < len(packets)]
-        for _ in client.broker.call_many(
+        for _ in _ask(
+            client,
             (
-                *("HSET", client.keys.task(self._task_id(i)), "payload", packets[i]),
-                *("opts", opts, "name", name),
-            )
-            for i in again
+                (
+                    *("HSET", client.keys.task(self._task_id(i)), "payload", packets[i]),
+                    *("opts", opts, "name", name),
+                )
+                for i in again
+            ),
         ):
             pass
         if again:
@@ -274,7 +278,7 @@ class Batch:
         commands = (
             ("HMGET", client.keys.task(self._task_id(i)), "state", "result", "error") for i in order
         )
-        for i, (state, result, error) in zip(order, client.broker.call_many(commands), strict=True):
+        for i, (state, result, error) in zip(order, _ask(client, commands), strict=True):
             if state == b"succeeded" and result is not None:
                 yield i, decode_result(client.sealer, result), None
                 continue
@@ -325,7 +329,7 @@ class Batch:
         client, rows, index = self._client, [], []
         failed = sorted(i for i, state in self._states().items() if state == "failed")
         commands = (client.calls.watch(self._task_id(i)) for i in failed)
-        for i, reply in zip(failed, client.broker.call_many(commands), strict=True):
+        for i, reply in zip(failed, _ask(client, commands), strict=True):
             watched = Calls.read_watch(reply)
             if watched.state != "failed":
                 continue
@@ -446,6 +450,14 @@ class BatchScope:
     def __repr__(self) -> str:
         done = sum(1 for future in self.futures if future.done())
         return f"<BatchScope {done}/{len(self.futures)} done>"
+
+
+def _ask(client: Client, commands: Iterable[Command]) -> Iterator[Any]:
+    """Answers to many calls, a page read to its end before the first of it is given: whoever takes
+    them may ask the server in between, or leave early."""
+    source = iter(commands)
+    while page := list(itertools.islice(source, 100)):
+        yield from list(client.broker.call_many(page))
 
 
 def _parts(fields: list[_Fields]) -> Iterator[tuple[int, list[_Fields]]]:

@@ -327,7 +327,8 @@ class Courier:
         for start in range(0, len(ids), LOOK_MANY):
             part = ids[start : start + LOOK_MANY]
             commands = (self._calls.watch(task_id, self.inbox.name) for task_id in part)
-            for task_id, reply in zip(part, self._broker.call_many(commands), strict=True):
+            # All answers before the first callback, which may ask the server on this connection.
+            for task_id, reply in zip(part, list(self._broker.call_many(commands)), strict=True):
                 self._take(task_id, Calls.read_watch(reply))
 
     def _resolve(self, task_id: str, end: Callable[[TaskFuture], None]) -> None:

@@ -32,11 +32,19 @@ def map_frame(
     pandas = _pandas()
     if chunks < 1:
         raise ValueError("chunks is 1 or more")
+    if not isinstance(df, pandas.DataFrame | pandas.Series):
+        raise TypeError(f"map_frame takes a DataFrame, not {type(df).__name__}")
     rows = len(df)
     chunks = min(chunks, max(rows, 1))
     edges = [rows * i // chunks for i in range(chunks + 1)]
     parts = (df.iloc[a:b] for a, b in itertools.pairwise(edges))
     results = list(submitting.map(fn, parts))
+    for result in results:
+        if not isinstance(result, pandas.DataFrame | pandas.Series):
+            raise TypeError(
+                f"the function returned {type(result).__name__} for a part of the frame; it "
+                "returns a DataFrame or Series (for other values: client.map)"
+            )
     joined: pd.DataFrame = pandas.concat(results)
     return joined
 
@@ -64,10 +72,13 @@ def map_groups(submitting: _Submitting, fn: Callable[[Any], Any], groups: Any) -
         positions = numpy.concatenate([groups.indices[key] for key in _index_keys(groups, keys)])
         joined = pandas.concat(results)
         return joined.iloc[numpy.argsort(positions, kind="stable")]
+    names = [grouping.name for grouping in groups._grouper.groupings]
     if all(isinstance(r, pandas.DataFrame | pandas.Series) for r in results):
-        names = [g.name for g in groups._grouper.groupings] if hasattr(groups, "_grouper") else None
         return pandas.concat(results, keys=keys, names=names)
-    index = pandas.Index(keys)
+    if isinstance(keys[0], tuple):
+        index = pandas.MultiIndex.from_tuples(keys, names=names)
+    else:
+        index = pandas.Index(keys, name=names[0])
     return pandas.DataFrame({"result": results}, index=index)
 
 

@@ -7,6 +7,7 @@ its own workers for the time of the block.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -15,6 +16,7 @@ import joblib
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
 
 from .client import Client
+from .futures import TaskFuture
 
 
 class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -28,12 +30,13 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def __init__(self, client: Client | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._given, self._client = client, client
-        self._futures: set[Future[Any]] = set()
+        self._client = client
+        self._futures: set[TaskFuture] = set()
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, **_: Any) -> int:
         """Called by joblib at the beginning of a ``Parallel`` call."""
-        self.parallel = parallel
+        # Weakly, or the two would hold each other, and our client and workers with them.
+        self.parallel = weakref.proxy(parallel) if parallel is not None else None
         if self._client is None:
             self._client = Client()
             self._client.start_workers(None if n_jobs in (None, -1) else n_jobs)
@@ -66,14 +69,14 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """After an error: what has not started is cancelled."""
-        for future in list(self._futures):
-            future.cancel()
+        if self._client is not None and self._futures:
+            self._client.courier.cancel(list(self._futures))
 
     def terminate(self) -> None:
-        """Called by joblib at the end of a ``Parallel`` call."""
-        if self._given is None and self._client is not None:
-            self._client.shutdown(wait=False, cancel_futures=True)
-            self._client = None
+        """Called by joblib at the end of a ``Parallel`` call; the client of a block stays for the
+        next one, and ends with the block, when nobody holds this backend any more."""
+        if self._client is not None and self._futures:
+            self._client.courier.cancel(list(self._futures))
 
 
 def register() -> None:
