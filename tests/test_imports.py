@@ -27,7 +27,8 @@ FLOORS = {
     "street": ("worker_cli", "_child", "_keeper"),
 }
 # `python -m redistq.worker` is the command's name, so the worker's module ends with a door to it.
-UPWARDS = {("worker", "worker_cli")}
+# The monitor has doors to its pictures, which open at first use.
+UPWARDS = {("worker", "worker_cli"), ("monitor", "dashboard"), ("monitor", "plots")}
 ORDER = [module for floor in FLOORS.values() for module in floor]
 
 # What a worker must not pay for at its start. redis-py imports its asyncio half by itself, so of
