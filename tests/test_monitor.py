@@ -284,15 +284,23 @@ def test_workers_show_what_they_run(farm: Farm) -> None:
 def test_a_worker_past_its_deadline_is_silent(farm: Farm) -> None:
     """It is listed, counts as no living worker, and the queue's health says so."""
     farm.register("w1")
+    farm.producer.add_task("work")
+    entries = farm.fetch("w1")
+    assert len(farm.monitor.tick().running) == 1
     farm.client.zadd("workers:tasks", {"w1": farm.now_ms() - 1})
-    assert farm.monitor.workers.loc["w1", "state"] == "silent"
+    row = farm.monitor.workers.loc["w1"]
+    assert (row["state"], row["running"]) == ("silent", 0)
     tick = farm.monitor.tick()
     assert not tick.workers
+    assert not tick.running
+    assert tick.running_count == 0
+    farm.settle("w1", entries)
+    tick = farm.monitor.tick()
     assert [w.consumer for w in tick.silent] == ["w1"]
     assert tick.health[0] == "warning"
     farm.producer.add_task("work")
     assert farm.monitor.tick().health[0] == "bad"
-    assert farm.monitor.consumers.empty
+    assert farm.monitor.consumers.loc["w1", "state"] == "silent"
 
 
 def test_consumers_are_matched_with_workers(farm: Farm) -> None:
@@ -349,6 +357,18 @@ def test_failures_are_grouped_by_error_and_task(farm: Farm) -> None:
     single = farm.monitor.get_failures(group=False)
     assert list(single["error"]) == [f"message {n}" for n in range(4, -1, -1)]
     assert single.loc[0, "traceback"] == "tb" * 600
+
+
+def test_errors_are_cut_where_nobody_reads_them_whole(farm: Farm) -> None:
+    """Grouping reads the type and the start of a message, and no traceback."""
+    farm.register("w1")
+    farm.producer.add_task("work")
+    error = {"type": "E", "message": "m" * 3000, "traceback": "t" * 9000}
+    farm.settle("w1", farm.fetch("w1"), error=error)
+    (brief,) = farm.monitor.records.dead(full=False)
+    assert (brief.error_type, brief.error, brief.traceback) == ("E", "m" * 500, "")
+    (whole,) = farm.monitor.records.dead()
+    assert (whole.error, whole.traceback) == ("m" * 3000, "t" * 9000)
 
 
 def test_hostile_text_stays_text(farm: Farm) -> None:
