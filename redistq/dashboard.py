@@ -15,7 +15,7 @@ from .dashboard_html import page
 from .dashboard_panel import WidgetPanel
 from .dashboard_words import line, plain
 from .errors import ConfigurationError
-from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .notebook import Outlet, in_kernel, show_bundle
 from .settings import Address, resolve
 from .ticker import Feed, feed_of, ticker
@@ -209,28 +209,28 @@ def _where(
 ) -> tuple[Address, str, str, str]:
     """Server, queue, group and delayed key of whatever a dashboard was given."""
     if source is None:
-        from .producer_plans import ProducerPlans
-
         address = resolve(url)
-        plans = ProducerPlans(
-            address=address, stream=queue or DEFAULT_QUEUE, group=group or DEFAULT_GROUP
-        )
-        return address, plans.keys.stream, plans.calls.group, plans.keys.delayed
-    for name in ("producer", "monitor", "_producer"):
+        keys = QueueKeys(queue or DEFAULT_QUEUE, clustered=address.clustered)
+        return address, keys.stream, group or DEFAULT_GROUP, keys.delayed
+    what = type(source).__name__
+    for name in ("producer", "_producer"):
         inner = getattr(source, name, None)
-        if inner is not None and not callable(inner) and hasattr(inner, "address"):
+        if isinstance(getattr(inner, "address", None), Address):
             source = inner
             break
-    calls = getattr(source, "calls", None) or getattr(source, "_calls", None)
-    known = getattr(source, "address", None)
-    if not isinstance(known, Address) or calls is None:
+    known, calls = getattr(source, "address", None), getattr(source, "calls", None)
+    settings = getattr(source, "settings", None)
+    if not isinstance(known, Address) or (calls is None and settings is None):
         raise ConfigurationError(
-            f"a dashboard is made from a URL, a TaskMonitor, a TaskProducer, a TaskWorker or a "
-            f"Client, not {type(source).__name__}"
+            "a dashboard is made from a URL, a TaskMonitor, a TaskProducer, a TaskWorker or a "
+            f"Client, not {what}"
         )
     if url is not None or queue is not None or group is not None:
         raise ConfigurationError(
-            f"a {type(source).__name__} knows its server and queue: give either it or url, queue "
-            "and group"
+            f"a {what} knows its server and queue: give either it or url, queue and group"
         )
-    return known, calls.keys.stream, calls.group, calls.keys.delayed
+    if calls is not None:
+        return known, calls.keys.stream, calls.group, calls.keys.delayed
+    assert settings is not None
+    keys = QueueKeys(settings.queue, settings.delayed_key, known.clustered)
+    return known, keys.stream, settings.group, keys.delayed

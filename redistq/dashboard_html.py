@@ -46,7 +46,7 @@ WORKERS_SHOWN = 12
 BATCHES_SHOWN = 5
 _TRACEBACK = 4_000
 
-_RULE = "1px solid rgba(127,127,127,.35)"
+_RULE = "1px solid #7f7f7f59"
 _MUTED = "color:var(--jp-content-font-color2,inherit)"
 _CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{_RULE};vertical-align:top;"
 
@@ -62,15 +62,17 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
     said = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
-    inside = "".join(
-        child if isinstance(child, Html) else html.escape(child, quote=False) for child in children
-    )
+    inside = "".join(child if isinstance(child, Html) else _escaped(child) for child in children)
     return Html(f"<{name}{said}>{inside}</{name}>")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(HIDDEN.sub("\ufffd", text), quote=False)
 
 
 def join(parts: Iterable[str]) -> Html:
     """Elements one after the other; text among them is escaped."""
-    return Html("".join(p if isinstance(p, Html) else html.escape(p, quote=False) for p in parts))
+    return Html("".join(p if isinstance(p, Html) else _escaped(p) for p in parts))
 
 
 # -- the parts of the page -----------------------------------------------------------------------
@@ -222,29 +224,26 @@ def _spark(title: str, said: str, picture: str) -> Html:
 
 def svg(points: Sequence[tuple[int, float]], end_ms: int, color: str) -> str:
     """A sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
-    width, height, low = 600, 44, 42.0
+    width, height, low = 300, 44, 42
     start = end_ms - TRAIL_MS
     seen = [(at, value) for at, value in points if at >= start]
     top = max((value for _, value in seen), default=0.0) or 1.0
     placed = [
-        (
-            round((at - start) / TRAIL_MS * width, 1),
-            round(low - max(0.0, value) / top * (low - 4), 1),
-        )
+        f"{round((at - start) / TRAIL_MS * width)},{low - max(0.0, value) / top * (low - 4):.3g}"
         for at, value in seen
     ]
     drawn = ""
     if placed:
-        line = " ".join(f"{x:g},{y:g}" for x, y in placed)
+        line = " ".join(placed)
+        first, last = (place.partition(",")[0] for place in (placed[0], placed[-1]))
         drawn = (
-            f'<polygon points="{placed[0][0]:g},{low:g} {line} {placed[-1][0]:g},{low:g}" '
-            f'fill="{color}" fill-opacity=".25"/>'
-            f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" '
+            f'<path d="M{first},{low} L{line} L{last},{low}Z" fill="{color}" fill-opacity=".25"/>'
+            f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2" '
             'vector-effect="non-scaling-stroke" stroke-linejoin="round"/>'
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'preserveAspectRatio="none"><path d="M0 {low:g}H{width}" stroke="#7f7f7f" '
+        f'preserveAspectRatio="none"><path d="M0 {low}H{width}" stroke="#7f7f7f" '
         f'stroke-opacity=".5" vector-effect="non-scaling-stroke"/>{drawn}</svg>'
     )
 
@@ -412,7 +411,7 @@ def failures(view: View) -> Html:
 def letter(dead: DeadLetter) -> Html:
     """One failed task; it opens to its payload and traceback."""
     what = f"{dead.error_type}: {dead.error}" if dead.error_type else dead.error
-    traceback = HIDDEN.sub("\ufffd", dead.traceback.rstrip())
+    traceback = dead.traceback.rstrip()
     if len(traceback) > _TRACEBACK:
         traceback = "…" + traceback[-_TRACEBACK:]
     box = (

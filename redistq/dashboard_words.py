@@ -123,7 +123,7 @@ def alerts(view: View) -> list[tuple[str, str]]:
     """What the reader has to know at once: pairs of colour and sentence, worst first."""
     found = []
     if view.problem:
-        found.append((FAILED.color, f"✖ {view.problem}"))
+        found.append((FAILED.color, f"✖ {clean(view.problem, 300)}"))
     tick = view.tick
     if tick is None:
         if not view.problem:
