@@ -42,8 +42,9 @@ lint: $(STAMP)
 test: $(STAMP) servers browser lint
 	$(BIN)/python -m pytest
 
+# Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/peers.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
