@@ -72,18 +72,18 @@ def _work(spec: dict[str, Any], status: int) -> int:
     else:
         registry = registry_from(spec["targets"])
     address = rejoin(Address(**spec["address"]))
-    calls = settings.calls_for(address)
-    broker = Broker(address, slot_key=calls.keys.stream)
+    lanes = settings.lanes_for(address)
+    broker = Broker(address, slot_key=lanes[0].keys.stream)
     board = Board(Path(spec["board"]))
     named = len(registry)
-    registry = with_function_calls(registry, settings, broker, calls)
+    registry = with_function_calls(registry, settings, broker, lanes)
     if len(registry) > named:
         from redistq.task_output import catch_standard_output
 
         catch_standard_output()
-    crew = Crew(settings, registry, broker, calls, spec["consumer"], board)
+    crew = Crew(settings, registry, broker, lanes, spec["consumer"], board)
 
-    details = announce(broker, calls, settings, spec["consumer"], registry)
+    details = announce(broker, lanes, settings, spec["consumer"], registry)
     crew.start()
     _say(status, {"ready": True, "details": details})
     os.close(status)  # a process that a handler forks must not hold it open

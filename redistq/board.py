@@ -2,7 +2,7 @@
 
 Written by the crew, a few bytes a task; read by the keeper, which thereby knows what a process
 had started when it died, what a dashboard shows as running, and which time limit has passed,
-all without one server command. The keeper writes one byte: whether the queue is paused.
+all without one server command. The keeper writes one byte: which queues are paused.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Board:
         return False
 
     @property
-    def paused(self) -> bool:
-        """Whether the keeper says that the queue is paused."""
-        return self._map[_PAUSED] != 0
+    def paused(self) -> int:
+        """Which queues the keeper says are paused: a bit each, the most urgent queue's first."""
+        return self._map[_PAUSED]
 
     @paused.setter
-    def paused(self, value: bool) -> None:
+    def paused(self, value: int) -> None:
         self._map[_PAUSED] = int(value)
 
     def remove(self) -> None:

@@ -319,6 +319,14 @@ class Calls:
             cursor,
         )
 
+    def fetch_any(
+        self, consumer: str, count: int, block_ms: int, streams: Sequence[str]
+    ) -> Command:
+        """Wait for new entries of several streams, up to ``count`` of each."""
+        ends = (">",) * len(streams)
+        head = ("XREADGROUP", "GROUP", self.group, consumer, "COUNT", count, "BLOCK", block_ms)
+        return (*head, "STREAMS", *streams, *ends)
+
     def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
         """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
         batch)."""

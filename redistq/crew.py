@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ STUCK_S = 0.25
 
 
 class Crew:
-    """Runs tasks of one queue with ``settings.threads`` threads and one event loop.
+    """Runs tasks of one or more queues with ``settings.threads`` threads and one event loop.
 
     ``start`` begins to fetch; ``stop(timeout)`` ends within the time given: running tasks finish,
     unstarted ones go back uncounted. Safe to stop twice, or before start.
@@ -66,17 +66,21 @@ class Crew:
         settings: WorkerSettings,
         handlers: Mapping[str, Handler],
         broker: Broker,
-        calls: Calls,
+        lanes: Sequence[Calls],
         consumer: str,
         board: Board,
     ) -> None:
-        self.settings, self.broker, self.calls = settings, broker, calls
+        self.settings, self.broker = settings, broker
+        self._lanes = list(lanes)  # one a queue, the most urgent first
+        self._by_stream = {c.keys.stream.encode(): lane for lane, c in enumerate(lanes)}
+        self._all_paused = (1 << len(self._lanes)) - 1
         self.consumer, self.board = consumer, board
         self._execution = Execution(settings, handlers, consumer, board)
         self._has_sync = any(not h.is_async for h in handlers.values())
         self._has_async = any(h.is_async for h in handlers.values())
 
-        self._held: dict[bytes, None] = {}  # entries pending for us: ready, running or to settle
+        # Pending for us, ready, running or to settle: entries with the lane they came from.
+        self._held: dict[tuple[bytes, int], None] = {}
         self._ready: deque[Task] = deque()
         self._outcomes: deque[Outcome] = deque()
         self._idle = 0  # runners waiting at the bell
@@ -164,21 +168,25 @@ class Crew:
     # -- fetching --------------------------------------------------------------------------------
 
     def _ensure_group(self) -> None:
-        self.broker.call(self.calls.create_group())
+        for calls in self._lanes:
+            self.broker.call(calls.create_group())
 
     def _fetch_loop(self) -> None:
         wire = self._fetch_wire = self.broker.wire(BLOCK_MS / 1000 + 5)
-        pause, opened = 0.05, 0
+        pause, opened, seen_paused = 0.05, 0, 0
         while not self._stopping:
             try:
                 if self._group_gone:
                     self._ensure_group()
                     self._group_gone = False
-                if self.board.paused:
-                    self._give_back(drained_only=False)
-                    self._room.wait(0.1)  # our own memory is looked at, not the server
-                    self._room.clear()
-                    continue
+                if (paused := self.board.paused) or seen_paused:
+                    if paused and paused != seen_paused:
+                        self._give_back(drained_only=False, lanes=paused)
+                    seen_paused = paused
+                    if paused == self._all_paused:
+                        self._room.wait(0.1)  # our own memory is looked at, not the server
+                        self._room.clear()
+                        continue
                 self._offer_stuck()
                 room = self._room_for()
                 if room <= 0:
@@ -193,14 +201,14 @@ class Crew:
                     self._look_again, opened = False, wire.opened
                 # With unstarted work in hand, be back in time to see whether it is stuck.
                 block_ms = int(STUCK_S * 1000) if self._ready else self._block_ms
-                reply = wire.request(self.calls.fetch(self.consumer, room, block_ms))
+                tasks = self._fetch(wire, room, block_ms)
                 pause = 0.05
-                if reply:
+                if tasks:
                     self._stuck_since = time.monotonic()
-                    if self.board.paused:  # it came while we waited: nobody starts it
-                        self._release([(entry, flat) for entry, flat in reply[0][1]], False)
-                    else:
-                        self._accept(reply[0][1])
+                    if paused := self.board.paused:  # it came while we waited: nobody starts it
+                        self._release([t for t in tasks if paused >> t[2] & 1], False)
+                        tasks = [t for t in tasks if not paused >> t[2] & 1]
+                    self._accept(tasks)
             except NoGroup:
                 log.warning("queue %s has no group: making it anew", self.settings.queue)
                 self._group_gone = True
@@ -213,6 +221,35 @@ class Crew:
                 log.exception("fetching from %s goes on after an error", self.settings.queue)
                 pause = self._rest(pause)
         wire.close()
+
+    def _fetch(self, wire: Wire, room: int, block_ms: int) -> list[Task]:
+        """New tasks, at most about ``room``; waits when there are none.
+
+        Of several queues the most urgent is asked first, and all together only to sleep: COUNT is
+        a stream's, so one question to all of them would take as much of the least urgent.
+        """
+        paused = self.board.paused
+        open_lanes = [lane for lane in range(len(self._lanes)) if not paused >> lane & 1]
+        if len(open_lanes) == 1:
+            calls = self._lanes[open_lanes[0]]
+            return self._read(wire.request(calls.fetch(self.consumer, room, block_ms)))
+        tasks: list[Task] = []
+        for lane in open_lanes:
+            reply = wire.request(self._lanes[lane].fetch(self.consumer, room - len(tasks), None))
+            tasks.extend(self._read(reply))
+            if len(tasks) >= room:
+                return tasks
+        if tasks or not open_lanes:
+            return tasks
+        streams = [self._lanes[lane].keys.stream for lane in open_lanes]
+        command = self._lanes[0].fetch_any(self.consumer, 1, block_ms, streams)
+        return self._read(wire.request(command))
+
+    def _read(self, reply: Any) -> list[Task]:
+        lanes = self._by_stream
+        return [
+            (entry, flat, lanes[stream]) for stream, page in reply or () for entry, flat in page
+        ]
 
     def _rest(self, pause: float) -> float:
         """Wait before the server is asked again; answers how long to wait the next time."""
@@ -256,45 +293,49 @@ class Crew:
             room = max(room, room_of_loop)
         return min(room, PREFETCH_TASKS)
 
-    def _accept(self, entries: list[Any]) -> None:
+    def _accept(self, entries: list[Task]) -> None:
         """Entries that are now pending for us: hand them on."""
         held, tasks, to_loop = self._held, [], []
         loop = self._loop
-        for entry, flat in entries:
-            held[entry] = None
+        for task in entries:
+            entry, flat, lane = task
+            held[entry, lane] = None
             if loop is not None and self._execution.is_async(flat):
-                to_loop.append((entry, flat))
+                to_loop.append(task)
             else:
-                tasks.append((entry, flat))
+                tasks.append(task)
         if to_loop:
             loop.put(to_loop)
         if not tasks:
             return
         self._ready.extend(tasks)
+        self._wake(len(tasks))
+
+    def _wake(self, tasks: int) -> None:
+        """Wake as many runners as there is work for."""
         with self._idle_lock:
-            woken = min(self._idle, len(tasks))
+            woken = min(self._idle, tasks)
             self._idle -= woken
         for _ in range(woken):
             self._bell.put(None)
 
     def _take_up_lost_answers(self, wire: Wire) -> None:
         """After a new connection: entries that are pending for us and that we do not hold."""
-        cursor = "0-0"
         # What was held when we asked and is not held now was settled since: it is no lost answer.
         held = set(self._held)
-        while True:
-            reply = wire.request(self.calls.fetch(self.consumer, 200, None, cursor))
-            page = reply[0][1] if reply else []
-            if not page:
-                return
-            cursor = page[-1][0].decode()
-            found = [(entry, flat) for entry, flat in page if flat and entry not in held]
-            if found:
-                log.info("took up %d tasks whose delivery was lost", len(found))
-                self._accept(found)
+        for calls in self._lanes:
+            cursor = "0-0"
+            while page := self._read(
+                wire.request(calls.fetch(self.consumer, CALL_LIMIT, None, cursor))
+            ):
+                cursor = page[-1][0].decode()
+                found = [task for task in page if task[1] and (task[0], task[2]) not in held]
+                if found:
+                    log.info("took up %d tasks whose delivery was lost", len(found))
+                    self._accept(found)
 
-    def _give_back(self, drained_only: bool) -> None:
-        """Offer unstarted work to other workers, uncounted."""
+    def _give_back(self, drained_only: bool, lanes: int = -1) -> None:
+        """Offer unstarted work to other workers, uncounted; ``lanes`` says of which, a bit each."""
         tasks: list[Task] = []
         # Of stuck work one call's worth: what it gives back would make a second call refuse.
         most = CALL_LIMIT if drained_only else 1_000_000
@@ -305,19 +346,23 @@ class Crew:
             pass
         if self._loop is not None and not drained_only:
             tasks.extend(self._loop.take_unstarted())
+        kept = [task for task in tasks if not lanes >> task[2] & 1]
+        tasks = [task for task in tasks if lanes >> task[2] & 1]
         if tasks and not self._release(tasks, drained_only):
-            self._ready.extendleft(reversed(tasks))
+            self._ready.extendleft(reversed(tasks))  # nobody else has time: they keep their place
+            self._wake(len(tasks))
+        if kept:
+            self._accept(kept)
 
     def _release(self, tasks: list[Task], drained_only: bool) -> bool:
         """Give these back and forget them; False when others have enough to do without them."""
-        entries, released = [entry for entry, _ in tasks], 0
+        released = 0
         try:
-            for start in range(0, len(entries), CALL_LIMIT):
-                released += self.broker.call(
-                    self.calls.release(
-                        self.consumer, entries[start : start + CALL_LIMIT], drained_only
-                    )
-                )
+            for lane, calls in enumerate(self._lanes):
+                entries = [task[0] for task in tasks if task[2] == lane]
+                for start in range(0, len(entries), CALL_LIMIT):
+                    part = entries[start : start + CALL_LIMIT]
+                    released += self.broker.call(calls.release(self.consumer, part, drained_only))
         except (RedistqError, NoGroup) as error:
             # Some may have gone back and some not: those that are still ours are found again.
             log.warning("%d unstarted tasks could not be given back: %s", len(tasks), error)
@@ -325,8 +370,8 @@ class Crew:
         if released == 0 and drained_only:
             return False
         self._look_again = self._look_again or released < len(tasks)
-        for entry in entries:
-            self._held.pop(entry, None)
+        for entry, _, lane in tasks:
+            self._held.pop((entry, lane), None)
         if released > 0:
             log.info("release: %d unstarted tasks went back to %s", released, self.settings.queue)
         return True
@@ -424,36 +469,36 @@ class Crew:
 
     def _settle(self, batch: list[Outcome]) -> list[Outcome]:
         """Send one batch, a call a verb; answers what is still to do. Repeating it is harmless."""
-        settled = [o for o in batch if o.verb is SETTLE]
-        if settled:
-            if len(settled) > 2:
-                settled.sort(key=lambda o: o.order)
-            reply = self.broker.call(self.calls.settle(self.consumer, [o.args for o in settled]))
-            self._dropped(settled, reply)
-        if len(settled) != len(batch):
-            self._settle_others(batch)
+        for lane, calls in enumerate(self._lanes):
+            part = batch if len(self._lanes) == 1 else [o for o in batch if o.lane == lane]
+            settled = [o for o in part if o.verb is SETTLE]
+            if settled:
+                if len(settled) > 2:
+                    settled.sort(key=lambda o: o.order)
+                reply = self.broker.call(calls.settle(self.consumer, [o.args for o in settled]))
+                self._dropped(settled, reply)
+            if len(settled) != len(part):
+                self._settle_others(calls, part)
         held = self._held
         for outcome in batch:
-            held.pop(outcome.entry, None)
+            held.pop((outcome.entry, outcome.lane), None)
         return []
 
-    def _settle_others(self, batch: list[Outcome]) -> None:
+    def _settle_others(self, calls: Calls, batch: list[Outcome]) -> None:
         retried = [o for o in batch if o.verb is RETRY]
         if retried:
-            reply = self.broker.call(self.calls.retry(self.consumer, [o.args for o in retried]))
+            reply = self.broker.call(calls.retry(self.consumer, [o.args for o in retried]))
             self._dropped(retried, reply)
         parked = [o for o in batch if o.verb is PARK]
         if parked:
             grace_ms = int(self.settings.unknown_grace * 1000)
-            reply = self.broker.call(
-                self.calls.park(self.consumer, grace_ms, [o.args for o in parked])
-            )
+            reply = self.broker.call(calls.park(self.consumer, grace_ms, [o.args for o in parked]))
             for outcome, word in zip(parked, reply, strict=True):
                 if word == b"dead":
                     log.warning("task %s is dead: no handler named %s", outcome.id, outcome.name)
         for outcome in batch:
             if outcome.verb is CORRUPT:
-                self.broker.call(self.calls.quarantine(self.consumer, outcome.entry, outcome.name))
+                self.broker.call(calls.quarantine(self.consumer, outcome.entry, outcome.name))
                 log.warning("entry %s set aside: %s", outcome.entry.decode(), outcome.name)
 
     def _dropped(self, sent: list[Outcome], lost: list[int]) -> None:

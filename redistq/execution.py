@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
 
-Task = tuple[bytes, list[bytes]]
-"""A stream entry as it was read: its id, and its fields as a flat list."""
+Task = tuple[bytes, list[bytes], int]
+"""A stream entry as it was read: its id, its fields as a flat list, and which of the worker's
+queues it came from."""
 
 SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
 
@@ -46,7 +47,7 @@ _NO_OPTS: dict[str, Any] = {}
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "attempt", "entry", "id", "name", "order", "verb")
+    __slots__ = ("args", "attempt", "entry", "id", "lane", "name", "order", "verb")
 
     @property
     def size(self) -> int:
@@ -62,7 +63,9 @@ class Outcome:
         attempt: str,
         order: int,
         args: tuple[Any, ...],
+        lane: int,
     ) -> None:
+        self.lane = lane
         self.verb, self.entry, self.id, self.name = verb, entry, id, name
         self.attempt, self.order, self.args = attempt, order, args
 
@@ -101,6 +104,7 @@ class _Run:
         "id",
         "inbox",
         "job",
+        "lane",
         "opts",
         "payload",
         "recovered",
@@ -119,6 +123,7 @@ class _Run:
     ttl: str
     inbox: str
     batch: str
+    lane: int
 
 
 class Execution:
@@ -197,7 +202,8 @@ class Execution:
                 # Our own fault, not the handler's: set the entry aside rather than lose a thread.
                 log.exception("entry %r could not be handled", task[0])
                 board.end_limited(slot)
-                return _corrupt(task[0], f"it could not be handled: {type(error).__name__}")
+                reason = f"it could not be handled: {type(error).__name__}"
+                return _corrupt(task[0], reason, task[2])
 
         return run
 
@@ -254,7 +260,7 @@ class Execution:
         return run.job.function(run.payload)
 
     def _traced(self, spans: tracing.Tracing, run: _Run) -> Any:
-        queue, attempt = self._settings.queue, int(run.attempt)
+        queue, attempt = self._settings.queues[run.lane], int(run.attempt)
         return spans.running(run.opts, run.id.decode(), run.job.name, queue, attempt)
 
     def _call_limited(self, run: _Run, slot: int) -> Any:
@@ -276,7 +282,7 @@ class Execution:
         return TaskContext(
             task_id=task_id,
             name=run.job.name,
-            queue=self._settings.queue,
+            queue=self._settings.queues[run.lane],
             attempt=attempt,
             recovered=int(run.recovered),
             max_attempts=retries + 1,
@@ -290,7 +296,7 @@ class Execution:
     # -- opening an entry ------------------------------------------------------------------------
 
     def _open(self, task: Task) -> _Run | Outcome:
-        entry, flat = task
+        entry, flat, lane = task
         try:
             (
                 id_f,
@@ -312,21 +318,23 @@ class Execution:
             fields = dict(zip(flat[::2], flat[1::2], strict=False))
             missing = [field.decode() for field in _FIELDS if field not in fields]
             if missing:
-                return _corrupt(entry, f"no task: the entry has no field {missing[0]!r}")
+                return _corrupt(entry, f"no task: the entry has no field {missing[0]!r}", lane)
             task_id, name, payload, attempt, recovered, opts = (fields[f] for f in _FIELDS)
         try:
             task_id.decode()
         except UnicodeDecodeError:
-            return _corrupt(entry, "no task: its id is not UTF-8")
+            return _corrupt(entry, "no task: its id is not UTF-8", lane)
         if not (attempt.isdigit() and recovered.isdigit()):
-            return _corrupt(entry, "no task: its attempt or recovery count is no number")
+            return _corrupt(entry, "no task: its attempt or recovery count is no number", lane)
         job = self._jobs.get(name) or self._labelled(name)
         if job is None:
             text = name.decode("utf-8", "replace")
+            parked = (entry, task_id, name)
             return Outcome(
-                PARK, entry, task_id.decode("utf-8", "replace"), text, "", 0, (entry, task_id, name)
+                PARK, entry, task_id.decode("utf-8", "replace"), text, "", 0, parked, lane
             )
         run = _Run()
+        run.lane = lane
         run.entry, run.id, run.job, run.attempt, run.recovered = (
             entry,
             task_id,
@@ -400,7 +408,14 @@ class Execution:
             run.batch,
         )
         return Outcome(
-            SETTLE, run.entry, run.id.decode(), run.job.name, run.attempt.decode(), started, args
+            SETTLE,
+            run.entry,
+            run.id.decode(),
+            run.job.name,
+            run.attempt.decode(),
+            started,
+            args,
+            run.lane,
         )
 
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
@@ -446,7 +461,14 @@ class Execution:
             note,
         )
         return Outcome(
-            RETRY, run.entry, run.id.decode(), run.job.name, run.attempt.decode(), started, args
+            RETRY,
+            run.entry,
+            run.id.decode(),
+            run.job.name,
+            run.attempt.decode(),
+            started,
+            args,
+            run.lane,
         )
 
 
@@ -462,8 +484,13 @@ def _check_options(run: _Run) -> None:
         raise TypeError(f"its options are not sound: {run.opts!r:.200}")
 
 
-def _corrupt(entry: bytes, reason: str) -> Outcome:
-    return Outcome(CORRUPT, entry, "", reason, "", 0, ())
+def _outcome(verb: str, run: _Run, started: int, args: tuple[Any, ...]) -> Outcome:
+    attempt = run.attempt.decode()
+    return Outcome(verb, run.entry, run.id.decode(), run.job.name, attempt, started, args, run.lane)
+
+
+def _corrupt(entry: bytes, reason: str, lane: int) -> Outcome:
+    return Outcome(CORRUPT, entry, "", reason, "", 0, (), lane)
 
 
 def _error(kind: str, message: str) -> bytes:

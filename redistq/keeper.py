@@ -26,6 +26,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ class Keeper:
     ) -> None:
         self.settings, self.address = settings, address
         self._child_spec, self._wanted = child_spec or {}, children
-        self._calls: Calls = settings.calls_for(address)
-        self._broker = Broker(address, slot_key=self._calls.keys.stream, timeout=5.0)
+        self._lanes: list[Calls] = settings.lanes_for(address)
+        self._broker = Broker(address, slot_key=self._lanes[0].keys.stream, timeout=5.0)
         self._members: list[Member] = [member] if member else []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -98,7 +99,7 @@ class Keeper:
         self.on_ready: Any = None
         self.parent: int | None = None
         """The application whose worker it keeps and with which it must end."""
-        self.paused = False
+        self.paused = 0  # a bit each queue, the most urgent first
         self._next_beat = 0.0
         self._next_adopt = time.monotonic() + 1.0
         self._earliest: float | None = None
@@ -136,14 +137,17 @@ class Keeper:
 
     def run(self) -> int:
         """Keep until told to stop; answers 0 (drained), 1 (not) or 2 (children cannot start)."""
-        scheduler = None
+        schedulers = []
         if self.settings.scheduler:
-            scheduler = TaskScheduler(
-                stream=self.settings.queue,
-                delayed_key=self.settings.delayed_key,
-                address=self.address,
-                on_message=self._control,
-            ).start()
+            schedulers = [
+                TaskScheduler(
+                    stream=calls.keys.stream,
+                    delayed_key=calls.keys.delayed,
+                    address=self.address,
+                    on_message=partial(self._control, lane),
+                ).start()
+                for lane, calls in enumerate(self._lanes)
+            ]
         announced = self._wanted == 0
         try:
             while not self._stopping.is_set():
@@ -166,7 +170,7 @@ class Keeper:
                 self._wake.clear()
             return self._drain()
         finally:
-            if scheduler is not None:
+            for scheduler in schedulers:
                 scheduler.stop()
             self._broker.close()
 
@@ -179,13 +183,15 @@ class Keeper:
             until = min(until, self._restart_at)
         return max(0.002, until - now)
 
-    def _control(self, word: str) -> None:
+    def _control(self, lane: int, word: str) -> None:
         if word in ("paused", "resumed"):
-            self._set_paused(word == "paused")
+            bit = 1 << lane
+            self._set_paused(self.paused | bit if word == "paused" else self.paused & ~bit)
 
-    def _set_paused(self, paused: bool) -> None:
-        if paused != self.paused:
-            log.info("queue %s is %s", self.settings.queue, "paused" if paused else "resumed")
+    def _set_paused(self, paused: int) -> None:
+        for lane, queue in enumerate(self.settings.queues):
+            if (paused ^ self.paused) >> lane & 1:
+                log.info("queue %s is %s", queue, "paused" if paused >> lane & 1 else "resumed")
         self.paused = paused
         with self._lock:
             for member in self._members:
@@ -205,16 +211,18 @@ class Keeper:
             if self._earliest is not None and self._earliest <= time.monotonic():
                 self._recover_expired()
             while self._buried and self._buried[0][0] <= now:
-                self._broker.call(
-                    self._calls.recover(
-                        self.settings.max_recoveries, consumer=self._buried[0][1], started=()
+                for calls in self._lanes:
+                    self._broker.call(
+                        calls.recover(
+                            self.settings.max_recoveries, consumer=self._buried[0][1], started=()
+                        )
                     )
-                )
                 self._buried.popleft()
             if now >= self._next_adopt:
-                adopted = self._broker.call(self._calls.adopt(self.settings.lease_ms))
-                if adopted:
-                    log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
+                for calls in self._lanes:
+                    adopted = self._broker.call(calls.adopt(self.settings.lease_ms))
+                    if adopted:
+                        log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
                 self._next_adopt = now + ADOPT_EVERY_S * random.uniform(0.75, 1.25)
         except (RedistqError, NoGroup) as error:
             log.warning("heartbeat waits for the server: %s", error)
@@ -229,38 +237,43 @@ class Keeper:
             running = " ".join(member.board.running()[:64])
             rows.append((member.consumer, "=" if running == member.told else running))
             told.append((member, running))
-        reply = Calls.read_beat(self._broker.call(self._calls.beat(self.settings.lease_ms, rows)))
+        paused, earliest, now = 0, [], time.monotonic()
+        forgotten: set[str] = set()
+        for lane, calls in enumerate(self._lanes):
+            reply = Calls.read_beat(self._broker.call(calls.beat(self.settings.lease_ms, rows)))
+            paused |= reply.paused << lane
+            if reply.earliest_deadline_ms >= 0:
+                # One millisecond past the deadline, the first instant at which it has passed.
+                wait_ms = reply.earliest_deadline_ms - reply.now_ms + 1
+                earliest.append(time.monotonic() + wait_ms / 1000)
+            for position in reply.strangers:
+                # FLUSHDB, or taken for dead: others must know again which names it runs.
+                stranger = members[position - 1]
+                forgotten.add(stranger.consumer)
+                self._broker.call(
+                    calls.register(stranger.consumer, self.settings.lease_ms, stranger.details)
+                )
         for member, running in told:
-            member.told = running
-        for position in reply.strangers:
-            # FLUSHDB, or taken for dead: others must know again which names this worker runs.
-            stranger = members[position - 1]
-            stranger.told = None
-            self._broker.call(
-                self._calls.register(stranger.consumer, self.settings.lease_ms, stranger.details)
-            )
-        now = time.monotonic()
+            member.told = None if member.consumer in forgotten else running
         self._next_beat = now + self.settings.lease / 3
-        self._earliest = None
-        if reply.earliest_deadline_ms >= 0:
-            # One millisecond past the deadline, which is the first instant at which it has passed.
-            self._earliest = now + (reply.earliest_deadline_ms - reply.now_ms + 1) / 1000
-        if reply.paused != self.paused:
-            self._set_paused(reply.paused)
+        self._earliest = min(earliest, default=None)
+        if paused != self.paused:
+            self._set_paused(paused)
 
     def _recover_expired(self) -> None:
-        while not self._kill.is_set():
-            done = Calls.read_recover(
-                self._broker.call(self._calls.recover(self.settings.max_recoveries))
-            )
-            if not done.consumer:
-                break
-            log.warning(
-                "worker %s is dead (no heartbeat): %d tasks recovered, %d dead letters",
-                done.consumer,
-                done.recovered,
-                done.dead,
-            )
+        for calls in self._lanes:
+            while not self._kill.is_set():
+                done = Calls.read_recover(
+                    self._broker.call(calls.recover(self.settings.max_recoveries))
+                )
+                if not done.consumer:
+                    break
+                log.warning(
+                    "worker %s is dead (no heartbeat): %d tasks recovered, %d dead letters",
+                    done.consumer,
+                    done.recovered,
+                    done.dead,
+                )
         self.beat()
 
     def report(self, member: Member) -> bool:
@@ -269,23 +282,27 @@ class Keeper:
         Answers whether the server heard it.
         """
         started = member.board.running()
+        heard = [self._report(calls, member.consumer, started) for calls in self._lanes]
+        return all(heard)
+
+    def _report(self, calls: Calls, consumer: str, started: list[str]) -> bool:
         while True:
             try:
                 done = Calls.read_recover(
                     self._broker.call(
-                        self._calls.recover(
-                            self.settings.max_recoveries, consumer=member.consumer, started=started
+                        calls.recover(
+                            self.settings.max_recoveries, consumer=consumer, started=started
                         )
                     )
                 )
             except (RedistqError, NoGroup) as error:
                 # Its lease runs out and any worker recovers it: later, but surely.
-                log.warning("worker %s could not be reported: %s", member.consumer, error)
+                log.warning("worker %s could not be reported: %s", consumer, error)
                 return False
             if done.recovered or done.dead:
                 log.warning(
                     "worker %s has gone: %d tasks recovered, %d dead letters",
-                    member.consumer,
+                    consumer,
                     done.recovered,
                     done.dead,
                 )

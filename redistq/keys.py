@@ -11,6 +11,24 @@ from .errors import ConfigurationError
 
 DEFAULT_QUEUE = "tasks"
 DEFAULT_GROUP = "workers"
+PRIORITIES = ("high", "normal", "low")
+"""The priorities of a queue, the most urgent first; each but ``normal`` is a queue of its own."""
+PRIORITY_MARK = "!"
+
+
+def at_priority(queue: str, priority: str) -> str:
+    """The queue that holds another queue's tasks of a priority.
+
+    Raises ConfigurationError for a priority that there is not.
+    """
+    if priority not in PRIORITIES:
+        raise ConfigurationError(f"priority is one of {', '.join(PRIORITIES)}, not {priority!r}")
+    return queue if priority == "normal" else f"{queue}{PRIORITY_MARK}{priority}"
+
+
+def without_priority(queue: str) -> str:
+    """The queue whose tasks of some priority a queue holds."""
+    return queue.partition(PRIORITY_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,8 @@ class QueueKeys:
         if not name or any(c.isspace() for c in name):
             raise ConfigurationError(f"a queue's name has no spaces and is not empty: {name!r}")
         if self.clustered and "{" not in name:
-            name = "{" + name + "}"
+            base, mark, priority = name.partition(PRIORITY_MARK)
+            name = "{" + base + "}" + mark + priority
         put = object.__setattr__
         put(self, "stream", name)
         delayed = self.delayed_key or f"delayed:{name}"

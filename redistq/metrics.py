@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .calls import Snapshot
@@ -92,18 +92,44 @@ class QueueCollector:
         return family
 
 
+class QueuesCollector:
+    """The collectors of several queues as one, since a family of metrics is given once."""
+
+    def __init__(self, collectors: Sequence[QueueCollector]) -> None:
+        self._collectors = collectors
+
+    def describe(self) -> list[Any]:
+        """Nothing: registering must not ask the server."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Every family with the samples of all queues."""
+        families: dict[str, Any] = {}
+        for collector in self._collectors:
+            for family in collector.collect():
+                if family.name in families:
+                    families[family.name].samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        yield from families.values()
+
+
 class MetricsServer:
-    """Serves one queue's figures over HTTP on its own threads, until ``stop``.
+    """Serves the figures of one or more queues over HTTP on its own threads, until ``stop``.
 
     Binds to the loopback address unless another is asked for. Port 0 takes a free one: see
     ``port``. Raises ConfigurationError when the port cannot be had.
     """
 
-    def __init__(self, monitor: TaskMonitor, port: int, host: str = DEFAULT_HOST) -> None:
+    def __init__(
+        self, monitors: TaskMonitor | Sequence[TaskMonitor], port: int, host: str = DEFAULT_HOST
+    ) -> None:
         client = need("prometheus_client", "metrics", "Prometheus metrics")
         registry = client.CollectorRegistry()
-        registry.register(QueueCollector(monitor.queue, monitor.snapshot))
-        self._monitor = monitor
+        self._monitors = list(monitors) if isinstance(monitors, Sequence) else [monitors]
+        registry.register(
+            QueuesCollector([QueueCollector(m.queue, m.snapshot) for m in self._monitors])
+        )
         try:
             self._server, self._thread = client.start_http_server(port, host, registry)
         except (OSError, OverflowError) as error:
@@ -117,7 +143,8 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
-        self._monitor.close()
+        for monitor in self._monitors:
+            monitor.close()
 
     @property
     def url(self) -> str:

@@ -17,7 +17,7 @@ import reprlib
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,26 +149,33 @@ def load_here(data: bytes, what: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class QueueStore:
+    """Where the functions, arguments and output of one queue's calls are."""
+
+    blobs: Blobs
+    logs_prefix: str
+
+
 class CallHandler:
     """Makes the calls that clients send. What it raises is the function's own error, with a report
     for the post-mortem: locals, versions, and the last lines of output."""
 
-    def __init__(self, sealer: Sealer, blobs: Blobs, sink: LogSink, logs_prefix: str) -> None:
-        self._sealer, self._blobs = sealer, blobs
-        self._sink, self._logs_prefix = sink, logs_prefix
+    def __init__(self, sealer: Sealer, stores: Mapping[str, QueueStore], sink: LogSink) -> None:
+        self._sealer, self._stores, self._sink = sealer, stores, sink
         self._functions: OrderedDict[str, tuple[Callable[..., Any], int]] = OrderedDict()
         self._functions_bytes = 0
         self._lock = threading.Lock()
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes:
-        output = None
+        output, store = None, self._stores[context.queue]
         try:
             call = Call.unpickled(self._sealer.unpack(payload))
-            function = self._function(call.function)
-            key = self._logs_prefix + context.task_id if call.logs else None
+            function = self._function(call.function, store.blobs)
+            key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
             with captured(output):
-                result = self._make(call, function)
+                result = self._make(call, function, store.blobs)
             return self._sealer.pack(_dump_result(result))
         except BaseException as error:  # the user's function; passed on with a report
             try:
@@ -177,35 +184,35 @@ class CallHandler:
                 pass  # an exception that takes no attributes goes without a report
             raise
 
-    def _make(self, call: Call, function: Callable[..., Any]) -> Any:
+    def _make(self, call: Call, function: Callable[..., Any], blobs: Blobs) -> Any:
         if not call.chunk:
-            args = tuple(self._resolve(a) for a in call.args)
-            kwargs = {name: self._resolve(a) for name, a in call.kwargs.items()}
+            args = tuple(self._resolve(a, blobs) for a in call.args)
+            kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
             return _finish(function(*args, **kwargs))
         shared: dict[str, Any] = {}
         return [
-            _finish(function(*(self._resolve(a, shared) for a in args), **call.kwargs))
+            _finish(function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs))
             for args in call.args
         ]
 
-    def _resolve(self, argument: Any, shared: dict[str, Any] | None = None) -> Any:
+    def _resolve(self, argument: Any, blobs: Blobs, shared: dict[str, Any] | None = None) -> Any:
         if type(argument) is not Ref:
             return argument
         if shared is not None and argument.digest in shared:
             return shared[argument.digest]
         # Unpickled anew for every task: one that changes its argument changes its own copy.
-        value = load_here(self._blobs.get(argument.digest), "an argument")
+        value = load_here(blobs.get(argument.digest), "an argument")
         if shared is not None:
             shared[argument.digest] = value
         return value
 
-    def _function(self, digest: str) -> Callable[..., Any]:
+    def _function(self, digest: str, blobs: Blobs) -> Callable[..., Any]:
         with self._lock:
             known = self._functions.get(digest)
             if known is not None:
                 self._functions.move_to_end(digest)
                 return known[0]
-        data = self._blobs.get(digest)
+        data = blobs.get(digest)
         function = load_function(data)
         with self._lock:
             if digest not in self._functions:
@@ -288,13 +295,13 @@ def _locals(error: BaseException) -> list[dict[str, Any]]:
 
 
 def with_calls(
-    registry: Registry, sealer: Sealer, blobs: Blobs, sink: LogSink, logs_prefix: str
+    registry: Registry, sealer: Sealer, stores: Mapping[str, QueueStore], sink: LogSink
 ) -> Registry:
     """The same handlers, and the one for function calls."""
     wider = Registry()
     for name, handler in registry.items():
         wider.add(name, handler)
-    function = CallHandler(sealer, blobs, sink, logs_prefix)
+    function = CallHandler(sealer, stores, sink)
     never = (UntrustedPayload, WrongPython, ModuleMissing, BlobMissing, PayloadError)
     wider.add_handler(
         Handler(

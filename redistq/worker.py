@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .board import Board
@@ -25,7 +25,7 @@ from .calls import Calls, new_consumer_name
 from .errors import ConfigurationError, RedistqError
 from .handlers import Handler, Registry, default_registry
 from .keeper import own_process, warn_about_server
-from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, without_priority
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .worker_settings import WorkerSettings
 
@@ -88,7 +88,7 @@ class TaskWorker:
                 "decorated with @task that are imported before the worker is made"
             )
         self.address = address or resolve(url, redis_host, redis_port, db, password)
-        self._calls = self.settings.calls_for(self.address)
+        self._lanes = self.settings.lanes_for(self.address)
         self._crew: Any = None
         self._board: Board | None = None
         self._broker: Broker | None = None
@@ -121,7 +121,7 @@ class TaskWorker:
             return self
 
     def _start(self) -> None:
-        broker = self._broker = Broker(self.address, slot_key=self._calls.keys.stream)
+        broker = self._broker = Broker(self.address, slot_key=self._lanes[0].keys.stream)
         try:
             broker.call(("PING",))
             warn_about_server(broker)
@@ -135,11 +135,11 @@ class TaskWorker:
 
         self.consumer = new_consumer_name(socket.gethostname())
         self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
-        registry = with_function_calls(self.registry, self.settings, broker, self._calls)
-        self._crew = Crew(self.settings, registry, broker, self._calls, self.consumer, self._board)
+        registry = with_function_calls(self.registry, self.settings, broker, self._lanes)
+        self._crew = Crew(self.settings, registry, broker, self._lanes, self.consumer, self._board)
 
         try:
-            self._details = announce(broker, self._calls, self.settings, self.consumer, registry)
+            self._details = announce(broker, self._lanes, self.settings, self.consumer, registry)
             self._start_keeper_beside()
             self._crew.start()
         except BaseException:
@@ -296,13 +296,14 @@ class TaskWorker:
         assert self._broker is not None
         assert self._board is not None
         try:
-            self._broker.call(
-                self._calls.recover(
-                    self.settings.max_recoveries,
-                    consumer=self.consumer,
-                    started=self._board.running(),
+            for calls in self._lanes:
+                self._broker.call(
+                    calls.recover(
+                        self.settings.max_recoveries,
+                        consumer=self.consumer,
+                        started=self._board.running(),
+                    )
                 )
-            )
         except RedistqError as error:
             log.warning("worker %s could not sign off: %s", self.consumer, error)
 
@@ -397,7 +398,7 @@ def _load_target(target: str) -> Registry:
 
 
 def with_function_calls(
-    registry: Registry, settings: WorkerSettings, broker: Broker, calls: Calls
+    registry: Registry, settings: WorkerSettings, broker: Broker, lanes: Sequence[Calls]
 ) -> Registry:
     """The handlers, and the one for functions that clients send where those can be trusted.
 
@@ -410,7 +411,7 @@ def with_function_calls(
         return registry
     from .blobs import Blobs
     from .pickling import Sealer, key_from, user_key
-    from .remote_call import with_calls
+    from .remote_call import QueueStore, with_calls
     from .task_output import LogSink
 
     if key is None and (key := key_from(None)) is None and embedded:
@@ -418,18 +419,19 @@ def with_function_calls(
 
         key = user_key(default_home())
     sealer = Sealer(key, allow_unsigned=settings.allow_pickle)
-    return with_calls(
-        registry,
-        sealer,
-        Blobs(broker, calls.keys, sealer),
-        LogSink(broker, calls.keys),
-        calls.keys.logs_prefix,
-    )
+    # Tasks of a priority use the functions and arguments of the queue they belong to.
+    clustered = broker.address.clustered
+    stores: dict[str, QueueStore] = {}
+    for queue in settings.queues:
+        keys = QueueKeys(without_priority(queue), clustered=clustered)
+        blobs = next((s.blobs for s in stores.values() if s.logs_prefix == keys.logs_prefix), None)
+        stores[queue] = QueueStore(blobs or Blobs(broker, keys, sealer), keys.logs_prefix)
+    return with_calls(registry, sealer, stores, LogSink(broker, lanes[0].keys))
 
 
 def announce(
     broker: Broker,
-    calls: Calls,
+    lanes: Sequence[Calls],
     settings: WorkerSettings,
     consumer: str,
     handlers: Mapping[str, Handler],
@@ -449,14 +451,20 @@ def announce(
         "group": settings.group,
         "names": "\n".join(sorted(handlers)),
     }
-    reply = broker.call(calls.register(consumer, settings.lease_ms, details))
-    group, lease_ms = reply[0].decode(), int(reply[1])
+    for queue, calls in zip(settings.queues, lanes, strict=True):
+        reply = broker.call(calls.register(consumer, settings.lease_ms, details))
+        _compare(settings, queue, reply[0].decode(), int(reply[1]))
+    return details
+
+
+def _compare(settings: WorkerSettings, queue: str, group: str, lease_ms: int) -> None:
+    """Warn when a queue's other workers have another group or lease."""
     if group != settings.group:
         log.warning(
             "this worker's group is %r, the other workers of queue %r use %r: each group takes the "
             "other's tasks away; start all with the same group",
             settings.group,
-            settings.queue,
+            queue,
             group,
         )
     if lease_ms != settings.lease_ms:
@@ -464,10 +472,9 @@ def announce(
             "this worker's lease is %g s, the other workers of queue %r use %g s; start all with "
             "the same lease",
             settings.lease,
-            settings.queue,
+            queue,
             lease_ms / 1000,
         )
-    return details
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -67,7 +67,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--url", help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
     )
-    p.add_argument("--queue", default=DEFAULT_QUEUE, help="the queue's name (%(default)s)")
+    p.add_argument(
+        "--queue",
+        action="append",
+        metavar="NAME",
+        help=f"the queue's name ({DEFAULT_QUEUE}); may be repeated, the most urgent first",
+    )
     p.add_argument("--group", default=DEFAULT_GROUP, help="the consumer group (%(default)s)")
     p.add_argument("--processes", type=int, default=1, help="worker processes (%(default)s)")
     p.add_argument("--threads", type=int, default=d.threads, help="threads a process (%(default)s)")
@@ -164,14 +169,17 @@ def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Addres
     from .metrics import MetricsServer
     from .monitor import TaskMonitor
 
-    monitor = TaskMonitor(
-        address=address,
-        stream=settings.queue,
-        group=settings.group,
-        delayed_key=settings.delayed_key,
-        timeout=5.0,
-    )
-    server = MetricsServer(monitor, args.metrics_port, args.metrics_host)
+    monitors = [
+        TaskMonitor(
+            address=address,
+            stream=queue,
+            group=settings.group,
+            delayed_key=settings.delayed_key if queue == settings.queue else None,
+            timeout=5.0,
+        )
+        for queue in settings.queues
+    ]
+    server = MetricsServer(monitors, args.metrics_port, args.metrics_host)
     log.info("metrics at %s", server.url)
     return server
 
@@ -189,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         settings = WorkerSettings(
-            queue=args.queue,
+            queues=tuple(args.queue or [DEFAULT_QUEUE]),
             group=args.group,
             delayed_key=args.delayed_key,
             threads=args.threads,
@@ -209,8 +217,8 @@ def main(argv: list[str] | None = None) -> int:
                 "name a module with handlers, or say whose functions to run: --signing-key-file or "
                 "--allow-pickle"
             )
-        calls = settings.calls_for(address)
-        broker = Broker(address, slot_key=calls.keys.stream, timeout=5.0)
+        lanes = settings.lanes_for(address)
+        broker = Broker(address, slot_key=lanes[0].keys.stream, timeout=5.0)
         try:
             broker.call(("PING",))
             warn_about_server(broker)
@@ -234,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         args.processes,
         "" if args.processes == 1 else "es",
         args.threads,
-        args.queue,
+        ", ".join(settings.queues),
         address,
     )
 

@@ -14,12 +14,17 @@ from .errors import ConfigurationError
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .settings import Address
 
+MAX_QUEUES = 8
+"""Most queues of one worker: a bit each on its board says whether they are paused."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """A worker's settings, checked; every field is a TaskWorker option of the same name."""
 
     queue: str = DEFAULT_QUEUE
+    queues: tuple[str, ...] = ()
+    """All queues it takes from, the most urgent first; empty: ``queue`` alone."""
     group: str = DEFAULT_GROUP
     delayed_key: str | None = None
     threads: int = 4
@@ -37,6 +42,14 @@ class WorkerSettings:
     signing_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        queues = tuple(self.queues) or (self.queue,)  # JSON has made a list of it
+        if len(set(queues)) != len(queues) or len(queues) > MAX_QUEUES:
+            raise ConfigurationError(
+                f"a worker takes from 1 to {MAX_QUEUES} different queues, not {queues!r}"
+            )
+        object.__setattr__(self, "queues", queues)
+        if self.queue not in queues:
+            object.__setattr__(self, "queue", queues[0])
         for name, least in (
             ("threads", 1),
             ("async_concurrency", 1),
@@ -70,15 +83,26 @@ class WorkerSettings:
         """The lease in milliseconds."""
         return int(self.lease * 1000)
 
-    def calls_for(self, address: Address) -> Calls:
-        """The script calls of this queue on that server."""
-        keys = QueueKeys(self.queue, self.delayed_key, address.clustered)
-        return Calls(
-            keys,
-            self.group,
-            history_max=self.history_max,
-            dead_ttl_ms=int(self.dead_ttl * 1000),
-        )
+    def lanes_for(self, address: Address) -> list[Calls]:
+        """The script calls of each queue on that server, the most urgent first."""
+        lanes = [
+            Calls(
+                QueueKeys(
+                    queue, self.delayed_key if queue == self.queue else None, address.clustered
+                ),
+                self.group,
+                history_max=self.history_max,
+                dead_ttl_ms=int(self.dead_ttl * 1000),
+            )
+            for queue in self.queues
+        ]
+        tags = {calls.keys.stream.partition("{")[2].partition("}")[0] for calls in lanes}
+        if address.clustered and len(tags) > 1:
+            raise ConfigurationError(
+                "on a cluster one worker's queues share a hash tag, as {jobs}a and {jobs}b do, not "
+                + " and ".join(self.queues)
+            )
+        return lanes
 
     def as_dict(self) -> dict[str, Any]:
         """For a child process."""

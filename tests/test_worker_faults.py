@@ -465,7 +465,7 @@ def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_
     settings = WorkerSettings(lease=2, threads=1)
     broker, calls = Broker(Address(url)), Calls(QueueKeys())
     board = Board(tmp_path / "board", 200)
-    crew = Crew(settings, registry, broker, calls, "me", board)
+    crew = Crew(settings, registry, broker, [calls], "me", board)
 
     class Late:
         """A connection whose answer arrives after the task was settled."""
@@ -475,13 +475,13 @@ def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_
             self.pages: list[Any] = [[[b"tasks", entries]], []]
 
         def request(self, command: Any) -> Any:
-            crew._held.pop(b"1-0", None)
+            crew._held.pop((b"1-0", 0), None)
             return self.pages.pop(0)
 
-    crew._held[b"1-0"] = None
+    crew._held[b"1-0", 0] = None
     crew._take_up_lost_answers(Late())  # type: ignore[arg-type]
-    assert [entry for entry, _ in crew._ready] == [b"2-0"]
-    assert list(crew._held) == [b"2-0"]
+    assert [task[0] for task in crew._ready] == [b"2-0"]
+    assert list(crew._held) == [(b"2-0", 0)]
     broker.close()
 
 
@@ -502,11 +502,11 @@ def test_tasks_that_could_not_be_given_back_are_found_again(
 
     broker, calls = Failing(Address(url)), Calls(QueueKeys())
     board = Board(tmp_path / "board", 200)
-    crew = Crew(WorkerSettings(lease=2, threads=1), registry, broker, calls, "me", board)
+    crew = Crew(WorkerSettings(lease=2, threads=1), registry, broker, [calls], "me", board)
     broker.call(calls.create_group())
     ids = producer.add_tasks([("add_one", n) for n in range(3)])
     wire = broker.wire(5)
-    crew._accept(wire.request(calls.fetch("me", 10, None))[0][1])
+    crew._accept(crew._read(wire.request(calls.fetch("me", 10, None))))
     broker.failing = True
     crew._give_back(drained_only=False)
     assert (len(crew._ready), crew._look_again) == (0, True)
