@@ -202,6 +202,8 @@ class Client(_Submitting, Executor):
         )
         self.max_payload_bytes = max_payload_bytes
         self.group = group
+        self.reference = weakref.ref(self)
+        """One for all futures, which hold the client itself only while they wait."""
         self.courier = Courier(self.broker, self.calls, self.producer, self.sealer, self.blobs)
         self._workers: list[TaskWorker] = []
         # Threads and workers end when nobody holds the client any more, or at exit; futures that

@@ -46,6 +46,8 @@ LOOK_S = 30.0
 LOOK_MANY = 1000
 GIVE_UP_S = 120.0
 """Seconds without a server after which futures fail rather than wait for it any longer."""
+DOUBT_S = 0.1
+"""Seconds that the inbox is given to tell of a task which the server does not know."""
 BURST_S = 0.001
 INBOX_PAGE = 1000
 
@@ -202,19 +204,18 @@ class Courier:
     def _inbox_loop(self) -> None:
         wire = self._broker.wire(BLOCK_LIMIT + self._broker.timeout)
         self.inbox.wire = wire
-        opened, pause = 0, 0.05
+        lost, pause = False, 0.05
         last_look = last_trim = time.monotonic()
         while not self.ended.is_set():
             try:
-                doubtful, self._doubtful = self._doubtful, []
-                step = ReadInbox(self.inbox, BLOCK_LIMIT)
+                doubtful = list(self._doubtful)
+                step = ReadInbox(self.inbox, DOUBT_S if doubtful or lost else BLOCK_LIMIT)
                 told = step.read(wire.request(step.command()))
                 for news in told:
                     self._told(news.task_id, news.state, news.body)
                 if len(told) < INBOX_PAGE:  # read to the end: what is not known by now is lost
+                    del self._doubtful[: len(doubtful)]
                     self._give_up(doubtful)
-                else:
-                    self._doubtful += doubtful
                 now = time.monotonic()
                 if told and (now - last_trim > 1 or len(told) == INBOX_PAGE):
                     last_trim = now
@@ -223,12 +224,11 @@ class Courier:
                 if self._away:
                     log.warning("the server is back at %s", self._broker.address)
                     self._away = 0.0
-                if wire.opened != opened:
-                    # The first connection, or a new one: news may have been lost with the old.
-                    if opened:
-                        self._blobs.forget()
-                        self._look_at(self._sent())
-                    opened, last_look = wire.opened, now
+                if lost:
+                    # News, and what we believe the server has, may be lost with the connection.
+                    self._blobs.forget()
+                    self._look_at(self._sent())
+                    lost, last_look = False, now
                 elif self.pending and now - last_look > self.look_s:
                     last_look = now
                     if not self._to_look:
@@ -239,7 +239,7 @@ class Courier:
             except (Lost, RedistqError, NoGroup, OSError) as error:
                 if self.ended.is_set():
                     break
-                now = time.monotonic()
+                now, lost = time.monotonic(), True
                 if not self._away:
                     self._away = now
                     self._say_it_is_away(error)
@@ -344,6 +344,8 @@ class Courier:
                     if not self.is_me():
                         raise
                     log.exception("a future's callback wanted to end this thread")
+                finally:
+                    future._settled()
 
     # -- cancelling ------------------------------------------------------------------------------
 
@@ -368,6 +370,7 @@ class Courier:
                     gone.append(wanted.pop(task_id))
         for future in gone:
             future._cancelled()
+            future._settled()
         if unsent:
             self._some.set()
         for task_id, word in (self._producer.cancel(*wanted) if wanted else {}).items():

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import reprlib
 import sys
+import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,23 @@ class TaskFuture(Future[Any]):
 
     def __init__(self, client: Client, task_id: str, name: str) -> None:
         super().__init__()
-        self._client, self.task_id, self.name = client, task_id, name
+        self._held: Client | None = client
+        self._known: weakref.ref[Client] = client.reference
+        self.task_id, self.name = task_id, name
+
+    @property
+    def _client(self) -> Client:
+        client = self._known()
+        if client is None:
+            raise RedistqError(
+                f"the client of task {self.task_id} is gone; with another, "
+                f"client.future({self.task_id!r}) asks for it"
+            )
+        return client
+
+    def _settled(self) -> None:
+        """It needs its client no more: what a notebook remembers of results keeps no workers."""
+        self._held = None
 
     # -- the standard library's interface --------------------------------------------------------
 

@@ -1,0 +1,418 @@
+"""A client among things that break: servers, workers, kernels. Nothing hangs, nothing runs twice
+unseen, nothing stays behind.
+
+Kernels are real Jupyter kernels, ended with SIGKILL by their process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from clients import KEY, gate, serving
+from servers import Server
+from workers import alive, registered, until
+
+from redistq import Client, ServerUnavailable, UnknownTask
+
+
+def sent(client: Client) -> bool:
+    """Whether nothing is on its way to the server."""
+    courier = client.courier
+    return not courier._outbox and not courier._sending.locked()
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+
+def test_futures_outlive_a_restart_of_the_server(
+    private_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """With an append-only file: what was outstanding is resolved afterwards, each task once."""
+    server = private_server(appendonly=True, appendfsync="always")
+    log = tmp_path / "log"
+    log.mkdir()
+    wait_for_it, let_go = gate(tmp_path)
+
+    def work(n: int) -> int:
+        if n == 0:
+            wait_for_it()
+        (log / f"{n}-{time.monotonic_ns()}").touch()
+        return n
+
+    with Client(server.url, signing_key=KEY) as client:
+        client.start_workers(1)
+        futures = [client.submit(work, n) for n in range(300)]
+        until(futures[0].running, "the first to run")
+        server.kill()
+        server.start()
+        late = client.submit(work, 300)
+        let_go()
+        assert [future.result(60) for future in [*futures, late]] == list(range(301))
+    runs = Counter(path.name.split("-")[0] for path in log.iterdir())
+    # The one that ran while the server was killed may have run again; all others ran once.
+    assert set(runs) == {str(n) for n in range(301)}
+    assert [n for n, times in runs.items() if times > 1 and n != "0"] == []
+
+
+def test_futures_of_a_server_that_lost_everything_fail_clearly(
+    private_server: Callable[..., Server],
+) -> None:
+    """Restarted without its data: UnknownTask says so; what is submitted then works."""
+    server = private_server()
+    client = Client(server.url, signing_key=KEY)
+    futures = [client.submit(abs, -n) for n in range(50)]
+    until(lambda: sent(client), "all to be sent, and the answers read")
+    server.kill()
+    server.start()
+    started = time.monotonic()
+    for future in futures:
+        assert isinstance(future.exception(30), UnknownTask)
+    assert time.monotonic() - started < 20
+    assert "restarted without its data" in str(futures[0].exception().__notes__)  # type: ignore[union-attr]
+    client.start_workers(1)
+    assert client.submit(abs, -1).result(30) == 1, "the function is stored again"
+    client.close()
+
+
+def test_flushall_fails_what_was_outstanding(private_server: Callable[..., Server]) -> None:
+    """No connection is lost, so the client finds out when it asks; then it goes on."""
+    server = private_server()
+    client = Client(server.url, signing_key=KEY)
+    client.courier.look_s = 0.2
+    futures = [client.submit(abs, -n) for n in range(50)]
+    until(lambda: sent(client), "all to be sent, and the answers read")
+    with server.client() as db:
+        db.flushall()
+    for future in futures:
+        assert isinstance(future.exception(30), UnknownTask)
+    client.start_workers(1)
+    assert client.submit(abs, -1).result(30) == 1
+    client.close()
+
+
+def test_a_function_lost_with_the_servers_memory_is_stored_again(
+    private_server: Callable[..., Server],
+) -> None:
+    """The first failure for want of it tells the client that what it believes there is gone."""
+    server = private_server()
+    with Client(server.url, signing_key=KEY) as client:
+        client.start_workers(1)
+
+        def f() -> str:
+            return "here"
+
+        assert client.submit(f).result(20) == "here"
+        with server.client() as db:
+            for key in db.scan_iter("blob:*"):
+                db.delete(key)
+
+        def g() -> str:
+            return "there"
+
+        client.blobs.put(b"")  # believed to be there
+        assert client.submit(f).result(20) == "here", "the worker has it still"
+        digest = client.store_function(g, client._options)
+        with server.client() as db:
+            db.delete(f"blob:tasks:{digest}")
+        error = client.submit(g).exception(20)
+        assert "no longer on the server" in str(error)
+        assert client.submit(g).result(20) == "there"
+
+
+def test_a_server_that_stays_away_ends_the_wait(private_server: Callable[..., Server]) -> None:
+    """After a time futures fail with ServerUnavailable, naming how to ask again."""
+    server = private_server()
+    client = Client(server.url, signing_key=KEY, timeout=0.5)
+    client.courier.give_up_s = 1.0
+    future = client.submit(abs, 1)
+    server.kill()
+    with pytest.raises(ServerUnavailable, match="asks for it again"):
+        future.result(30)
+    late = client.submit(abs, 1)
+    assert isinstance(late.exception(30), ServerUnavailable)
+    started = time.monotonic()
+    client.close()
+    assert time.monotonic() - started < 3
+
+
+def test_a_batch_outlives_a_restart_of_the_server(private_server: Callable[..., Server]) -> None:
+    """Waiting goes on over it, and the counts are complete."""
+    server = private_server(appendonly=True, appendfsync="always")
+
+    def slow(n: int) -> int:
+        import time
+
+        time.sleep(0.005)
+        return n
+
+    with Client(server.url, signing_key=KEY) as client:
+        client.start_workers(2)
+        batch = client.map_batch(slow, range(400))
+        given = batch.as_completed(60)
+        seen = [next(given)]
+        server.kill()
+        server.start()
+        seen.extend(given)
+        assert sorted(seen) == [(n, n) for n in range(400)]
+        assert batch.counts()["succeeded"] == 400
+
+
+def test_a_client_that_died_leaves_nothing_for_ever(server: Server, tmp_path: Path) -> None:
+    """Inbox, functions, arguments, records, batches: all of it expires."""
+    from workers import command
+
+    (tmp_path / "dies.py").write_text(
+        textwrap.dedent(
+            """
+            import os, redistq
+            client = redistq.Client()
+            client.start_workers(1)
+            def fail(): raise ValueError
+            client.submit(fail).exception(20)
+            client.submit(len, b"x" * 200_000).result(20)
+            client.options(logs=True).submit(print, "x").result(20)
+            client.options(cache="1d").submit(abs, 1).result(20)
+            client.map_batch(abs, range(10), name="b").results(20)
+            print("ready", flush=True)
+            os.kill(os.getpid(), 9)
+            """
+        )
+    )
+    with command(tmp_path, "dies.py", url=server.url, REDISTQ_SIGNING_KEY=KEY) as script:
+        script.says("ready")
+        script.wait()
+    with server.client() as db:
+        until(lambda: not registered(db), "its workers to leave", 30)
+        own = {"tasks", "history:tasks", "counters:tasks", "meta:tasks", "batches:tasks"}
+        own |= {"dead:tasks", "workers:tasks"}
+        assert [key for key in db.scan_iter() if db.ttl(key) == -1 and key not in own] == []
+        assert db.keys("blob:*")
+        assert db.keys("inbox:*")
+
+
+# -- workers -------------------------------------------------------------------------------------
+
+
+def test_twenty_thousand_items_with_failures_and_a_killed_worker(tmp_path: Path) -> None:
+    """5 % fail, one of two workers is killed half-way: every item is accounted for once."""
+
+    def work(n: int) -> int:
+        if n % 20 == 7:
+            raise ValueError(n)
+        return n
+
+    with serving(2) as client:
+        total = 20_000
+        with client.server.client() as db:
+            pids = registered(db)
+        batch = client.map_batch(work, range(total))
+        seen: Counter[int] = Counter()
+        killed = False
+        for index, value in batch.as_completed(100, on_error="return"):
+            seen[index] += 1
+            if index % 20 == 7:
+                assert isinstance(value, ValueError)
+                assert value.args == (index,)
+            else:
+                assert value == index
+            if not killed and len(seen) > total // 2:
+                killed = True
+                os.kill(next(iter(pids.values())), signal.SIGKILL)
+        assert len(seen) == total
+        assert set(seen.values()) == {1}
+        counts = batch.counts()
+        assert (counts["succeeded"], counts["failed"]) == (19_000, 1_000)
+        failures = batch.failures()
+        assert list(failures["item"]) == [n for n in range(total) if n % 20 == 7]
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A Jupyter kernel that runs cells, and can be interrupted and killed."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        from jupyter_client.manager import KernelManager
+
+        env = {
+            **os.environ,
+            "REDISTQ_URL": url,
+            "REDISTQ_SIGNING_KEY": KEY,
+            "IPYTHONDIR": str(folder / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        }
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(cwd=str(folder), env=env)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def send(self, code: str) -> str:
+        """Start a cell; answers its message id."""
+        message: str = self.client.execute(textwrap.dedent(code))
+        return message
+
+    def output(self, message: str, timeout: float = 60.0, until: str = "") -> str:
+        """What a cell shows, errors included, until it ends or has shown ``until``."""
+        text, deadline = "", time.monotonic() + timeout
+        while True:
+            try:
+                news = self.client.get_iopub_msg(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"the cell did not end:\n{text}") from None
+            if news["parent_header"].get("msg_id") != message:
+                continue
+            kind, content = news["msg_type"], news["content"]
+            if kind == "stream":
+                text += content["text"]
+            elif kind in ("execute_result", "display_data"):
+                text += content["data"].get("text/plain", "") + "\n"
+            elif kind == "error":
+                text += re.sub(r"\x1b\[[\d;]*m", "", "\n".join(content["traceback"])) + "\n"
+            elif kind == "status" and content["execution_state"] == "idle":
+                return text
+            if until and until in text:
+                return text
+
+    def run(self, code: str, timeout: float = 60.0) -> str:
+        """Run a cell to its end; what it shows."""
+        return self.output(self.send(code), timeout)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.manager.provisioner.pid)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Callable[[str], Kernel]]:
+    """A factory of kernels, all of which end with the test."""
+    started: list[Kernel] = []
+
+    def start(url: str) -> Kernel:
+        started.append(Kernel(tmp_path, url))
+        return started[-1]
+
+    yield start
+    for one in started:
+        with contextlib.suppress(Exception):
+            one.kill()
+
+
+SETUP = """
+    import os, time
+    from redistq import Client
+    client = Client()
+    workers = client.start_workers(2)
+    def work(n):
+        with open("log", "a") as file:
+            file.write(f"{n}\\n")
+        time.sleep(0.02)
+        return n * n
+"""
+
+
+def test_a_killed_kernel_leaves_no_orphan_and_the_next_one_goes_on(
+    server: Server, kernel: Callable[[str], Kernel], tmp_path: Path
+) -> None:
+    """kill -9 half-way; a new kernel finds the batch, and the same cell again resumes it."""
+    first = kernel(server.url)
+    assert "Error" not in first.run(SETUP)
+    assert "200 tasks" in first.run("batch = client.map_batch(work, range(200), name='b'); batch")
+    with server.client() as db:
+        pids = list(registered(db).values())
+        assert len(pids) == 2
+        until(lambda: int(db.hget("batch:tasks:b", "succeeded") or 0) > 20, "some to be done")
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: not any(alive(pid) for pid in pids), "its workers to end", 30)
+        done = int(db.hget("batch:tasks:b", "succeeded"))
+        assert done < 200
+    second = kernel(server.url)
+    second.run(SETUP)
+    assert "200 tasks" in second.run("client.batch('b')")
+    again = second.run(
+        """
+        batch = client.map_batch(work, range(200), name='b')
+        batch.results(60) == [n * n for n in range(200)], batch.counts()["succeeded"]
+        """
+    )
+    assert "(True, 200)" in again
+    runs = Counter((tmp_path / "log").read_text().split())
+    assert len(runs) == 200
+    # What ran while the kernel was killed may have run again: at most two tasks a worker's hands.
+    assert sum(runs.values()) <= 204
+    assert "None" in second.run("print(client.shutdown())")
+
+
+def test_interrupting_a_cell_stops_the_wait_and_not_the_work(
+    server: Server, kernel: Callable[[str], Kernel]
+) -> None:
+    """The stop button: KeyboardInterrupt, a sentence, and the same workers go on working."""
+    notebook = kernel(server.url)
+    notebook.run(SETUP)
+    waiting = notebook.send(
+        "batch = client.map_batch(work, range(150), name='i')\nprint('go')\nbatch.results()"
+    )
+    notebook.output(waiting, until="go")
+    with server.client() as db:
+        pids = registered(db)
+        until(lambda: int(db.hget("batch:tasks:i", "succeeded") or 0) > 5, "some to be done")
+        notebook.manager.interrupt_kernel()
+        said = notebook.output(waiting)
+        assert "KeyboardInterrupt" in said
+        assert "batch 'i' goes on" in said
+        assert "150" in notebook.run("len(batch.results(60))")
+        assert registered(db) == pids, "the workers did not notice"
+    waiting = notebook.send("future = client.submit(time.sleep, 1)\nprint('go')\nawait future")
+    notebook.output(waiting, until="go")
+    time.sleep(0.2)  # the await has no signal that it waits
+    notebook.manager.interrupt_kernel()
+    assert "Error" in notebook.output(waiting) or "Interrupt" in notebook.output(waiting)
+    assert "(None, False)" in notebook.run("future.result(10), future.cancelled()")
+    notebook.run("client.shutdown()")
+
+
+def test_a_notebook_reads_well(server: Server, kernel: Callable[[str], Kernel]) -> None:
+    """await at top level, an error that shows the line of the cell it came from, panels, a client
+    made again in the same cell."""
+    notebook = kernel(server.url)
+    notebook.run(SETUP)
+    assert notebook.run("await client.submit(work, 7)").strip() == "49"
+    notebook.run(
+        """
+        def helper(x):
+            return 1 / x  # this is the line
+
+        def fails(x):
+            return helper(x)
+        """
+    )
+    shown = notebook.run("client.submit(fails, 0).result(20)")
+    assert "ZeroDivisionError: division by zero" in shown
+    assert "return 1 / x  # this is the line" in shown
+    assert "RemoteTraceback" in shown
+    assert "TaskFuture" in notebook.run("client.submit(work, 1)")
+    with server.client() as db:
+        before = set(registered(db).values())
+        notebook.run(SETUP + "    del workers\n    client.submit(work, 1).result(20)\n")
+        until(
+            lambda: not any(alive(pid) for pid in before), "the first client's workers to end", 30
+        )
+        assert "9" in notebook.run("client.submit(work, 3).result(20)")
+    notebook.run("client.shutdown()")
