@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 from servers import Server, free_port
+
+from redistq import TaskProducer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -125,15 +128,7 @@ def lab(server: Server, tmp_path: Path) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api?token=t", timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "lab.log").read_text()[-3000:]
-                assert time.monotonic() < deadline, "JupyterLab did not start"
-                time.sleep(0.1)  # a poll: a starting server has no signal to wait for
+        answers(f"{address}/api?token=t", process, tmp_path / "lab.log")
         yield f"{address}/lab/tree/dashboard.ipynb?token=t"
     finally:
         process.terminate()
@@ -286,7 +281,8 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     client.set("seen", 1)
     wait(lambda: book.count(2)[1] == "idle", "the batch's cell did not end")
 
-    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause").focus()
+    page.keyboard.press("Enter")
     wait(lambda: "Paused: no worker starts another task" in book.panel(), "it did not pause")
     assert client.hget(f"meta:{QUEUE}", "paused") == "1"
     page.get_by_role("button", name="Resume").click()
@@ -337,6 +333,55 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     wait(lambda: book.left() == {"threads": 0, "comms": 0}, "something was left behind", 15)
     book.run(4)
     wait(lambda: book.count(4)[1] == "idle" and book.count(4)[0], "the worker did not stop")
+
+
+@pytest.mark.skipif(find_spec("voila") is None, reason="needs voila")
+def test_the_page_is_served_to_people_without_a_notebook(
+    server: Server, browser: Any, client: Any, tmp_path: Path
+) -> None:
+    """``redistq dashboard --serve``: figures and buttons in a plain browser, no source code; a
+    SIGTERM ends it with exit code 0."""
+    with TaskProducer(url=server.url, stream=QUEUE) as producer:
+        producer.add_tasks(("resize", n) for n in range(123))
+    port = free_port()
+    command = ["-m", "redistq.cli", "dashboard", "--serve", "--url", server.url, "--queue", QUEUE]
+    with (tmp_path / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--port", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        answers(f"http://127.0.0.1:{port}/voila/static/", process, tmp_path / "serve.log")
+        page = browser.new_page(viewport={"width": 1100, "height": 700})
+        page.goto(f"http://127.0.0.1:{port}/", timeout=60_000)
+        page.get_by_role("button", name="Pause").click(timeout=60_000)
+        page.get_by_text("Paused: no worker starts another task").wait_for(timeout=20_000)
+        assert client.hget(f"meta:{QUEUE}", "paused") == "1"
+        text = page.locator("body").inner_text()
+        assert re.search(r"123\s+… waiting", text)
+        assert "import" not in text
+        page.close(run_before_unload=True)
+    finally:
+        process.terminate()
+        code = process.wait(30)
+    assert code == 0, (tmp_path / "serve.log").read_text()[-3000:]
+
+
+def answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a web server that is starting says anything at all."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=1).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"{address} does not answer"
+            time.sleep(0.1)  # a poll: a starting server has no signal to wait for
 
 
 def contrast(page: Any) -> float:
