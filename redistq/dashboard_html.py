@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from .calls import WorkerRow
 from .dashboard_words import (
+    CALL_PREFIX,
     EVENTS_SHOWN,
     HIDDEN,
     LETTERS_SHOWN,
@@ -30,6 +31,7 @@ from .dashboard_words import (
     plural,
     rate_now,
     rates,
+    title,
 )
 from .palette import (
     DELAYED,
@@ -361,9 +363,9 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
         lines.append(
             tag(
                 "div",
-                clean(task.name),
+                title(task.name),
                 " ",
-                _mono(clean(task.preview, 40)) if task.preview != "null" else "",
+                _mono(clean(_payload(task.name, task.preview), 40)),
                 tag(
                     "span",
                     f"  {duration(now_ms - task.since_ms)}{again}",
@@ -377,6 +379,11 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
     return join(lines) if lines else tag("span", "–", style=_MUTED)
 
 
+def _payload(name: str, preview: str) -> str:
+    """A payload worth showing: not that of a function call, which is pickled, and not none."""
+    return "" if name.startswith(CALL_PREFIX) or preview == "null" else preview
+
+
 def recent(view: View) -> Html:
     """The newest attempts."""
     if not view.recent:
@@ -384,7 +391,7 @@ def recent(view: View) -> Html:
     rows = [
         (
             clock(event.finished_ms),
-            clean(event.name),
+            title(event.name),
             _state(event.state),
             str(event.attempt),
             duration(event.wait_ms),
@@ -411,7 +418,7 @@ def failures(view: View) -> Html:
 def letter(dead: DeadLetter) -> Html:
     """One failed task; it opens to its payload and traceback."""
     what = f"{dead.error_type}: {dead.error}" if dead.error_type else dead.error
-    traceback = dead.traceback.rstrip()
+    traceback, payload = dead.traceback.rstrip(), _payload(dead.name, dead.preview)
     if len(traceback) > _TRACEBACK:
         traceback = "…" + traceback[-_TRACEBACK:]
     box = (
@@ -430,14 +437,16 @@ def letter(dead: DeadLetter) -> Html:
                 tag(
                     "summary",
                     tag("span", f"{clock(dead.died_ms)} ", style=_MUTED),
-                    tag("strong", clean(dead.name) or "(no name)"),
+                    tag("strong", title(dead.name)),
                     " ",
                     _mark(f"{FAILED.glyph} failed", FAILED.color),
                     f" {clean(one_line(what), LINE_CHARS)}",
                     style="cursor:pointer;overflow-wrap:anywhere",
                 ),
                 tag("div", facts, style=f"padding:2px 0 0 18px;overflow-wrap:anywhere;{_MUTED}"),
-                tag("div", "Payload ", _mono(clean(dead.preview, 200)), style="padding-left:18px"),
+                tag("div", "Payload ", _mono(clean(payload, 200)), style="padding-left:18px")
+                if payload
+                else "",
                 tag("div", tag("pre", traceback, style=box), style="padding-left:18px")
                 if traceback
                 else tag("div", "No traceback was kept.", style="padding-left:18px"),

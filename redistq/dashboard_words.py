@@ -59,6 +59,17 @@ def clean(text: str, limit: int = NAME_CHARS) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+CALL_PREFIX = "redistq.call:"
+"""How the tasks are named that a Client makes of function calls."""
+
+
+def title(name: str) -> str:
+    """A task's name to show; that of a function call reads as one."""
+    if name.startswith(CALL_PREFIX):
+        return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
+    return clean(name) or "(no name)"
+
+
 # -- numbers and times ---------------------------------------------------------------------------
 
 
@@ -203,7 +214,7 @@ def plain(view: View) -> str:
     if view.tick is not None:
         for dead in view.tick.dead[:LETTERS_SHOWN]:
             what = clean(one_line(f"{dead.error_type}: {dead.error}"), LINE_CHARS)
-            lines.append(f"  {clock(dead.died_ms)} {clean(dead.name)} failed: {what}")
+            lines.append(f"  {clock(dead.died_ms)} {title(dead.name)} failed: {what}")
     return "\n".join(lines)
 
 

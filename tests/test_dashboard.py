@@ -168,6 +168,17 @@ def test_recent_and_failed_tasks_are_listed() -> None:
     assert "Traceback (most recent call last):\n  boom" in letter.text
 
 
+def test_a_function_call_reads_as_one() -> None:
+    """A Client's task shows the function's name, and not its pickled payload."""
+    call = Running("1-0", "t1", "redistq.call:fit", "host:abc", 1, 0, NOW, True, '{"p":"gASV"}')
+    letter = replace(tick().dead[0], name="redistq.call:fit", preview='{"p":"gASV"}')
+    seen = view(tick(running=(call,), dead=(letter,)), recent=(event(name="redistq.call:fit"),))
+    page = show.page(seen)
+    assert page.count("fit()") == 3
+    assert "gASV" not in page
+    assert "redistq.call" not in page
+
+
 def test_batches_show_their_progress() -> None:
     """A progress element with the numbers as text in it and beside it."""
     batch = BatchRow("b1", "demo", 1000, 612, 4, 0, 9, NOW - 12_000, None)
