@@ -1,25 +1,21 @@
 """What a dashboard looks like: a View in, HTML out; pure functions.
 
 Called by the dashboard, live and static. It talks to nobody and keeps nothing. Text that comes
-from a queue is anybody's text: it reaches the page only through ``tag``, which escapes it. Styles
-are inline and the sparklines are images, because that is what Jupyter keeps of an untrusted
-notebook's HTML; for the same reason every meaning stands in the text and not in an attribute.
+from a queue is anybody's text: it reaches the page only through ``elements``, which escapes it.
+Every meaning stands in the text and in no attribute, since Jupyter drops most attributes of an
+untrusted notebook's HTML.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from .calls import WorkerRow
 from .dashboard_words import (
     CALL_PREFIX,
     EVENTS_SHOWN,
-    HIDDEN,
     LETTERS_SHOWN,
     LINE_CHARS,
-    TRAIL_MS,
     View,
     alerts,
     beat_age,
@@ -33,6 +29,7 @@ from .dashboard_words import (
     rates,
     title,
 )
+from .elements import MUTED, RULE, Html, block, join, mark, mono, spark, state_mark, svg, table, tag
 from .palette import (
     DELAYED,
     FAILED,
@@ -40,41 +37,12 @@ from .palette import (
     RUNNING,
     SUCCEEDED,
     WARNING,
-    look,
 )
 from .tick import BatchRow, DeadLetter, Running, Tick, running_of, slots_of
 
 WORKERS_SHOWN = 12
 BATCHES_SHOWN = 5
 _TRACEBACK = 4_000
-
-_RULE = "1px solid #7f7f7f59"
-_MUTED = "color:var(--jp-content-font-color2,inherit)"
-_CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{_RULE};vertical-align:top;"
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: str) -> Html:
-    """An element. A child that is not Html is text: it is escaped here and nowhere else."""
-    said = "".join(
-        f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
-    )
-    inside = "".join(child if isinstance(child, Html) else _escaped(child) for child in children)
-    return Html(f"<{name}{said}>{inside}</{name}>")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(HIDDEN.sub("\ufffd", text), quote=False)
-
-
-def join(parts: Iterable[str]) -> Html:
-    """Elements one after the other; text among them is escaped."""
-    return Html("".join(p if isinstance(p, Html) else _escaped(p) for p in parts))
 
 
 # -- the parts of the page -----------------------------------------------------------------------
@@ -93,11 +61,7 @@ def head(view: View) -> Html:
     ]
     if view.tick is not None:
         parts += [_figures(view, view.tick), _sparklines(view)]
-    return _block(parts)
-
-
-def _block(parts: Iterable[str]) -> Html:
-    return tag("div", *parts, style="line-height:1.4;font-size:13px;max-width:1100px")
+    return block(parts)
 
 
 def _title(view: View) -> Html:
@@ -113,9 +77,9 @@ def _title(view: View) -> Html:
         tag(
             "span",
             tag("strong", clean(view.queue), style="font-size:16px"),
-            tag("span", f"  {clean(view.url, 80)}", style=_MUTED + ";margin-left:8px"),
+            tag("span", f"  {clean(view.url, 80)}", style=MUTED + ";margin-left:8px"),
         ),
-        tag("span", state + when, style=_MUTED),
+        tag("span", state + when, style=MUTED),
         style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:4px 16px;"
         "align-items:baseline",
     )
@@ -168,9 +132,9 @@ def _figures(view: View, tick: Tick) -> Html:
                 tag(
                     "div",
                     note,
-                    style=f"font-size:12px;line-height:1.3;white-space:nowrap;{_MUTED}",
+                    style=f"font-size:12px;line-height:1.3;white-space:nowrap;{MUTED}",
                 ),
-                style=f"flex:1 1 110px;border:{_RULE};border-top:3px solid {color};"
+                style=f"flex:1 1 110px;border:{RULE};border-top:3px solid {color};"
                 "border-radius:3px;padding:5px 10px",
             )
             for color, value, label, note in tiles
@@ -190,123 +154,18 @@ def _sparklines(view: View) -> Html:
     now = depth[-1][1] if depth else 0
     return tag(
         "div",
-        _spark(
+        spark(
             "Queue depth, last 60 s",
             f"{now:,.0f} now, at most {peak:,.0f}",
             svg(depth, end, QUEUED.color),
         ),
-        _spark(
+        spark(
             "Throughput, last 60 s",
             f"{per_second(rate_now(view.trail))} now, at most {per_second(best)}",
             svg(done, end, SUCCEEDED.color),
         ),
         style="display:flex;flex-wrap:wrap;gap:8px",
     )
-
-
-def _spark(title: str, said: str, picture: str) -> Html:
-    coded = base64.b64encode(picture.encode()).decode()
-    image = Html(
-        f'<img src="data:image/svg+xml;base64,{coded}" alt="{html.escape(f"{title}: {said}")}" '
-        'style="display:block;width:100%;height:44px;max-width:none;margin:0">'
-    )
-    return tag(
-        "div",
-        tag(
-            "div",
-            tag("span", title),
-            tag("span", said, style=_MUTED),
-            style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;"
-            "font-size:12px",
-        ),
-        image,
-        style=f"flex:1 1 300px;border:{_RULE};border-radius:3px;padding:5px 10px",
-    )
-
-
-def svg(points: Sequence[tuple[int, float]], end_ms: int, color: str) -> str:
-    """A sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
-    width, height, low = 300, 44, 42
-    start = end_ms - TRAIL_MS
-    seen = [(at, value) for at, value in points if at >= start]
-    top = max((value for _, value in seen), default=0.0) or 1.0
-    placed = [
-        f"{round((at - start) / TRAIL_MS * width)},{low - max(0.0, value) / top * (low - 4):.3g}"
-        for at, value in seen
-    ]
-    drawn = ""
-    if placed:
-        line = " ".join(placed)
-        first, last = (place.partition(",")[0] for place in (placed[0], placed[-1]))
-        drawn = (
-            f'<path d="M{first},{low} L{line} L{last},{low}Z" fill="{color}" fill-opacity=".25"/>'
-            f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2" '
-            'vector-effect="non-scaling-stroke" stroke-linejoin="round"/>'
-        )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'preserveAspectRatio="none"><path d="M0 {low}H{width}" stroke="#7f7f7f" '
-        f'stroke-opacity=".5" vector-effect="non-scaling-stroke"/>{drawn}</svg>'
-    )
-
-
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table with its caption; a column whose name begins with '>' is flush right."""
-    sides = [
-        "text-align:right;font-variant-numeric:tabular-nums;padding-right:18px;"
-        if column.startswith(">")
-        else "text-align:left;"
-        for column in columns
-    ]
-    header = tag(
-        "tr",
-        *(
-            tag(
-                "th",
-                column.lstrip(">"),
-                scope="col",
-                style=_CELL + side + f"font-weight:600;white-space:nowrap;{_MUTED}",
-            )
-            for column, side in zip(columns, sides, strict=True)
-        ),
-        style="background:none",
-    )
-    body = (
-        tag(
-            "tr",
-            *(tag("td", cell, style=_CELL + side) for cell, side in zip(row, sides, strict=True)),
-            style="background:none",
-        )
-        for row in rows
-    )
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag(
-                "caption",
-                caption,
-                style="caption-side:top;text-align:left;font-weight:600;padding:8px 0 2px;"
-                "color:inherit",
-            ),
-            tag("thead", header, style="border:0"),
-            tag("tbody", *body),
-            style="border-collapse:collapse;width:100%;margin:0;table-layout:auto;font-size:13px;"
-            "line-height:1.4;border:0",
-        ),
-        style="overflow-x:auto",
-    )
-
-
-def _mono(text: str) -> Html:
-    style = "font-family:var(--jp-code-font-family,monospace);font-size:12px;overflow-wrap:anywhere"
-    return tag("span", text, style=style)
-
-
-def _state(state: str) -> Html:
-    face = look(state)
-    style = f"border-bottom:2px solid {face.color};white-space:nowrap"
-    return tag("span", f"{face.glyph} {clean(face.word, 20)}", style=style)
 
 
 def workers(view: View) -> Html:
@@ -321,36 +180,32 @@ def workers(view: View) -> Html:
     busy = sum(1 for worker in tick.workers if running_of(worker))
     caption = f"Workers: {total:,}, {busy:,} busy{more}"
     if not rows:
-        return _block([tag("div", "Workers: none", style="font-weight:600;padding:8px 0 2px")])
+        return block([tag("div", "Workers: none", style="font-weight:600;padding:8px 0 2px")])
     columns = ("Worker", "State", "Runs now", ">Busy", ">Heartbeat")
-    return _block([_table(caption, columns, rows)])
+    return block([table(caption, columns, rows)])
 
 
 def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
     details, age = worker.details, beat_age(worker, tick)
     slots, busy = slots_of(worker), running_of(worker)
     if worker.deadline_ms < tick.now_ms:
-        state = _mark("⚠ silent", WARNING)
+        state = mark("⚠ silent", WARNING)
     elif busy:
-        state = _mark(f"{RUNNING.glyph} busy", RUNNING.color)
+        state = mark(f"{RUNNING.glyph} busy", RUNNING.color)
     elif tick.paused:
-        state = _mark("‖ paused", DELAYED.color)
+        state = mark("‖ paused", DELAYED.color)
     else:
-        state = _mark("○ idle", QUEUED.color)
+        state = mark("○ idle", QUEUED.color)
     held = tick.running_on(worker.consumer)
     host = clean(details.get("host", "") or worker.consumer, 30)
     pid = f" · process {clean(details['pid'], 12)}" if details.get("pid") else ""
     return (
-        join([host, tag("span", pid, style=f"white-space:nowrap;{_MUTED}")]),
+        join([host, tag("span", pid, style=f"white-space:nowrap;{MUTED}")]),
         state,
         _runs(held, max(busy, 1), worker.pending, tick.now_ms),
         f"{busy:,} of {slots:,}",
         f"{duration(age)} ago",
     )
-
-
-def _mark(text: str, color: str) -> Html:
-    return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")
 
 
 def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html:
@@ -365,18 +220,18 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
                 "div",
                 title(task.name),
                 " ",
-                _mono(clean(_payload(task.name, task.preview), 40)),
+                mono(clean(_payload(task.name, task.preview), 40)),
                 tag(
                     "span",
                     f"  {duration(now_ms - task.since_ms)}{again}",
-                    style=f"white-space:nowrap;{_MUTED}",
+                    style=f"white-space:nowrap;{MUTED}",
                 ),
             )
         )
     more = pending - len(shown)
     if more > 0:
-        lines.append(tag("div", f"and {more:,} more in hand", style=_MUTED))
-    return join(lines) if lines else tag("span", "–", style=_MUTED)
+        lines.append(tag("div", f"and {more:,} more in hand", style=MUTED))
+    return join(lines) if lines else tag("span", "–", style=MUTED)
 
 
 def _payload(name: str, preview: str) -> str:
@@ -392,7 +247,7 @@ def recent(view: View) -> Html:
         (
             clock(event.finished_ms),
             title(event.name),
-            _state(event.state),
+            state_mark(event.state),
             str(event.attempt),
             duration(event.wait_ms),
             duration(event.run_ms),
@@ -401,7 +256,7 @@ def recent(view: View) -> Html:
         for event in view.recent[:EVENTS_SHOWN]
     ]
     columns = ("Ended (UTC)", "Task", "State", ">Attempt", ">Waited", ">Ran", "Error")
-    return _block([_table(f"Recent attempts: the last {len(rows)}", columns, rows)])
+    return block([table(f"Recent attempts: the last {len(rows)}", columns, rows)])
 
 
 def failures(view: View) -> Html:
@@ -412,7 +267,7 @@ def failures(view: View) -> Html:
     shown = min(len(tick.dead), LETTERS_SHOWN)
     more = f", the newest {shown}" if tick.snapshot.dead > shown else ""
     text = f"Failed tasks kept for replay: {tick.snapshot.dead:,}{more}"
-    return _block([tag("div", text, style="font-weight:600;padding:8px 0 2px")])
+    return block([tag("div", text, style="font-weight:600;padding:8px 0 2px")])
 
 
 def letter(dead: DeadLetter) -> Html:
@@ -423,34 +278,34 @@ def letter(dead: DeadLetter) -> Html:
         traceback = "…" + traceback[-_TRACEBACK:]
     box = (
         "white-space:pre-wrap;overflow-wrap:anywhere;max-height:22em;overflow:auto;margin:4px 0;"
-        f"padding:6px 10px;border:{_RULE};font-size:12px;line-height:1.4;background:none;"
+        f"padding:6px 10px;border:{RULE};font-size:12px;line-height:1.4;background:none;"
         "color:inherit;font-family:var(--jp-code-font-family,monospace)"
     )
     facts = (
         f"task {clean(dead.id, 80)} · {plural(dead.attempt, 'attempt')} · ran "
         f"{duration(dead.run_ms)} · worker {clean(dead.worker) or 'unknown'}"
     )
-    return _block(
+    return block(
         [
             tag(
                 "details",
                 tag(
                     "summary",
-                    tag("span", f"{clock(dead.died_ms)} ", style=_MUTED),
+                    tag("span", f"{clock(dead.died_ms)} ", style=MUTED),
                     tag("strong", title(dead.name)),
                     " ",
-                    _mark(f"{FAILED.glyph} failed", FAILED.color),
+                    mark(f"{FAILED.glyph} failed", FAILED.color),
                     f" {clean(one_line(what), LINE_CHARS)}",
                     style="cursor:pointer;overflow-wrap:anywhere",
                 ),
-                tag("div", facts, style=f"padding:2px 0 0 18px;overflow-wrap:anywhere;{_MUTED}"),
-                tag("div", "Payload ", _mono(clean(payload, 200)), style="padding-left:18px")
+                tag("div", facts, style=f"padding:2px 0 0 18px;overflow-wrap:anywhere;{MUTED}"),
+                tag("div", "Payload ", mono(clean(payload, 200)), style="padding-left:18px")
                 if payload
                 else "",
                 tag("div", tag("pre", traceback, style=box), style="padding-left:18px")
                 if traceback
                 else tag("div", "No traceback was kept.", style="padding-left:18px"),
-                style=f"border-bottom:{_RULE};padding:3px 0;margin:0",
+                style=f"border-bottom:{RULE};padding:3px 0;margin:0",
             )
         ]
     )
@@ -463,7 +318,7 @@ def batches(view: View) -> Html:
     now = view.tick.now_ms
     rows = [_batch(row, now) for row in view.tick.batches[:BATCHES_SHOWN]]
     columns = ("Batch", "Progress", ">Succeeded", ">Failed", ">Retried", ">Time")
-    return _block([_table(f"Batches: the newest {len(rows)}", columns, rows)])
+    return block([table(f"Batches: the newest {len(rows)}", columns, rows)])
 
 
 def _batch(row: BatchRow, now_ms: int) -> tuple[str, ...]:
@@ -484,7 +339,7 @@ def notice(view: View) -> Html:
     """What the last button did; screen readers read it out."""
     if not view.notice:
         return Html("")
-    return _block([tag("div", clean(view.notice, 300), role="status", style="padding:2px 0")])
+    return block([tag("div", clean(view.notice, 300), role="status", style="padding:2px 0")])
 
 
 def page(view: View) -> Html:

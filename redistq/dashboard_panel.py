@@ -16,6 +16,7 @@ from typing import Any
 from . import dashboard_html as show
 from .calls import CALL_LIMIT
 from .dashboard_words import LETTERS_SHOWN, View, clock, line, plural
+from .elements import tag
 from .errors import RedistqError
 from .monitor import TaskMonitor
 from .notebook import Outlet
@@ -265,7 +266,7 @@ class WidgetPanel:
         else:
             question = f"Send {plural(shot.dead, 'failed task')} to the workers again?"
             yes = "Yes, retry"
-        _set(self._question, value=str(show.tag("span", question)))
+        _set(self._question, value=str(tag("span", question)))
         _set(self._yes, description=yes)
         _set(self._confirm.layout, display="flex")
         with contextlib.suppress(Exception):  # a nicety: older ipywidgets cannot

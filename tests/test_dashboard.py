@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from servers import Server
 
-from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
+from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker, elements
 from redistq import dashboard_html as show
 from redistq.calls import Snapshot, WorkerRow
 from redistq.dashboard_words import Point, View, alerts, clean, duration, line, plain, rates
@@ -147,7 +147,7 @@ def test_sparklines_are_pictures_with_words() -> None:
     ]
     sources = [str(value) for name, value in reader.attributes if name == "src"]
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
-    assert show.svg([], NOW, "#000000").startswith("<svg")
+    assert elements.svg([], NOW, "#000000").startswith("<svg")
 
 
 def test_workers_show_what_they_run() -> None:
