@@ -18,6 +18,7 @@ from concurrent.futures import Executor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from . import tracing
 from .blobs import BLOB_TTL_S, Blobs
 from .broker import Broker, Lost
 from .calls import Calls
@@ -27,7 +28,14 @@ from .errors import ConfigurationError, PayloadTooLarge, RedistqError
 from .futures import TaskFuture, in_order
 from .html import escape, panel
 from .ids import new_task_id
-from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .keys import (
+    DEFAULT_GROUP,
+    DEFAULT_QUEUE,
+    PRIORITIES,
+    QueueKeys,
+    at_priority,
+    without_priority,
+)
 from .pickling import Sealer, dump, key_from, load, user_key
 from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
@@ -150,7 +158,8 @@ class BoundOptions(_Submitting):
 
     def options(self, **options: Any) -> BoundOptions:
         """The same options with some changed."""
-        return BoundOptions(self._client, _checked(self._options, options))
+        client = self._client.at_priority(options.pop("priority", None))
+        return BoundOptions(client, _checked(self._options, options))
 
     def __repr__(self) -> str:
         return f"{self._client!r}.options({self._options})"
@@ -183,9 +192,10 @@ class Client(_Submitting, Executor):
         allow_pickle: bool = False,
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
+        address: Address | None = None,
     ) -> None:
         self._options = CallOptions()
-        self.address: Address = resolve(url, redis_host, redis_port, db, password)
+        self.address: Address = address or resolve(url, redis_host, redis_port, db, password)
         key = key_from(signing_key)
         if key is None:
             from .embedded import default_home
@@ -194,9 +204,11 @@ class Client(_Submitting, Executor):
         self._key, self.allow_pickle = key, allow_pickle
         self.sealer = Sealer(key, allow_unsigned=allow_pickle)
         self.keys = QueueKeys(queue, clustered=self.address.clustered)
+        # What calls of all priorities share: functions, large arguments, output.
+        self._shared_keys = QueueKeys(without_priority(self.keys.stream))
         self.calls = Calls(self.keys, group)
         self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=timeout)
-        self.blobs = Blobs(self.broker, self.keys, self.sealer)
+        self.blobs = Blobs(self.broker, self._shared_keys, self.sealer)
         self.producer = TaskProducer(
             stream=queue, group=group, address=self.address, timeout=timeout
         )
@@ -206,6 +218,9 @@ class Client(_Submitting, Executor):
         """One for all futures, which hold the client itself only while they wait."""
         self.courier = Courier(self.broker, self.calls, self.producer, self.sealer, self.blobs)
         self._workers: list[TaskWorker] = []
+        self._parent: Client | None = None
+        self._siblings: dict[str, Client] = {}
+        self._siblings_lock = threading.Lock()
         # Threads and workers end when nobody holds the client any more, or at exit; futures that
         # are outstanding hold it.
         self._finalizer = weakref.finalize(
@@ -223,11 +238,41 @@ class Client(_Submitting, Executor):
         """The client with options for the calls it sends.
 
         ``retries`` (0: a call fails with its first error), ``delay`` and ``timeout`` (seconds),
-        ``name`` (shown by monitors), ``result_ttl`` (seconds), ``cache`` (seconds or "1d": a
-        stored result of the same code with the same arguments is reused that long), ``logs``
-        (what the task prints can be read while it runs).
+        ``priority`` ("high", "normal" or "low": workers that a client started take the most
+        urgent first), ``name`` (shown by monitors), ``result_ttl`` (seconds), ``cache`` (seconds
+        or "1d": a stored result of the same code with the same arguments is reused that long),
+        ``logs`` (what the task prints can be read while it runs).
         """
-        return BoundOptions(self, _checked(self._options, options))
+        client = self.at_priority(options.pop("priority", None))
+        return BoundOptions(client, _checked(self._options, options))
+
+    def at_priority(self, priority: str | None) -> Client:
+        """The client of this queue's tasks of a priority; None is this client itself.
+
+        Each priority but "normal" is a queue of its own (``tasks!high``), which workers read in
+        order; see TaskWorker's ``queues``. It ends with this client.
+        """
+        if self._parent is not None:
+            return self if priority is None else self._parent.at_priority(priority)
+        if priority in (None, "normal"):
+            return self
+        queue = at_priority(self.keys.stream, str(priority))
+        with self._siblings_lock:
+            if priority not in self._siblings:
+                if self.courier.closed:
+                    raise RuntimeError("cannot schedule new futures after shutdown")
+                sibling = Client(
+                    queue=queue,
+                    group=self.group,
+                    signing_key=self._key,
+                    allow_pickle=self.allow_pickle,
+                    max_payload_bytes=self.max_payload_bytes,
+                    timeout=self.broker.timeout,
+                    address=self.address,
+                )
+                sibling._parent = self
+                self._siblings[str(priority)] = sibling
+            return self._siblings[str(priority)]
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -242,6 +287,9 @@ class Client(_Submitting, Executor):
         """
         if self.courier.closed:
             raise RuntimeError("cannot start workers after shutdown")
+        if self._parent is not None:
+            return self._parent.start_workers(n, threads=threads, handlers=handlers, **options)
+        options.setdefault("queues", [at_priority(self.keys.stream, p) for p in PRIORITIES])
         worker = TaskWorker(
             stream=self.keys.stream,
             group=self.group,
@@ -258,7 +306,8 @@ class Client(_Submitting, Executor):
 
     def worker_count(self) -> int:
         """How many tasks the workers started here run at a time; at least the number of cores."""
-        slots = sum(w.processes * w.settings.threads for w in self._workers if w.running)
+        workers = (self._parent or self)._workers
+        slots = sum(w.processes * w.settings.threads for w in workers if w.running)
         return slots or (os.cpu_count() or 1)
 
     # -- submitting ------------------------------------------------------------------------------
@@ -344,6 +393,8 @@ class Client(_Submitting, Executor):
         opts["retries"] = options.retries
         if options.timeout is not None:
             opts["timeout"] = options.timeout
+        if tracing.active is not None:
+            opts[tracing.CARRIER] = tracing.active.context()
         ttl = options.cache if options.cache is not None else options.result_ttl
         if ttl is not None:
             opts["result_ttl"] = ttl
@@ -406,12 +457,12 @@ class Client(_Submitting, Executor):
         return function, tuple(real(a) for a in call.args), kwargs
 
     def _read_logs(self, task_id: str) -> list[str]:
-        rows = self.broker.call(("XRANGE", self.keys.logs(task_id), "-", "+"))
+        rows = self.broker.call(("XRANGE", self._shared_keys.logs(task_id), "-", "+"))
         return [fields[3].decode("utf-8", "replace") for _, fields in rows]
 
     def _follow_logs(self, future: TaskFuture) -> Iterator[str]:
         wire, last = self.broker.wire(BLOCK_LIMIT + self.broker.timeout), "0-0"
-        key = self.keys.logs(future.task_id)
+        key = self._shared_keys.logs(future.task_id)
         try:
             while True:
                 ended = future.done()
@@ -471,6 +522,10 @@ class Client(_Submitting, Executor):
         """A batch that was started before, by this kernel or another; raises UnknownTask."""
         from .batch import Batch
 
+        for priority in PRIORITIES[:1] + PRIORITIES[2:] if self._parent is None else ():
+            keys = QueueKeys(at_priority(self.keys.stream, priority))
+            if self.broker.call(("EXISTS", keys.batch(name))):
+                return Batch.find(self.at_priority(priority), name)
         return Batch.find(self, name)
 
     # -- the end ---------------------------------------------------------------------------------
@@ -480,6 +535,8 @@ class Client(_Submitting, Executor):
         the workers started here have stopped; without, both happen behind the scenes."""
         courier = self.courier
         courier.refuse()
+        for sibling in self._siblings.values():
+            sibling.shutdown(wait, cancel_futures=cancel_futures)
         if cancel_futures:
             courier.cancel(courier.outstanding())
         if wait and not courier.is_me():  # in a future's callback nobody can wait for futures
@@ -499,6 +556,8 @@ class Client(_Submitting, Executor):
         here fail with an error that says so.
         """
         self.courier.refuse()
+        for sibling in self._siblings.values():
+            sibling.close()
         workers = list(self._workers)
         self._workers.clear()
         for worker in workers:

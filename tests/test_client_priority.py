@@ -1,0 +1,73 @@
+"""Priorities of a client's calls: order, batches, and what all priorities share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+from workers import until
+
+from redistq import Client, ConfigurationError, TaskProducer
+
+
+@pytest.fixture
+def client_of(url: str) -> Iterator[Client]:
+    """A client without workers."""
+    with Client(url, queue="jobs") as client:
+        yield client
+
+
+def test_urgent_calls_run_first(client_of: Client, client: redis.Redis) -> None:
+    """With one worker and a backlog of every priority, high runs before normal before low."""
+    futures = []
+    for priority in ("low", "normal", "high"):
+        submitting = client_of.options(priority=priority)
+        futures += [submitting.submit(time.time_ns) for _ in range(5)]
+    until(lambda: client.xlen("jobs!low") == client.xlen("jobs") == 5, "all calls are sent")
+    client_of.start_workers(1)
+    low, normal, high = ([future.result(20) for future in futures[i : i + 5]] for i in (0, 5, 10))
+    # The worker may take one of each queue while it finds its pace.
+    assert max(high) < sorted(normal)[1]
+    assert max(normal) < sorted(low)[1]
+
+
+def test_priorities_are_found_checked_and_end_with_the_client(client_of: Client) -> None:
+    """The same priority is the same queue; an unknown one is refused; none outlives the client."""
+    high = client_of.options(priority="high")
+    assert high._client is client_of.options(priority="high", retries=2)._client
+    assert high.options(priority="normal")._client is client_of
+    assert high.options(retries=1)._client is high._client
+    with pytest.raises(ConfigurationError, match="high, normal, low"):
+        client_of.options(priority="urgent")
+    client_of.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        high.submit(int)
+
+
+def test_batches_and_large_arguments_of_any_priority(
+    client_of: Client, client: redis.Redis
+) -> None:
+    """A batch of high priority is found by its name alone, and functions are stored once."""
+    client_of.start_workers(1)
+    assert client_of.submit(len, "abc").result(20) == 3
+    batch = client_of.options(priority="high").map_batch(len, ["a", "bb"], name="urgent")
+    assert client_of.batch("urgent").results(20) == [1, 2]
+    assert batch.counts()["succeeded"] == 2
+    assert len(client.keys("blob:*")) == 1
+    assert client.hget("counters:jobs!high", "succeeded") == "2"
+
+
+def test_a_failed_urgent_call_is_looked_into_and_replayed(client_of: Client) -> None:
+    """Post-mortem and replay of a call look where its priority put it."""
+    client_of.start_workers(1)
+    future = client_of.options(priority="low", logs=True).submit(int, "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        future.result(20)
+    with pytest.raises(ValueError, match="invalid literal"):
+        future.rerun_here()
+    with pytest.raises(ValueError, match="invalid literal"):
+        future.replay().result(20)
+    with TaskProducer(address=client_of.address, stream="jobs!low") as producer:
+        assert producer.snapshot().dead == 1
