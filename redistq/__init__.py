@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .client import Client as Client
     from .client import LocalWorkers as LocalWorkers
+    from .dashboard import Dashboard as Dashboard
     from .errors import (
         ConfigurationError as ConfigurationError,
     )
@@ -75,6 +76,7 @@ _HOMES = {
     "worker": ["TaskWorker"],
     "client": ["Client", "LocalWorkers"],
     "batch": ["Batch"],
+    "dashboard": ["Dashboard"],
     "futures": ["TaskFuture"],
     "scheduler": ["TaskScheduler"],
     "monitor": ["TaskMonitor"],

@@ -8,29 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape as _escape
 
-PALETTE = {
-    "succeeded": "#0072B2",
-    "running": "#009E73",
-    "queued": "#6B7280",
-    "pending": "#6B7280",
-    "delayed": "#6B7280",
-    "retried": "#8B5CF6",
-    "failed": "#D1430A",
-    "cancelled": "#8A6D3B",
-}
-"""One colour a state; each stands out against white and black by 3:1 and for the colour-blind."""
-
-_GLYPHS = {
-    "succeeded": "✔",
-    "running": "▶",
-    "queued": "…",
-    "pending": "…",
-    "delayed": "⏱",
-    "retried": "↻",
-    "failed": "✖",
-    "cancelled": "⊘",
-}
-
+from .palette import look
 
 def escape(text: object) -> str:
     """Any text as HTML text: everything that came from a queue is somebody's input."""
@@ -39,10 +17,9 @@ def escape(text: object) -> str:
 
 def badge(state: str) -> str:
     """A state as glyph and word, underlined in its colour."""
-    colour = PALETTE.get(state, "#6B7280")
-    glyph = _GLYPHS.get(state, "")
+    looks = look("queued" if state == "pending" else state)
     return (
-        f'<span style="border-bottom:2px solid {colour};white-space:nowrap">{glyph} '
+        f'<span style="border-bottom:2px solid {looks.color};white-space:nowrap">{looks.glyph} '
         f"{escape(state)}</span>"
     )
 
