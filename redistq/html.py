@@ -10,6 +10,7 @@ from html import escape as _escape
 
 from .palette import look
 
+
 def escape(text: object) -> str:
     """Any text as HTML text: everything that came from a queue is somebody's input."""
     return _escape(str(text), quote=True)
