@@ -157,7 +157,9 @@ last = "$"
 r.xgroup_create("echo", "g", id="0", mkstream=True)
 print("ready", flush=True)
 while True:
-    reply = r.execute_command("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "BLOCK", 50000, "STREAMS", "echo", ">")
+    reply = r.execute_command(
+        *"XREADGROUP GROUP g c COUNT 1 BLOCK 50000 STREAMS echo >".split()
+    )
     for entry, fields in (reply[0][1] if isinstance(reply, list) else list(reply.values())[0][0]):
         data = fields[b"n"] if isinstance(fields, dict) else fields[1]
         if data == b"stop":
