@@ -404,6 +404,8 @@ class Client(_Submitting, Executor):
         self, task_id: str, name: str, packet: bytes, options: CallOptions, memo: bool = False
     ) -> TaskFuture:
         future = TaskFuture(self, task_id, name.removeprefix(CALL + ":"))
+        if options.result_ttl is None and not memo:
+            future.keep_briefly = True
         due = "" if options.delay is None else f"+{int(options.delay * 1000)}"
         opts = self.task_options(options, inbox=self.courier.inbox.name)
         self.courier.send(Outgoing((task_id, name, packet, opts, due), memo), future)
@@ -546,7 +548,7 @@ class Client(_Submitting, Executor):
 
     def _finish(self) -> None:
         if not self.courier.ended.is_set():
-            wait(self.courier.outstanding())
+            wait(f for c in (self, *self._siblings.values()) for f in c.courier.outstanding())
         self.close()
 
     def close(self) -> None:

@@ -48,6 +48,9 @@ GIVE_UP_S = 120.0
 """Seconds without a server after which futures fail rather than wait for it any longer."""
 DOUBT_S = 0.1
 """Seconds that the inbox is given to tell of a task which the server does not know."""
+TAKEN_TTL_S = 600
+"""Seconds that a large result is kept once its client has it, unless it was told for how long: a
+map over large results must not fill the server for a day."""
 BURST_S = 0.001
 INBOX_PAGE = 1000
 
@@ -285,8 +288,11 @@ class Courier:
     def _told(self, task_id: str, state: str, body: bytes | None) -> None:
         if task_id not in self.pending:
             return
-        if body is None:
+        if body is None:  # too large for the inbox
+            waiting = self.pending.get(task_id)
             self._take(task_id, self._watch(task_id))
+            if isinstance(waiting, TaskFuture) and waiting.keep_briefly:
+                self._broker.call(("EXPIRE", self._calls.keys.task(task_id), TAKEN_TTL_S))
             return
         if state == "failed" and b'"BlobMissing"' in body[:200]:
             self._blobs.forget()  # the server has lost what we believe it has

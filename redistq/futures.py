@@ -45,6 +45,8 @@ class TaskFuture(Future[Any]):
 
     # On the class, for there may be a hundred thousand futures: few of them ever fail.
     _told_cancelled = False
+    keep_briefly = False
+    """Whether a large result need not stay on the server once it is here."""
     _report: dict[str, Any] | None = None
 
     def __init__(self, client: Client, task_id: str, name: str) -> None:

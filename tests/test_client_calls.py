@@ -264,6 +264,22 @@ def test_a_large_result_comes_back(crew: Client) -> None:
     assert len(result) == 3_000_000
 
 
+def test_a_large_result_does_not_stay_long_on_the_server(crew: Client) -> None:
+    """Once its client has it, unless it was told for how long; small ones stay as usual."""
+
+    def ttl_of(future: Any) -> int:
+        future.result(10)
+        key = crew.keys.task(future.task_id)
+        until(lambda: crew.broker.call(("TTL", key)) > 0, "a time to live")
+        time.sleep(0.05)  # the courier shortens it after it has told us
+        return int(crew.broker.call(("TTL", key)))
+
+    noise = numpy.random.default_rng(3).bytes
+    assert 0 < ttl_of(crew.submit(noise, 100_000)) <= 600
+    assert ttl_of(crew.options(result_ttl=5000).submit(noise, 100_000)) > 4900
+    assert ttl_of(crew.submit(noise, 10)) > 80_000
+
+
 def test_results_that_are_not_kept_arrive_all_the_same(crew: Client) -> None:
     """result_ttl=0: the inbox is the only place a result ever is, large or small."""
     once = crew.options(result_ttl=0)
