@@ -234,7 +234,9 @@ def test_keys_of_a_clustered_queue_share_a_slot() -> None:
 @pytest.fixture
 def cluster(private_server: Callable[..., Server]) -> Server:
     """A cluster of one node that serves every slot."""
-    server = private_server(args=["--cluster-enabled", "yes"])
+    # The bus's port is named: by default it is 10,000 higher, which may be no port at all.
+    bus = ["--cluster-port", str(free_port())]
+    server = private_server(args=["--cluster-enabled", "yes", *bus])
     with server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", 1)
