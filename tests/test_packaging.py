@@ -109,7 +109,7 @@ def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
     texts = {f"redistq/_lua/{path.relative_to(lua).as_posix()}" for path in lua.rglob("*.lua")}
     assert len(texts) > 15
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == modules | texts | {"redistq/py.typed"}
+    assert code == modules | texts | {"redistq/py.typed", "redistq/_lua/README.md"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -17,6 +17,7 @@ local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note
     'state', state, 'worker', worker, 'attempt', attempt, 'queued_ms',
     string.match(entry, '^%d+') or '', 'run_ms', run_ms, 'note', note)
 end
+local waited -- whether anyone waits for any task: asked once a call, nobody else writes meanwhile
 -- finish(id, state, ...): the one terminal transition of a task; the caller has dropped its entry
 -- before. `task` (name, payload, opts) is kept with a failed task, for inspection and replay.
 -- A result that is not kept leaves its id behind for a minute: a producer that sends the task again
@@ -48,7 +49,8 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
   end
   log_attempt(id, name, state, worker, attempt, entry, run_ms, note)
   if inbox ~= '' then notify(inbox, id, state, body, ttl_ms == '0') end
-  if redis.call('EXISTS', WAITERS) == 1 then
+  if waited == nil then waited = redis.call('EXISTS', WAITERS) == 1 end
+  if waited then
     local waiting = redis.call('HGET', WAITERS, id)
     if waiting then
       redis.call('HDEL', WAITERS, id)
