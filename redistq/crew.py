@@ -52,6 +52,8 @@ CALL_BYTES = 1024 * 1024
 """Result bytes in one settling call, about: more would hold the server for too long."""
 STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
+HOARD_NS = 500_000_000
+"""Held work beyond this, in time, is offered to workers that are idle."""
 
 
 class Crew:
@@ -269,6 +271,25 @@ class Crew:
             self._give_back(drained_only=True)
             self._gave_back_at, self._stuck_since = self._popped, now
             self._stuck_s = min(self._stuck_s * 2, 4.0)
+        self._offer_excess()
+
+    def _offer_excess(self) -> None:
+        """Tasks turned out longer than those before: what was read for a moment's work, and is
+        work for long, goes to workers that are idle."""
+        mean = self._execution.mean_ns()
+        if not mean or not self._ready:
+            return
+        excess = len(self._ready) - max(int(self.settings.threads * HOARD_NS / mean), 1)
+        tasks: list[Task] = []
+        try:
+            while len(tasks) < min(excess, CALL_LIMIT):
+                tasks.append(self._ready.pop())
+        except IndexError:
+            pass
+        tasks.reverse()
+        if tasks and not self._release(tasks, True):
+            self._ready.extend(tasks)
+            self._wake(len(tasks))
 
     def _room_for(self) -> int:
         """How many more tasks to hold: about 50 ms' worth; of long ones, one per free slot."""

@@ -237,6 +237,22 @@ def test_twenty_thousand_items_with_failures_and_a_killed_worker(tmp_path: Path)
         assert list(failures["item"]) == [n for n in range(total) if n % 20 == 7]
 
 
+def test_slow_calls_after_quick_ones_are_shared_out() -> None:
+    """A worker that took many because the last ones were quick gives back what others could do."""
+
+    def slow(_: int) -> int:
+        import time
+
+        time.sleep(0.02)
+        return os.getpid()
+
+    with serving(2) as client:
+        assert list(client.map(abs, range(400))) == list(range(400))
+        by = Counter(client.map(slow, range(160)))
+        assert len(by) == 2
+        assert min(by.values()) >= 40, by
+
+
 # -- kernels -------------------------------------------------------------------------------------
 
 
