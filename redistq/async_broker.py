@@ -18,16 +18,16 @@ from redis.backoff import NoBackoff
 
 from .broker import (
     _GONE,
-    _PAUSES,
     _REFUSED,
     CONNECT_TIMEOUT,
     DEFAULT_TIMEOUT,
     Lost,
     _meaning,
+    pause_before,
     sentinel_parts,
 )
 from .calls import Command
-from .errors import ConfigurationError, ServerUnavailable
+from .errors import ConfigurationError
 from .scripts import text_of
 from .settings import Address
 
@@ -112,13 +112,7 @@ class AsyncBroker:
     async def _again(self, wire: AsyncWire, command: Command, error: Lost) -> Any:
         deadline, tries = time.monotonic() + self.timeout, 0
         while True:
-            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-            if time.monotonic() + pause >= deadline:
-                raise ServerUnavailable(
-                    f"no answer from {self.address} for {self.timeout:g} s ({error}); is the "
-                    "server up? The call may be made again: a task id is stored once"
-                ) from error
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause_before(tries, deadline, self, error))
             tries += 1
             try:
                 return await wire.request(command)

@@ -346,6 +346,17 @@ class Connector:
                 cluster.close()
 
 
+def pause_before(tries: int, deadline: float, broker: Any, error: Lost) -> float:
+    """Seconds to wait before a call is sent again; raises ServerUnavailable past the deadline."""
+    pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+    if time.monotonic() + pause >= deadline:
+        raise ServerUnavailable(
+            f"no answer from {broker.address} for {broker.timeout:g} s ({error}); is the server "
+            "up? The call may be made again: a task id is stored once"
+        ) from error
+    return pause
+
+
 class Broker:
     """Calls to one queue's server from any number of threads, one connection a thread.
 
@@ -414,13 +425,7 @@ class Broker:
     def _again(self, wire: Wire, command: Command, error: Lost) -> Any:
         deadline, tries = time.monotonic() + self.timeout, 0
         while True:
-            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-            if time.monotonic() + pause >= deadline:
-                raise ServerUnavailable(
-                    f"no answer from {self.address} for {self.timeout:g} s ({error}); is the "
-                    "server up? The call may be made again: a task id is stored once"
-                ) from error
-            time.sleep(pause)
+            time.sleep(pause_before(tries, deadline, self, error))
             tries += 1
             try:
                 return wire.request(command)

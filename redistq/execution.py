@@ -394,29 +394,8 @@ class Execution:
     def _end(
         self, run: _Run, state: str, body: bytes, note: str, took: int, started: int
     ) -> Outcome:
-        args = (
-            run.entry,
-            run.id,
-            state,
-            run.job.name,
-            run.attempt,
-            f"{took / 1e6:.3f}",
-            body,
-            run.ttl,
-            run.inbox,
-            note,
-            run.batch,
-        )
-        return Outcome(
-            SETTLE,
-            run.entry,
-            run.id.decode(),
-            run.job.name,
-            run.attempt.decode(),
-            started,
-            args,
-            run.lane,
-        )
+        args = (*_attempt(run, state, took), body, run.ttl, run.inbox, note, run.batch)
+        return _outcome(SETTLE, run, started, args)
 
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
         attempt, policy = int(run.attempt), run.job.policy
@@ -449,27 +428,8 @@ class Execution:
     def _again(
         self, run: _Run, state: str, delay: float, body: bytes, note: str, took: int, started: int
     ) -> Outcome:
-        args = (
-            run.entry,
-            run.id,
-            state,
-            run.job.name,
-            run.attempt,
-            f"{took / 1e6:.3f}",
-            body,
-            int(delay * 1000),
-            note,
-        )
-        return Outcome(
-            RETRY,
-            run.entry,
-            run.id.decode(),
-            run.job.name,
-            run.attempt.decode(),
-            started,
-            args,
-            run.lane,
-        )
+        args = (*_attempt(run, state, took), body, int(delay * 1000), note)
+        return _outcome(RETRY, run, started, args)
 
 
 def _check_options(run: _Run) -> None:
@@ -482,6 +442,11 @@ def _check_options(run: _Run) -> None:
         and (timeout is None or isinstance(timeout, int | float))
     ):
         raise TypeError(f"its options are not sound: {run.opts!r:.200}")
+
+
+def _attempt(run: _Run, state: str, took: int) -> tuple[Any, ...]:
+    """What every verb is told of an attempt; ``took`` is in ns."""
+    return run.entry, run.id, state, run.job.name, run.attempt, f"{took / 1e6:.3f}"
 
 
 def _outcome(verb: str, run: _Run, started: int, args: tuple[Any, ...]) -> Outcome:
