@@ -74,11 +74,11 @@ SCENARIOS = (
         "drain",
         "B, C, H, L: bulk enqueue, drain with one process, memory, server CPU",
         {"n": 20_000, "cap": 15},
-        {"n": 2_000, "cap": 8},
+        {"n": 10_000, "cap": 4},
         limit=True,
     ),
     Scenario(
-        "drain2", "D: drain with two processes", {"n": 20_000, "cap": 15}, {"n": 2_000, "cap": 8}
+        "drain2", "D: drain with two processes", {"n": 20_000, "cap": 15}, {"n": 10_000, "cap": 4}
     ),
     Scenario("trip", "E: round trip, idle", {"n": 500}, {"n": 100}, limit=True),
     Scenario("loaded", "E: round trip at half load", {"n": 300}, {"n": 60}),
