@@ -370,6 +370,7 @@ class Broker:
         self._connector = Connector(address, slot_key)
         self._local = threading.local()
         self._wires: list[Wire] = []
+        self._spare: list[Wire] = []  # of finished call_many, for the next
         self._pid = os.getpid()
 
     def call(self, command: Command) -> Any:
@@ -390,7 +391,11 @@ class Broker:
             return self._again(wire, command, error)
 
     def call_many(self, commands: Iterable[Command]) -> Iterator[Any]:
-        """Answers to many calls in order; as ``call``, with two of them under way at once."""
+        """Answers to many calls in order; as ``call``, with two of them under way at once.
+
+        On a connection of its own, so that an answer is never taken for that of another call made
+        before the last of these was read.
+        """
         sent: deque[Command] = deque()
 
         def remember() -> Iterator[Command]:
@@ -399,13 +404,17 @@ class Broker:
                 yield command
 
         source = remember()
-        wire = getattr(self._local, "wire", None)
-        if wire is None or self._pid != os.getpid():
-            wire = self._new_wire()
+        if self._pid != os.getpid():
+            self._forget_parent()
+        try:
+            wire = self._spare.pop()
+        except IndexError:
+            wire = Wire(self._connector.connect, self.timeout)
         try:
             for answer in wire.request_many(source):
                 sent.popleft()
                 yield answer
+            self._spare.append(wire)
         except Lost:
             # Those under way may have been done or not; being idempotent, they are sent again.
             for command in list(sent):
@@ -414,9 +423,14 @@ class Broker:
                 sent.clear()
                 yield self.call(command)
 
+    def _forget_parent(self) -> None:
+        """After a fork: the parent's connections are not ours to use."""
+        self._wires, self._spare, self._local = [], [], threading.local()
+        self._pid = os.getpid()
+
     def _new_wire(self) -> Wire:
-        if self._pid != os.getpid():  # forked: the parent's connections are not ours to use
-            self._wires, self._pid, self._local = [], os.getpid(), threading.local()
+        if self._pid != os.getpid():
+            self._forget_parent()
         wire = Wire(self._connector.connect, self.timeout)
         self._local.wire = wire
         self._wires.append(wire)
@@ -438,7 +452,7 @@ class Broker:
 
     def close(self) -> None:
         """Close every connection of every thread; the broker may be used again afterwards."""
-        wires, self._wires = self._wires, []
+        wires, self._wires, self._spare = [*self._wires, *self._spare], [], []
         self._local = threading.local()
         for wire in wires:
             wire.close()

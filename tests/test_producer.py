@@ -33,7 +33,9 @@ from redistq import (
     TaskWorker,
     UnknownTask,
 )
+from redistq.broker import Broker
 from redistq.producer_plans import INBOX_KEPT
+from redistq.settings import Address
 
 registry = Registry()
 go = threading.Event()
@@ -685,3 +687,20 @@ def test_one_awaited_producer_serves_one_loop_after_another(url: str, worker: Ta
     assert [asyncio.run(once(n)) for n in range(3)] == [1, 2, 3]
     asyncio.run(producer.close())
     asyncio.run(producer.close())
+
+
+def test_answers_left_unread_are_not_taken_for_others(url: str) -> None:
+    """Calls made while the answers of many others are being read get their own answers."""
+    broker = Broker(Address(url))
+    many = broker.call_many(("ECHO", str(n)) for n in range(10))
+    assert next(many) == b"0"
+    assert next(many) == b"1"
+    assert broker.call(("ECHO", "between")) == b"between"
+    other = broker.call_many(("ECHO", f"other {n}") for n in range(3))
+    assert list(other) == [b"other 0", b"other 1", b"other 2"]
+    assert list(many) == [str(n).encode() for n in range(2, 10)]
+    left = broker.call_many(("ECHO", str(n)) for n in range(10))
+    assert next(left) == b"0"
+    del left
+    assert broker.call(("ECHO", "after")) == b"after"
+    broker.close()
