@@ -116,11 +116,11 @@ def test_the_settings_table_is_complete_and_right() -> None:
 
 
 def test_commands_in_the_readme_are_accepted() -> None:
-    """The worker command lines parse, in the text and in the systemd unit."""
+    """The worker command lines parse, in the README, in operations and in the systemd unit."""
     from redistq.worker_cli import parser
 
-    commands = re.findall(r"-m redistq\.worker (.*)$", README, re.M)
-    assert len(commands) >= 2
+    commands = re.findall(r"-m redistq\.worker (.*)$", README + OPERATIONS, re.M)
+    assert len(commands) >= 4
     for command in commands:
         assert parser().parse_args(shlex.split(command)).targets == ["jobs"]
 
@@ -129,7 +129,7 @@ def test_the_systemd_unit_gives_the_worker_time_to_drain() -> None:
     """TimeoutStopSec is longer than the shutdown timeout and the grace after it."""
     from redistq.keeper import KILL_GRACE_S
 
-    (unit,) = (block.text for block in blocks(README) if block.language == "ini")
+    (unit,) = (block.text for block in blocks(OPERATIONS) if block.language == "ini")
     config = configparser.ConfigParser()
     config.read_string(unit)
     timeout = re.search(r"--shutdown-timeout (\d+)", config["Service"]["ExecStart"])
