@@ -34,7 +34,7 @@ from .board import Board
 from .broker import Broker, NoGroup, check_server
 from .calls import Calls, new_consumer_name
 from .errors import RedistqError
-from .scheduler import TaskScheduler
+from .scheduler import LISTENING, TaskScheduler
 from .settings import Address, rejoin
 from .worker_settings import WorkerSettings
 
@@ -187,6 +187,10 @@ class Keeper:
         if word in ("paused", "resumed"):
             bit = 1 << lane
             self._set_paused(self.paused | bit if word == "paused" else self.paused & ~bit)
+        if word in ("paused", "resumed", LISTENING):
+            # Words may have been missed, or have crossed a heartbeat: see at once what holds.
+            self._next_beat = 0.0
+            self._wake.set()
 
     def _set_paused(self, paused: int) -> None:
         for lane, queue in enumerate(self.settings.queues):
@@ -259,6 +263,8 @@ class Keeper:
         self._earliest = min(earliest, default=None)
         if paused != self.paused:
             self._set_paused(paused)
+            # The answer may be older than a word that came meanwhile: see at once what holds.
+            self._next_beat = 0.0
 
     def _recover_expired(self) -> None:
         for calls in self._lanes:

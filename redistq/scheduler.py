@@ -25,6 +25,10 @@ LONGEST_SLEEP = 30.0
 """Seconds after which it looks although nothing was announced: the net for a lost message."""
 
 
+LISTENING = "listening"
+"""What ``on_message`` is told when words are heard from now on: earlier ones were missed."""
+
+
 class TaskScheduler:
     """Moves due tasks to the stream until stopped. Connection arguments as TaskProducer's."""
 
@@ -139,6 +143,8 @@ class TaskScheduler:
             message: Any = wire.receive(left)
             if message is None:
                 return
+            if message[0] == b"subscribe" and self._on_message is not None:
+                self._on_message(LISTENING)
             if message[0] != b"message":
                 continue
             text = message[2].decode("utf-8", "replace")

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import redis
 from servers import Server
-from workers import Command, Proxy, alive, history, lapse, registered, until
+from workers import Command, Proxy, alive, boards, history, lapse, registered, until
 
 from redistq import Registry, TaskProducer, TaskWorker
 from redistq.board import Board
 from redistq.broker import Broker, Lost
 from redistq.calls import Calls
 from redistq.crew import Crew
+from redistq.keeper import Keeper
 from redistq.keys import QueueKeys
 from redistq.settings import Address
 from redistq.worker_settings import WorkerSettings
@@ -187,8 +188,11 @@ def test_a_worker_and_its_keeper_killed_together_are_found_by_their_lease(
     second = producer.add_task("waits")
     assert {next_started(client), next_started(client)} == {first, second}
     consumer = {pid: name for name, pid in registered(client).items()}[one.pid]
+    files = boards([one.pid])
     os.kill(keeper_pid(one), signal.SIGKILL)
     one.send(signal.SIGKILL)
+    for path in files:  # nobody of that program is left to remove it
+        path.unlink()
     at = time.monotonic()
     client.rpush(f"go:{first}", 1, 1)
     client.rpush(f"go:{second}", 1, 1)  # the living one is free, and ready for the other
@@ -259,6 +263,48 @@ def test_run_works_until_a_signal(
         assert one.wait() == 0
         assert "drained True" in one.output
         assert history(client, task_id) == ["succeeded"]
+
+
+def test_a_heartbeat_that_crosses_a_resume_does_not_pause_again(
+    url: str, producer: TaskProducer
+) -> None:
+    """An answer that is older than the word "resumed" is looked at again, not believed."""
+    keeper = Keeper(WorkerSettings(lease=60), Address(url))
+    producer.pause()
+    keeper._beat_if_due()
+    assert keeper.paused
+    keeper._control(0, "resumed")
+    keeper._control(0, "paused")
+    real = keeper._broker.call
+
+    def crossing(command: Any) -> Any:
+        answer = real(command)  # it still says: paused
+        producer.resume()
+        keeper._control(0, "resumed")
+        keeper._broker.call = real  # type: ignore[method-assign]
+        return answer
+
+    keeper._broker.call = crossing  # type: ignore[method-assign]
+    keeper._beat_if_due()
+    keeper._beat_if_due()
+    assert not keeper.paused
+    keeper._broker.close()
+
+
+def test_a_resume_that_nobody_heard_is_seen_all_the_same(
+    server: Server, producer: TaskProducer
+) -> None:
+    """A word published while the keeper was cut off counts when it listens again, at any lease."""
+    with (
+        Proxy(server.port) as proxy,
+        TaskWorker(url=proxy.url, task_handlers=registry, lease=60) as worker,
+        server.client() as client,
+    ):
+        producer.pause()
+        until(lambda: worker._board and worker._board.paused, "the pause")
+        client.hset("meta:tasks", "paused", 0)  # a resume whose word was lost
+        proxy.cut()
+        assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
 
 
 # -- the server ------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from servers import Server, free_port
-from workers import Command, alive, command, history, lapse, registered, until
+from workers import Command, alive, boards, command, history, lapse, registered, until
 
 from redistq import ConfigurationError, ServerUnavailable, TaskProducer, TaskWorker
 from redistq.keeper import Keeper
@@ -119,16 +119,6 @@ def runs(client: redis.Redis, task_id: str) -> list[str]:
     """attempt/recovered of every run of a task."""
     found: Any = client.lrange(f"runs:{task_id}", 0, -1)
     return [run.rpartition("/")[0] for run in found]
-
-
-def boards(pids: Iterable[int]) -> set[Path]:
-    """The boards that these processes have open; none where that cannot be seen."""
-    found = set()
-    for pid in pids:
-        maps = Path(f"/proc/{pid}/maps")
-        text = maps.read_text() if maps.exists() else ""
-        found |= {Path(line.split()[-1]) for line in text.splitlines() if ".board" in line}
-    return found
 
 
 # -- the command -----------------------------------------------------------------------------------
