@@ -88,6 +88,9 @@ for at = 7, #ARGV, 3 do
     drop(entry)
     if not known and now - since >= GRACE then
       local message = 'no handler named ' .. readable(name) .. '; the workers here know ' .. known_names()
+      if handler == 'redistq.call' then
+        message = message .. '; a function is run by workers that share the client\'s signing key'
+      end
       local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
       finish(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', inbox_of(task.opts),
         'UnknownTask', int(now), task)

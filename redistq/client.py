@@ -654,8 +654,11 @@ def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
     try:
         changed = replace(base, **options)
     except TypeError as error:
-        known = ", ".join(CallOptions.__dataclass_fields__)
-        raise ConfigurationError(f"{error}; the options of a call are {known}") from error
+        known = [*CallOptions.__dataclass_fields__, "priority"]
+        unknown = next((name for name in options if name not in known), "")
+        raise ConfigurationError(
+            f"a call has no option {unknown!r}; the options are {', '.join(sorted(known))}"
+        ) from error
     if (
         isinstance(changed.retries, bool)
         or not isinstance(changed.retries, int)

@@ -262,7 +262,8 @@ def health(snapshot: Snapshot) -> tuple[str, str]:
     work = snapshot.ready + snapshot.pending
     if (work or snapshot.delayed) and not alive:
         waiting = many(work + snapshot.delayed, "task")
-        return "bad", f"no worker runs and {waiting} wait: redistq worker your.module"
+        verb = "waits" if work + snapshot.delayed == 1 else "wait"
+        return "bad", f"no worker runs and {waiting} {verb}: redistq worker your.module --queue …"
     if silent:
         return "warning", f"{many(silent, 'worker')} silent; what they ran is recovered in a moment"
     if snapshot.paused:
