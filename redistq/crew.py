@@ -52,6 +52,8 @@ CALL_BYTES = 1024 * 1024
 """Result bytes in one settling call, about: more would hold the server for too long."""
 STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
+LOOK_S = 0.05
+"""While unstarted work is held, how often the fetcher looks whether it is too much."""
 HOARD_NS = 500_000_000
 """Held work beyond this, in time, is offered to workers that are idle."""
 
@@ -194,7 +196,7 @@ class Crew:
                 if room <= 0:
                     self._fetcher_waits = True
                     if self._room_for() <= 0:
-                        self._room.wait(STUCK_S)
+                        self._room.wait(LOOK_S if self._ready else STUCK_S)
                     self._fetcher_waits = False
                     self._room.clear()
                     continue
@@ -202,7 +204,7 @@ class Crew:
                     self._take_up_lost_answers(wire)
                     self._look_again, opened = False, wire.opened
                 # With unstarted work in hand, be back in time to see whether it is stuck.
-                block_ms = int(STUCK_S * 1000) if self._ready else self._block_ms
+                block_ms = int(LOOK_S * 1000) if self._ready else self._block_ms
                 tasks = self._fetch(wire, room, block_ms)
                 pause = 0.05
                 if tasks:

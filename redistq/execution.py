@@ -138,6 +138,7 @@ class Execution:
         self._busy_ns, self._done = [0] * slots, [0] * slots
         self._seen = (0, 0)
         self._mean: float | None = None
+        self._seen_at = 0.0
         self._limits = _TimeLimits()
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
@@ -156,11 +157,16 @@ class Execution:
     def mean_ns(self) -> float | None:
         """How long a task takes these days, in ns; None while nothing is known."""
         busy, done = sum(self._busy_ns), sum(self._done)
-        new = done - self._seen[1]
-        if new >= 16 or (self._mean is None and new > 0):
+        new, mean = done - self._seen[1], self._mean
+        # Sixteen tasks say enough at any time, and a few when they take long: whoever has just
+        # read hundreds of tasks for a moment's work must notice soon that they are none.
+        now = time.monotonic()
+        if new >= 16 or (new > 0 and (mean is None or now - self._seen_at > 0.05)):
             recent = (busy - self._seen[0]) / new
-            self._mean = recent if self._mean is None else (self._mean + recent) / 2
-            self._seen = (busy, done)
+            if mean is not None:
+                share = 0.8 if recent > mean else 0.5
+                recent = share * recent + (1 - share) * mean
+            self._mean, self._seen, self._seen_at = recent, (busy, done), now
         return self._mean
 
     # -- running ---------------------------------------------------------------------------------
