@@ -40,6 +40,7 @@ pytestmark = [
 QUEUE = "browser"
 BATCH = """
 import logging
+import threading
 import time
 
 from redistq import TaskProducer, TaskWorker
@@ -47,8 +48,12 @@ from redistq import TaskProducer, TaskWorker
 logging.getLogger("redistq").setLevel(logging.CRITICAL)
 
 
+seen = threading.Event()
+
+
 def resize(payload):
-    time.sleep(0.04)
+    # Slowly until the test has seen the figures move, however long the page takes to show them.
+    time.sleep(0.02 if seen.is_set() else 0.2)
     if payload["n"] % 40 == 7:
         raise ValueError("no such image: <script>window.hacked = true</script>")
 
@@ -68,6 +73,7 @@ worker = TaskWorker(
 deadline = time.monotonic() + 30
 while time.monotonic() < deadline and not producer.broker.call(("EXISTS", "seen")):
     time.sleep(0.1)
+seen.set()
 """
 LEFT = """
 import threading
