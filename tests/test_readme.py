@@ -191,7 +191,7 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in headings, target
-        elif "://" not in target and target != "benchmarks/README.md":  # comes with the figures
+        elif "://" not in target:
             assert ((ROOT / name).parent / target).exists(), target
 
 
