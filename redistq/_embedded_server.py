@@ -189,17 +189,26 @@ class Supervisor:
         """Return when the server is gone: by itself, by order (SIGTERM), or for want of users."""
         connection = connect(self.socket_path)
         while not self.ordered_to_stop:
-            if connection is None:
-                if not held(self.home / SERVER_LOCK):
-                    break
-                time.sleep(0.1)
-                connection = connect(self.socket_path)
-            elif select.select([connection], [], [], _TICK_S)[0]:
-                # Nothing was asked, so this is its end, or somebody's CLIENT KILL.
-                connection.close()
-                connection = None
-                continue
-            users = take(self.home / USERS_LOCK, fcntl.LOCK_EX)
+            if not self.home.is_dir():
+                if connection is not None and self._strangers(connection):
+                    time.sleep(_TICK_S)
+                    continue
+                self._end_homeless(connection)
+                return
+            try:
+                if connection is None:
+                    if not held(self.home / SERVER_LOCK):
+                        break
+                    time.sleep(0.1)
+                    connection = connect(self.socket_path)
+                elif select.select([connection], [], [], _TICK_S)[0]:
+                    # Nothing was asked, so this is its end, or somebody's CLIENT KILL.
+                    connection.close()
+                    connection = None
+                    continue
+                users = take(self.home / USERS_LOCK, fcntl.LOCK_EX)
+            except FileNotFoundError:
+                continue  # the folder is being deleted
             if users is None:
                 continue
             if connection is not None and self._strangers(connection):
@@ -216,6 +225,19 @@ class Supervisor:
             return figure(connection, "clients", "connected_clients") > 1
         except OSError:
             return False
+
+    def _end_homeless(self, connection: socket.socket | None) -> None:
+        """Its folder was deleted and nobody is connected: nobody can find it any more, nothing can
+        be kept, and the server itself refuses to end, because it cannot write its file."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        elif connection is not None:
+            try:
+                ask(connection, "SHUTDOWN", "NOSAVE")
+            except OSError:
+                pass  # it closes the connection instead of answering
+        self.socket_path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """End the server in good order (it flushes its file), by force when it takes too long."""

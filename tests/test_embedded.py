@@ -348,6 +348,30 @@ def test_a_join_waits_while_the_server_is_shut_down(home: Path) -> None:
     assert embedded.join(home).started
 
 
+def test_a_server_whose_folder_was_deleted_ends_with_its_last_connection(
+    home: Path, user: Callable[..., User]
+) -> None:
+    """Nobody can find it any more: it serves who is connected, and then leaves nothing behind."""
+    first = user()
+    url = first.line()
+    pid = server_pid(url)
+    with look(url) as client:
+        client.ping()
+        shutil.rmtree(home)
+        first.kill()
+        time.sleep(1.5)  # longer than a supervisor takes to see that nobody is there
+        assert client.ping()
+    until(lambda: not running(pid), "the server's end")
+
+
+def running(pid: int) -> bool:
+    """Whether a process with this id runs (and is no zombie)."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_the_next_join_adopts_the_server_of_a_killed_supervisor(home: Path) -> None:
     """The server goes on after kill -9 of its supervisor; the next join gives it a new one."""
     from redistq import embedded
