@@ -619,7 +619,7 @@ def test_many_threads_share_a_client(crew: Client) -> None:
 
 def test_options_are_checked_when_they_are_set(idle: Client) -> None:
     """Each mistake is named, with what is possible."""
-    with pytest.raises(ConfigurationError, match="options of a call are retries, delay"):
+    with pytest.raises(ConfigurationError, match="no option 'prio'; the options are cache, delay"):
         idle.options(prio=1)
     for options in ({"retries": -1}, {"retries": True}, {"delay": -1}, {"timeout": "x"}):
         with pytest.raises(ConfigurationError, match=next(iter(options))):
