@@ -14,8 +14,6 @@ from typing import Any
 from .calls import Calls, Snapshot, WorkerRow
 
 SETTLED_STATES = ("succeeded", "failed", "cancelled")
-EVENT_STATES = ("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled")
-"""The states an event may have: how one attempt ended."""
 
 
 @dataclass(frozen=True, slots=True)

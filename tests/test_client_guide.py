@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from test_readme import Block, blocks
+from test_readme import Block, blocks, run_as_a_program
 
 GUIDE = (Path(__file__).resolve().parent.parent / "docs" / "client.md").read_text(encoding="utf-8")
 PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]
@@ -18,18 +15,7 @@ PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")
 def test_a_block_of_the_guide_runs_as_it_stands(block: Block, url: str, tmp_path: Path) -> None:
     """Each block is a program of its own, and prints what the comments behind `print` say."""
-    (tmp_path / "block.py").write_text(block.text)
-    done = subprocess.run(
-        [sys.executable, "block.py"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env={**os.environ, "REDISTQ_URL": url},
-    )
-    assert done.returncode == 0, done.stderr
-    promised = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.M)
-    assert done.stdout.splitlines() == promised
+    run_as_a_program(block, url, tmp_path)
 
 
 def test_every_print_of_the_guide_says_what_it_prints() -> None:

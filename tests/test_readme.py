@@ -42,14 +42,8 @@ def blocks(document: str) -> list[Block]:
     return found
 
 
-PYTHON = [block for block in blocks(README) if block.language == "python"]
-
-
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")
-def test_a_python_block_runs_as_it_stands(block: Block, url: str, tmp_path: Path) -> None:
-    """Each block is a program of its own, and prints what the comments behind `print` say."""
-    if block.reason:
-        pytest.skip(block.reason)
+def run_as_a_program(block: Block, url: str, tmp_path: Path) -> None:
+    """Run a block by itself and compare what it prints with the comments behind `print`."""
     (tmp_path / "block.py").write_text(block.text)
     done = subprocess.run(
         [sys.executable, "block.py"],
@@ -62,6 +56,17 @@ def test_a_python_block_runs_as_it_stands(block: Block, url: str, tmp_path: Path
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.M)
     assert done.stdout.splitlines() == promised
+
+
+PYTHON = [block for block in blocks(README) if block.language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")
+def test_a_python_block_runs_as_it_stands(block: Block, url: str, tmp_path: Path) -> None:
+    """Each block is a program of its own, and prints what the comments behind `print` say."""
+    if block.reason:
+        pytest.skip(block.reason)
+    run_as_a_program(block, url, tmp_path)
 
 
 def test_every_printing_line_says_what_it_prints() -> None:
