@@ -7,6 +7,7 @@ size and NaN survive the round trip.
 from __future__ import annotations
 
 import json
+import json.encoder
 import os
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,34 @@ DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 MAX_TRACEBACK_CHARS = 16_000
 MAX_MESSAGE_CHARS = 4_000
 
-_encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def _prepared() -> Callable[[Any], str]:
+    """``_encoder.encode``, without its making a new C encoder for each value, which took longer than the writing.
+
+    What that one could not finish (a value that contains itself) is left to the original, which
+    knows the better words; so is everything where there is no C encoder.
+    """
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _encoder.encode
+    write = make(  # without the record of what it is in: threads share it
+        *(None, _encoder.default, json.encoder.encode_basestring, None),
+        *(":", ",", False, False, True),
+    )
+    join = "".join
+
+    def encode(value: Any) -> str:
+        try:
+            return join(write(value, 0))
+        except RecursionError:
+            return _encoder.encode(value)
+
+    return encode
+
+
+_encode = _prepared()
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 

@@ -139,9 +139,18 @@ class ProducerPlans:
         commands: list[Command] = []
         flat: list[Any] = []  # the fields of the tasks of one call
         count = size = 0
+        checked: str | None = None  # a name known to be one, while nothing else goes with a task
+        limit = self._max_bytes
+        fields: tuple[str, str, bytes, bytes | str, str]
         for item in items:
             if type(item) is tuple and len(item) == 2:
-                fields = self._new(item[0], item[1])
+                name, payload = item
+                if checked is not None and name is checked:  # the usual: thousands of one type
+                    data = encode_payload(checked, payload, limit)
+                    fields = (new_task_id(), checked, data, "", "")
+                else:
+                    fields = self._new(name, payload)
+                    checked = name if isinstance(name, str) and not fields[3] else None
             else:
                 fields = self._new(**_mapping(item))
             length = len(fields[2])
