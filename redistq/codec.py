@@ -24,7 +24,7 @@ _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def _prepared() -> Callable[[Any], str]:
-    """``_encoder.encode``, without its making a new C encoder for each value, which took longer than the writing.
+    """``_encoder.encode`` without a new C encoder each time, which took longer than the writing.
 
     What that one could not finish (a value that contains itself) is left to the original, which
     knows the better words; so is everything where there is no C encoder.

@@ -17,6 +17,8 @@ from .plans import drive, drive_async
 from .producer_plans import Item, ProducerPlans, TaskName, TaskStatus
 from .settings import DEFAULT_HOST, DEFAULT_PORT
 
+_NOT_AT_ONCE = frozenset({"delay", "execute_at", "task_id"})
+
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
 
 
@@ -69,7 +71,10 @@ class TaskProducer(ProducerPlans):
             timeout=timeout,
             result_ttl=result_ttl,
         )
-        self.broker.call(self.calls.enqueue_one(*fields))
+        if delay is None and task_id is None:
+            self.broker.call(self._one(fields))
+        else:
+            self.broker.call(self.calls.enqueue_one(*fields))
         return fields[0]
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:
@@ -147,9 +152,10 @@ class TaskProducer(ProducerPlans):
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""
-        inboxes, self._inboxes = self._inboxes, []
+        inboxes, self._inboxes = [*self._inboxes, *self._recent.values()], []
+        self._recent.clear()
         for inbox in inboxes:
-            if inbox.wire is not None:
+            if inbox is not None and inbox.wire is not None:
                 inbox.wire.close()
         self.broker.close()
 
@@ -182,7 +188,10 @@ class AsyncTaskProducer(ProducerPlans):
     async def add_task(self, type: TaskName, payload: Any = None, **options: Any) -> str:
         """As TaskProducer.add_task."""
         fields = self._new(type, payload, **options)
-        await self.broker.call(self.calls.enqueue_one(*fields))
+        if options.keys() & _NOT_AT_ONCE:
+            await self.broker.call(self.calls.enqueue_one(*fields))
+        else:
+            await self.broker.call(self._one(fields))
         return fields[0]
 
     async def add_tasks(self, items: Iterable[Item]) -> list[str]:
@@ -245,6 +254,7 @@ class AsyncTaskProducer(ProducerPlans):
     async def close(self) -> None:
         """Close the connections; safe to call twice."""
         self._inboxes.clear()
+        self._recent.clear()
         await self.broker.close()
 
     async def __aenter__(self) -> AsyncTaskProducer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -34,7 +35,7 @@ from redistq import (
     UnknownTask,
 )
 from redistq.broker import Broker
-from redistq.producer_plans import INBOX_KEPT
+from redistq.producer_plans import HABIT, INBOX_KEPT, RECENT
 from redistq.settings import Address
 
 registry = Registry()
@@ -363,6 +364,98 @@ def test_results_of_any_size_come_back(
     threading.Timer(0.2, producer.resume).start()
     assert len(producer.get_result(task_id, 20)) == size
     assert len(producer.get_result(task_id, 0)) == size
+
+
+def opts_of(client: redis.Redis, task_id: str) -> str:
+    """The options of the one task in the stream, which must be this."""
+    ((_, fields),) = client.xrange("tasks")
+    assert fields["id"] == task_id
+    return str(fields["opts"])
+
+
+def looks_at_records(client: redis.Redis) -> int:
+    """How often the server was asked for a record."""
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+
+def wait_for_each(producer: TaskProducer, count: int = HABIT) -> None:
+    """Make a habit of waiting for every task that is added."""
+    for n in range(count):
+        assert producer.get_result(producer.add_task("add_one", n), 10) == n + 1
+
+
+def test_who_waits_for_every_task_spares_the_question(
+    producer: TaskProducer, worker: TaskWorker, client: redis.Redis
+) -> None:
+    """After a few tasks that were all waited for, a result comes without a look at the record."""
+    wait_for_each(producer)
+    looks = looks_at_records(client)
+    wait_for_each(producer, 10)
+    assert looks_at_records(client) - looks <= 2  # a busy machine may be slower than the guess
+    producer._waited = -1000  # no habit
+    looks = looks_at_records(client)
+    wait_for_each(producer, 10)
+    assert looks_at_records(client) - looks == 10
+    producer._waited = HABIT
+    with pytest.raises(TaskFailed, match="on purpose"):
+        producer.get_result(producer.add_task("fails", "on purpose"), 10)
+    assert len(producer.get_result(producer.add_task("big", 20_000), 10)) == 20_000
+    assert producer._waited == HABIT
+
+
+def test_the_address_of_a_waiter_stands_beside_the_other_options(
+    producer: TaskProducer, client: redis.Redis
+) -> None:
+    """It goes along with a task added now under an id of our own, and with no other."""
+    producer._waited = HABIT
+    for options, expected in (
+        ({}, {"inbox"}),
+        ({"retries": 1, "timeout": 5}, {"retries", "timeout", "inbox"}),
+        ({"task_id": "mine"}, set()),
+    ):
+        task_id = producer.add_task("a", 1, **options)  # type: ignore[arg-type]
+        found = opts_of(client, task_id)
+        assert set(json.loads(found or "{}")) == expected
+        client.xtrim("tasks", maxlen=0)
+
+
+def test_a_habit_of_waiting_ends(producer: TaskProducer, client: redis.Redis) -> None:
+    """Who adds many tasks and waits for none leaves no more than a few notes behind."""
+    producer._waited = HABIT
+    for n in range(3 * RECENT):
+        producer.add_task("a", n)
+    told = ["inbox" in fields["opts"] for _, fields in client.xrange("tasks")]
+    assert told == [True] * (RECENT + 1) + [False] * (2 * RECENT - 1)
+    assert len(producer._recent) == RECENT
+
+
+def test_a_note_that_never_comes_is_not_waited_for(
+    producer: TaskProducer, worker: TaskWorker, client: redis.Redis
+) -> None:
+    """A server that lost the note, or all of its memory, is asked for the record soon."""
+    wait_for_each(producer)
+    task_id = producer.add_task("add_one", 5)
+    inbox = producer._recent[task_id]
+    assert inbox is not None
+    until(lambda: client.xlen(inbox.key), "the note")
+    client.delete(inbox.key)
+    assert producer.get_result(task_id, 10) == 6
+    producer.pause()
+    task_id = producer.add_task("add_one", 5)
+    client.flushall()
+    with pytest.raises(UnknownTask):
+        producer.get_result(task_id, 10)
+
+
+def test_a_wait_that_outlasts_the_guess_goes_on(producer: TaskProducer, worker: TaskWorker) -> None:
+    """A long task is told all the same, its time limit kept."""
+    wait_for_each(producer)
+    task_id = producer.add_task("waits", "long")
+    with pytest.raises(ResultTimeout, match="still running"):
+        producer.get_result(task_id, 0.4)
+    threading.Timer(0.5, go.set).start()
+    assert producer.get_result(task_id, 10) == "long"
 
 
 def test_a_cancelled_task_ends_a_wait(producer: TaskProducer) -> None:
