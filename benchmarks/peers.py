@@ -73,24 +73,30 @@ SCENARIOS = (
     Scenario(
         "drain",
         "B, C, H, L: bulk enqueue, drain with one process, memory, server CPU",
-        {"n": 20_000, "cap": 15},
+        {"n": 20_000, "cap": 8},
         {"n": 10_000, "cap": 4},
         limit=True,
     ),
     Scenario(
-        "drain2", "D: drain with two processes", {"n": 20_000, "cap": 15}, {"n": 10_000, "cap": 4}
+        "drain2", "D: drain with two processes", {"n": 20_000, "cap": 8}, {"n": 10_000, "cap": 4}
     ),
     Scenario("trip", "E: round trip, idle", {"n": 500}, {"n": 100}, limit=True),
-    Scenario("loaded", "E: round trip at half load", {"n": 300}, {"n": 60}),
+    Scenario("loaded", "E: round trip at half load", {"n": 300}, {"n": 60}, rounds=3),
     Scenario("cpu", "F: 20 ms of CPU on two processes", {"n": 200}, {"n": 60}),
     Scenario("skew", "F: one in 50 takes a second", {"n": 200}, {"n": 60}, rounds=3),
-    Scenario("burst", "G: delayed, due at once", {"n": 5_000}, {"n": 500}),
+    Scenario("burst", "G: delayed, due at once", {"n": 5_000}, {"n": 500}, rounds=3),
     Scenario("spread", "G: delayed, over ten seconds", {"n": 5_000}, {"n": 500}, rounds=3),
-    Scenario("idle", "I: an idle worker", {"seconds": 20}, {"seconds": 6}, rounds=3),
+    Scenario("idle", "I: an idle worker", {"seconds": 12}, {"seconds": 6}, rounds=3),
     Scenario("payload", "J: payloads", {"scale": 1.0}, {"scale": 0.1}, rounds=3),
-    Scenario("backlog", "K: backlogs", {"part": 20_000}, {"part": 5_000}, only=("redistq",)),
-    Scenario("crowd", "K: idle workers", {"part": 20_000}, {"part": 5_000}, only=("redistq",)),
-    Scenario("fanout", "Functions fanned out", {"n": 2_000, "tasks": 200}, {"n": 300, "tasks": 50}),
+    Scenario("backlog", "K: backlogs", {"part": 60_000}, {"part": 5_000}, only=("redistq",)),
+    Scenario("crowd", "K: idle workers", {"part": 60_000}, {"part": 5_000}, only=("redistq",)),
+    Scenario(
+        "fanout",
+        "Functions fanned out",
+        {"n": 2_000, "tasks": 200},
+        {"n": 300, "tasks": 50},
+        rounds=3,
+    ),
 )
 
 METRICS = (
@@ -115,6 +121,7 @@ METRICS = (
     Metric("payload", "1 KB", "J tasks/s of 1 KB"),
     Metric("payload", "100 KB", "J tasks/s of 100 KB"),
     Metric("payload", "5 MB", "J tasks/s of 5 MB", 1),
+    Metric("drain", "command_us", "L a task by commandstats, µs", 1, True),
     Metric("drain", "cpu_us", "L server CPU a task, µs", 1, True),
     Metric("drain", "commands", "L commands a task", 1, True),
 )
@@ -231,7 +238,7 @@ class Run:
         single = self.median("single", label, "rate") or 2_000.0
         if scenario.name in ("drain", "drain2") and label != LIMIT:
             drained = self.median("drain", label, "rate") or single
-            params["n"] = int(min(params["n"], max(1000, 5 * single), max(1000, 8 * drained)))
+            params["n"] = int(min(params["n"], max(1000, 5 * single), max(1000, 6 * drained)))
         if scenario.name == "loaded":
             params["load"] = (self.median("drain", label, "rate") or 1_000.0) / 2
         if scenario.name in ("burst", "spread"):
@@ -305,7 +312,7 @@ class Run:
                 turns = [({**base, "n": n}, f"backlog of {n:,}") for n in sizes]
             else:
                 turns = [
-                    ({**base, "n": 20_000, "idle": n}, f"{n} idle worker{'s' if n > 1 else ''}")
+                    ({**base, "n": 60_000, "idle": n}, f"{n} idle worker{'s' if n > 1 else ''}")
                     for n in CROWDS
                 ]
             if self.args.peers and "redistq" not in self.args.peers:
@@ -421,7 +428,7 @@ def targets(run: Run) -> list[tuple[str, str, str, bool | None]]:
     plain("G p99 spread", m("spread", me, "p99"), 10, True, " ms")
     plain("H queued bytes", m("drain", me, "queued_bytes"), 200, True, " B")
     plain("I idle commands", m("idle", me, "commands"), 1, True, "/s")
-    plain("L server CPU a task", m("drain", me, "cpu_us"), 18, True, " µs")
+    plain("L a task by commandstats", m("drain", me, "command_us"), 18, True, " µs")
     for scenario, name in (("backlog", "K flat over backlogs"), ("crowd", "K flat over idle")):
         rates = [v for x in run.data.get(scenario, {}) if (v := m(scenario, x, "rate"))]
         flat = min(rates) / max(rates) if rates else None
@@ -555,6 +562,18 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {name}, {platform.system()}"
 
 
+def write(run: Run, about: dict[str, Any]) -> str:
+    """Table, JSON and picture of what was measured so far; answers the table."""
+    out, stem = run.args.out, "peers-quick" if run.args.quick else "peers"
+    out.mkdir(parents=True, exist_ok=True)
+    text, found = table(run, about), targets(run)
+    whole = {"about": about, "figures": run.data, "errors": run.errors, "targets": found}
+    (out / f"{stem}.md").write_text(text + "\n")
+    (out / f"{stem}.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    picture(run, out / f"{stem}.png", about)
+    return text
+
+
 def main() -> None:
     """Install, run, write."""
     keys = [entry.key for entry in QUEUES]
@@ -595,29 +614,12 @@ def main() -> None:
         try:
             for scenario in chosen:
                 run.run(scenario)
+                about["took"] = f"{(time.time() - started) / 60:.0f} minutes"
+                text = write(run, about)  # a run that is cut off leaves what it has
         except KeyboardInterrupt:
-            print("interrupted: writing what there is")
-        about["took"] = f"{(time.time() - started) / 60:.0f} minutes"
-        args.out.mkdir(parents=True, exist_ok=True)
-        stem = "peers-quick" if args.quick else "peers"
-        text = table(run, about)
-        (args.out / f"{stem}.md").write_text(text + "\n")
-        (args.out / f"{stem}.json").write_text(
-            json.dumps(
-                {
-                    "about": about,
-                    "figures": run.data,
-                    "errors": run.errors,
-                    "targets": targets(run),
-                },
-                indent=1,
-                ensure_ascii=False,
-            )
-            + "\n"
-        )
-        picture(run, args.out / f"{stem}.png", about)
-        print("\n" + text)
-        print(f"written to {args.out}/{stem}.md, .json and .png")
+            print("interrupted: what was finished is written")
+        else:
+            print("\n" + text)
 
 
 if __name__ == "__main__":

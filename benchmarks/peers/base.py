@@ -25,6 +25,9 @@ class Peer:
     skip: ClassVar[dict[str, str]] = {}
     """Scenarios the peer has no means for, and why."""
 
+    direct: ClassVar[tuple[str, ...]] = ()
+    """Of a peer that works by scripts: the commands it sends beside them, in lower case."""
+
     def commands(self, processes: int) -> list[list[str]]:
         """The command lines of a worker with that many processes, first words looked up in bin/."""
         raise NotImplementedError

@@ -20,6 +20,7 @@ registry.add("spin", lambda payload: work.spin(*payload))
 
 class Redistq(Peer):
     name = "redistq"
+    direct = ("xreadgroup",)
 
     def commands(self, processes: int) -> list[list[str]]:
         threads = ["--threads", "1"] if CPU_BOUND else []
@@ -50,7 +51,7 @@ class Redistq(Peer):
         self.producer.schedule_task(task, self._payload(args), execute_at=when)
 
     def put_many(self, task: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        self.producer.add_tasks([(task, self._payload(row)) for row in rows])
+        self.producer.add_tasks((task, self._payload(row)) for row in rows)
 
     def later(self, dues: Sequence[tuple[float, int]]) -> None:
         self.producer.add_tasks(

@@ -15,6 +15,7 @@ registry = peer_redistq.registry
 
 class RedistqAsync(AsyncPeer):
     name = "redistq (asyncio)"
+    direct = peer_redistq.Redistq.direct
     skip: ClassVar[dict[str, str]] = dict.fromkeys(
         ("drain2", "cpu", "skew", "burst", "spread", "idle", "payload"), "measured as redistq"
     )
