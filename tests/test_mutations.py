@@ -63,13 +63,17 @@ def full_server(world: World) -> None:
     world.add("later", due="+60000")
     world.make_due()
     read = [(entry, f["id"]) for entry, f in world.fetch("w")]
+    world.expire("w")
+    beats = [world.calls.beat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
     world.db.config_set("maxmemory", 1)
     try:
         world.settle("w", outcome(*read[0]))
         world.retry("w", attempt_ended(*read[1]))
         world.park("w", (*read[2], "job"))
         world.call(world.calls.release("w", [read[3][0]]))
-        world.call(world.calls.beat(LEASE_MS, [("w", "1-1")]))
+        for beat in beats:  # after a silence, and as usual
+            world.call(beat)
+        expect(world.db.zscore(world.keys.workers, "v"), "a heartbeat was swallowed")
         world.promote()
         world.recover(consumer="w")
     finally:
@@ -102,6 +106,26 @@ def silence(world: World) -> None:
     world.call(world.calls.beat(LEASE_MS, [("w", "=")]))
     expect(world.recover().consumer == "v", "a dead worker was spared")
     expect(world.recover().consumer == "", "a living worker was recovered")
+
+
+def earliest(world: World) -> None:
+    """A beat answers the earliest deadline of all, as it is after the beat."""
+    for late, beating in (
+        ((), "w"),
+        ((), "wvw"),
+        (("w",), "w"),
+        (("w", "v"), "wv"),
+        (("v",), "w"),
+        (("w", "v", "x"), "w"),
+    ):
+        for consumer, lease_ms in (("w", 5000), ("v", 6000), ("x", LEASE_MS + MINUTE)):
+            world.register(consumer, lease_ms=lease_ms)
+        for consumer in late:
+            world.expire(consumer, by_ms=5000)
+        beat = world.calls.beat(LEASE_MS, [(consumer, "=") for consumer in beating])
+        answer = world.calls.read_beat(world.call(beat)).earliest_deadline_ms
+        least = world.db.zrange(world.keys.workers, 0, 0, withscores=True)[0][1]
+        expect(answer == least, f"{answer} is not the earliest deadline, {least} is")
 
 
 def poison(world: World) -> None:
@@ -187,6 +211,7 @@ PROBES: list[Callable[[World], None]] = [
     full_server,
     interrupted_promote,
     silence,
+    earliest,
     poison,
     uncharged,
     page_by_page,
@@ -222,6 +247,10 @@ RETRY_DROP = "if mine and (not task or sound(task)) then drop(entry) end\n  if s
 RETRY_GROWS = "if sound(task) then\n    add(task)\n    drop(entry)\n"
 PAGE_FULL = "if #page == LIMIT then return { recovered, dead, 1, consumer } end\n"
 NOT_SILENT = "  if tonumber(freshest) >= now then return false end\n"
+REFUSED = "allow_growth(KEYS[1])\n    redis.call('ZADD', KEYS[1], unpack(beats, from, to))\n"
+AGAIN = REFUSED.partition("\n")[2]
+BEFORE_GRACE = "allow_growth(KEYS[1])\n  if extend"
+OTHERS = "if not beating[low[i]] then"
 LOG = "local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)\n"
 TWICE = "  redis.call('XADD', HISTORY, '*', 'id', id, 'state', state)\n"
 KNOWN_DELAYED = "elseif redis.call('HSETNX', record, 'entry', '') == 0 then"
@@ -246,7 +275,16 @@ MUTANTS = [
     Mutant("promote: the attempt starts anew", "attempt = kept[3] or '1'", "attempt = '1'"),
     Mutant("promote: the latest first", BY_DUE, BY_DUE_LAST),
     Mutant("promote: grows first", "if #due > 0 then allow_growth(DELAYED) end\n", ""),
-    Mutant("beat: grows first", "allow_growth(KEYS[1])\n", "", ("beat",)),
+    Mutant("beat: refused for ever", REFUSED, AGAIN, ("beat",)),
+    Mutant("beat: refused and swallowed", AGAIN, "", ("beat",)),
+    Mutant("beat: the grace rule grows first", BEFORE_GRACE, "if extend", ("beat",)),
+    Mutant("beat: no grace", "tonumber(low[2]) < now", "false", ("beat",)),
+    Mutant("beat: answers as before the grace", "then low = lowest() end", "then end", ("beat",)),
+    Mutant("beat: looks at too few", "0, #beats / 2,", "0, #beats / 2 - 1,", ("beat",)),
+    Mutant("beat: an old deadline of its own", OTHERS, "if true then", ("beat",)),
+    Mutant("beat: forgets its own deadline", "tonumber(beats[1] or low[2]", "(1e15", ("beat",)),
+    Mutant("beat: forgets the others", OTHERS, "if false then", ("beat",)),
+    Mutant("beat: only the first", "from, to)", "1, 2)", ("beat",)),
     Mutant("retry: not counted", "int(tonumber(task.attempt) + 1)", "task.attempt"),
     Mutant("retry: a snooze is counted", "if state == 'retried' then task", "if true then task"),
     Mutant("retry: grows before it drops", RETRY_DROP, RETRY_GROWS, ("retry",)),

@@ -7,6 +7,7 @@ the server's sets.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -116,6 +117,55 @@ def test_without_a_silence_the_dead_stay_dead(world: World) -> None:
     beat = world.calls.read_beat(world.call(world.calls.beat(LEASE_MS, [("w", "=")])))
     assert beat.earliest_deadline_ms < beat.now_ms
     assert world.recover().consumer == "v"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_earliest_deadline_answered_is_the_least_of_the_set(world: World, seed: int) -> None:
+    """Whoever beats, named twice or not, new or expired, alone or after a silence: the answer is
+    what the set holds afterwards, and only the beat and the grace rule have moved anything."""
+    chance, seen = random.Random(seed), set()
+    for _ in range(150):
+        world.db.delete(world.keys.workers)
+        now = world.now_ms()
+        everybody = [f"w{i}" for i in range(chance.randint(1, 6))]
+        # Far from now, or it would depend on the test's own pace who has expired.
+        ages = chance.choice([[-9000, -6000, 3000, 6000, 60_000], [-9000, -6000], [3000, 60_000]])
+        known = chance.sample(everybody, chance.randint(0, len(everybody)))
+        before = {consumer: now + chance.choice(ages) for consumer in known}
+        if before:
+            world.db.zadd(world.keys.workers, before)
+        beating = chance.choices(everybody, k=chance.randint(0, 5))
+        silence = bool(before) and max(before.values()) < now
+        reply = world.call(world.calls.beat(LEASE_MS, [(consumer, "=") for consumer in beating]))
+        beat = world.calls.read_beat(reply)
+        moved = {*beating, *(before if silence else ())}
+        expected = {**before, **dict.fromkeys(moved, beat.now_ms + LEASE_MS)}
+        rows = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
+        assert {consumer.decode(): score for consumer, score in rows} == expected
+        assert beat.earliest_deadline_ms == min(expected.values(), default=-1)
+        assert beat.strangers == tuple(range(1, len(beating) + 1))
+        others = [score for consumer, score in expected.items() if consumer not in beating]
+        seen |= {
+            "nobody" if not beating else "twice" if len(set(beating)) < len(beating) else "once",
+            "silence" if silence else "expired" if min(before.values(), default=now) < now else "",
+            "others first" if min(others, default=now) < beat.now_ms + LEASE_MS else "own first",
+        }
+    assert seen == {
+        *("nobody", "once", "twice"),
+        *("silence", "expired", ""),
+        *("others first", "own first"),
+    }
+
+
+def test_a_beat_of_more_workers_than_one_command_takes(world: World) -> None:
+    """Their deadlines are written in pieces, each of whole pairs, and every one of them moves."""
+    many = [(f"w{i}", "=") for i in range(5000)]
+    world.register("v", lease_ms=3000)
+    beat = world.calls.read_beat(world.call(world.calls.beat(LEASE_MS, many)))
+    assert beat.earliest_deadline_ms == world.db.zscore(world.keys.workers, "v")
+    deadline = beat.now_ms + LEASE_MS
+    assert world.db.zcount(world.keys.workers, deadline, deadline) == len(many)
+    assert len(beat.strangers) == len(many)
 
 
 def test_consumers_that_no_worker_answers_for_are_adopted(world: World) -> None:
@@ -270,6 +320,47 @@ def test_a_full_server_refuses_new_tasks_and_still_drains(world: World) -> None:
         assert world.call(world.calls.adopt(LEASE_MS)) == 1
     assert [news["id"] for news in world.told("box")] == ["a"]
     world.check(dict.fromkeys([*"abcdefgh", "later"], 0))
+
+
+@pytest.mark.parametrize("before", ["nobody", "living", "one expired", "silence"])
+def test_heartbeats_get_through_to_a_full_server(world: World, before: str) -> None:
+    """Each way a beat takes begins with a write that a server beyond maxmemory allows."""
+    if before != "nobody":
+        world.register("w")
+        world.register("v")
+    if before in ("one expired", "silence"):
+        world.expire("v", by_ms=5000)
+    if before == "silence":
+        world.expire("w", by_ms=5000)
+    known = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
+    with full(world):
+        with pytest.raises(redis.exceptions.ResponseError, match="maxmemory"):
+            world.db.zadd(world.keys.workers, {"w": 1})
+        call = world.calls.beat(LEASE_MS, [("w", "1-1"), ("new", "2-2")])
+        beat = world.calls.read_beat(world.call(call))
+    rows = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
+    expected = {**dict(known), b"w": beat.now_ms + LEASE_MS, b"new": beat.now_ms + LEASE_MS}
+    if before == "silence":
+        expected[b"v"] = beat.now_ms + LEASE_MS
+    assert dict(rows) == expected
+    assert beat.earliest_deadline_ms == min(expected.values())
+    assert world.db.hget(world.keys.worker("w"), "running") == b"1-1"
+    assert world.db.hget(world.keys.worker("new"), "running") == b"2-2"
+
+
+def test_a_heartbeat_refused_for_another_reason_says_so(world: World) -> None:
+    """The second try is for a full server; every other refusal is heard, and nothing is written."""
+    world.register("w")
+    before = world.fingerprint()
+    rules = ["reset", "on", ">secret", "~*", "+@all", "-zadd"]
+    world.db.execute_command("ACL", "SETUSER", "worker", *rules)
+    try:
+        world.call(("AUTH", "worker", "secret"))
+        with pytest.raises(redis.exceptions.ResponseError, match=r"permissions|can't run"):
+            world.call(world.calls.beat(LEASE_MS, [("w", "1-1")]))
+    finally:
+        world.db.execute_command("ACL", "DELUSER", "worker")
+    assert world.fingerprint() == before
 
 
 def test_a_worker_that_comes_to_drain_a_full_server_gets_in(world: World) -> None:
