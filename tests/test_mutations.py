@@ -239,7 +239,8 @@ ACK = "  redis.call('XACK', STREAM, GROUP, entry)\n"
 DEL = "  redis.call('XDEL', STREAM, entry)\n"
 ACK_MANY = "  redis.call('XACK', STREAM, GROUP, unpack(accepted, from, to))\n"
 DEL_MANY = "  redis.call('XDEL', STREAM, unpack(accepted, from, to))\n"
-ZREM_DUE = "  redis.call('ZREM', DELAYED, due[i])\n"
+ZREM_DUE = "  redis.call('ZREM', DELAYED, unpack(due, from, to))\n"
+ZREM_ONE = "  redis.call('ZREM', DELAYED, due[i])\n"
 IF_WAITS = "  if kept[1] and kept[2] and kept[6] == 'delayed' then\n"
 BY_DUE = "'ZRANGEBYSCORE', DELAYED, '-inf', int(now)"
 BY_DUE_LAST = "'ZREVRANGEBYSCORE', DELAYED, int(now), '-inf'"
@@ -268,11 +269,12 @@ MUTANTS = [
     Mutant(
         "promote: ZREM before XADD, and an error between them",
         IF_WAITS,
-        ZREM_DUE + "  error('injected')\n" + IF_WAITS,
+        ZREM_ONE + "  error('injected')\n" + IF_WAITS,
     ),
     Mutant("promote: no ZREM", ZREM_DUE, ""),
+    Mutant("promote: only the first leaves the set", "unpack(due, from", "unpack({due[1]}, from"),
     Mutant("promote: still delayed", "'state', 'reason', 'name'", "'reason', 'name'"),
-    Mutant("promote: the attempt starts anew", "attempt = kept[3] or '1'", "attempt = '1'"),
+    Mutant("promote: the attempt starts anew", "kept[3] or '1'", "'1'"),
     Mutant("promote: the latest first", BY_DUE, BY_DUE_LAST),
     Mutant("promote: grows first", "if #due > 0 then allow_growth(DELAYED) end\n", ""),
     Mutant("beat: refused for ever", REFUSED, AGAIN, ("beat",)),

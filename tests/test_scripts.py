@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from script_world import LEASE_MS, TTL, World, attempt_ended, outcome, payload_of
 from servers import Server
+
+from redistq import scripts
 
 MINUTE = 60_000
 
@@ -146,6 +149,23 @@ def test_an_id_without_a_waiting_record_only_leaves_the_delayed_set(world: World
     assert world.promote().moved == 2
     assert world.entries() == []
     world.check({"dead": 0})
+
+
+def test_promote_that_breaks_off_is_made_good_by_the_next(world: World) -> None:
+    """An error after the second of three tasks loses none, and none runs twice."""
+    world.add("a", "b", "c", due="+60000")
+    world.make_due()
+    whole = scripts.load("promote").text
+    broken = whole.replace(
+        "  end\nend\n", "  end\n  if i == 2 then error('injected') end\nend\n", 1
+    )
+    assert broken != whole
+    with pytest.raises(redis.exceptions.ResponseError, match="injected"):
+        world.db.eval(broken, *world.calls.promote()[2:])
+    assert len(world.entries()) == 2
+    world.promote()
+    assert [f["id"] for _, f in world.entries()] == ["a", "b", "c"]
+    world.check(dict.fromkeys("abc", 0))
 
 
 # -- settle --------------------------------------------------------------------------------------
