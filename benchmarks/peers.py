@@ -226,6 +226,14 @@ class Run:
         self.logs = server.directory / "logs"
         self.logs.mkdir()
 
+    def recall(self, anew: set[str]) -> None:
+        """Take up the results of an earlier run, but for the scenarios that are measured anew."""
+        path = self.args.out / f"{stem(self.args)}.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            self.data |= {k: v for k, v in before["figures"].items() if k not in anew}
+            self.errors |= {k: v for k, v in before["errors"].items() if k not in anew}
+
     def median(self, scenario: str, label: str, key: str) -> float | None:
         """The median of what was measured so far."""
         rows = self.data.get(scenario, {}).get(label, [])
@@ -562,15 +570,20 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {name}, {platform.system()}"
 
 
+def stem(args: argparse.Namespace) -> str:
+    """The name of the files of results, without its ending."""
+    return "peers-quick" if args.quick else "peers"
+
+
 def write(run: Run, about: dict[str, Any]) -> str:
     """Table, JSON and picture of what was measured so far; answers the table."""
-    out, stem = run.args.out, "peers-quick" if run.args.quick else "peers"
+    out, name = run.args.out, stem(run.args)
     out.mkdir(parents=True, exist_ok=True)
     text, found = table(run, about), targets(run)
     whole = {"about": about, "figures": run.data, "errors": run.errors, "targets": found}
-    (out / f"{stem}.md").write_text(text + "\n")
-    (out / f"{stem}.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    picture(run, out / f"{stem}.png", about)
+    (out / f"{name}.md").write_text(text + "\n")
+    (out / f"{name}.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    picture(run, out / f"{name}.png", about)
     return text
 
 
@@ -587,6 +600,9 @@ def main() -> None:
     parser.add_argument("--server", default="valkey", choices=["valkey", "redis7", "redis62"])
     parser.add_argument("--python", default=newest_python(), help="the peers' interpreter")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-bench")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the other scenarios of the results there are"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     args.rounds = args.rounds or (3 if args.quick else ROUNDS)
@@ -611,6 +627,8 @@ def main() -> None:
             "limits": redis_benchmark(server),
         }
         run = Run(server, envs, args)
+        if args.keep:
+            run.recall({scenario.name for scenario in chosen})
         try:
             for scenario in chosen:
                 run.run(scenario)
