@@ -7,13 +7,15 @@ How work flows, and why nothing is lost on the way:
 
 - The **fetcher** holds one blocking read. What it reads is *held*: pending for this consumer on
   the server, and in ``_held`` here. It never holds more unstarted work than about 50 ms' worth,
-  so that other workers are not starved. When a connection fails, an answer may be lost that the
-  server already counts as delivered; the fetcher then reads its own pending list and takes up
-  what it does not hold.
+  so that other workers are not starved: it asks for no more, going by what tasks of the names
+  that came last take, and gives back what turns out to be more. When a connection fails, an
+  answer may be lost that the server already counts as delivered; the fetcher then reads its own
+  pending list and takes up what it does not hold.
 - A **runner** takes a task, shows it on the board, runs the handler, and leaves an *outcome*.
 - Outcomes are **settled in natural batches**: while one call is under way, outcomes gather, and
   the next call takes them all. A runner with nothing left to run makes the call itself, so a lone
-  task is settled without waking another thread; under load the settler thread does it.
+  task is settled without waking another thread; under load the settler thread does it. When
+  handlers are faster than the server, nothing new is read until the server has caught up.
 - If this process dies after any line, the task is pending for its consumer and the keeper, or any
   other worker, puts it back. If the server goes away, outcomes stay here until it is back.
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ from .calls import CALL_LIMIT, Calls
 from .errors import RedistqError, ServerUnavailable
 from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
 from .handlers import Handler
+from .pace import Forecast, fitting, total_ns
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
@@ -48,14 +51,18 @@ PREFETCH_MIXED = 16
 """Most tasks read at a time for the event loop of a worker that has busy threads as well."""
 BLOCK_MS = 5_000
 """Longest single blocking read, so that a lost server is noticed."""
+UNSETTLED = 1_000
+"""Outcomes kept, about: with more of them to settle, nothing new is read."""
+LARGE_RESULT = 256 * 1024
+"""A result of more bytes is settled before its runner goes on: memory must not fill with them."""
 CALL_BYTES = 1024 * 1024
 """Result bytes in one settling call, about: more would hold the server for too long."""
 STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
 LOOK_S = 0.05
 """While unstarted work is held, how often the fetcher looks whether it is too much."""
-HOARD_NS = 500_000_000
-"""Held work beyond this, in time, is offered to workers that are idle."""
+HOARD_NS = 2 * PREFETCH_NS
+"""Unstarted work beyond this, in time, is offered to workers that are idle, down to PREFETCH_NS."""
 
 
 class Crew:
@@ -80,6 +87,7 @@ class Crew:
         self._all_paused = (1 << len(self._lanes)) - 1
         self.consumer, self.board = consumer, board
         self._execution = Execution(settings, handlers, consumer, board)
+        self._forecast = Forecast()
         self._has_sync = any(not h.is_async for h in handlers.values())
         self._has_async = any(h.is_async for h in handlers.values())
 
@@ -110,6 +118,7 @@ class Crew:
         self._group_gone, self._look_again = False, False
         self._seen_popped, self._gave_back_at = -1, -1
         self._stuck_since, self._stuck_s = 0.0, STUCK_S
+        self._look_at = 0.0  # when the fetcher looks whether it holds too much
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -212,7 +221,7 @@ class Crew:
                     if paused := self.board.paused:  # it came while we waited: nobody starts it
                         self._release([t for t in tasks if paused >> t[2] & 1], False)
                         tasks = [t for t in tasks if not paused >> t[2] & 1]
-                    self._accept(tasks)
+                    self._take(tasks, drained=len(tasks) < room)
             except NoGroup:
                 log.warning("queue %s has no group: making it anew", self.settings.queue)
                 self._group_gone = True
@@ -273,18 +282,21 @@ class Crew:
             self._give_back(drained_only=True)
             self._gave_back_at, self._stuck_since = self._popped, now
             self._stuck_s = min(self._stuck_s * 2, 4.0)
-        self._offer_excess()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            self._offer_excess(now)
 
-    def _offer_excess(self) -> None:
-        """Tasks turned out longer than those before: what was read for a moment's work, and is
-        work for long, goes to workers that are idle."""
-        mean = self._execution.mean_ns()
-        if not mean or not self._ready:
+    def _offer_excess(self, now: float) -> None:
+        """What was held as a moment's work, and is work for long, goes to workers that are idle."""
+        threads = self.settings.threads
+        held = self._execution.times(self._ready.copy())
+        work_ns = total_ns(Counter(held))
+        if work_ns <= threads * HOARD_NS:
             return
-        excess = len(self._ready) - max(int(self.settings.threads * HOARD_NS / mean), 1)
+        excess = len(held) - max(fitting(held, threads * PREFETCH_NS), threads)
         tasks: list[Task] = []
         try:
-            while len(tasks) < min(excess, CALL_LIMIT):
+            while len(tasks) < excess:
                 tasks.append(self._ready.pop())
         except IndexError:
             pass
@@ -292,10 +304,14 @@ class Crew:
         if tasks and not self._release(tasks, True):
             self._ready.extend(tasks)
             self._wake(len(tasks))
+            # Others have enough to do. The more we hold, the less it matters when we ask again.
+            self._look_at = now + max(LOOK_S, work_ns / 1e9 / 16)
 
     def _room_for(self) -> int:
         """How many more tasks to hold: about 50 ms' worth; of long ones, one per free slot."""
-        mean = self._execution.mean_ns()
+        if len(self._outcomes) >= UNSETTLED:
+            return 0
+        mean = self._forecast.mean_ns()
         waiting = len(self._ready)
         room = 0
         if self._has_sync:
@@ -315,6 +331,26 @@ class Crew:
                 room_of_loop = min(room_of_loop, PREFETCH_MIXED - waiting)
             room = max(room, room_of_loop)
         return min(room, PREFETCH_TASKS)
+
+    def _take(self, tasks: list[Task], drained: bool) -> None:
+        """What was just read, asked for by what came before. If it turns out to be far more work,
+        and nothing is left to read, others may be idle: all but a moment's work goes to them."""
+        times = self._execution.times(tasks)
+        if len(tasks) == 1:  # nothing to share out, and a lone task is in a hurry
+            self._accept(tasks)
+            self._forecast.read({times[0]: 1})
+            return
+        counts, threads, spare = Counter(times), self.settings.threads, tasks[:0]
+        # With an event loop, this few may have been read for it: more than threads have room for.
+        few = self._loop is not None and len(tasks) <= PREFETCH_MIXED
+        if drained and not few and total_ns(counts) > threads * HOARD_NS:
+            keep = max(fitting(times, threads * PREFETCH_NS), self._idle, 1)
+            tasks, spare = tasks[:keep], tasks[keep:]
+        self._accept(tasks)
+        self._forecast.read(counts)
+        if spare and not self._release(spare, True):
+            self._accept(spare)
+            self._look_at = time.monotonic() + LOOK_S
 
     def _accept(self, entries: list[Task]) -> None:
         """Entries that are now pending for us: hand them on."""
@@ -360,10 +396,8 @@ class Crew:
     def _give_back(self, drained_only: bool, lanes: int = -1) -> None:
         """Offer unstarted work to other workers, uncounted; ``lanes`` says of which, a bit each."""
         tasks: list[Task] = []
-        # Of stuck work one call's worth: what it gives back would make a second call refuse.
-        most = CALL_LIMIT if drained_only else 1_000_000
         try:
-            while len(tasks) < most:
+            while True:
                 tasks.append(self._ready.popleft())
         except IndexError:
             pass
@@ -383,9 +417,14 @@ class Crew:
         try:
             for lane, calls in enumerate(self._lanes):
                 entries = [task[0] for task in tasks if task[2] == lane]
+                ask = drained_only  # once: after the first call our own tasks are there to read
                 for start in range(0, len(entries), CALL_LIMIT):
                     part = entries[start : start + CALL_LIMIT]
-                    released += self.broker.call(calls.release(self.consumer, part, drained_only))
+                    off = self.broker.call(calls.release(self.consumer, part, ask))
+                    released += off
+                    if ask and not off:
+                        break
+                    ask = False
         except (RedistqError, NoGroup) as error:
             # Some may have gone back and some not: those that are still ours are found again.
             log.warning("%d unstarted tasks could not be given back: %s", len(tasks), error)
@@ -420,7 +459,10 @@ class Crew:
                 self._bell.get()
                 continue
             self._popped += 1
-            outcomes.append(run(task))
+            outcome = run(task)
+            outcomes.append(outcome)
+            if outcome.verb is SETTLE and len(outcome.args[6]) > LARGE_RESULT:
+                self._flush(wait=True)
             if ready:
                 if not self._settle_rung:
                     self._settle_rung = True
@@ -505,6 +547,8 @@ class Crew:
         held = self._held
         for outcome in batch:
             held.pop((outcome.entry, outcome.lane), None)
+        if self._fetcher_waits and len(self._outcomes) < UNSETTLED:
+            self._room.set()  # perhaps it waits for this
         return []
 
     def _settle_others(self, calls: Calls, batch: list[Outcome]) -> None:

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import tracing
@@ -22,6 +22,7 @@ from .board import Board
 from .codec import check_size, dumps, encode_error, encode_result, loads
 from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
 from .handlers import Handler, TaskContext
+from .pace import NAMES, UNKNOWN, RunTimes
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
@@ -81,6 +82,7 @@ class _Job:
         "policy",
         "raw",
         "timeout",
+        "times",
         "ttl",
         "wants_context",
     )
@@ -90,6 +92,7 @@ class _Job:
         self.policy, self.timeout = handler.policy, handler.timeout
         self.is_async, self.wants_context = handler.is_async, handler.wants_context
         self.raw = handler.raw
+        self.times = RunTimes(threaded=not handler.is_async)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
         self.ttl = str(int(ttl * 1000))
 
@@ -134,11 +137,6 @@ class Execution:
     ) -> None:
         self._settings, self._consumer, self._board = settings, consumer, board
         self._jobs = {name.encode(): _Job(handler, settings) for name, handler in handlers.items()}
-        slots = settings.threads + settings.async_concurrency
-        self._busy_ns, self._done = [0] * slots, [0] * slots
-        self._seen = (0, 0)
-        self._mean: float | None = None
-        self._seen_at = 0.0
         self._limits = _TimeLimits()
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
@@ -154,26 +152,20 @@ class Execution:
         job = self._jobs.get(flat[3]) if len(flat) > 3 else None
         return job is not None and job.is_async
 
-    def mean_ns(self) -> float | None:
-        """How long a task takes these days, in ns; None while nothing is known."""
-        busy, done = sum(self._busy_ns), sum(self._done)
-        new, mean = done - self._seen[1], self._mean
-        # Sixteen tasks say enough at any time, and a few when they take long: whoever has just
-        # read hundreds of tasks for a moment's work must notice soon that they are none.
-        now = time.monotonic()
-        if new >= 16 or (new > 0 and (mean is None or now - self._seen_at > 0.05)):
-            recent = (busy - self._seen[0]) / new
-            if mean is not None:
-                share = 0.8 if recent > mean else 0.5
-                recent = share * recent + (1 - share) * mean
-            self._mean, self._seen, self._seen_at = recent, (busy, done), now
-        return self._mean
+    def times(self, tasks: Iterable[Task]) -> list[RunTimes]:
+        """What is known of how long each of these takes."""
+        jobs, found = self._jobs, []
+        for _, flat, _ in tasks:
+            name = flat[3] if len(flat) > 3 else b""
+            job = jobs.get(name) or self._labelled(name)
+            found.append(UNKNOWN if job is None else job.times)
+        return found
 
     # -- running ---------------------------------------------------------------------------------
 
     def runner(self, slot: int) -> Callable[[Task], Outcome]:
         """The function that runs a task in slot ``slot`` and never raises."""
-        board, busy_ns, done = self._board, self._busy_ns, self._done
+        board = self._board
         clock = time.perf_counter_ns
 
         def run(task: Task) -> Outcome:
@@ -201,8 +193,9 @@ class Execution:
                     board.end(slot)
                 else:
                     board.end_limited(slot)
-                busy_ns[slot] += took
-                done[slot] += 1
+                times = current.job.times
+                times.busy_ns += took
+                times.done += 1
                 return outcome
             except BaseException as error:
                 # Our own fault, not the handler's: set the entry aside rather than lose a thread.
@@ -248,8 +241,9 @@ class Execution:
         else:
             outcome = self._returned(opened, result, time.perf_counter_ns() - started, started)
         board.end_limited(slot)
-        self._busy_ns[slot] += time.perf_counter_ns() - started
-        self._done[slot] += 1
+        times = opened.job.times
+        times.busy_ns += time.perf_counter_ns() - started
+        times.done += 1
         return outcome
 
     def _call(self, run: _Run) -> Any:
@@ -378,9 +372,11 @@ class Execution:
             return None
         labelled = copy.copy(job)
         labelled.name = name.decode("utf-8", "replace")
-        if len(self._jobs) < 10_000:
-            self._jobs[name] = labelled
-        return labelled
+        if len(self._jobs) >= 10_000:
+            return labelled
+        if len(self._jobs) < NAMES:
+            labelled.times = RunTimes()
+        return self._jobs.setdefault(name, labelled)  # the fetcher and runners come here
 
     # -- outcomes --------------------------------------------------------------------------------
 

@@ -22,7 +22,10 @@ FLOORS = {
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
     "door": ("plans", "producer_plans", "producer", "scheduler", "blobs"),
-    "crew": ("execution", "async_crew", "crew", "keeper", "task_output", "remote_call", "worker"),
+    "crew": (
+        *("pace", "execution", "async_crew", "crew", "keeper"),
+        *("task_output", "remote_call", "worker"),
+    ),
     "windows": ("extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
     "street": ("worker_cli", "_child", "_keeper"),
 }

@@ -746,6 +746,40 @@ def test_long_tasks_are_not_prefetched(url: str, client: redis.Redis) -> None:
             assert [producer.get_result(i, 10) for i in ids] == ["waited"] * 3
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_long_tasks_after_many_short_ones_are_shared_out(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, known: bool, threads: int
+) -> None:
+    """A worker that has run only short tasks lately keeps of the long ones what it can start."""
+    monkeypatch.setattr("redistq.crew.STUCK_S", 60.0)  # not because nobody makes progress
+    handlers = {"waits": waits, "add_one": add_one}
+    options: dict[str, Any] = {"task_handlers": handlers, "thread_count": threads, "lease": 2}
+    with TaskProducer(url=url) as producer, TaskWorker(url=url, **options):
+        if known:
+            key = fresh_key()
+            once = producer.add_task(waits, {"key": key})
+            assert events[key + "started"].wait(10)
+            until(lapse(0.15), "a time that nobody would call short")
+            events[key + "go"].set()
+            producer.get_result(once, 10)
+        for _ in range(2):
+            shorts = producer.add_tasks([(add_one, n) for n in range(400)])
+            assert [producer.get_result(i, 10) for i in shorts] == list(range(1, 401))
+        keys = [fresh_key() for _ in range(40)]
+        ids = producer.add_tasks([(waits, {"key": key}) for key in keys])
+        for key in keys[:threads]:
+            assert events[key + "started"].wait(10)
+        until(lambda: producer.snapshot().pending == threads, "the others wait for anyone")
+        with TaskWorker(url=url, **options):
+            for key in keys[threads : 2 * threads]:  # in the order in which they were added
+                assert events[key + "started"].wait(10)
+            for key in keys:
+                events[key + "go"].set()
+            assert [producer.get_result(i, 10) for i in ids] == ["waited"] * 40
+        assert {tuple(history(client, i)) for i in ids} == {("succeeded",)}
+
+
 @pytest.mark.parametrize("short", [3, 60], ids=["few", "many"])
 def test_a_long_task_keeps_no_short_ones_hostage(url: str, client: redis.Redis, short: int) -> None:
     """Short tasks that were fetched behind a long one go to an idle worker, uncounted."""

@@ -19,7 +19,7 @@ from redistq import Registry, TaskProducer, TaskWorker
 from redistq.board import Board
 from redistq.broker import Broker, Lost
 from redistq.calls import Calls
-from redistq.crew import Crew
+from redistq.crew import LARGE_RESULT, PREFETCH_TASKS, UNSETTLED, Crew
 from redistq.keeper import Keeper
 from redistq.keys import QueueKeys
 from redistq.settings import Address
@@ -39,6 +39,11 @@ def add_one(payload: int) -> int:
 def counted(payload: str) -> int:
     runs[payload] = runs.get(payload, 0) + 1
     return runs[payload]
+
+
+@registry.task
+def large(payload: int) -> str:
+    return "x" * (LARGE_RESULT + payload)
 
 
 @registry.task
@@ -335,6 +340,41 @@ def test_what_was_finished_while_the_server_was_away_is_settled_afterwards(
         with server.client() as client:
             assert history(client, task_id) == ["succeeded"]
         assert set(runs.values()) == {1}
+
+
+def test_handlers_faster_than_the_server_do_not_run_away_from_it(
+    url: str, producer: TaskProducer, client: redis.Redis
+) -> None:
+    """While nothing can be settled, only so much is run, and only that is this worker's."""
+    most = UNSETTLED + 2 * PREFETCH_TASKS + 1
+    with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
+        first = producer.add_tasks(("add_one", n) for n in range(2000))
+        assert producer.get_result(first[-1], 20) == 2000  # it knows that they are short
+        with worker._crew._settling:
+            ids = producer.add_tasks(("add_one", n) for n in range(3 * most))
+            until(lambda: len(worker._crew._outcomes) >= UNSETTLED, "enough of them")
+            until(lapse(1), "as much as it would read")
+            assert UNSETTLED <= len(worker._crew._outcomes) <= most
+            assert producer.snapshot().pending <= most
+        until(lambda: producer.snapshot().pending + producer.snapshot().ready == 0, "the end", 30)
+        assert producer.get_result(ids[-1], 20) == 3 * most
+    assert int(client.hget("counters:tasks", "succeeded") or 0) == 2000 + 3 * most
+
+
+def test_large_results_are_not_piled_up(
+    url: str, producer: TaskProducer, client: redis.Redis
+) -> None:
+    """A runner with a large result settles it before it makes the next one."""
+    with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
+        first = producer.add_tasks(("add_one", n) for n in range(200))
+        assert producer.get_result(first[-1], 20) == 200
+        with worker._crew._settling:
+            ids = producer.add_tasks(("large", n) for n in range(1, 20))
+            until(lambda: len(worker._crew._outcomes) == 2, "one of each runner")
+            until(lapse(0.5), "time for more")
+            assert len(worker._crew._outcomes) == 2
+        sizes = [len(producer.get_result(i, 20)) for i in ids]
+    assert sizes == [LARGE_RESULT + n for n in range(1, 20)]
 
 
 def test_nothing_is_lost_when_the_server_is_killed_again_and_again(
