@@ -11,14 +11,18 @@ payload cannot be taken for each other.
 
 from __future__ import annotations
 
+import functools
 import hmac
+import io
 import os
 import pickle
 import secrets
 import sys
 import zlib
+from collections import ChainMap
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, ClassVar
 
 from .errors import ConfigurationError, PayloadError, UntrustedPayload
 
@@ -101,12 +105,40 @@ def dump(value: Any) -> bytes:
     try:
         if _is_plain(value):
             return pickle.dumps(value, 5)
-        import cloudpickle
-
-        data: bytes = cloudpickle.dumps(value, 5)
-        return data
+        return by_value(value)
     except Exception as error:
         raise PayloadError(what_cannot(value, error)) from error
+
+
+def by_value(value: Any) -> bytes:
+    """Any object as cloudpickle writes it; raises whatever its parts raise."""
+    file = io.BytesIO()
+    _pickler()(file, 5).dump(value)
+    return file.getvalue()
+
+
+@functools.cache
+def _pickler() -> Any:
+    """cloudpickle's pickler, which leaves functions the name of the file they stand in.
+
+    From 3.1.3 on cloudpickle writes ``<dynamic-code>`` instead, and a traceback from a worker would
+    show neither the file nor the line's text.
+    """
+    import cloudpickle
+
+    reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def with_file(code: CodeType) -> Any:
+        make, values, *rest = reduce(code)
+        named = (code.co_filename if value == "<dynamic-code>" else value for value in values)
+        return (make, tuple(named), *rest)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(
+            {CodeType: with_file}, cloudpickle.Pickler.dispatch_table
+        )
+
+    return Pickler
 
 
 def load(data: bytes) -> Any:
@@ -139,10 +171,8 @@ def what_cannot(value: Any, error: BaseException | None, name: str = "") -> str:
 
 def can_be_sent(value: Any) -> bool:
     """Whether a value can be pickled; found out by trying."""
-    import cloudpickle
-
     try:
-        cloudpickle.dumps(value, 5)
+        by_value(value)
     except Exception:
         return False
     return True

@@ -24,7 +24,7 @@ from typing import Any
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .errors import PayloadError, RedistqError, UntrustedPayload
 from .handlers import Handler, Registry, TaskContext
-from .pickling import PYTHON, Sealer, can_be_sent, dump, load, what_cannot
+from .pickling import PYTHON, Sealer, by_value, can_be_sent, dump, load, what_cannot
 from .retry import RetryPolicy
 from .task_output import LogSink, TaskOutput, captured
 
@@ -89,11 +89,8 @@ def pickled_function(function: Callable[..., Any]) -> bytes:
 
 
 def _by_value(function: Callable[..., Any]) -> bytes:
-    import cloudpickle
-
     try:
-        data: bytes = cloudpickle.dumps(function, 5)
-        return data
+        return by_value(function)
     except Exception as error:
         raise PayloadError(what_cannot(function, error)) from error
 
@@ -234,9 +231,7 @@ class CallHandler:
             "output": list(output.tail) if output is not None else [],
         }
         try:
-            import cloudpickle
-
-            pickled = self._sealer.pack(cloudpickle.dumps(error, 5))
+            pickled = self._sealer.pack(by_value(error))
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
         except Exception:

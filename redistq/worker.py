@@ -205,10 +205,10 @@ class TaskWorker:
         self._keeper_watch.start()
 
     def _start_keeper_with_children(self) -> None:
-        import cloudpickle
+        from .pickling import by_value
 
         try:
-            pickled = cloudpickle.dumps(dict(self.registry))
+            pickled = by_value(dict(self.registry))
         except Exception as error:
             raise ConfigurationError(
                 f"the handlers cannot be sent to child processes: {error}; define them in a "
