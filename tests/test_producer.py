@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -34,7 +36,7 @@ from redistq import (
     TaskWorker,
     UnknownTask,
 )
-from redistq.broker import Broker
+from redistq.broker import Broker, _DirectLine, _Line
 from redistq.producer_plans import HABIT, INBOX_KEPT, RECENT
 from redistq.settings import Address
 
@@ -780,6 +782,37 @@ def test_one_awaited_producer_serves_one_loop_after_another(url: str, worker: Ta
     assert [asyncio.run(once(n)) for n in range(3)] == [1, 2, 3]
     asyncio.run(producer.close())
     asyncio.run(producer.close())
+
+
+def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version of redis-py that hides its socket, or has no hiredis, works as well."""
+    monkeypatch.setattr("redistq.broker._line_over", lambda connection, _: _Line(connection))
+    with (
+        TaskProducer(url=url) as producer,
+        TaskWorker(url=url, task_handlers=registry, lease=2) as worker,
+    ):
+        wait_for_each(producer, 10)
+        ids = producer.add_tasks(("add_one", n) for n in range(1000))
+        assert [producer.get_result(i, 20) for i in ids] == list(range(1, 1001))
+        assert len(producer.get_result(producer.add_task("big", 300_000), 10)) == 300_000
+        with pytest.raises(TaskFailed, match="on purpose"):
+            producer.get_result(producer.add_task("fails", "on purpose"), 10)
+        assert type(producer.broker._local.wire._line) is _Line
+        assert worker._crew.lost == 0
+
+
+def test_the_wire_of_a_plain_connection_is_direct(producer: TaskProducer) -> None:
+    """With hiredis and a socket no layer stands between; a call keeps its time limit."""
+    producer.add_task("a")
+    line = producer.broker._local.wire._line
+    assert type(line) is _DirectLine
+    sock = producer.broker._local.wire._connection._sock
+    seconds, micros = struct.unpack(
+        "ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    )
+    assert seconds + micros / 1e6 == pytest.approx(producer.timeout, abs=0.01)
 
 
 def test_answers_left_unread_are_not_taken_for_others(url: str) -> None:
