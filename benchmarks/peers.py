@@ -41,6 +41,7 @@ from servers import Server  # noqa: E402  (beside the tests, in no package)
 LIMIT = "bare redis-py"
 ROUNDS = 5
 TIMEOUT_S = 240
+SKIPPED = "not run"
 
 
 @dataclass(frozen=True)
@@ -269,23 +270,28 @@ class Run:
         self.client.config_resetstat()
         log = self.logs / f"{scenario}-{label}".replace("/", "-").replace(" ", "-")
         params = {**params, "url": self.server.url, "log": str(log)}
-        try:
-            done = subprocess.run(
-                [*command, json.dumps(params)],
-                cwd=HERE / "peers",
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-            )
-            answer = [x[7:] for x in done.stdout.splitlines() if x.startswith("RESULT ")]
-            said = done.stderr
-        except subprocess.TimeoutExpired:
-            answer, said = [], f"TimeoutError: no end after {TIMEOUT_S} s"
+        with subprocess.Popen(
+            [*command, json.dumps(params)],
+            cwd=HERE / "peers",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                out, said = process.communicate(timeout=TIMEOUT_S)
+                answer = [x[7:] for x in out.splitlines() if x.startswith("RESULT ")]
+            except subprocess.TimeoutExpired:
+                process.terminate()  # it ends its worker, which would go on taking a core
+                answer, said = [], f"TimeoutError: no end after {TIMEOUT_S} s"
+                try:
+                    process.communicate(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
         if answer:
             figures = json.loads(answer[0])
             if "skip" in figures:
-                self.errors.setdefault(scenario, {})[label] = figures["skip"]
+                self.errors.setdefault(scenario, {})[label] = f"{SKIPPED}: {figures['skip']}"
             else:
                 self.data.setdefault(scenario, {}).setdefault(label, []).append(figures)
                 shown = {k: v if isinstance(v, str) else round(v, 2) for k, v in figures.items()}
@@ -376,7 +382,8 @@ def spread(run: Run, metric: Metric, label: str) -> str:
     rows = run.data.get(metric.scenario, {}).get(label, [])
     values = [row[metric.key] for row in rows if metric.key in row]
     if not values:
-        return "error" if label in run.errors.get(metric.scenario, {}) else "–"
+        error = run.errors.get(metric.scenario, {}).get(label, SKIPPED)
+        return "–" if error.startswith(SKIPPED) else "error"
 
     def show(value: float) -> str:
         return f"{value:,.{metric.digits}f}"

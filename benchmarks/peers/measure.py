@@ -398,6 +398,7 @@ def main() -> None:
     if scenario in ("cpu", "skew"):
         os.environ["BENCH_PROFILE"] = "cpu"
     Bench.peer_module = module
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     bench = Bench(module, params)
     if why := bench.peer.skip.get(scenario):
         print("RESULT " + json.dumps({"skip": why}))
