@@ -10,11 +10,11 @@
 -- WHY: all XADDs before the ZREM: an error in between leaves ids in the set whose records no longer
 --   say `delayed`, or tasks that are due again, never a lost one. An id whose record does not say
 --   so has no business here and only leaves the set. Any number of schedulers may call it: whoever
---   comes second finds nothing. Written out rather than with lib/entry.lua: a table a task costs
---   as much as removing them all.
+--   comes second finds nothing.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 --@include now
 --@include full
+--@include entry
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[1])
 if #due > 0 then allow_growth(DELAYED) end
@@ -22,8 +22,7 @@ for i = 1, #due do
   local record = TASK .. due[i]
   local kept = redis.call('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
   if kept[1] and kept[2] and kept[6] == 'delayed' then
-    local entry = redis.call('XADD', STREAM, '*', 'id', due[i], 'name', kept[1], 'payload', kept[2],
-      'attempt', kept[3] or '1', 'recovered', kept[4] or '0', 'opts', kept[5] or '')
+    local entry = add(due[i], kept[1], kept[2], kept[3] or '1', kept[4] or '0', kept[5] or '')
     redis.call('HSET', record, 'entry', entry)
     redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
   end

@@ -27,8 +27,7 @@ for i = 1, #ids do
   local record = TASK .. ids[i]
   local kept = redis.call('HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from')
   if (kept[1] == 'failed' or kept[1] == 'cancelled') and kept[3] and kept[3] ~= '' and not kept[5] then
-    local entry = add({ id = ids[i], name = kept[2], payload = kept[3], attempt = '1',
-      recovered = '0', opts = kept[4] or '' })
+    local entry = add(ids[i], kept[2], kept[3], '1', '0', kept[4] or '')
     redis.call('HSET', record, 'entry', entry, 'from', 'replay')
     redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',
       'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')

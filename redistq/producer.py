@@ -17,8 +17,6 @@ from .plans import drive, drive_async
 from .producer_plans import Item, ProducerPlans, TaskName, TaskStatus
 from .settings import DEFAULT_HOST, DEFAULT_PORT
 
-_NOT_AT_ONCE = frozenset({"delay", "execute_at", "task_id"})
-
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
 
 
@@ -62,7 +60,7 @@ class TaskProducer(ProducerPlans):
 
         Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
         """
-        fields = self._new(
+        new_id, command = self._adding(
             type,
             payload,
             retries=retries,
@@ -71,11 +69,8 @@ class TaskProducer(ProducerPlans):
             timeout=timeout,
             result_ttl=result_ttl,
         )
-        if delay is None and task_id is None:
-            self.broker.call(self._one(fields))
-        else:
-            self.broker.call(self.calls.enqueue_one(*fields))
-        return fields[0]
+        self.broker.call(command)
+        return new_id
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """Add many tasks, few calls to the server; returns their ids in order.
@@ -105,9 +100,9 @@ class TaskProducer(ProducerPlans):
 
         The time is compared with the server's clock. A time in the past means now.
         """
-        fields = self._new(type, payload, execute_at=execute_at, **options)
-        self.broker.call(self.calls.enqueue_one(*fields))
-        return fields[0]
+        task_id, command = self._adding(type, payload, execute_at=execute_at, **options)
+        self.broker.call(command)
+        return task_id
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """The task's result, as soon as it is settled; no polling.
@@ -187,12 +182,9 @@ class AsyncTaskProducer(ProducerPlans):
 
     async def add_task(self, type: TaskName, payload: Any = None, **options: Any) -> str:
         """As TaskProducer.add_task."""
-        fields = self._new(type, payload, **options)
-        if options.keys() & _NOT_AT_ONCE:
-            await self.broker.call(self.calls.enqueue_one(*fields))
-        else:
-            await self.broker.call(self._one(fields))
-        return fields[0]
+        task_id, command = self._adding(type, payload, **options)
+        await self.broker.call(command)
+        return task_id
 
     async def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """As TaskProducer.add_tasks."""

@@ -145,8 +145,15 @@ class ProducerPlans:
             due = str(_due_ms(execute_at))
         return task_id, name, data, opts, due
 
-    def _one(self, fields: Fields) -> Command:
-        """The call that adds a new task, with the address of its waiter if there will be one.
+    def _adding(self, type: TaskName, payload: Any, **options: Any) -> tuple[str, Command]:
+        """A new task's id and the call that adds it; ``options`` are those of ``_new``."""
+        fields = self._new(type, payload, **options)
+        if fields[4] or options.get("task_id") is not None:
+            return fields[0], self.calls.enqueue_one(*fields)
+        return fields[0], self._enqueue_now(fields)
+
+    def _enqueue_now(self, fields: Fields) -> Command:
+        """The call that adds a new task now, with the address of its waiter if there will be one.
 
         Whoever waits for each task it adds spares itself one call a task: the settlement tells
         its inbox without being asked to. It is a guess: a task that nobody waits for leaves one

@@ -85,14 +85,7 @@ class Call:
 
 def pickled_function(function: Callable[..., Any]) -> bytes:
     """A function with what a readable traceback needs: the source lines of a notebook's cell."""
-    return dump((PYTHON, _cell_sources(function), _by_value(function)))
-
-
-def _by_value(function: Callable[..., Any]) -> bytes:
-    try:
-        return by_value(function)
-    except Exception as error:
-        raise PayloadError(what_cannot(function, error)) from error
+    return dump((PYTHON, _cell_sources(function), dump(function)))
 
 
 def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:

@@ -244,8 +244,9 @@ ZREM_ONE = "  redis.call('ZREM', DELAYED, due[i])\n"
 IF_WAITS = "  if kept[1] and kept[2] and kept[6] == 'delayed' then\n"
 BY_DUE = "'ZRANGEBYSCORE', DELAYED, '-inf', int(now)"
 BY_DUE_LAST = "'ZREVRANGEBYSCORE', DELAYED, int(now), '-inf'"
+ADD = "add(task.id, task.name, task.payload, task.attempt, task.recovered, task.opts)"
 RETRY_DROP = "if mine and (not task or sound(task)) then drop(entry) end\n  if sound(task) then\n"
-RETRY_GROWS = "if sound(task) then\n    add(task)\n    drop(entry)\n"
+RETRY_GROWS = f"if sound(task) then\n    {ADD}\n    drop(entry)\n"
 PAGE_FULL = "if #page == LIMIT then return { recovered, dead, 1, consumer } end\n"
 NOT_SILENT = "  if tonumber(freshest) >= now then return false end\n"
 REFUSED = "allow_growth(KEYS[1])\n    redis.call('ZADD', KEYS[1], unpack(beats, from, to))\n"
@@ -297,7 +298,7 @@ MUTANTS = [
         "requeue(task, entry .. ' ' .. consumer, 0, '', now)",
         ("recover",),
     ),
-    Mutant("requeue: no new entry", "redis.call('HSET', record, 'entry', add(task))", "add(task)"),
+    Mutant("requeue: no new entry", f"redis.call('HSET', record, 'entry',\n      {ADD})", ADD),
     Mutant("requeue: no payload", "'payload', task.payload, 'attempt'", "'attempt'"),
     Mutant("requeue: not in the set", "  redis.call('ZADD', DELAYED, due, task.id)\n", ""),
     Mutant("recover: not counted", "(charged and 1 or 0)", "0"),

@@ -12,11 +12,12 @@ local function drop(entry)
   redis.call('XACK', STREAM, GROUP, entry)
   redis.call('XDEL', STREAM, entry)
 end
--- add(task): one new stream entry for a task's next attempt; always the same fields in the same
--- order, which a stream stores without repeating their names.
-local function add(task)
-  return redis.call('XADD', STREAM, '*', 'id', task.id, 'name', task.name, 'payload', task.payload,
-    'attempt', task.attempt, 'recovered', task.recovered, 'opts', task.opts)
+-- add(id, name, payload, attempt, recovered, opts): one new stream entry for a task's next attempt;
+-- always the same fields in the same order, which a stream stores without repeating their names.
+-- Not one table: making it took promote half a microsecond a task.
+local function add(id, name, payload, attempt, recovered, opts)
+  return redis.call('XADD', STREAM, '*', 'id', id, 'name', name, 'payload', payload,
+    'attempt', attempt, 'recovered', recovered, 'opts', opts)
 end
 -- sound(task): whether an entry has all that a task needs.
 local function sound(task)

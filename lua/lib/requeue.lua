@@ -7,7 +7,8 @@ local function requeue(task, from, delay_ms, reason, now)
   local record = TASK .. task.id
   if from then redis.call('HSET', record, 'from', from) end
   if delay_ms <= 0 then
-    redis.call('HSET', record, 'entry', add(task))
+    redis.call('HSET', record, 'entry',
+      add(task.id, task.name, task.payload, task.attempt, task.recovered, task.opts))
     return 0
   end
   local due = now + delay_ms
