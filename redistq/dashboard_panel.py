@@ -114,7 +114,9 @@ class WidgetPanel:
         ]
 
     def _on_views(self, change: Any) -> None:
-        self._was_seen = self._was_seen or bool(change["new"])
+        if change["new"] and not self._was_seen:
+            self._was_seen = True
+            ticker.hurry(self)  # an unseen dashboard is refreshed rarely: its picture may be old
 
     def show(self) -> bool:
         """Display it (again); answers False when it has ended."""

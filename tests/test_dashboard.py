@@ -731,7 +731,9 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
         "import time\nfrom redistq.dashboard import Dashboard\nd = Dashboard(queue='seen')\nd"
     )
     assert cells.printed(LOOK).startswith("left 1 ")
-    # Nobody looks, as far as it knows: play the front end that does.
+    # Nobody looks, as far as it knows, and after a while it is refreshed every five seconds. Play
+    # the front end that looks: from now on it must be refreshed twice a second.
+    time.sleep(1.0)
     cells.run("d._panels[0]._root._view_count = 1; from redistq import TaskProducer")
     busy = cells.run(
         "p = TaskProducer(stream='seen')\nfor _ in range(30): p.add_task('x'); time.sleep(0.1)"
