@@ -56,6 +56,8 @@ class Batch:
     ) -> None:
         self._client, self.id, self.total = client, batch_id, total
         self._options, self._progress = options, progress
+        self._found = True
+        """Whether it was there already, begun by who knows which release."""
 
     # -- starting and finding --------------------------------------------------------------------
 
@@ -84,12 +86,16 @@ class Batch:
         # leaves nothing behind.
         function = client.store_function(fn, options)
         shared: dict[int, tuple[Any, Ref]] = {}
-        packets = [client.pack_call(function, (item,), {}, options, shared) for item in items]
+        packets = [
+            client.pack_call(_task_id(batch_id, i), function, (item,), {}, options, shared)
+            for i, item in enumerate(items)
+        ]
         label = options.name or _label(fn)
         batch = cls(client, batch_id, len(packets), options, progress)
         created, total = client.broker.call(
             client.calls.open_batch(batch_id, label, len(packets), _OPEN_TTL_MS)
         )
+        batch._found = not created
         if not created:
             if not resume:
                 raise ConfigurationError(
@@ -147,7 +153,7 @@ class Batch:
             client.producer.replay(*(self._task_id(i) for i in again))
 
     def _task_id(self, index: int) -> str:
-        return f"{self.id}:{index}"
+        return _task_id(self.id, index)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -275,15 +281,24 @@ class Batch:
     def _ends(self, indexes: Iterable[int]) -> Iterator[tuple[int, Any, BaseException | None]]:
         """Results and errors of settled tasks; an error stands in its value's place too."""
         client, order = self._client, list(indexes)
+        stream = client.keys.stream
         commands = (
             ("HMGET", client.keys.task(self._task_id(i)), "state", "result", "error") for i in order
         )
         for i, (state, result, error) in zip(order, _ask(client, commands), strict=True):
             if state == b"succeeded" and result is not None:
-                yield i, decode_result(client.sealer, result), None
+                task_id = self._task_id(i)
+                try:
+                    value = decode_result(client.sealer, stream, task_id, result, old=self._found)
+                except Exception as why:  # it cannot be read: an error of this task
+                    yield i, why, why
+                else:
+                    yield i, value, None
                 continue
             if state == b"failed":
-                failure, _ = decode_error(client.sealer, self._task_id(i), error)
+                failure, _ = decode_error(
+                    client.sealer, stream, self._task_id(i), error, self._found
+                )
             elif state == b"cancelled":
                 failure = TaskCancelled(self._task_id(i))
             else:
@@ -333,11 +348,17 @@ class Batch:
             watched = Calls.read_watch(reply)
             if watched.state != "failed":
                 continue
-            _, report = decode_error(client.sealer, self._task_id(i), watched.record["error"])
+            _, report = decode_error(
+                client.sealer,
+                client.keys.stream,
+                self._task_id(i),
+                watched.record["error"],
+                self._found,
+            )
             index.append(i)
             rows.append(
                 (
-                    self._item(watched.record.get("payload")),
+                    self._item(i, watched.record.get("payload")),
                     report.get("type", ""),
                     report.get("message", ""),
                     report.get("traceback", ""),
@@ -350,15 +371,16 @@ class Batch:
         kinds = dict.fromkeys(("error", "message", "traceback", "task_id"), "str")
         return frame.astype({**kinds, "attempts": "int64"})
 
-    def _item(self, payload: bytes | None) -> Any:
+    def _item(self, index: int, payload: bytes | None) -> Any:
         if not payload:
             return None
-        call = Call.unpickled(self._client.sealer.unpack(payload))
+        client, context = self._client, self._client.context_of(self._task_id(index))
+        call = Call.unpickled(client.sealer.unpack("call", context, payload, old=self._found))
         value = call.args[0]
         if isinstance(value, Ref):
             from .pickling import load
 
-            return load(self._client.blobs.get(value.digest))
+            return load(client.blobs.get("argument", value.digest))
         return value
 
     def retry_failed(self) -> int:
@@ -450,6 +472,10 @@ class BatchScope:
     def __repr__(self) -> str:
         done = sum(1 for future in self.futures if future.done())
         return f"<BatchScope {done}/{len(self.futures)} done>"
+
+
+def _task_id(batch_id: str, index: int) -> str:
+    return f"{batch_id}:{index}"
 
 
 def _ask(client: Client, commands: Iterable[Command]) -> Iterator[Any]:

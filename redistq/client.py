@@ -25,9 +25,9 @@ from .calls import Calls
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload
 from .courier import Courier, Outgoing
 from .errors import ConfigurationError, PayloadTooLarge, RedistqError
-from .futures import TaskFuture, in_order
+from .futures import Origin, TaskFuture, in_order
 from .html import escape, panel
-from .ids import new_task_id
+from .ids import is_call, new_call_id, new_task_id
 from .keys import (
     DEFAULT_GROUP,
     DEFAULT_QUEUE,
@@ -36,7 +36,7 @@ from .keys import (
     at_priority,
     without_priority,
 )
-from .pickling import Sealer, dump, key_from, load, user_key
+from .pickling import Sealer, dump, key_from, load, task_context, user_key
 from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
 from .remote_call import CALL, LARGE, Call, Ref, load_function, pickled_function
@@ -320,14 +320,14 @@ class Client(_Submitting, Executor):
         if not callable(fn):
             raise TypeError(f"submit takes a function or a task's name, not {fn!r:.100}")
         function = self.store_function(fn, options)
-        packet = self.pack_call(function, args, kwargs, options)
         name = f"{CALL}:{options.name or _label(fn)}"
         if options.cache is not None:
             from .fingerprint import fingerprint
 
             task_id = "memo-" + self.sealer.name_for(fingerprint(fn, args, kwargs))
         else:
-            task_id = new_task_id()
+            task_id = new_call_id()
+        packet = self.pack_call(task_id, function, args, kwargs, options)
         return self._send(task_id, name, packet, options, memo=options.cache is not None)
 
     def _submit_named(
@@ -336,14 +336,15 @@ class Client(_Submitting, Executor):
         if kwargs or len(args) > 1:
             raise TypeError("a named task takes one payload: client.submit('name', payload)")
         payload = encode_payload(name, args[0] if args else None, self.max_payload_bytes)
-        return self._send(new_task_id(), name, payload, options)
+        return self._send(new_task_id(), name, payload, options, origin="named")
 
     def store_function(self, fn: Callable[..., Any], options: CallOptions) -> str:
         """The function on the server, under the name of its content."""
-        return self.blobs.put(pickled_function(fn), _kept_s(options))
+        return self.blobs.put("function", pickled_function(fn), _kept_s(options))
 
     def pack_call(
         self,
+        task_id: str,
         function: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -351,8 +352,8 @@ class Client(_Submitting, Executor):
         shared: dict[int, tuple[Any, Ref]] | None = None,
         chunk: bool = False,
     ) -> bytes:
-        """One call as a task's payload. Large arguments go to the server under their content's
-        name; ``shared`` remembers those of one map by identity.
+        """One call as the payload of that task and no other. Large arguments go to the server under
+        their content's name; ``shared`` remembers those of one map by identity.
 
         Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
@@ -367,7 +368,7 @@ class Client(_Submitting, Executor):
             data = dump(value)
             if len(data) < LARGE:
                 return value
-            ref = Ref(self.blobs.put(data, _kept_s(options)))
+            ref = Ref(self.blobs.put("argument", data, _kept_s(options)))
             shared[id(value)] = (value, ref)  # kept alive, or its id could mean another object
             return ref
 
@@ -382,10 +383,14 @@ class Client(_Submitting, Executor):
         data = build(sure=False)
         if len(data) > LARGE:
             data = build(sure=True)
-        packet = self.sealer.pack(data)
+        packet = self.sealer.pack("call", self.context_of(task_id), data)
         if len(packet) > self.max_payload_bytes:
             raise PayloadTooLarge(len(packet), self.max_payload_bytes)
         return packet
+
+    def context_of(self, task_id: str) -> str:
+        """What the signatures of a task's call, result and error are bound to."""
+        return task_context(self.keys.stream, task_id)
 
     def task_options(self, options: CallOptions, **more: Any) -> bytes:
         """The options that travel with a task."""
@@ -401,9 +406,17 @@ class Client(_Submitting, Executor):
         return dumps(opts)
 
     def _send(
-        self, task_id: str, name: str, packet: bytes, options: CallOptions, memo: bool = False
+        self,
+        task_id: str,
+        name: str,
+        packet: bytes,
+        options: CallOptions,
+        memo: bool = False,
+        origin: Origin = "call",
     ) -> TaskFuture:
         future = TaskFuture(self, task_id, name.removeprefix(CALL + ":"))
+        if origin != "call":
+            future._origin = origin
         if options.result_ttl is None and not memo:
             future.keep_briefly = True
         due = "" if options.delay is None else f"+{int(options.delay * 1000)}"
@@ -422,7 +435,10 @@ class Client(_Submitting, Executor):
             raise RedistqError(
                 f"task {future.task_id} is no dead letter; only failed tasks are replayed"
             )
-        return self.future(future.task_id, future.name)
+        again = TaskFuture(self, future.task_id, future.name)
+        again._origin = future._origin
+        self.courier.expect(again)
+        return again
 
     def future(self, task_id: str, name: str = "") -> TaskFuture:
         """A future for a task that was sent before, by this process or another.
@@ -430,6 +446,7 @@ class Client(_Submitting, Executor):
         It fails with UnknownTask when the server does not know the task, or no more.
         """
         future = TaskFuture(self, task_id, name)
+        future._origin = "call" if is_call(task_id) else "unknown"
         self.courier.expect(future)
         return future
 
@@ -440,12 +457,13 @@ class Client(_Submitting, Executor):
             raise RedistqError(
                 f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
             )
-        call = Call.unpickled(self.sealer.unpack(payload))
-        function = load_function(self.blobs.get(call.function))
+        context = self.context_of(task_id)
+        call = Call.unpickled(self.sealer.unpack("call", context, payload, old=True))
+        function = load_function(self.blobs.get("function", call.function))
 
         def real(value: Any) -> Any:
             if isinstance(value, Ref):
-                return load(self.blobs.get(value.digest))
+                return load(self.blobs.get("argument", value.digest))
             return value
 
         if call.chunk:
@@ -510,12 +528,14 @@ class Client(_Submitting, Executor):
         futures = []
         if chunksize == 1:
             for args in rows:
-                packet = self.pack_call(function, args, {}, options, shared)
-                futures.append(self._send(new_task_id(), name, packet, options))
+                task_id = new_call_id()
+                packet = self.pack_call(task_id, function, args, {}, options, shared)
+                futures.append(self._send(task_id, name, packet, options))
             return in_order(futures, left)
         while chunk := tuple(itertools.islice(rows, chunksize)):
-            packet = self.pack_call(function, chunk, {}, options, shared, chunk=True)
-            futures.append(self._send(new_task_id(), name, packet, options))
+            task_id = new_call_id()
+            packet = self.pack_call(task_id, function, chunk, {}, options, shared, chunk=True)
+            futures.append(self._send(task_id, name, packet, options))
         return itertools.chain.from_iterable(in_order(futures, left))
 
     # -- batches ---------------------------------------------------------------------------------

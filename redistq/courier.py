@@ -288,7 +288,7 @@ class Courier:
     def _told(self, task_id: str, state: str, body: bytes | None) -> None:
         if task_id not in self.pending:
             return
-        if body is None:  # too large for the inbox
+        if body is None or state not in SETTLED:  # too large for the inbox, or no news at all
             waiting = self.pending.get(task_id)
             self._take(task_id, self._watch(task_id))
             if isinstance(waiting, TaskFuture) and waiting.keep_briefly:
@@ -296,7 +296,7 @@ class Courier:
             return
         if state == "failed" and b'"BlobMissing"' in body[:200]:
             self._blobs.forget()  # the server has lost what we believe it has
-        self._resolve(task_id, lambda future: settle_future(future, self._sealer, state, body))
+        self._settle(task_id, state, body)
 
     def _watch(self, task_id: str) -> Watched:
         """Look at a task's record, and leave our address there when it is not settled."""
@@ -304,12 +304,14 @@ class Courier:
 
     def _take(self, task_id: str, watched: Watched) -> None:
         if watched.state in SETTLED:
-            body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
-            self._resolve(
-                task_id, lambda future: settle_future(future, self._sealer, watched.state, body)
-            )
+            body = watched.record.get("error" if watched.state == "failed" else "result")
+            self._settle(task_id, watched.state, body)
         elif watched.state == "unknown":
             self._doubtful.append(task_id)
+
+    def _settle(self, task_id: str, state: str, body: bytes | None) -> None:
+        sealer, stream = self._sealer, self._calls.keys.stream
+        self._resolve(task_id, lambda future: settle_future(future, sealer, stream, state, body))
 
     def _give_up(self, doubtful: list[str]) -> None:
         for task_id in doubtful:

@@ -13,15 +13,19 @@ import sys
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .codec import loads
-from .errors import RedistqError, TaskFailed
+from .errors import RedistqError, TaskFailed, UnknownTask, UntrustedPayload
 from .html import badge, escape, panel
-from .pickling import MAGIC, Sealer, load
+from .pickling import Sealer, is_packet, load, task_context
 
 if TYPE_CHECKING:
     from .client import Client
+
+Origin = Literal["call", "named", "unknown"]
+"""What is known of a task whose result is read: it is a function call, and its result a packet of
+its own; it has a name, and its result is JSON; or only its id is known, and either will do."""
 
 
 class RemoteTraceback(Exception):
@@ -48,6 +52,7 @@ class TaskFuture(Future[Any]):
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
     _report: dict[str, Any] | None = None
+    _origin: Origin = "call"
 
     def __init__(self, client: Client, task_id: str, name: str) -> None:
         super().__init__()
@@ -200,24 +205,47 @@ def _short(value: Any, most: int) -> str:
         return f"<{type(value).__name__}>"
 
 
-def decode_result(sealer: Sealer, body: bytes) -> Any:
-    """A stored result: a packet of ours, or JSON. Raises UntrustedPayload."""
-    if body[: len(MAGIC)] == MAGIC:
-        return load(sealer.unpack(body))
-    return loads(body)
+def decode_result(
+    sealer: Sealer,
+    stream: str,
+    task_id: str,
+    body: bytes | None,
+    origin: Origin = "call",
+    old: bool = False,
+) -> Any:
+    """A stored result of a task of that queue: the packet of this very task, or JSON.
+
+    ``old``: the last release's packets will do. Raises UntrustedPayload for any other result, and
+    UnknownTask for one that was not kept.
+    """
+    if body is None:
+        error = UnknownTask(task_id)
+        error.add_note("The task succeeded, and its result was not kept (result_ttl).")
+        raise error
+    if origin == "named" or (origin == "unknown" and not is_packet(body)):
+        if is_packet(body):
+            raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
+        return loads(body)
+    old = old or origin == "unknown"
+    return load(sealer.unpack("result", task_context(stream, task_id), body, old=old))
 
 
-def decode_error(sealer: Sealer, task_id: str, body: bytes) -> tuple[BaseException, dict[str, Any]]:
+def decode_error(
+    sealer: Sealer, stream: str, task_id: str, body: bytes, old: bool = False
+) -> tuple[BaseException, dict[str, Any]]:
     """A stored error as an exception to raise, and its report.
 
-    It has its own type when that can be trusted and imported here, and is a TaskFailed otherwise;
-    the worker's traceback is its cause.
+    It has its own type when that can be trusted and imported here, and is a TaskFailed otherwise:
+    the server's own errors (WorkerLost) are text alone, and so is what somebody else wrote there.
+    The worker's traceback is its cause.
     """
-    report: dict[str, Any] = loads(body)
+    found = loads(body)
+    report: dict[str, Any] = found if isinstance(found, dict) else {"message": str(found)}
     error: BaseException = TaskFailed(task_id, {**report, "traceback": ""})
     if pickled := report.pop("pickle", None):
         try:
-            own = load(sealer.unpack(base64.b64decode(pickled)))
+            packet = base64.b64decode(pickled)
+            own = load(sealer.unpack("error", task_context(stream, task_id), packet, old=old))
             # What would end this process (SystemExit and its kin) is told, not done.
             if isinstance(own, Exception):
                 error = own
@@ -228,15 +256,19 @@ def decode_error(sealer: Sealer, task_id: str, body: bytes) -> tuple[BaseExcepti
     return error, report
 
 
-def settle_future(future: TaskFuture, sealer: Sealer, state: str, body: bytes) -> None:
+def settle_future(
+    future: TaskFuture, sealer: Sealer, stream: str, state: str, body: bytes | None
+) -> None:
     """Give a future its end; one that was cancelled meanwhile keeps that."""
     if future.done():
         return
+    task_id, origin = future.task_id, future._origin
     try:
         if state == "succeeded":
-            future.set_result(decode_result(sealer, body))
+            future.set_result(decode_result(sealer, stream, task_id, body, origin))
         elif state == "failed":
-            error, future._report = decode_error(sealer, future.task_id, body)
+            old = origin == "unknown"
+            error, future._report = decode_error(sealer, stream, task_id, body or b"{}", old)
             future.set_exception(error)
         else:
             future._cancelled()

@@ -29,3 +29,14 @@ if hasattr(os, "register_at_fork"):
 def new_task_id() -> str:
     """A task id that no other call in any process returns: 20 or more hexadecimal digits."""
     return next(_ids)
+
+
+def new_call_id() -> str:
+    """The same for a function call, whose id says that it is one to whoever asks for its result:
+    what stands on the server could say anything."""
+    return "call-" + next(_ids)
+
+
+def is_call(task_id: str) -> bool:
+    """Whether an id is that of a function call, also of a cached one; a batch's do not say."""
+    return task_id.startswith(("call-", "memo-"))

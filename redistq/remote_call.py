@@ -22,9 +22,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
-from .errors import PayloadError, RedistqError, UntrustedPayload
+from .errors import (
+    PayloadError,
+    PayloadTooLarge,
+    RedistqError,
+    ResultTooLarge,
+    UntrustedPayload,
+)
 from .handlers import Handler, Registry, TaskContext
-from .pickling import PYTHON, Sealer, by_value, can_be_sent, dump, load, what_cannot
+from .pickling import (
+    PYTHON,
+    Sealer,
+    by_value,
+    can_be_sent,
+    dump,
+    is_old,
+    load,
+    task_context,
+    what_cannot,
+)
 from .retry import RetryPolicy
 from .task_output import LogSink, TaskOutput, captured
 
@@ -145,6 +161,8 @@ class QueueStore:
 
     blobs: Blobs
     logs_prefix: str
+    stream: str
+    """The queue's name on the server, to which the signatures of its tasks are bound."""
 
 
 class CallHandler:
@@ -159,17 +177,24 @@ class CallHandler:
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes:
         output, store = None, self._stores[context.queue]
+        # The answer to a call that is bound to no task is bound to none either: else whoever has
+        # an old call could make of it the signed result of a task of today.
+        task, old = task_context(store.stream, context.task_id), is_old(payload)
         try:
-            call = Call.unpickled(self._sealer.unpack(payload))
+            call = Call.unpickled(self._sealer.unpack("call", task, payload, old=True))
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
             with captured(output):
                 result = self._make(call, function, store.blobs)
-            return self._sealer.pack(_dump_result(result))
+            data = _dump_result(result)
+            try:
+                return self._sealer.pack("result", task, data, old=old)
+            except PayloadTooLarge as error:
+                raise ResultTooLarge(error.size, error.limit) from None
         except BaseException as error:  # the user's function; passed on with a report
             try:
-                error.__redistq_extra__ = self._report(error, output)  # type: ignore[attr-defined]
+                error.__redistq_extra__ = self._report(error, output, task, old)  # type: ignore[attr-defined]
             except Exception:
                 pass  # an exception that takes no attributes goes without a report
             raise
@@ -191,7 +216,7 @@ class CallHandler:
         if shared is not None and argument.digest in shared:
             return shared[argument.digest]
         # Unpickled anew for every task: one that changes its argument changes its own copy.
-        value = load_here(blobs.get(argument.digest), "an argument")
+        value = load_here(blobs.get("argument", argument.digest), "an argument")
         if shared is not None:
             shared[argument.digest] = value
         return value
@@ -202,7 +227,7 @@ class CallHandler:
             if known is not None:
                 self._functions.move_to_end(digest)
                 return known[0]
-        data = blobs.get(digest)
+        data = blobs.get("function", digest)
         function = load_function(data)
         with self._lock:
             if digest not in self._functions:
@@ -215,7 +240,9 @@ class CallHandler:
                     self._functions_bytes -= self._functions.popitem(last=False)[1][1]
         return function
 
-    def _report(self, error: BaseException, output: TaskOutput | None) -> dict[str, Any]:
+    def _report(
+        self, error: BaseException, output: TaskOutput | None, task: str, old: bool
+    ) -> dict[str, Any]:
         report: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -224,7 +251,7 @@ class CallHandler:
             "output": list(output.tail) if output is not None else [],
         }
         try:
-            pickled = self._sealer.pack(by_value(error))
+            pickled = self._sealer.pack("error", task, by_value(error), old=old)
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
         except Exception:

@@ -425,7 +425,8 @@ def with_function_calls(
     for queue in settings.queues:
         keys = QueueKeys(without_priority(queue), clustered=clustered)
         blobs = next((s.blobs for s in stores.values() if s.logs_prefix == keys.logs_prefix), None)
-        stores[queue] = QueueStore(blobs or Blobs(broker, keys, sealer), keys.logs_prefix)
+        stream = QueueKeys(queue, clustered=clustered).stream
+        stores[queue] = QueueStore(blobs or Blobs(broker, keys, sealer), keys.logs_prefix, stream)
     return with_calls(registry, sealer, stores, LogSink(broker, lanes[0].keys))
 
 

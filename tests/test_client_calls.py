@@ -31,7 +31,7 @@ from workers import command, until
 from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
 from redistq.blobs import MAX_BLOB_BYTES, Blobs, digest_of
 from redistq.errors import UntrustedPayload
-from redistq.pickling import MAGIC, PYTHON, Sealer, dump, key_from, load, user_key
+from redistq.pickling import MAGIC, OLD_MAGIC, PYTHON, Sealer, dump, key_from, load, user_key
 from redistq.remote_call import LARGE, Call, ModuleMissing, WrongPython, load_function
 
 
@@ -180,8 +180,8 @@ def test_another_minor_version_of_python_is_refused_in_words(crew: Client) -> No
     strange = dump(((3, 99), {}, dump(abs)))
     with pytest.raises(WrongPython, match=r"sent by Python 3.99 and this worker runs 3\.\d+"):
         load_function(strange)
-    digest = crew.blobs.put(strange)
-    packet = crew.sealer.pack(Call(digest, (1,), {}).pickled())
+    digest = crew.blobs.put("function", strange)
+    packet = crew.sealer.pack("call", crew.context_of("strange"), Call(digest, (1,), {}).pickled())
     future = crew._send("strange", "redistq.call:strange", packet, crew._options)
     error = future.exception(10)
     assert isinstance(error, WrongPython)
@@ -253,9 +253,9 @@ def test_arrays_and_frames_travel_both_ways(crew: Client) -> None:
 def test_what_compresses_is_compressed(crew: Client) -> None:
     """Zeros cross as a few bytes, random bytes as they are."""
     sealer = crew.sealer
-    assert len(sealer.pack(bytes(1_000_000))) < 20_000
+    assert len(sealer.pack("argument", "x", bytes(1_000_000))) < 20_000
     noise = numpy.random.default_rng(1).bytes(1_000_000)
-    assert 0 < len(sealer.pack(noise)) - 1_000_000 < 100
+    assert 0 < len(sealer.pack("argument", "x", noise)) - 1_000_000 < 100
 
 
 def test_a_large_result_comes_back(crew: Client) -> None:
@@ -628,13 +628,13 @@ def test_an_unsigned_payload_is_not_unpickled(crew: Client, tmp_path: Path) -> N
 @pytest.mark.parametrize("at", ["flags", "signature", "data", "cut"])
 def test_a_tampered_payload_is_not_unpickled(crew: Client, at: str) -> None:
     """Each byte counts."""
-    good = bytearray(crew.sealer.pack(Call("f", (1,), {}).pickled()))
+    good = bytearray(crew.sealer.pack("call", "c", Call("f", (1,), {}).pickled()))
     if at == "cut":
         del good[-1]
     else:
         good[{"flags": 4, "signature": 10, "data": -1}[at]] ^= 1
     with pytest.raises(UntrustedPayload):
-        crew.sealer.unpack(bytes(good))
+        crew.sealer.unpack("call", "c", bytes(good))
 
 
 def test_a_tampered_blob_is_not_unpickled(crew: Client, tmp_path: Path) -> None:
@@ -644,7 +644,8 @@ def test_a_tampered_blob_is_not_unpickled(crew: Client, tmp_path: Path) -> None:
     good = crew.store_function(lambda: "mine", crew._options)
     for name in (good, digest_of(evil)):
         crew.broker.call(("SET", crew.keys.blob(name), evil))
-        packet = crew.sealer.pack(Call(name, (), {}).pickled())
+        context = crew.context_of(f"evil-{name}")
+        packet = crew.sealer.pack("call", context, Call(name, (), {}).pickled())
         error = crew._send(f"evil-{name}", "redistq.call", packet, crew._options).exception(10)
         assert error is not None
         assert re.search("not what its name says|not signed", str(error))
@@ -722,40 +723,40 @@ def test_any_value_survives_its_packet_and_no_other_key_opens_it(
     value: Any, key: bytes, other: bytes
 ) -> None:
     """Packing and unpacking give the same back; a packet is never taken for JSON."""
-    packet = Sealer(key).pack(dump(value))
+    packet = Sealer(key).pack("result", "t", dump(value))
     assert packet[:1] == b"\0"
-    back = load(Sealer(key).unpack(packet))
+    back = load(Sealer(key).unpack("result", "t", packet))
     assert back == value
     assert type(back) is type(value)
-    assert load(Sealer(None, allow_unsigned=True).unpack(packet)) == value
+    assert load(Sealer(None, allow_unsigned=True).unpack("result", "t", packet)) == value
     if other != key:
         with pytest.raises(UntrustedPayload):
-            Sealer(other).unpack(packet)
+            Sealer(other).unpack("result", "t", packet)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_no_packet(noise: bytes) -> None:
     """Whatever is in its place, unpacking raises UntrustedPayload and nothing else."""
-    for data in (noise, MAGIC + noise):
+    for data in (noise, MAGIC + noise, OLD_MAGIC + noise):
         with pytest.raises(UntrustedPayload):
-            Sealer(b"k" * 16).unpack(data)
+            Sealer(b"k" * 16).unpack("call", "c", data, old=True)
 
 
 def test_blobs_are_stored_once_renewed_and_expire(crew: Client) -> None:
     """A second put sends nothing; what is put for longer is kept for longer."""
     blobs = Blobs(crew.broker, crew.keys, crew.sealer)
-    name = blobs.put(b"some data")
+    name = blobs.put("argument", b"some data")
     key = crew.keys.blob(name)
     week = 7 * 86_400
     assert week - 10 < crew.broker.call(("TTL", key)) <= week
     crew.broker.call(("DEL", key))
-    assert blobs.put(b"some data") == name
+    assert blobs.put("argument", b"some data") == name
     assert crew.broker.call(("EXISTS", key)) == 0, "it is believed to be there"
     blobs.forget()
-    blobs.put(b"some data")
+    blobs.put("argument", b"some data")
     assert crew.broker.call(("EXISTS", key)) == 1
-    blobs.put(b"some data", 3 * week)
+    blobs.put("argument", b"some data", 3 * week)
     assert crew.broker.call(("TTL", key)) > 2 * week
-    blobs.put(b"some data")
+    blobs.put("argument", b"some data")
     assert crew.broker.call(("TTL", key)) > 2 * week
