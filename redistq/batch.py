@@ -24,6 +24,7 @@ from .courier import CALL_BYTES
 from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
 from .futures import TaskFuture, decode_error, decode_result
 from .html import badge, escape, panel
+from .options import due_after
 from .plans import BLOCK_LIMIT
 from .progress import Progress
 from .remote_call import CALL, Call, Ref
@@ -123,7 +124,7 @@ class Batch:
     def _send(self, packets: list[bytes], name: str, renew: bool) -> None:
         client = self._client
         opts = client.task_options(self._options, batch=self.id)
-        due = "" if self._options.delay is None else f"+{int(self._options.delay * 1000)}"
+        due = "" if self._options.delay is None else due_after(self._options.delay)
         ended = self._states() if renew else {}
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
         parts = list(_parts(fields))

@@ -36,6 +36,7 @@ from .keys import (
     at_priority,
     without_priority,
 )
+from .options import count, due_after, seconds
 from .pickling import Sealer, dump, key_from, load, task_context, user_key
 from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
@@ -419,7 +420,7 @@ class Client(_Submitting, Executor):
             future._origin = origin
         if options.result_ttl is None and not memo:
             future.keep_briefly = True
-        due = "" if options.delay is None else f"+{int(options.delay * 1000)}"
+        due = "" if options.delay is None else due_after(options.delay)
         opts = self.task_options(options, inbox=self.courier.inbox.name)
         self.courier.send(Outgoing((task_id, name, packet, opts, due), memo), future)
         return future
@@ -679,26 +680,18 @@ def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
         raise ConfigurationError(
             f"a call has no option {unknown!r}; the options are {', '.join(sorted(known))}"
         ) from error
-    if (
-        isinstance(changed.retries, bool)
-        or not isinstance(changed.retries, int)
-        or changed.retries < 0
-    ):
-        raise ConfigurationError(f"retries is 0 or more, not {changed.retries!r}")
+    numbers: dict[str, Any] = {"retries": count("retries", changed.retries)}
     for name in ("delay", "timeout", "result_ttl", "cache"):
-        value = getattr(changed, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
-        ):
-            raise ConfigurationError(f"{name} is a number of seconds, 0 or more, not {value!r}")
-    return changed
+        if (value := getattr(changed, name)) is not None:
+            numbers[name] = seconds(name, value, positive=name == "timeout")
+    return replace(changed, **numbers)
 
 
 def _seconds(value: Any) -> float | None:
     """Seconds, or text such as "90s", "30m", "12h", "1d"."""
-    if value is None or isinstance(value, int | float):
+    if value is None or not isinstance(value, str):
         return value
-    text = str(value).strip()
+    text = value.strip()
     try:
         return float(text[:-1]) * _UNITS[text[-1]]
     except (ValueError, KeyError, IndexError):

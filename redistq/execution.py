@@ -22,6 +22,7 @@ from .board import Board
 from .codec import check_size, dumps, encode_error, encode_result, loads
 from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
 from .handlers import Handler, TaskContext
+from .options import check_written, is_count, milliseconds
 from .pace import NAMES, UNKNOWN, RunTimes
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _Job:
         self.raw = handler.raw
         self.times = RunTimes(threaded=not handler.is_async)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
-        self.ttl = str(int(ttl * 1000))
+        self.ttl = str(milliseconds(ttl))
 
 
 class _Run:
@@ -324,7 +325,7 @@ class Execution:
             task_id.decode()
         except UnicodeDecodeError:
             return _corrupt(entry, "no task: its id is not UTF-8", lane)
-        if not (attempt.isdigit() and recovered.isdigit()):
+        if not (is_count(attempt) and is_count(recovered)):
             return _corrupt(entry, "no task: its attempt or recovery count is no number", lane)
         job = self._jobs.get(name) or self._labelled(name)
         if job is None:
@@ -352,14 +353,14 @@ class Execution:
         try:
             if opts:
                 run.opts = more = json.loads(opts)
+                _check_options(more)
                 run.timeout = more.get("timeout", job.timeout)
                 run.inbox, run.batch = more.get("inbox", ""), more.get("batch", "")
                 if "result_ttl" in more:
-                    run.ttl = str(int(more["result_ttl"] * 1000))
-                _check_options(run)
+                    run.ttl = str(milliseconds(more["result_ttl"]))
             run.payload = payload if job.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            run.opts = _NO_OPTS
+            run.opts, run.ttl = _NO_OPTS, job.ttl
             return self._end(
                 run, "failed", _error("CorruptPayload", str(error)), "CorruptPayload", 0, 0
             )
@@ -430,20 +431,19 @@ class Execution:
     def _again(
         self, run: _Run, state: str, delay: float, body: bytes, note: str, took: int, started: int
     ) -> Outcome:
-        args = (*_attempt(run, state, took), body, int(delay * 1000), note)
+        args = (*_attempt(run, state, took), body, milliseconds(delay), note)
         return _outcome(RETRY, run, started, args)
 
 
-def _check_options(run: _Run) -> None:
+def _check_options(opts: Any) -> None:
     """Options that somebody wrote by hand must not fail later, when the handler has run."""
-    retries, timeout = run.opts.get("retries", 0), run.timeout
     if not (
-        isinstance(retries, int)
-        and isinstance(run.inbox, str)
-        and isinstance(run.batch, str)
-        and (timeout is None or isinstance(timeout, int | float))
+        isinstance(opts, dict)
+        and isinstance(opts.get("inbox", ""), str)
+        and isinstance(opts.get("batch", ""), str)
     ):
-        raise TypeError(f"its options are not sound: {run.opts!r:.200}")
+        raise TypeError(f"its options are not sound: {opts!r:.200}")
+    check_written(opts)
 
 
 def _attempt(run: _Run, state: str, took: int) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from .errors import ConfigurationError
+from .options import seconds
 from .retry import ExceptionTypes, RetryPolicy
 
 __all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]
@@ -66,14 +67,10 @@ class Handler:
         if not name or "\n" in name or len(name) > 200:
             raise ConfigurationError(f"a task's name is one line of 1 to 200 characters: {name!r}")
         timeout, ttl = options.get("timeout"), options.get("result_ttl")
-        if timeout is not None and not (_is_number(timeout) and 0 < timeout < 1e9):
-            raise ConfigurationError(
-                f"the timeout of task {name!r} is in seconds, above 0: {timeout!r}"
-            )
-        if ttl is not None and not (_is_number(ttl) and 0 <= ttl < 1e9):
-            raise ConfigurationError(
-                f"the result_ttl of task {name!r} is in seconds, 0 or more: {ttl!r}"
-            )
+        if timeout is not None:
+            options["timeout"] = seconds(f"the timeout of task {name!r}", timeout, positive=True)
+        if ttl is not None:
+            options["result_ttl"] = seconds(f"the result_ttl of task {name!r}", ttl)
         if not callable(function):
             raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
@@ -86,10 +83,6 @@ class Handler:
             wants_context=_wants_context(name, function),
             **options,
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:

@@ -30,6 +30,7 @@ from .errors import (
 from .handlers import _MARK
 from .ids import new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .options import count, due_after, due_at, seconds
 from .plans import Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 
@@ -101,7 +102,8 @@ class ProducerPlans:
         self.address = address or resolve(url, redis_host, redis_port, db, password)
         self.keys = QueueKeys(stream, delayed_key, self.address.clustered)
         self.calls = Calls(self.keys, group)
-        self.timeout, self._max_bytes = timeout, max_payload_bytes
+        self.timeout = seconds("timeout", timeout, positive=True)
+        self._max_bytes = max_payload_bytes
         self._inboxes: list[Inbox] = []
         self._recent: OrderedDict[str, Inbox | None] = OrderedDict()
         self._waited = 0  # how many of them were waited for, one after the other
@@ -140,9 +142,9 @@ class ProducerPlans:
         if delay is not None:
             if execute_at is not None:
                 raise ConfigurationError("give either delay or execute_at, not both")
-            due = f"+{math.ceil(_seconds('delay', delay) * 1000)}"
+            due = due_after(delay)
         elif execute_at is not None:
-            due = str(_due_ms(execute_at))
+            due = due_at(execute_at)
         return task_id, name, data, opts, due
 
     def _adding(self, type: TaskName, payload: Any, **options: Any) -> tuple[str, Command]:
@@ -358,12 +360,6 @@ def _name_of(function: Any) -> str:
     return name
 
 
-def _seconds(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e10:
-        raise ConfigurationError(f"{what} is a number of seconds, 0 or more, not {value!r}")
-    return float(value)
-
-
 def _options(
     retries: int | None,
     timeout: float | None,
@@ -372,28 +368,12 @@ def _options(
 ) -> bytes:
     opts: dict[str, Any] = {tracing.CARRIER: carrier} if carrier else {}
     if retries is not None:
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigurationError(f"retries is 0 or more, not {retries!r}")
-        opts["retries"] = retries
+        opts["retries"] = count("retries", retries)
     if timeout is not None:
-        opts["timeout"] = _seconds("timeout", timeout)
-        if not timeout:
-            raise ConfigurationError("timeout is above 0 seconds; leave it out for no limit")
+        opts["timeout"] = seconds("timeout", timeout, positive=True)
     if result_ttl is not None:
-        opts["result_ttl"] = _seconds("result_ttl", result_ttl)
+        opts["result_ttl"] = seconds("result_ttl", result_ttl)
     return dumps(opts)
-
-
-def _due_ms(execute_at: Any) -> int:
-    if isinstance(execute_at, datetime):
-        if execute_at.tzinfo is None:
-            raise ConfigurationError(
-                "execute_at is a datetime without a time zone, which could mean any hour; use an "
-                "aware one: datetime.now(timezone.utc) + timedelta(...)"
-            )
-        execute_at = execute_at.timestamp()
-    # Rounded up: a task never runs before its time.
-    return math.ceil(_seconds("execute_at", execute_at) * 1000)
 
 
 def _outcome(task_id: str, state: str, body: bytes) -> Any:

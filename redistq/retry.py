@@ -6,8 +6,11 @@ import random
 from dataclasses import dataclass
 
 from .errors import ConfigurationError
+from .options import count, seconds
 
 ExceptionTypes = tuple[type[BaseException], ...]
+
+MAX_FACTOR = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,11 @@ class RetryPolicy:
     never_retry: ExceptionTypes = ()
 
     def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise ConfigurationError(f"retries is 0 or more, not {self.retries}")
-        if self.backoff < 0 or self.backoff_cap < 0 or self.factor < 1:
-            raise ConfigurationError("backoff and backoff_cap are 0 or more, factor is 1 or more")
+        count("retries", self.retries)
+        seconds("backoff", self.backoff)
+        seconds("backoff_cap", self.backoff_cap)
+        if not 1 <= self.factor <= MAX_FACTOR:
+            raise ConfigurationError(f"factor is between 1 and {MAX_FACTOR:g}, not {self.factor}")
         if not 0 <= self.jitter <= 1:
             raise ConfigurationError(f"jitter is between 0 and 1, not {self.jitter}")
 
@@ -42,6 +46,6 @@ class RetryPolicy:
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after attempt number ``attempt`` (from 1) failed."""
-        # 2.0 ** 1100 overflows; far below that the cap rules anyway.
+        # A power of 1100 overflows; far below that the cap rules anyway.
         raw = self.backoff * self.factor ** min(attempt - 1, 64)
         return float(min(raw, self.backoff_cap) * (1 - self.jitter * random.random()))

@@ -12,8 +12,13 @@ from .calls import Calls
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .options import MAX_COUNT, count, milliseconds, seconds
 from .settings import Address
 
+MAX_BYTES = 2**31
+"""Most bytes of a result that a worker may be told to allow."""
+MAX_EVENTS = 1_000_000_000
+"""Most events of a history that a worker may be told to keep."""
 MAX_QUEUES = 8
 """Most queues of one worker: a bit each on its board says whether they are paused."""
 
@@ -50,38 +55,27 @@ class WorkerSettings:
         object.__setattr__(self, "queues", queues)
         if self.queue not in queues:
             object.__setattr__(self, "queue", queues[0])
-        for name, least in (
-            ("threads", 1),
-            ("async_concurrency", 1),
-            ("max_recoveries", 0),
-            ("max_result_bytes", 1),
-            ("history_max", 0),
+        put = object.__setattr__
+        for name, least, most in (
+            ("threads", 1, 1000),
+            ("async_concurrency", 1, 10_000),
+            ("max_recoveries", 0, MAX_COUNT),
+            ("max_result_bytes", 1, MAX_BYTES),
+            ("history_max", 0, MAX_EVENTS),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"{name} is a whole number, at least {least}: {value!r}")
+            put(self, name, count(name, getattr(self, name), least=least, most=most))
         for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not (0 <= value < 1e9)
-            ):
-                raise ConfigurationError(f"{name} is a number of seconds, 0 or more: {value!r}")
+            put(self, name, seconds(name, getattr(self, name)))
         if self.lease < 1:
             raise ConfigurationError(
                 f"lease is at least 1 second, not {self.lease:g}: a worker that beats later than "
                 "that is taken for dead and its tasks run twice"
             )
-        if self.threads > 1000 or self.async_concurrency > 10_000:
-            raise ConfigurationError(
-                "at most 1000 threads and 10000 concurrent async tasks a process; use processes"
-            )
 
     @property
     def lease_ms(self) -> int:
         """The lease in milliseconds."""
-        return int(self.lease * 1000)
+        return milliseconds(self.lease)
 
     def lanes_for(self, address: Address) -> list[Calls]:
         """The script calls of each queue on that server, the most urgent first."""
@@ -92,7 +86,7 @@ class WorkerSettings:
                 ),
                 self.group,
                 history_max=self.history_max,
-                dead_ttl_ms=int(self.dead_ttl * 1000),
+                dead_ttl_ms=milliseconds(self.dead_ttl),
             )
             for queue in self.queues
         ]

@@ -206,7 +206,10 @@ def test_which_errors_are_worth_another_try() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"retries": -1}, "retries is 0 or more"),
+        ({"retries": -1}, "retries is a whole number, 0 or more"),
+        ({"retries": 10**400}, "at most 1,000,000"),
+        ({"backoff": float("inf")}, "backoff"),
+        ({"factor": float("nan")}, "factor"),
         ({"backoff": -1}, "backoff"),
         ({"backoff_cap": -1}, "backoff"),
         ({"factor": 0.5}, "factor"),

@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up. A module may import only what stands before it. What is not named here stands
 # above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
 FLOORS = {
-    "nouns": ("errors", "keys", "codec", "retry", "ids", "handlers", "pickling", "tracing"),
+    "nouns": (
+        *("errors", "keys", "options", "codec", "retry", "ids", "handlers", "pickling"),
+        "tracing",
+    ),
     "places": ("_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),

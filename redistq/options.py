@@ -1,0 +1,116 @@
+"""The numbers a task may carry, and what a duration in seconds is in milliseconds.
+
+Used wherever a number enters: producers, clients, handlers, workers, and workers again for entries
+that somebody wrote by hand. A number that the server cannot hold would fail in the midst of a
+script, together with the tasks around it; here it fails alone, at once, and by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from .errors import ConfigurationError
+
+MAX_SECONDS = 1_000_000_000.0
+"""Longest duration: about 31 years. Every platform's clocks and every server can count it."""
+MAX_COUNT = 1_000_000
+"""Highest number of retries."""
+LATEST_S = 10_000_000_000.0
+"""The last due time, in seconds since 1970: the year 2286."""
+COUNT_DIGITS = 9
+"""Most digits of a count in a stream entry."""
+
+
+def seconds(what: str, value: Any, *, positive: bool = False) -> float:
+    """A duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS.
+
+    Raises ConfigurationError that names the option ``what``, the limit and the next step.
+    """
+    if _is_number(value) and 0 <= value <= MAX_SECONDS and (value > 0 or not positive):
+        return float(value)
+    if positive:
+        wanted = "a number of seconds above 0"
+        advice = "leave it out for no limit"
+    else:
+        wanted = "a number of seconds, 0 or more"
+        advice = "leave it out for the default"
+    raise ConfigurationError(
+        f"{what} is {wanted} and at most {MAX_SECONDS:,.0f} (31 years), not {shown(value)}; "
+        + advice
+    )
+
+
+def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> int:
+    """A whole number from ``least`` to ``most``; raises ConfigurationError as ``seconds`` does."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and least <= value <= most:
+        return int(value)
+    raise ConfigurationError(
+        f"{what} is a whole number, {least} or more and at most {most:,}, not {shown(value)}"
+    )
+
+
+def milliseconds(duration: float) -> int:
+    """A duration in whole milliseconds, rounded up: nothing is too early, and little is not none.
+
+    The argument was checked before.
+    """
+    return math.ceil(round(duration * 1000, 6))
+
+
+def due_after(delay: Any) -> str:
+    """The due time of a task that waits ``delay`` seconds, as ``enqueue`` takes it."""
+    return f"+{milliseconds(seconds('delay', delay))}"
+
+
+def due_at(execute_at: Any) -> str:
+    """The due time of a task for a moment (epoch seconds, or an aware datetime), as ``enqueue``
+    takes it; a moment in the past means now. Raises ConfigurationError."""
+    if isinstance(execute_at, datetime):
+        if execute_at.tzinfo is None:
+            raise ConfigurationError(
+                "execute_at is a datetime without a time zone, which could mean any hour; use an "
+                "aware one: datetime.now(timezone.utc) + timedelta(...)"
+            )
+        moment: Any = max(execute_at.timestamp(), 0.0)  # before 1970 is in the past like any other
+    else:
+        moment = execute_at
+    if not (_is_number(moment) and 0 <= moment <= LATEST_S):
+        raise ConfigurationError(
+            "execute_at is a time as epoch seconds (0 or more) or an aware datetime, not after the "
+            f"year 2286: {shown(execute_at)}"
+        )
+    return str(milliseconds(float(moment)))
+
+
+def check_written(opts: Mapping[str, Any]) -> None:
+    """The numbers among a task's options, as they stand in its entry: what somebody wrote by hand
+    must not fail later, when the handler has run. Raises ConfigurationError."""
+    if "retries" in opts:
+        count("retries", opts["retries"])
+    if opts.get("timeout") is not None:
+        seconds("timeout", opts["timeout"], positive=True)
+    if "result_ttl" in opts:
+        seconds("result_ttl", opts["result_ttl"])
+
+
+def is_count(text: bytes) -> bool:
+    """Whether a field of an entry is a count as the scripts read it: some digits, not too many."""
+    return text.isdigit() and len(text) <= COUNT_DIGITS
+
+
+def shown(value: Any) -> str:
+    """A value that was refused, for a message; bounded, and without failing itself."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of many digits, or anything's own __repr__
+        text = f"one of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

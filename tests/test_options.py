@@ -1,0 +1,192 @@
+"""Numbers are bounded where they enter, by one rule: too large, too small or no number at all.
+
+Each way in is tried: producers (alone and in bulk), clients, handlers, workers, and entries that
+somebody wrote by hand, where it is too late for an error and the task ends as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import redis
+from servers import Server
+from workers import until
+
+from redistq import Client, ConfigurationError, TaskProducer, TaskWorker
+from redistq.errors import TaskFailed
+from redistq.handlers import Registry
+from redistq.options import MAX_COUNT, MAX_SECONDS, due_after, milliseconds
+from redistq.worker_settings import WorkerSettings
+
+NO_SECONDS = [
+    math.inf,
+    -math.inf,
+    math.nan,
+    10**400,
+    10**5000,
+    1e16,
+    MAX_SECONDS * 2,
+    -1,
+    True,
+    "x",
+]
+NO_COUNTS = [math.inf, math.nan, 10**400, 10**5000, MAX_COUNT + 1, -1, 1.5, True, "x"]
+
+DURATIONS: dict[str, Callable[[TaskProducer, Client, Any], object]] = {
+    "add_task delay": lambda p, c, v: p.add_task("a", delay=v),
+    "add_task timeout": lambda p, c, v: p.add_task("a", timeout=v),
+    "add_task result_ttl": lambda p, c, v: p.add_task("a", result_ttl=v),
+    "add_tasks delay": lambda p, c, v: p.add_tasks([("a", 1), {"type": "a", "delay": v}]),
+    "add_tasks timeout": lambda p, c, v: p.add_tasks([("a", 1), {"type": "a", "timeout": v}]),
+    "add_tasks result_ttl": lambda p, c, v: p.add_tasks([("a", 1), {"type": "a", "result_ttl": v}]),
+    "options delay": lambda p, c, v: c.options(delay=v),
+    "options timeout": lambda p, c, v: c.options(timeout=v),
+    "options result_ttl": lambda p, c, v: c.options(result_ttl=v),
+    "options cache": lambda p, c, v: c.options(cache=v),
+    "handler timeout": lambda p, c, v: Registry().add("a", print, timeout=v),
+    "handler result_ttl": lambda p, c, v: Registry().add("a", print, result_ttl=v),
+    "handler backoff": lambda p, c, v: Registry().task(backoff=v),
+    "worker lease": lambda p, c, v: WorkerSettings(lease=v),
+    "worker result_ttl": lambda p, c, v: WorkerSettings(result_ttl=v),
+    "worker dead_ttl": lambda p, c, v: WorkerSettings(dead_ttl=v),
+    "producer timeout": lambda p, c, v: TaskProducer(url="redis://127.0.0.1:1", timeout=v),
+}
+COUNTS: dict[str, Callable[[TaskProducer, Client, Any], object]] = {
+    "add_task retries": lambda p, c, v: p.add_task("a", retries=v),
+    "add_tasks retries": lambda p, c, v: p.add_tasks([("a", 1), {"type": "a", "retries": v}]),
+    "options retries": lambda p, c, v: c.options(retries=v),
+    "handler retries": lambda p, c, v: Registry().task(retries=v),
+    "worker max_recoveries": lambda p, c, v: WorkerSettings(max_recoveries=v),
+    "worker threads": lambda p, c, v: WorkerSettings(threads=v),
+}
+
+
+@pytest.fixture
+def doors(url: str) -> Any:
+    """A producer and a client of an empty queue."""
+    with TaskProducer(url=url) as producer:
+        client = Client(url, signing_key="k" * 32)
+        yield producer, client
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("way", "values"),
+    [*((way, NO_SECONDS) for way in DURATIONS), *((way, NO_COUNTS) for way in COUNTS)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_beyond_the_limits_are_refused_where_they_enter(
+    doors: Any, client: redis.Redis, way: str, values: list[Any]
+) -> None:
+    """A clear error names the option; nothing is sent, not even the sound items beside it."""
+    for value in values:
+        with pytest.raises(ConfigurationError, match=way.split()[-1]):
+            (DURATIONS | COUNTS)[way](*doors, value)
+    assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize(
+    "moment", [math.inf, math.nan, 10**400, 1e16, -1, True, datetime(9999, 1, 1, tzinfo=UTC)]
+)
+def test_moments_nobody_will_see_are_refused(doors: Any, client: redis.Redis, moment: Any) -> None:
+    """execute_at beyond the last due time is an error, not a task that never runs."""
+    with pytest.raises(ConfigurationError, match="execute_at"):
+        doors[0].schedule_task("a", execute_at=moment)
+    assert client.dbsize() == 0
+
+
+def test_a_moment_before_1970_is_in_the_past_like_any_other(
+    doors: Any, client: redis.Redis
+) -> None:
+    """Such a task is ready at once."""
+    doors[0].schedule_task("a", execute_at=datetime(1960, 1, 1, tzinfo=UTC))
+    assert client.xlen("tasks") == 1
+
+
+def test_the_limits_themselves_are_taken(doors: Any, server: Server) -> None:
+    """The longest and shortest durations, and numbers of other types, reach the entry."""
+    producer, submit = doors
+    most = {"retries": MAX_COUNT, "timeout": MAX_SECONDS, "result_ttl": MAX_SECONDS}
+    producer.add_task("a", **most)
+    producer.add_task("a", timeout=1e-9, result_ttl=Fraction(1, 2), retries=0)
+    submit.options(**most).submit(abs, -1)
+    client = server.client(decode_responses=False)
+    opts = [json.loads(fields[b"opts"]) for _, fields in client.xrange("tasks")]
+    assert opts[0] == most
+    assert opts[1] == {"retries": 0, "timeout": 1e-9, "result_ttl": 0.5}
+    assert most.items() <= opts[2].items()
+    late = client.time()[0] + MAX_SECONDS
+    producer.add_task("a", delay=MAX_SECONDS)
+    producer.schedule_task("a", execute_at=datetime.now(UTC) + timedelta(seconds=MAX_SECONDS))
+    for _, due in client.zrange("delayed:tasks", 0, -1, withscores=True):
+        assert due / 1000 == pytest.approx(late, abs=60)
+
+
+def test_durations_are_rounded_up_by_everybody(doors: Any, client: redis.Redis) -> None:
+    """A tenth of a millisecond is one; what is exact stays exact."""
+    assert [milliseconds(s) for s in (0, 1e-9, 0.0001, 0.001, 1.1, 86_400.0)] == [
+        *(0, 1, 1, 1, 1100, 86_400_000),
+    ]
+    assert due_after(0.00001) == "+1"
+    doors[0].add_task("a", delay=0.00001)
+    doors[1].options(delay=0.00001).submit(abs, -1)
+    doors[1].options(delay=0.00001).map_batch(abs, [-1], progress=False)
+    assert (client.xlen("tasks"), client.zcard("delayed:tasks")) == (0, 3)
+
+
+BY_HAND = [
+    '{"result_ttl":1e300}',
+    '{"result_ttl":1e999}',
+    '{"result_ttl":-5}',
+    '{"result_ttl":true}',
+    '{"timeout":1e300}',
+    '{"timeout":-1}',
+    '{"timeout":NaN}',
+    '{"timeout":' + "9" * 400 + "}",
+    '{"retries":-5}',
+    '{"retries":true}',
+    '{"retries":' + "9" * 30 + "}",
+]
+
+
+def test_entries_by_hand_with_impossible_numbers_fail_alone(
+    url: str, client: redis.Redis, doors: Any
+) -> None:
+    """Each such task ends as failed with words for its number; its neighbours succeed."""
+    producer, _ = doors
+    producer.pause()
+    ids = []
+    for n, opts in enumerate(BY_HAND):
+        ids += producer.add_tasks([("double", n)])
+        entry = {"name": "double", "payload": "1", "attempt": "1", "recovered": "0", "opts": opts}
+        client.xadd("tasks", {"id": f"odd-{n}", **entry})
+        ids += producer.add_tasks([("double", n)])
+    producer.resume()
+    with TaskWorker(url=url, task_handlers={"double": lambda n: 2 * n}):
+        assert [producer.get_result(id, 10) for id in ids] == [
+            2 * n for n in range(len(BY_HAND)) for _ in range(2)
+        ]
+        for n in range(len(BY_HAND)):
+            with pytest.raises(TaskFailed, match=r"retries|timeout|result_ttl"):
+                producer.get_result(f"odd-{n}", 10)
+
+
+@pytest.mark.parametrize("field", ["attempt", "recovered"])
+@pytest.mark.parametrize("count", ["9" * 400, "9" * 5000, "9" * 10, "-1", "0x10", "inf", "", "1.5"])
+def test_entries_by_hand_with_impossible_counts_are_set_aside(
+    url: str, client: redis.Redis, doors: Any, field: str, count: str
+) -> None:
+    """What cannot be counted on is no task: a dead letter says so."""
+    entry = {"id": "odd", "name": "double", "payload": "1", "attempt": "1", "recovered": "0"}
+    client.xadd("tasks", {**entry, "opts": "", field: count})
+    with TaskWorker(url=url, task_handlers={"double": lambda n: 2 * n}):
+        until(lambda: client.zcard("dead:tasks") == 1, "it is set aside")
+    (letter,) = doors[0].dead_letters()
+    assert letter.error is not None
+    assert "no number" in letter.error["message"] or "no count" in letter.error["message"]
