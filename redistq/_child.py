@@ -1,125 +1,207 @@
 """A worker's child process, started by its keeper: runs a crew until told to stop.
 
-Orders come as lines on standard input (first a JSON line that says all, then ``stop SECONDS``);
-end-of-file means that the keeper is gone. News go to the descriptor named on the command line.
+Its orders are a JSON line that says all, then ``stop SECONDS``; their end means that the keeper is
+gone. While it loads the handlers it can be ended at once, for nothing was begun.
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
-import json
+import contextlib
+import faulthandler
 import logging
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
+import traceback
 from typing import Any
 
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+from .board import Board
+from .broker import Broker
+from .crew import Crew
+from .errors import RedistqError, ServerUnavailable
+from .handlers import Registry
+from .processes import Starter, use_import_path
+from .settings import Address, rejoin
+from .worker import announce, registry_from, with_function_calls
+from .worker_settings import WorkerSettings
+
+log = logging.getLogger("redistq.worker")
+
+SLOW_IMPORT_S = 30.0
+"""Seconds after which the import of handlers is said to be slow, and again after as many."""
+ATEXIT_S = 3.0
+"""Seconds that exit functions of the handlers' modules may take, together."""
 
 
-def main() -> None:
+def begin(starter: Starter) -> None:
     """Run one worker process; ends by ``os._exit`` so that no stuck thread can keep it."""
-    from redistq.errors import RedistqError, ServerUnavailable
+    code = 1
+    try:
+        code = _run(starter)
+    except ServerUnavailable as error:
+        log.warning("%s", error)
+        starter.say({"unavailable": str(error)})  # the keeper tries again
+    except BaseException as error:
+        # A module may raise anything when it is imported, or end the program.
+        if not isinstance(error, RedistqError | SystemExit):
+            log.exception("this worker process cannot start")
+        starter.say({"failure": _reason(error)})
+    _end(code)
 
-    status = int(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return
-    spec = json.loads(line)
-    for path in spec["path"]:
-        if path not in sys.path:
-            sys.path.append(path)
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"a module that holds handlers ends the program when it is imported (sys.exit"
+            f"({'' if error.code is None else repr(error.code)})): keep what is for a program of "
+            'its own under if __name__ == "__main__"'
+        )
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _end(code: int) -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a module may have put anything in their place
+            stream.flush()
+    os._exit(code)
+
+
+class _Orders:
+    """What the keeper, or a signal, wants of this process, heard from its first moment."""
+
+    def __init__(self, starter: Starter, lease: float, shutdown_timeout: float) -> None:
+        self._starter, self._lease, self._shutdown_timeout = starter, lease, shutdown_timeout
+        self._lock = threading.Lock()
+        self._working = False
+        self._ended = threading.Event()
+        self.timeout = 0.0
+        """Seconds within which to stop."""
+        starter.on_signal(signal.SIGTERM, self._on_term)
+        threading.Thread(target=self._listen, name="redistq-orders", daemon=True).start()
+
+    def work_begins(self) -> None:
+        """From here on the process ends by stopping in good order, not at once."""
+        self._starter.on_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
+        with self._lock:
+            self._working = True
+
+    def wait(self) -> float:
+        """Until this process is to end; answers within how many seconds."""
+        while not self._ended.wait(3600):
+            pass
+        return self.timeout
+
+    def _listen(self) -> None:
+        while (order := self._starter.order()) is not None:
+            command, _, seconds = order.strip().partition(" ")
+            if command == "stop":
+                self._end(float(seconds))
+                return
+        # Without a keeper nobody beats for us: what is not finished within the lease is not ours.
+        self._end(self._lease / 2)
+
+    def _on_term(self, *_: Any) -> None:
+        if not self._working:
+            os._exit(0)
+        self.timeout = self._shutdown_timeout
+        self._ended.set()
+
+    def _end(self, timeout: float) -> None:
+        with self._lock:
+            if not self._working:
+                os._exit(0)
+            self.timeout = timeout
+            self._ended.set()
+
+
+def _run(starter: Starter) -> int:
+    spec = starter.spec()
+    if spec is None:
+        return 0
+    settings = WorkerSettings.of(spec["settings"])
+    orders = _Orders(starter, settings.lease, settings.shutdown_timeout)
+    board = Board(spec["board"])
+    board.close()  # mapped; nothing that is started from here shall have it
     logging.basicConfig(
         level=spec.get("log_level", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
     )
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # native code that kills this process is named
     # A runner that computes gives up the interpreter after 1 ms instead of 5: fetcher and settler
     # wait for it after every answer of the server.
     sys.setswitchinterval(0.001)
-    code = 1
-    try:
-        code = _work(spec, status)
-    except ServerUnavailable as error:
-        logging.getLogger("redistq.worker").warning("%s", error)  # the keeper tries again
-    except Exception as error:
-        if not isinstance(error, RedistqError):
-            logging.getLogger("redistq.worker").exception("this worker process cannot start")
-        _say(status, {"failure": f"{type(error).__name__}: {error}"})
-    finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
-
-def _work(spec: dict[str, Any], status: int) -> int:
-    from redistq.board import Board
-    from redistq.broker import Broker
-    from redistq.crew import Crew
-    from redistq.settings import Address, rejoin
-    from redistq.worker import announce, registry_from, with_function_calls
-    from redistq.worker_settings import WorkerSettings
-
-    settings = WorkerSettings.of(spec["settings"])
-    if pickled := spec.get("handlers"):
-        import cloudpickle
-
-        registry = registry_from(cloudpickle.loads(base64.b64decode(pickled)))
-    else:
-        registry = registry_from(spec["targets"])
+    use_import_path(spec["path"])
+    registry = _registry(spec)
     address = rejoin(Address(**spec["address"]))
     lanes = settings.lanes_for(address)
     broker = Broker(address, slot_key=lanes[0].keys.stream)
-    board = Board(Path(spec["board"]))
     named = len(registry)
     registry = with_function_calls(registry, settings, broker, lanes)
     if len(registry) > named:
-        from redistq.task_output import catch_standard_output
+        from .task_output import catch_standard_output
 
         catch_standard_output()
     crew = Crew(settings, registry, broker, lanes, spec["consumer"], board)
 
     details = announce(broker, lanes, settings, spec["consumer"], registry)
+    orders.work_begins()
     crew.start()
-    _say(status, {"ready": True, "details": details})
-    os.close(status)  # a process that a handler forks must not hold it open
+    starter.say({"ready": True, "details": details})
+    starter.fall_silent()
 
-    ended = threading.Event()
-    # Without a keeper nobody beats for us: what is not finished within the lease is not ours.
-    timeout, alone = [settings.lease / 2], [True]
-
-    def listen() -> None:
-        for line in sys.stdin.buffer:
-            command, _, seconds = line.decode().strip().partition(" ")
-            if command == "stop":
-                timeout[0], alone[0] = float(seconds), False
-                break
-        ended.set()
-
-    def on_term(*_: Any) -> None:
-        timeout[0], alone[0] = settings.shutdown_timeout, False
-        ended.set()
-
-    signal.signal(signal.SIGTERM, on_term)
-    threading.Thread(target=listen, name="redistq-orders", daemon=True).start()
-    while not ended.wait(3600):
-        pass
-    finished = crew.stop(timeout[0])
-    if alone[0]:
-        board.remove()
+    finished = crew.stop(orders.wait())
+    if finished:
+        _run_exit_functions()
     return 0 if finished else 1
 
 
-def _say(status: int, news: dict[str, Any]) -> None:
+def _registry(spec: dict[str, Any]) -> Registry:
+    """The handlers, whose modules are imported here."""
+    loaded = threading.Event()
+    threading.Thread(
+        target=_say_when_slow,
+        args=(loaded, threading.get_ident()),
+        name="redistq-load-watch",
+        daemon=True,
+    ).start()
     try:
-        os.write(status, json.dumps(news).encode() + b"\n")
-    except OSError:
-        pass  # the keeper is gone, which standard input tells as well
+        if pickled := spec.get("handlers"):
+            import cloudpickle
+
+            return registry_from(cloudpickle.loads(base64.b64decode(pickled)))
+        return registry_from(spec["targets"])
+    finally:
+        loaded.set()
 
 
-if __name__ == "__main__":
-    main()
+def _say_when_slow(loaded: threading.Event, thread: int) -> None:
+    """Show where an import is that takes long, or will never end."""
+    waited = 0.0
+    while not loaded.wait(SLOW_IMPORT_S):
+        waited += SLOW_IMPORT_S
+        frame = sys._current_frames().get(thread)
+        log.warning(
+            "the handlers' modules are still being imported after %g s, here:\n%s",
+            waited,
+            "".join(traceback.format_stack(frame)[-5:]).rstrip(),
+        )
+
+
+def _run_exit_functions() -> None:
+    """What modules registered with ``atexit``, as at the end of any program, in bounded time."""
+    done = threading.Event()
+
+    def cut_off() -> None:
+        if not done.wait(ATEXIT_S):
+            log.warning("exit functions did not end within %g s", ATEXIT_S)
+            _end(0)
+
+    threading.Thread(target=cut_off, name="redistq-exit-watch", daemon=True).start()
+    atexit._run_exitfuncs()
+    done.set()

@@ -1,37 +1,26 @@
-"""The keeper's process, started by TaskWorker; its orders are one JSON line on standard input."""
+"""The keeper's process, started by TaskWorker; its orders are a JSON line that says all, then
+``stop SECONDS`` or ``kill``, and their end means that the application is gone."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
 import sys
-from pathlib import Path
 
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+from .keeper import run_beside
+from .processes import Starter
 
 
-def main() -> int:
-    """Keep until the parent says stop or is gone."""
-    from redistq.keeper import run_beside
-
-    # An interrupt of the application (Ctrl-C, a notebook's stop button) is not meant for us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return 0
-    spec = json.loads(line)
+def begin(starter: Starter) -> None:
+    """Keep until the starter says stop or is gone."""
+    spec = starter.spec()
+    if spec is None:
+        os._exit(0)
     logging.basicConfig(
         level=spec.get("log_level", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    return run_beside(spec)
-
-
-if __name__ == "__main__":
-    code = main()
+    code = run_beside(starter, spec)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(code)  # not sys.exit: a thread waits on standard input, which must not be torn down
+    os._exit(code)  # not sys.exit: a thread waits for orders, and must not be torn down

@@ -1,8 +1,11 @@
-"""The board: a small shared-memory file in which a worker process shows what it is running.
+"""The board: a little shared memory in which a worker process shows what it is running.
 
 Written by the crew, a few bytes a task; read by the keeper, which thereby knows what a process
 had started when it died, what a dashboard shows as running, and which time limit has passed,
 all without one server command. The keeper writes one byte: which queues are paused.
+
+It has no name in any folder. Who makes it hands its descriptor to the other process, so nothing
+stays behind whoever is killed, nothing can be in the way, and nobody else can open it.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import contextlib
 import mmap
 import os
 import struct
-import tempfile
-from pathlib import Path
+from collections.abc import Callable, Iterator
+
+from .errors import ConfigurationError
+from .processes import off_standard
 
 _MAGIC = b"redistq1"
 _HEADER = 64
@@ -25,25 +30,39 @@ _NONE = bytes(_ENTRY)
 class Board:
     """One process's slots. ``begin`` and ``end`` cost some 100 ns: a write into mapped memory."""
 
-    def __init__(self, path: Path, slots: int | None = None) -> None:
-        """Open the board at ``path``; with ``slots`` make it anew."""
-        self.path = path
-        if slots is not None:
-            path.write_bytes(_MAGIC + bytes(_HEADER - len(_MAGIC) + slots * _SLOT))
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 0)
-        if self._map[: len(_MAGIC)] != _MAGIC:
-            raise ValueError(f"{path} is no board")
+    def __init__(self, descriptor: int) -> None:
+        """The board behind an open descriptor, which is the board's from now on."""
+        self.descriptor = descriptor
+        """To be inherited by the process that takes the other part."""
+        try:
+            self._map = mmap.mmap(descriptor, 0)
+            if self._map[: len(_MAGIC)] != _MAGIC:
+                raise ValueError(f"descriptor {descriptor} is no board")
+        except BaseException:
+            self.close()
+            raise
         self.slots = (len(self._map) - _HEADER) // _SLOT
 
     @classmethod
     def create(cls, slots: int) -> Board:
-        """A new board in memory-backed storage where there is one."""
-        shm = Path("/dev/shm")
-        where = str(shm) if shm.is_dir() and os.access(shm, os.W_OK) else None
-        handle, name = tempfile.mkstemp(prefix="redistq-", suffix=".board", dir=where)
-        os.close(handle)
-        return cls(Path(name), slots)
+        """A new board; raises ConfigurationError when there is no memory for it."""
+        content = _MAGIC + bytes(_HEADER - len(_MAGIC) + slots * _SLOT)
+        reason: OSError | None = None
+        for make in _storages():
+            try:
+                return cls(_filled(make(), content))
+            except OSError as error:
+                reason = error
+        raise ConfigurationError(
+            f"there is no room for the few kB that a worker shares with its keeper ({reason}): "
+            "free some memory, or set TMPDIR to a folder that can be written to"
+        )
+
+    def close(self) -> None:
+        """Let go of the descriptor; the memory stays for as long as somebody uses it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     def begin(self, slot: int, entry: bytes) -> None:
         """Slot ``slot`` starts to run ``entry``."""
@@ -92,7 +111,30 @@ class Board:
     def paused(self, value: int) -> None:
         self._map[_PAUSED] = int(value)
 
-    def remove(self) -> None:
-        """Delete the file; whoever has it open may go on."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+
+def _filled(descriptor: int, content: bytes) -> int:
+    """Write it all, not only its size: a page that cannot be had would kill who touches it."""
+    try:
+        if os.pwrite(descriptor, content, 0) < len(content):
+            raise OSError("no room left")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _storages() -> Iterator[Callable[[], int]]:
+    """Ways to get an open file without a name: in memory, or where files in memory are, or any."""
+    if hasattr(os, "memfd_create"):
+        yield lambda: off_standard(os.memfd_create("redistq-board", os.MFD_CLOEXEC))
+    yield lambda: _nameless("/dev/shm")
+    yield lambda: _nameless(None)
+
+
+def _nameless(folder: str | None) -> int:
+    import tempfile
+
+    descriptor, name = tempfile.mkstemp(prefix="redistq-", suffix=".board", dir=folder)
+    with contextlib.suppress(OSError):
+        os.unlink(name)
+    return off_standard(descriptor)

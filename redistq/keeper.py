@@ -14,26 +14,24 @@ had been started, and nobody waits for the lease to run out.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .board import Board
 from .broker import Broker, NoGroup, check_server
 from .calls import Calls, new_consumer_name
-from .errors import RedistqError
+from .errors import ConfigurationError, RedistqError
+from .processes import Helper, Starter, import_path
 from .scheduler import LISTENING, TaskScheduler
 from .settings import Address, rejoin
 from .worker_settings import WorkerSettings
@@ -45,6 +43,8 @@ REPORT_AGAIN_S = 6.0
 """Seconds after which a dead worker is reported once more: longer than any blocking read."""
 KILL_GRACE_S = 5.0
 QUICK_DEATH_S = 5.0
+START_TRIES = 3
+"""Starts that may fail without a reason given before the keeper gives up."""
 ORPHAN_TIMEOUT_S = 5.0
 """Seconds that children may drain when the application that started them is gone."""
 
@@ -57,15 +57,27 @@ class Member:
 
     consumer: str
     board: Board
-    process: subprocess.Popen[bytes] | None = None
+    start: int = 0
+    """With which of its keeper's starts it was started; several processes share one."""
+    helper: Helper | None = None
     ready: bool = False
     details: dict[str, Any] = field(default_factory=dict)
     """What it registered, to be registered again should the server lose it."""
     failure: str = ""
+    """Why it cannot work, in its own words."""
+    heard: threading.Event = field(default_factory=threading.Event)
+    """Set when there is no more to hear from it."""
+    unavailable: bool = False
+    """Whether it ended because the server was away when it started."""
     told: str | None = None
     """What the last heartbeat said it was running."""
     killed_for_limit: bool = False
     started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """Its process, if the keeper started it."""
+        return None if self.helper is None else self.helper.process
 
 
 class Keeper:
@@ -95,6 +107,7 @@ class Keeper:
         self._kill = threading.Event()
         self._buried: deque[tuple[float, str]] = deque()
         self._failed_boot, self._booted = "", False
+        self._starts, self._failed_starts = 0, set[int]()
         self._drain_timeout = settings.shutdown_timeout
         self.on_ready: Any = None
         self.parent: int | None = None
@@ -148,7 +161,7 @@ class Keeper:
                 ).start()
                 for lane, calls in enumerate(self._lanes)
             ]
-        announced = self._wanted == 0
+        announced = False
         try:
             while not self._stopping.is_set():
                 self._keep_children()
@@ -318,6 +331,8 @@ class Keeper:
     # -- children --------------------------------------------------------------------------------
 
     def _keep_children(self) -> None:
+        if os.getpid() == 1:
+            self._reap_orphans()
         with self._lock:
             gone = [m for m in self._members if m.process and m.process.poll() is not None]
             for member in gone:
@@ -326,91 +341,120 @@ class Keeper:
             self._bury(member)
         missing = self._wanted - len(self._members)
         if missing > 0 and time.monotonic() >= self._restart_at:
-            for _ in range(missing):
-                self._spawn()
+            self._start_children(missing)
+
+    def _reap_orphans(self) -> None:
+        """As process 1 of a container: what handlers left behind becomes our child when it ends."""
+        with self._lock:
+            ours = [m.process for m in self._members if m.process]
+        for process in ours:
+            process.poll()  # those are waited for by their own objects, which need the exit codes
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if any(process.pid == found.si_pid for process in ours):
+                    return  # it ended just now; the next look buries it
+                os.waitpid(found.si_pid, 0)
 
     def _bury(self, member: Member) -> None:
-        assert member.process is not None
-        code = member.process.returncode
+        assert member.helper is not None
+        code = member.helper.process.returncode
+        if not member.ready:
+            member.heard.wait(1.0)  # its reason may be on the way
         self.report(member)
         # The server may hand a task to its blocking read before it sees that nobody reads there.
         self._buried.append((time.monotonic() + REPORT_AGAIN_S, member.consumer))
-        member.board.remove()
-        self._close_pipes(member)
+        member.helper.let_go()
         if self._stopping.is_set():
             return
-        if member.failure and not member.ready and not self._booted:
-            self._failed_boot = member.failure
-            return
-        why = "exceeded a time limit" if member.killed_for_limit else _how_it_ended(code)
-        log.warning("worker process %d %s; starting another", member.process.pid, why)
+        why = "exceeded a time limit" if member.killed_for_limit else how_it_ended(code)
+        if not member.ready and not self._booted:
+            self._failed_boot = self._why_it_cannot_start(member, why)
+            if self._failed_boot:
+                return
+        log.warning("worker process %d %s; starting another", member.helper.process.pid, why)
         if time.monotonic() - member.started_at < QUICK_DEATH_S:
-            self._restart_at = time.monotonic() + self._restart_pause
-            self._restart_pause = min(self._restart_pause * 2, 30.0)
+            self._pause_restarts()
         else:
             self._restart_pause = 0.5
 
+    def _why_it_cannot_start(self, member: Member, why: str) -> str:
+        """Of a first start that failed: the reason to give up, or nothing to try once more."""
+        if member.failure or member.unavailable:
+            return member.failure
+        # It was ended from outside, or by native code or os._exit in a handlers' module.
+        self._failed_starts.add(member.start)
+        if len(self._failed_starts) < START_TRIES:
+            return ""
+        return (
+            f"worker processes end before they are ready, {START_TRIES} times in a row; the last "
+            f"one {why}: see its last words above, and what the handlers' modules do when they are "
+            "imported"
+        )
+
+    def _pause_restarts(self) -> None:
+        self._restart_at = time.monotonic() + self._restart_pause
+        self._restart_pause = min(self._restart_pause * 2, 30.0)
+
+    def _start_children(self, missing: int) -> None:
+        self._starts += 1
+        for _ in range(missing):
+            try:
+                self._spawn()
+            except ConfigurationError as error:
+                if self._booted:
+                    log.error("%s", error)
+                else:
+                    self._failed_boot = str(error)
+            except (OSError, RuntimeError) as error:
+                # No more processes, threads, descriptors or memory: for now, perhaps.
+                log.error("no worker process could be started: %s", error)
+            else:
+                continue
+            self._pause_restarts()
+            return
+
     def _spawn(self) -> None:
         board = Board.create(self.settings.threads + self.settings.async_concurrency)
-        board.paused = self.paused
-        member = Member(new_consumer_name(socket.gethostname()), board)
-        spec = {
-            "path": [path or os.getcwd() for path in sys.path],
-            **self._child_spec,
-            "settings": self.settings.as_dict(),
-            "address": self.address.as_dict(),
-            "consumer": member.consumer,
-            "board": str(board.path),
-        }
-        status_read, status_write = os.pipe()
-        process = subprocess.Popen(
-            own_process("_child", str(status_write)),
-            stdin=subprocess.PIPE,
-            pass_fds=(status_write,),
-            start_new_session=True,
-        )
-        os.close(status_write)
-        member.process = process
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.write(json.dumps(spec).encode() + b"\n")
-            process.stdin.flush()
+        try:
+            board.paused = self.paused
+            member = Member(new_consumer_name(socket.gethostname()), board, start=self._starts)
+            member.helper = Helper("redistq._child", pass_fds=(board.descriptor,))
+            spec = {
+                "path": import_path(),
+                **self._child_spec,
+                "settings": self.settings.as_dict(),
+                "address": self.address.as_dict(),
+                "consumer": member.consumer,
+                "board": board.descriptor,
+            }
+        finally:
+            board.close()
         with self._lock:
             self._members.append(member)
-        threading.Thread(
-            target=self._watch_child,
-            args=(member, status_read),
-            name="redistq-child-watch",
-            daemon=True,
-        ).start()
+        watch = threading.Thread(
+            target=self._watch_child, args=(member, spec), name="redistq-child-watch", daemon=True
+        )
+        try:
+            watch.start()
+        except RuntimeError:
+            member.helper.process.kill()
+            raise
 
-    def _watch_child(self, member: Member, status: int) -> None:
+    def _watch_child(self, member: Member, spec: dict[str, Any]) -> None:
         """Hear that a child is ready or why it cannot be, then wait for its end."""
-        with os.fdopen(status, "rb") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    news = json.loads(line)
-                    if news.get("ready"):
-                        member.details = news.get("details", {})
-                        member.ready = self._booted = True
-                        self._next_beat = 0.0
-                    member.failure = str(news.get("failure", member.failure))
-                self._wake.set()
-        assert member.process is not None
-        member.process.wait()
+        assert member.helper is not None
+        member.helper.introduce(spec)
+        while (news := member.helper.news()) is not None:
+            if news.get("ready"):
+                member.details = news.get("details", {})
+                member.ready = self._booted = True
+                self._next_beat = 0.0
+            member.failure = str(news.get("failure", member.failure))
+            member.unavailable = "unavailable" in news
+            self._wake.set()
+        member.heard.set()
+        member.helper.process.wait()
         self._wake.set()
-
-    @staticmethod
-    def _close_pipes(member: Member) -> None:
-        if member.process is not None and member.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                member.process.stdin.close()
-
-    def _tell(self, member: Member, line: str) -> None:
-        if member.process is not None and member.process.stdin is not None:
-            with contextlib.suppress(OSError, ValueError):
-                member.process.stdin.write(line.encode() + b"\n")
-                member.process.stdin.flush()
 
     def _check_limits(self) -> None:
         """A thread that ran past its time limit and obeyed nothing costs its process its life."""
@@ -436,7 +480,8 @@ class Keeper:
         timeout = self._drain_timeout
         deadline = time.monotonic() + timeout
         for member in self._members:
-            self._tell(member, f"stop {timeout}")
+            if member.helper is not None:
+                member.helper.tell(f"stop {timeout}")
         clean = True
         while any(m.process and m.process.poll() is None for m in self._members):
             if self._kill.is_set() or time.monotonic() > deadline + KILL_GRACE_S:
@@ -454,43 +499,32 @@ class Keeper:
             if kill and member.process is not None and member.process.poll() is None:
                 member.process.kill()
         for member in self._members:
-            if member.process is not None:
-                member.process.wait()
-                clean = clean and member.process.returncode == 0
-                self._close_pipes(member)
+            if member.helper is not None:
+                member.helper.process.wait()
+                clean = clean and member.helper.process.returncode == 0
+                member.helper.let_go()
             # Of a server that is away it is enough to have heard once.
             served = served and self.report(member)
-            member.board.remove()
         self._members.clear()
         return clean
 
 
-def _how_it_ended(code: int) -> str:
+def how_it_ended(code: int) -> str:
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"
     return f"exited with code {code}"
 
 
-def own_process(module: str, *args: str) -> list[str]:
-    """The command that runs one of this package's process modules with this interpreter.
-
-    By path, so that it starts whatever the current folder is; ``-P`` keeps the package's own
-    folder off the import path.
-    """
-    return [sys.executable, "-P", str(Path(__file__).with_name(f"{module}.py")), *args]
-
-
-def run_beside(spec: dict[str, Any]) -> int:
-    """The keeper process that a TaskWorker starts: see Keeper. Ends when standard input does."""
+def run_beside(starter: Starter, spec: dict[str, Any]) -> int:
+    """The keeper process that a TaskWorker starts: see Keeper. Ends when its starter does."""
     settings = WorkerSettings.of(spec["settings"])
     address = rejoin(Address(**spec["address"]))
-    status = spec.get("status_fd")
     member = None
     if spec.get("consumer"):
-        member = Member(
-            spec["consumer"], Board(Path(spec["board"])), ready=True, details=spec["details"]
-        )
+        board = Board(spec["board"])
+        board.close()
+        member = Member(spec["consumer"], board, ready=True, details=spec["details"])
     keeper = Keeper(
         settings,
         address,
@@ -499,33 +533,29 @@ def run_beside(spec: dict[str, Any]) -> int:
         member=member,
     )
 
-    def say(news: dict[str, Any]) -> None:
-        nonlocal status
-        if status is not None:
-            with contextlib.suppress(OSError):
-                os.write(status, json.dumps(news).encode() + b"\n")
-                os.close(status)
-            status = None
+    def on_ready() -> None:
+        starter.say({"ready": True})
+        starter.fall_silent()
 
     keeper.parent = spec["parent"]
-    keeper.on_ready = lambda: say({"ready": True})
+    keeper.on_ready = on_ready
 
     def watch_parent() -> None:
-        # Lines are commands; the end of input is the parent's end, however it came about.
-        for line in sys.stdin.buffer:
-            command, _, seconds = line.decode().strip().partition(" ")
+        while (order := starter.order()) is not None:
+            command, _, seconds = order.strip().partition(" ")
             if command == "stop":
                 keeper.request_stop(float(seconds) if seconds else None)
             elif command == "kill":
                 keeper.request_stop(0.0)
                 keeper.request_stop()
+        # The parent's end, however it came about.
         if not keeper.stopping:
             keeper.request_stop(min(settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
 
     threading.Thread(target=watch_parent, name="redistq-parent-watch", daemon=True).start()
     code = keeper.run()
     if keeper.failed_boot:
-        say({"failure": keeper.failed_boot})
+        starter.say({"failure": keeper.failed_boot})
     return code
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import importlib
-import json
 import logging
 import os
 import platform
@@ -24,14 +23,14 @@ from .broker import Broker
 from .calls import Calls, new_consumer_name
 from .errors import ConfigurationError, RedistqError
 from .handlers import Handler, Registry, default_registry
-from .keeper import own_process, warn_about_server
+from .keeper import how_it_ended, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, without_priority
+from .processes import START_TIMEOUT_S, Helper, import_path
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .worker_settings import WorkerSettings
 
 log = logging.getLogger("redistq.worker")
 
-START_TIMEOUT_S = 60.0
 ENV_KEY = "REDISTQ_SIGNING_KEY"
 
 Handlers = Mapping[str, Callable[..., Any]]
@@ -92,7 +91,7 @@ class TaskWorker:
         self._crew: Any = None
         self._board: Board | None = None
         self._broker: Broker | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: Helper | None = None
         self._keeper_watch: threading.Thread | None = None
         self._lock = threading.RLock()
         self._life = threading.RLock()  # held through a start or a stop, which thus take turns
@@ -131,78 +130,73 @@ class TaskWorker:
         except BaseException:
             broker.close()
             raise
-        from .crew import Crew
-
         self.consumer = new_consumer_name(socket.gethostname())
-        self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
-        registry = with_function_calls(self.registry, self.settings, broker, self._lanes)
-        self._crew = Crew(self.settings, registry, broker, self._lanes, self.consumer, self._board)
-
         try:
+            self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
+            keeper = self._new_keeper()  # it loads its modules while we load ours
+        except BaseException:
+            broker.close()
+            raise
+        try:
+            from .crew import Crew
+
+            registry = with_function_calls(self.registry, self.settings, broker, self._lanes)
             self._details = announce(broker, self._lanes, self.settings, self.consumer, registry)
-            self._start_keeper_beside()
+            self._introduce_beside(keeper)
+            self._crew = Crew(
+                self.settings, registry, broker, self._lanes, self.consumer, self._board
+            )
             self._crew.start()
         except BaseException:
             self._end_keeper(0)
-            self._board.remove()
+            self._board.close()
             broker.close()
             raise
 
-    def _spawn_keeper(self, spec: dict[str, Any], **how: Any) -> subprocess.Popen[bytes]:
-        keeper = subprocess.Popen(
-            own_process("_keeper"), stdin=subprocess.PIPE, start_new_session=True, **how
-        )
-        level = logging.getLevelName(log.getEffectiveLevel())
-        spec = {
-            "settings": self.settings.as_dict(),
-            "address": self.address.as_dict(),
-            "parent": os.getpid(),
-            "log_level": level,
-            **spec,
-        }
-        assert keeper.stdin is not None
-        keeper.stdin.write(json.dumps(spec).encode() + b"\n")
-        keeper.stdin.flush()
+    def _new_keeper(self) -> Helper:
+        fds = [] if self._board is None else [self._board.descriptor]
+        keeper = self._keeper = Helper("redistq._keeper", pass_fds=fds)
         return keeper
 
-    def _start_keeper_beside(self) -> None:
-        assert self._board is not None
-        self._keeper = self._spawn_keeper(
+    def _introduce(self, keeper: Helper, spec: dict[str, Any]) -> None:
+        """Say what it is to keep, and wait until it does; raises ConfigurationError if it cannot.
+
+        It then is watched, and replaced should it die before us.
+        """
+        keeper.introduce(
             {
-                "consumer": self.consumer,
-                "board": str(self._board.path),
-                "details": self._details,
+                "settings": self.settings.as_dict(),
+                "address": self.address.as_dict(),
+                "parent": os.getpid(),
+                "log_level": logging.getLevelName(log.getEffectiveLevel()),
+                **spec,
             }
         )
-        self._watch(self._start_keeper_beside)
-
-    def _watch_keeper(self, keeper: subprocess.Popen[bytes], restart: Callable[[], None]) -> None:
-        """A keeper that dies while its worker lives is replaced well within the lease."""
-        code, pause = keeper.wait(), 0.5
-        with self._lock:
-            if self._stopped.is_set() or self._keeper is not keeper:
-                return
-            log.warning("the keeper process ended with code %d; starting another", code)
-        while not self._stopped.is_set():
-            try:
-                restart()
-            except (OSError, RedistqError) as error:
-                log.error("no keeper could be started, tasks here may run twice: %s", error)
-                self._stopped.wait(pause)
-                pause = min(pause * 2, 30.0)
-                continue
-            if self._stopped.is_set():  # stopped while it started
-                self._end_keeper(0)
-            return
-
-    def _watch(self, restart: Callable[[], None]) -> None:
+        news = keeper.news(START_TIMEOUT_S)
+        if news is None or not news.get("ready"):
+            code = keeper.process.poll()
+            why = f"gave no answer for {START_TIMEOUT_S:g} s" if code is None else how_it_ended(code)
+            self._end_keeper(0)
+            raise ConfigurationError(
+                "the worker processes could not start: "
+                + ((news or {}).get("failure") or f"the keeper process {why}")
+            )
+        keeper.ignore_news()
         self._keeper_watch = threading.Thread(
-            target=self._watch_keeper,
-            args=(self._keeper, restart),
-            name="redistq-keeper-watch",
-            daemon=True,
+            target=self._watch_keeper, args=(keeper,), name="redistq-keeper-watch", daemon=True
         )
         self._keeper_watch.start()
+
+    def _introduce_beside(self, keeper: Helper) -> None:
+        assert self._board is not None
+        self._introduce(
+            keeper,
+            {
+                "consumer": self.consumer,
+                "board": self._board.descriptor,
+                "details": self._details,
+            },
+        )
 
     def _start_keeper_with_children(self) -> None:
         from .pickling import by_value
@@ -214,34 +208,40 @@ class TaskWorker:
                 f"the handlers cannot be sent to child processes: {error}; define them in a "
                 "module, or use threads (processes=0)"
             ) from error
-        status_read, status_write = os.pipe()
-        level = logging.getLevelName(log.getEffectiveLevel())
-        self._keeper = self._spawn_keeper(
+        self._introduce(
+            self._new_keeper(),
             {
                 "children": self.processes,
-                "status_fd": status_write,
                 "child_spec": {
                     "handlers": base64.b64encode(pickled).decode(),
-                    "path": [path or os.getcwd() for path in sys.path],
-                    "log_level": level,
+                    "path": import_path(),
+                    "log_level": logging.getLevelName(log.getEffectiveLevel()),
                 },
             },
-            pass_fds=(status_write,),
         )
-        os.close(status_write)
-        with os.fdopen(status_read, "rb") as status:
-            import select
 
-            readable, _, _ = select.select([status], [], [], START_TIMEOUT_S)
-            line = status.readline() if readable else b""
-        news = json.loads(line) if line else {}
-        if not news.get("ready"):
-            self._end_keeper(0)
-            raise ConfigurationError(
-                "the worker processes could not start: "
-                + (news.get("failure") or f"no answer within {START_TIMEOUT_S:g} s")
-            )
-        self._watch(self._start_keeper_with_children)
+    def _watch_keeper(self, keeper: Helper) -> None:
+        """A keeper that dies while its worker lives is replaced well within the lease."""
+        code, pause = keeper.process.wait(), 0.5
+        with self._lock:
+            if self._stopped.is_set() or self._keeper is not keeper:
+                return
+            log.warning("the keeper process %s; starting another", how_it_ended(code))
+        keeper.let_go()
+        while not self._stopped.is_set():
+            try:
+                if self.processes:
+                    self._start_keeper_with_children()
+                else:
+                    self._introduce_beside(self._new_keeper())
+            except (OSError, RedistqError) as error:
+                log.error("no keeper could be started, tasks here may run twice: %s", error)
+                self._stopped.wait(pause)
+                pause = min(pause * 2, 30.0)
+                continue
+            if self._stopped.is_set():  # stopped while it started
+                self._end_keeper(0)
+            return
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop: running tasks finish within ``timeout`` seconds, unstarted ones go back uncounted.
@@ -264,7 +264,7 @@ class TaskWorker:
         if self._board is not None:
             if code is None:
                 self._report_by_ourselves()
-            self._board.remove()
+            self._board.close()
         if self._broker is not None:
             self._broker.close()
         self._crew = self._board = None
@@ -275,18 +275,15 @@ class TaskWorker:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return None
-        assert keeper.stdin is not None
+        keeper.tell(f"stop {timeout}")
+        keeper.let_go()
         code: int | None = None
         try:
-            keeper.stdin.write(f"stop {timeout}\n".encode())
-            keeper.stdin.close()
-        except OSError:
-            pass  # it is gone already
-        try:
-            code = keeper.wait(timeout + 15)
+            code = keeper.process.wait(timeout + 15)
         except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
+            keeper.process.kill()
+            keeper.process.wait()
+        keeper.ignore_news()
         if self._keeper_watch is not None and self._keeper_watch is not threading.current_thread():
             self._keeper_watch.join(5)
         return code if code is not None and code >= 0 else None

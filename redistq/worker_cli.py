@@ -15,8 +15,9 @@ from typing import Any
 
 from .broker import Broker
 from .errors import ConfigurationError, RedistqError
-from .keeper import EXIT_FAILED, EXIT_USAGE, Keeper, warn_about_server
+from .keeper import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .processes import import_path, mend_standard_streams
 from .settings import Address, resolve
 from .worker import ENV_KEY
 from .worker_settings import WorkerSettings
@@ -162,6 +163,18 @@ def _key_in(path: Path | None) -> str | None:
     return key.hex()
 
 
+def _path_of_handlers() -> list[str]:
+    """Where handlers are looked for: in the current folder first, as ``python -m`` does for its own
+    module; last, when Python was told (-P, -I) to keep that folder from hiding other modules."""
+    path = import_path()
+    try:
+        here = os.getcwd()
+    except OSError:
+        return path  # it was deleted
+    rest = [entry for entry in path if entry != here]
+    return [*rest, here] if sys.flags.safe_path else [here, *rest]
+
+
 def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Address) -> Any:
     """A server of metrics in this process, which runs no task; None when none is wanted."""
     if args.metrics_port is None:
@@ -186,15 +199,16 @@ def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Addres
 
 def main(argv: list[str] | None = None) -> int:
     """Run until a signal; answers the exit code."""
+    mend_standard_streams()
+    # Until there is something to drain. Process 1 of a container would not even notice otherwise.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     args = parser().parse_args(argv)
     logging.basicConfig(
         level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if args.processes < 1:
         parser().error("--processes is 1 or more")
-    # As ``python -m`` does for its own module: the current folder is where modules are looked for.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         settings = WorkerSettings(
             queues=tuple(args.queue or [DEFAULT_QUEUE]),
@@ -235,7 +249,11 @@ def main(argv: list[str] | None = None) -> int:
         settings,
         address,
         children=args.processes,
-        child_spec={"targets": args.targets, "log_level": args.log_level},
+        child_spec={
+            "targets": args.targets,
+            "log_level": args.log_level,
+            "path": _path_of_handlers(),
+        },
     )
     keeper.on_ready = lambda: log.info(
         "ready: %d process%s of %d threads for queue %s at %s",
