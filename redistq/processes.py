@@ -178,6 +178,11 @@ class Helper:
         self._unsent = json.dumps(import_path()).encode() + b"\n"
         self._send()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
     def introduce(self, spec: dict[str, Any], timeout: float = START_TIMEOUT_S) -> None:
         """Say what it is for, within ``timeout`` seconds; one that is gone does not mind."""
         deadline = time.monotonic() + timeout

@@ -175,7 +175,8 @@ class TaskWorker:
         news = keeper.news(START_TIMEOUT_S)
         if news is None or not news.get("ready"):
             code = keeper.process.poll()
-            why = f"gave no answer for {START_TIMEOUT_S:g} s" if code is None else how_it_ended(code)
+            silent = f"gave no answer for {START_TIMEOUT_S:g} s"
+            why = silent if code is None else how_it_ended(code)
             self._end_keeper(0)
             raise ConfigurationError(
                 "the worker processes could not start: "

@@ -21,7 +21,7 @@ FLOORS = {
         *("errors", "keys", "options", "codec", "retry", "ids", "handlers", "pickling"),
         "tracing",
     ),
-    "places": ("_embedded_server", "embedded", "settings"),
+    "places": ("processes", "_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
     "door": ("plans", "producer_plans", "producer", "scheduler", "blobs"),

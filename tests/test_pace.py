@@ -159,7 +159,7 @@ class Fetcher:
         self.broker, self.calls = Broker(Address(url)), Calls(QueueKeys())
         self.sent: list[str] = []
         settings = WorkerSettings(lease=2, threads=threads)
-        board = Board(tmp_path / "board", 200)
+        board = Board.create(200)
         registry = Registry(handlers)
         self.crew = Crew(settings, registry, self.broker, [self.calls], "me", board)
         self.broker.call(self.calls.create_group())

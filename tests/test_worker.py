@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -876,10 +880,12 @@ def test_workers_that_disagree_are_told_so(url: str, caplog: pytest.LogCaptureFi
 # -- the board -------------------------------------------------------------------------------------
 
 
-def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Any) -> None:
-    """Slots are seen by another opener of the file; an ended limit leaves nothing behind."""
-    board = Board(tmp_path / "board", 3)
-    other = Board(tmp_path / "board")
+def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
+    """Slots are seen by who got the descriptor; an ended limit leaves nothing behind."""
+    board = Board.create(3)
+    other = Board(os.dup(board.descriptor))
+    board.close()
+    board.close()
     assert (other.slots, other.running(), other.overdue(1e12)) == (3, [], False)
     board.begin(1, b"123-4")
     board.limit(1, 50.0)
@@ -890,8 +896,57 @@ def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Any) -> None:
     assert other.overdue(51) is False
     other.paused = True
     assert board.paused
+    other.close()
     (tmp_path / "other").write_bytes(bytes(200))
     with pytest.raises(ValueError, match="no board"):
-        Board(tmp_path / "other")
-    board.remove()
-    board.remove()
+        Board(os.open(tmp_path / "other", os.O_RDWR))
+
+
+@pytest.mark.parametrize("left", ["a folder in memory", "a folder", "nothing"])
+def test_a_board_is_made_wherever_there_is_room(
+    left: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without memory that has no name a file is taken, which nobody sees; else the need is said."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "memfd_create", full, raising=False)
+    places: list[Any] = []
+    make = tempfile.mkstemp
+
+    def mkstemp(dir: Any = None, **how: Any) -> tuple[int, str]:
+        places.append(dir)
+        if left == "nothing" or (left == "a folder" and dir is not None):
+            full()
+        return make(dir=tmp_path, **how)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    if left == "nothing":
+        with pytest.raises(ConfigurationError, match=r"No space left on device.*set TMPDIR"):
+            Board.create(3)
+    else:
+        board = Board.create(3)
+        board.begin(2, b"1-1")
+        assert board.running() == ["1-1"]
+        board.close()
+    assert places == ["/dev/shm", None][: 1 if left == "a folder in memory" else 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_board_that_has_no_room_is_seen_when_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file system that takes only a part of it is passed over; touching the rest would kill."""
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def short(descriptor: int, content: bytes, offset: int) -> int:
+        written.append(descriptor)
+        return pwrite(descriptor, content[:100] if len(written) == 1 else content, offset)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    board = Board.create(3)
+    assert len(written) == 2
+    assert (board.slots, board.running()) == (3, [])
+    board.close()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,6 @@ def registered(client: redis.Redis, queue: str = "tasks") -> dict[str, int]:
         pid = client.hget(f"worker:{queue}:{name}", "pid")
         if pid:
             found[name] = int(pid)
-    return found
-
-
-def boards(pids: Iterable[int]) -> set[Path]:
-    """The boards that these processes have open; none where that cannot be seen."""
-    found = set()
-    for pid in pids:
-        maps = Path(f"/proc/{pid}/maps")
-        text = maps.read_text() if maps.exists() else ""
-        found |= {Path(line.split()[-1]) for line in text.splitlines() if ".board" in line}
     return found
 
 
