@@ -26,6 +26,7 @@ from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload
 from .courier import Courier, Outgoing
 from .errors import ConfigurationError, PayloadTooLarge, RedistqError
 from .futures import Origin, TaskFuture, in_order
+from .homes import Home
 from .html import escape, panel
 from .ids import is_call, new_call_id, new_task_id
 from .keys import (
@@ -175,6 +176,11 @@ class Client(_Submitting, Executor):
     with ``signing_key``, ``REDISTQ_SIGNING_KEY``, or this user's own key; results that are not
     signed with it are refused unless ``allow_pickle`` is set, because unpickling runs code.
 
+    Calls belong to the host, the folder and the environment that the client was made in: workers
+    that clients of other folders or environments started leave them alone, and those started here
+    leave theirs. With ``shared=True`` any worker may run these calls, and workers started here run
+    everybody's, as workers started by the command do.
+
     As a context manager it waits for its futures and stops its workers. Safe to use from several
     threads.
     """
@@ -194,8 +200,13 @@ class Client(_Submitting, Executor):
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
         address: Address | None = None,
+        shared: bool = False,
+        home: Home | None = None,
     ) -> None:
         self._options = CallOptions()
+        self.home = home or Home.here()
+        """Where calls belong; see homes.py."""
+        self.shared = shared
         self.address: Address = address or resolve(url, redis_host, redis_port, db, password)
         key = key_from(signing_key)
         if key is None:
@@ -270,6 +281,8 @@ class Client(_Submitting, Executor):
                     max_payload_bytes=self.max_payload_bytes,
                     timeout=self.broker.timeout,
                     address=self.address,
+                    shared=self.shared,
+                    home=self.home,
                 )
                 sibling._parent = self
                 self._siblings[str(priority)] = sibling
@@ -278,18 +291,30 @@ class Client(_Submitting, Executor):
     # -- workers ---------------------------------------------------------------------------------
 
     def start_workers(
-        self, n: int | None = None, *, threads: int = 1, handlers: Any = None, **options: Any
+        self,
+        n: int | None = None,
+        *,
+        threads: int = 1,
+        handlers: Any = None,
+        shared: bool | None = None,
+        **options: Any,
     ) -> TaskWorker:
         """Start ``n`` worker processes here (default: one a core) and return them, ready.
 
         They run this client's functions and the named tasks registered in this process
-        (``handlers``, or what ``@task`` registered). They stop at ``shutdown``, when this process
-        ends in any way, or by ``stop()`` of what is returned.
+        (``handlers``, or what ``@task`` registered), in the folder the client was made in. Calls
+        of clients in other folders or environments they leave to others, unless ``shared`` is set
+        (default: as the client is). They stop at ``shutdown``, when this process ends in any way,
+        or by ``stop()`` of what is returned.
         """
         if self.courier.closed:
             raise RuntimeError("cannot start workers after shutdown")
         if self._parent is not None:
-            return self._parent.start_workers(n, threads=threads, handlers=handlers, **options)
+            return self._parent.start_workers(
+                n, threads=threads, handlers=handlers, shared=shared, **options
+            )
+        if not (self.shared if shared is None else shared):
+            options.setdefault("home", self.home.name)
         options.setdefault("queues", [at_priority(self.keys.stream, p) for p in PRIORITIES])
         worker = TaskWorker(
             stream=self.keys.stream,
@@ -299,6 +324,7 @@ class Client(_Submitting, Executor):
             processes=n or os.cpu_count() or 1,
             address=self.address,
             signing_key=self._key.hex(),
+            folder=self.home.folder,
             **options,
         )
         worker.start()
@@ -310,6 +336,21 @@ class Client(_Submitting, Executor):
         workers = (self._parent or self)._workers
         slots = sum(w.processes * w.settings.threads for w in workers if w.running)
         return slots or (os.cpu_count() or 1)
+
+    def homes_served(self) -> dict[str, int]:
+        """How many living worker processes run function calls on this queue, by the home they
+        belong to; under "" those that run everybody's. Calls of this client are run by those of
+        its own ``home.name`` and of ""."""
+        now = self.broker.call(("TIME",))
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        names = self.broker.call(("ZRANGEBYSCORE", self.keys.workers, now_ms, "+inf"))
+        served: dict[str, int] = {}
+        commands = (("HMGET", self.keys.worker(name.decode()), "names", "home") for name in names)
+        for known, home in self.broker.call_many(commands):
+            if CALL.encode() in (known or b"").split(b"\n"):
+                where = (home or b"").decode()
+                served[where] = served.get(where, 0) + 1
+        return served
 
     # -- submitting ------------------------------------------------------------------------------
 
@@ -393,9 +434,11 @@ class Client(_Submitting, Executor):
         """What the signatures of a task's call, result and error are bound to."""
         return task_context(self.keys.stream, task_id)
 
-    def task_options(self, options: CallOptions, **more: Any) -> bytes:
-        """The options that travel with a task."""
+    def task_options(self, options: CallOptions, call: bool = True, **more: Any) -> bytes:
+        """The options that travel with a task; a call of a function names its home."""
         opts: dict[str, Any] = dict(more)
+        if call and not self.shared:
+            opts["home"] = self.home.name
         opts["retries"] = options.retries
         if options.timeout is not None:
             opts["timeout"] = options.timeout
@@ -421,7 +464,7 @@ class Client(_Submitting, Executor):
         if options.result_ttl is None and not memo:
             future.keep_briefly = True
         due = "" if options.delay is None else due_after(options.delay)
-        opts = self.task_options(options, inbox=self.courier.inbox.name)
+        opts = self.task_options(options, name.startswith(CALL), inbox=self.courier.inbox.name)
         self.courier.send(Outgoing((task_id, name, packet, opts, due), memo), future)
         return future
 

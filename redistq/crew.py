@@ -36,6 +36,7 @@ from .calls import CALL_LIMIT, Calls
 from .errors import RedistqError, ServerUnavailable
 from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
 from .handlers import Handler
+from .homes import LONG_S, PAGE, Passing, entry_order
 from .pace import Forecast, fitting, total_ns
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Crew:
         self._seen_popped, self._gave_back_at = -1, -1
         self._stuck_since, self._stuck_s = 0.0, STUCK_S
         self._look_at = 0.0  # when the fetcher looks whether it holds too much
+        # One a lane, for a worker that belongs to a home; none for one that serves everybody.
+        self._passing = [Passing(settings.home) for _ in lanes if settings.home]
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -243,20 +246,82 @@ class Crew:
         """
         paused = self.board.paused
         open_lanes = [lane for lane in range(len(self._lanes)) if not paused >> lane & 1]
-        if len(open_lanes) == 1:
+        if self._passing:
+            rests = {lane: self._rest_of(wire, lane) for lane in open_lanes}
+            open_lanes = [lane for lane, rest in rests.items() if rest <= 0]
+            if len(open_lanes) < len(rests):
+                shortest = min(rest for rest in rests.values() if rest > 0)
+                block_ms = max(min(block_ms, int(shortest * 1000)), 1)
+                if not open_lanes:
+                    self._room.wait(shortest)
+                    self._room.clear()
+                    return []
+        if len(open_lanes) == 1 and not self._passing:
             calls = self._lanes[open_lanes[0]]
             return self._read(wire.request(calls.fetch(self.consumer, room, block_ms)))
         tasks: list[Task] = []
         for lane in open_lanes:
-            reply = wire.request(self._lanes[lane].fetch(self.consumer, room - len(tasks), None))
-            tasks.extend(self._read(reply))
+            left = room - len(tasks)
+            asked = self._passing[lane].ask(left) if self._passing else left
+            page = self._read(wire.request(self._lanes[lane].fetch(self.consumer, asked, None)))
+            tasks.extend(self._leave_foreign(page, lane) if self._passing else page)
             if len(tasks) >= room:
                 return tasks
         if tasks or not open_lanes:
             return tasks
         streams = [self._lanes[lane].keys.stream for lane in open_lanes]
         command = self._lanes[0].fetch_any(self.consumer, 1, block_ms, streams)
-        return self._read(wire.request(command))
+        tasks = self._read(wire.request(command))
+        if self._passing:
+            by_lane = {lane: [t for t in tasks if t[2] == lane] for lane in open_lanes}
+            tasks = [t for lane, part in by_lane.items() for t in self._leave_foreign(part, lane)]
+        return tasks
+
+    def _rest_of(self, wire: Wire, lane: int) -> float:
+        """Seconds that a lane full of other homes' calls is left alone: until one of ours comes."""
+        passing, stream = self._passing[lane], self._lanes[lane].keys.stream
+        rest = passing.rest_s()
+        if rest <= 0:
+            return rest
+        if (now := time.monotonic()) >= passing.looks_at:
+            after = b"(" + passing.looks_after
+            added = wire.request(("XRANGE", stream, after, "+", "COUNT", PAGE))
+            if added:
+                passing.looks_after = added[-1][0]
+            if len(added) < PAGE:
+                passing.looks_at = now + LONG_S
+            own = [e for e, flat in added if len(flat) < 12 or not passing.is_foreign(flat[11])]
+            if own and self._is_unread(wire, lane, own[-1]):
+                passing.rests_until = 0.0
+                return 0.0
+        return min(rest, max(passing.looks_at - now, 0.001))
+
+    def _is_unread(self, wire: Wire, lane: int, entry: bytes) -> bool:
+        """Whether no worker has read an entry yet."""
+        calls = self._lanes[lane]
+        for row in wire.request(("XINFO", "GROUPS", calls.keys.stream)):
+            about = dict(zip(row[::2], row[1::2], strict=True))
+            if about[b"name"] == calls.group.encode():
+                return entry_order(entry) > entry_order(about[b"last-delivered-id"])
+        return False
+
+    def _leave_foreign(self, page: list[Task], lane: int) -> list[Task]:
+        """What was read of a lane without the calls of other homes: those go back at once."""
+        passing = self._passing[lane]
+        foreign = [t for t in page if len(t[1]) > 11 and passing.is_foreign(t[1][11])]
+        last = page[-1][0] if page else b""
+        passing.passed([t[1][1] for t in foreign], len(page) - len(foreign), last)
+        if not foreign:
+            return page
+        entries = [t[0] for t in foreign]
+        try:
+            off = self.broker.call(self._lanes[lane].release(self.consumer, entries))
+        except (RedistqError, NoGroup) as error:
+            log.warning("%d calls of others could not be left to them: %s", len(entries), error)
+            off = 0
+        self._look_again = self._look_again or off < len(entries)
+        gone = set(entries)
+        return [t for t in page if t[0] not in gone]
 
     def _read(self, reply: Any) -> list[Task]:
         lanes = self._by_stream
@@ -389,6 +454,8 @@ class Crew:
             ):
                 cursor = page[-1][0].decode()
                 found = [task for task in page if task[1] and (task[0], task[2]) not in held]
+                if found and self._passing:
+                    found = self._leave_foreign(found, found[0][2])
                 if found:
                     log.info("took up %d tasks whose delivery was lost", len(found))
                     self._accept(found)

@@ -145,8 +145,13 @@ class Helper:
     it what to do and listen to its ``news``. In a process that this one forks it does nothing.
     """
 
-    def __init__(self, module: str, pass_fds: Sequence[int] = ()) -> None:
-        """Start ``module``; raises ConfigurationError without an interpreter that can be run."""
+    def __init__(
+        self, module: str, pass_fds: Sequence[int] = (), folder: str | None = None
+    ) -> None:
+        """Start ``module`` in ``folder``; raises ConfigurationError without an interpreter that
+        can be run, or without that folder."""
+        if folder is not None and not os.path.isdir(folder):
+            raise ConfigurationError(f"workers start in the folder {folder}, which is gone")
         python = interpreter()
         orders, self._orders = pipe()
         self._news, news = pipe()
@@ -159,6 +164,7 @@ class Helper:
                 [python, *interpreter_flags(), "-P", "-c", _BOOT, module, str(orders), str(news)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(orders, news, *pass_fds),
+                cwd=folder,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
             )
         except OSError as error:

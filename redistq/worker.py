@@ -53,6 +53,8 @@ class TaskWorker:
     worker here has a handler for may wait for one that has. See WorkerSettings for the rest.
     Connection arguments are TaskProducer's.
 
+    Worker processes start in ``folder`` (default: where this process is then).
+
     Functions that a Client sends are run when ``signing_key`` (or ``REDISTQ_SIGNING_KEY``) is the
     client's, on the embedded server, which only this user can write to, or with ``allow_pickle``;
     otherwise such tasks wait for another worker: unpickling runs whatever their writer chose.
@@ -72,8 +74,10 @@ class TaskWorker:
         url: str | None = None,
         password: str | None = None,
         address: Address | None = None,
+        folder: str | None = None,
         **options: Any,
     ) -> None:
+        self._folder = folder
         self.settings = WorkerSettings.of(
             {"queue": stream, "group": group, "threads": thread_count, **options}
         )
@@ -155,7 +159,7 @@ class TaskWorker:
 
     def _new_keeper(self) -> Helper:
         fds = [] if self._board is None else [self._board.descriptor]
-        keeper = self._keeper = Helper("redistq._keeper", pass_fds=fds)
+        keeper = self._keeper = Helper("redistq._keeper", fds, self._folder)
         return keeper
 
     def _introduce(self, keeper: Helper, spec: dict[str, Any]) -> None:
@@ -450,6 +454,8 @@ def announce(
         "group": settings.group,
         "names": "\n".join(sorted(handlers)),
     }
+    if settings.home:
+        details["home"] = settings.home
     for queue, calls in zip(settings.queues, lanes, strict=True):
         reply = broker.call(calls.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))

@@ -45,6 +45,8 @@ class WorkerSettings:
     dead_ttl: float = 30 * 86_400.0
     allow_pickle: bool = False
     signing_key: str | None = field(default=None, repr=False)
+    home: str = ""
+    """The home whose function calls it runs (see homes.py); empty: everybody's."""
 
     def __post_init__(self) -> None:
         queues = tuple(self.queues) or (self.queue,)  # JSON has made a list of it
