@@ -6,11 +6,15 @@ SHA1). It never talks to a server.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
 
 _INCLUDE = re.compile(r"^--@include (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
@@ -29,22 +33,31 @@ class Script:
 def folder() -> Path:
     """Where the Lua files are: beside this module in a wheel, in ``lua/`` of a checkout.
 
-    Raises FileNotFoundError naming both places when the installation is broken.
+    Both may be inside a zip from which the package is imported. Raises ConfigurationError naming
+    both places when the installation is broken.
     """
-    here = Path(__file__).resolve().parent
-    for place in (here / "_lua", here.parent / "lua"):
-        if (place / "enqueue.lua").is_file():
+    here = Path(__file__).absolute().parent
+    places = (here / "_lua", here.resolve().parent / "lua")
+    for place in places:
+        with contextlib.suppress(OSError):
+            _read(place / "enqueue.lua")
             return place
-    raise FileNotFoundError(
-        f"redistq's Lua scripts are in neither {here / '_lua'} nor {here.parent / 'lua'}; "
-        "install the package again"
+    raise ConfigurationError(
+        f"redistq's Lua scripts are in neither {places[0]} nor {places[1]}: install the package "
+        "again, or put its folder _lua into the zip that it is imported from"
     )
+
+
+def _read(path: Path) -> str:
+    """A file of the package's, by whatever has imported it: from a folder or out of a zip."""
+    loader: Any = __spec__.loader
+    return bytes(loader.get_data(str(path))).decode()
 
 
 @functools.cache
 def load(name: str) -> Script:
     """The script of one verb, with its fragments expanded and whole-line comments left out."""
-    source = (folder() / f"{name}.lua").read_text(encoding="utf-8")
+    source = _read(folder() / f"{name}.lua")
     text = _INCLUDE.sub(lambda m: _fragment(m[1]), source)
     text = _COMMENT.sub("", text)
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -63,7 +76,7 @@ def text_of(sha: str) -> str:
 
 @functools.cache
 def _fragment(name: str) -> str:
-    return (folder() / "lib" / f"{name}.lua").read_text(encoding="utf-8")
+    return _read(folder() / "lib" / f"{name}.lua")
 
 
 def names() -> list[str]:
