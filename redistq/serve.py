@@ -3,23 +3,40 @@
 Called by the command line. The web server is Voilà, which runs the cell of
 ``notebooks/dashboard.ipynb`` in a kernel of its own for each visitor, and ends it when the visitor
 has gone; there is no web server of ours.
+
+Who may come in: only those who have the token that is printed at the start, on this machine too,
+where every web page in a browser can reach every port. A request has to name this server by a name
+of its own (``Host``) and to come from one of its own pages (``Origin``), or a web site elsewhere
+could have a visitor's browser ask for it. A visitor presses the dashboard's buttons and runs no
+code: Voilà's kernels take no messages but those of widgets.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import hmac
 import ipaddress
 import json
+import logging
 import os
+import secrets
+import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .errors import RedistqError
 from .keys import DEFAULT_QUEUE
-from .settings import ENV_URL, resolve
+from .pickling import ENV_KEY
+from .settings import ENV_URL, ENV_URL_FILE, Address, resolve
+
+log = logging.getLogger("redistq.serve")
 
 CELL = """\
 import os
@@ -40,13 +57,20 @@ def parser() -> argparse.ArgumentParser:
         prog="redistq dashboard --serve",
         description="Show a queue's dashboard as a web page.",
         epilog="Whoever can open the page can pause the queue, retry and cancel tasks. It is "
-        "served to this machine only unless --host says otherwise; then the page asks for the "
-        "token that is printed at the start, and traffic should pass a proxy that adds TLS.",
+        "served to this machine only unless --host says otherwise; then traffic should pass a "
+        "proxy that adds TLS. The page asks for the token that is part of the printed address.",
     )
     p.add_argument("--url", help="the server (else $REDISTQ_URL, localhost, or the embedded one)")
     p.add_argument("--queue", default=DEFAULT_QUEUE, help="the queue's name (%(default)s)")
     p.add_argument("--host", default="127.0.0.1", help="the address to serve at (%(default)s)")
     p.add_argument("--port", type=int, default=8866, help="the port to serve at (%(default)s)")
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name under which browsers reach it, as of a proxy; may be repeated",
+    )
     p.add_argument("--theme", default="light", choices=["light", "dark"], help="(%(default)s)")
     p.add_argument("--open", action="store_true", help="open the page in a browser")
     return p
@@ -65,27 +89,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RedistqError as error:
         print(f"redistq: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED
-    # Visitors' kernels inherit the environment. They find and join the embedded server by
-    # themselves, which keeps it alive as long as one of them lives.
-    if not address.embedded:
-        os.environ[ENV_URL] = address.url
-    os.environ["REDISTQ_QUEUE"] = args.queue
-    os.environ["REDISTQ_DASHBOARD"] = "widget"
-    with tempfile.TemporaryDirectory(prefix="redistq-") as folder:
+    token = secrets.token_hex(24)
+    host = socket.gethostname() if _is_any(args.host) else args.host
+    page_url = f"http://{f'[{host}]' if ':' in host else host}:{args.port}/?token={token}"
+    with tempfile.TemporaryDirectory(prefix="redistq-") as folder, _kernels_find(address, args):
         page = Path(folder) / "redistq.ipynb"
         page.write_text(json.dumps(_notebook()), encoding="utf-8")
         print(
-            f"redistq: the dashboard of queue {args.queue} at {address}: "
-            f"http://{args.host}:{args.port}/ (Ctrl-C ends it)",
+            f"redistq: the dashboard of queue {args.queue} at {address}: {page_url} "
+            "(Ctrl-C ends it)",
             flush=True,
         )
-        Voila.launch_instance(argv=_voila(args, page), config=_config())
-        Voila.clear_instance()
+        server = _server(Voila, token, _named_here(args.host, args.allow_host), page_url)
+        try:
+            server.launch_instance(argv=_voila(args, page), config=_config())
+        finally:
+            server.clear_instance()
     return 0
 
 
+@contextlib.contextmanager
+def _kernels_find(address: Address, args: argparse.Namespace) -> Iterator[None]:
+    """What visitors' kernels inherit: how to find the server, and no secret.
+
+    The address, which may hold a password, is in a file that only this user can read. They find
+    and join the embedded server by themselves, which keeps it alive as long as one of them lives.
+    """
+    for name in (ENV_URL, ENV_URL_FILE, ENV_KEY):
+        os.environ.pop(name, None)
+    os.environ["REDISTQ_QUEUE"] = args.queue
+    os.environ["REDISTQ_DASHBOARD"] = "widget"
+    with tempfile.TemporaryDirectory(prefix="redistq-") as folder:
+        if not address.embedded:
+            file = Path(folder) / "url"
+            file.touch(0o600)
+            file.write_text(address.url, encoding="utf-8")
+            os.environ[ENV_URL_FILE] = str(file)
+        yield
+
+
 def _voila(args: argparse.Namespace, page: Path) -> list[str]:
-    """The arguments of Voilà."""
+    """The arguments of Voilà, which anybody on this machine can see."""
     return [
         str(page),
         f"--Voila.ip={args.host}",
@@ -94,8 +138,132 @@ def _voila(args: argparse.Namespace, page: Path) -> list[str]:
         f"--theme={args.theme}",
         "--strip_sources=True",
         *([] if args.open else ["--no-browser"]),
-        *([] if is_loopback(args.host) else ["--auto-token"]),
     ]
+
+
+def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url: str) -> Any:
+    """Voilà with its doors shut: a class of it."""
+    from jupyter_server.auth.identity import IdentityProvider
+    from jupyter_server.services.kernels.handlers import KernelHandler
+    from tornado.web import ErrorHandler
+    from voila.tornado.handler import TornadoVoilaHandler
+
+    class TokenOnly(IdentityProvider):
+        """The token, compared in constant time; no password, and no change of either."""
+
+        async def get_user_token(self, handler: Any) -> Any:
+            given = self.get_token(handler) or ""
+            return await super().get_user_token(handler) if _same(given, token) else None
+
+        def process_login_form(self, handler: Any) -> Any:
+            given = handler.get_argument("password", default="")
+            return self.generate_anonymous_user(handler) if _same(given, token) else None
+
+    class KernelModel(KernelHandler):
+        """That a page's kernel is there, by the name that only this page was told."""
+
+        SUPPORTED_METHODS = ("GET",)
+
+    class DashboardServer(voila):  # type: ignore[misc]
+        """Every request passes the guard, whatever it is for."""
+
+        name = "voila"
+        identity_provider_class = TokenOnly
+
+        def init_settings(self) -> dict[str, Any]:
+            # Set here, after every configuration file has had its say.
+            self.token, self.auto_token = token, False
+            self.identity_provider_class = TokenOnly
+            return {
+                **super().init_settings(),
+                "log_function": _log_request,
+                "headers": {
+                    "Referrer-Policy": "no-referrer",  # the address holds the token
+                    "X-Content-Type-Options": "nosniff",
+                    "Content-Security-Policy": "frame-ancestors 'self'",
+                },
+            }
+
+        def init_handlers(self) -> list[Any]:
+            # The page, its assets, and its own kernel. Not: the page under every other path, where
+            # each request would start a kernel.
+            handlers = []
+            for path, kind, *rest in super().init_handlers():
+                if kind is TornadoVoilaHandler:
+                    path = path.replace("(.*)", "()")
+                handlers.append((path, KernelModel if kind is KernelHandler else kind, *rest))
+            return handlers
+
+        def listen(self) -> None:
+            find = self.app.find_handler
+
+            def guarded(request: Any, **kwargs: Any) -> Any:
+                if refused := _refused(request, is_own_name):
+                    log.warning("refused a request: %s", refused)
+                    return self.app.get_handler_delegate(
+                        request, ErrorHandler, {"status_code": 403}
+                    )
+                return find(request, **kwargs)
+
+            self.app.find_handler = guarded
+            super().listen()
+
+        def launch_browser(self) -> None:
+            # By a file, since the arguments of a browser's process are everybody's to see.
+            file = Path(self.connection_dir) / "open.html"
+            file.touch(0o600)
+            file.write_text(f'<meta http-equiv="refresh" content="0; url={page_url}">')
+            webbrowser.open(file.as_uri())
+
+    return DashboardServer
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _refused(request: Any, is_own_name: Callable[[str], bool]) -> str:
+    """Why a request is not answered; empty when it is."""
+    host = request.headers.get("Host", "")
+    if not is_own_name(request.host_name):
+        return f"it asks for {host!r:.100}, which is no name of this server (see --allow-host)"
+    origin = request.headers.get("Origin") or request.headers.get("Sec-Websocket-Origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return f"it comes from a page of {origin!r:.100}"
+    return ""
+
+
+def _named_here(host: str, more: Sequence[str]) -> Callable[[str], bool]:
+    """Which names in a request mean this server.
+
+    On this machine alone: its own. Elsewhere every IP address too: only a name can be made to point
+    here by somebody who has a web site.
+    """
+    local = is_loopback(host)
+    names = {"localhost", host, *more}
+    if not local:
+        names |= {socket.gethostname(), socket.getfqdn()}
+    names = {name.lower().strip("[]").rstrip(".") for name in names}
+
+    @functools.lru_cache(1000)
+    def is_own_name(name: str) -> bool:
+        name = name.lower().strip("[]").rstrip(".")
+        if name in names:
+            return True
+        try:
+            ip = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return ip.is_loopback or not local
+
+    return is_own_name
+
+
+def _log_request(handler: Any) -> None:
+    """One line a request at most, without what follows the question mark: the token."""
+    status, request = handler.get_status(), handler.request
+    level = logging.DEBUG if status < 500 else logging.WARNING
+    log.log(level, "%d %s %s", status, request.method, request.path)
 
 
 def _config() -> Any:
@@ -122,6 +290,11 @@ def _config() -> Any:
             }
         }
     )
+
+
+def _is_any(host: str) -> bool:
+    """Whether that means all addresses of this machine."""
+    return host in ("", "0.0.0.0", "::")
 
 
 def is_loopback(host: str) -> bool:

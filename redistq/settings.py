@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -16,6 +17,8 @@ from .errors import ConfigurationError
 
 DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
 ENV_URL = "REDISTQ_URL"
+ENV_URL_FILE = "REDISTQ_URL_FILE"
+"""A file with the URL, for where the environment can be seen by those who must not."""
 _SECRET = re.compile(r"((?:^|&)[^=&]*password=)[^&]*")
 _SCHEME = re.compile(r"^(rediss?|unix)(\+sentinel|\+cluster)?$")
 
@@ -84,16 +87,17 @@ def resolve(
 ) -> Address:
     """The server to use. Starts the embedded one only when nothing else was named or answers.
 
-    In this order: ``url``; a host, port or password that is not the default; ``REDISTQ_URL``;
-    localhost:6379 when it answers; the embedded server. Raises ConfigurationError for a URL that
-    cannot work and EmbeddedServerError when the embedded server cannot start.
+    In this order: ``url``; a host, port or password that is not the default; ``REDISTQ_URL``, or
+    the file that ``REDISTQ_URL_FILE`` names; localhost:6379 when it answers; the embedded server.
+    Raises ConfigurationError for a URL that cannot work and EmbeddedServerError when the embedded
+    server cannot start.
     """
     if url is not None:
         return Address(url)
     named = Address(_tcp_url(host, port, db, password))
     if (host, port) != (DEFAULT_HOST, DEFAULT_PORT) or password is not None:
         return named
-    if from_env := os.environ.get(ENV_URL):
+    if from_env := os.environ.get(ENV_URL) or _url_in_file():
         return Address(from_env)
     if _answers(host, port):
         return named
@@ -119,6 +123,18 @@ def rejoin(address: Address) -> Address:
             replace(address, url=joined.url + (f"?{query}" if query else "")) if path else address
         )
     return address
+
+
+def _url_in_file() -> str:
+    name = os.environ.get(ENV_URL_FILE)
+    if not name:
+        return ""
+    try:
+        return Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"the URL in {name} ({ENV_URL_FILE}) cannot be read: {error}"
+        ) from error
 
 
 def _tcp_url(host: str, port: int, db: int, password: str | None) -> str:

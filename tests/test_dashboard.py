@@ -773,15 +773,15 @@ def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
 
 
 def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
-    """Loopback by default; anywhere else the page asks for a token."""
+    """Loopback by default."""
     from redistq import serve
 
     page = __import__("pathlib").Path("page.ipynb")
     usual = serve._voila(serve.parser().parse_args([]), page)
     assert "--Voila.ip=127.0.0.1" in usual
-    assert "--auto-token" not in usual
     assert "--no-browser" in usual
-    assert "--auto-token" in serve._voila(serve.parser().parse_args(["--host", "0.0.0.0"]), page)
+    everywhere = serve._voila(serve.parser().parse_args(["--host", "0.0.0.0"]), page)
+    assert "--Voila.ip=0.0.0.0" in everywhere
     assert [serve.is_loopback(h) for h in ("::1", "localhost", "127.0.0.2", "example.org")] == [
         True,
         True,

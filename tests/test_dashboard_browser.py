@@ -360,8 +360,10 @@ def test_the_page_is_served_to_people_without_a_notebook(
         )
     try:
         answers(f"http://127.0.0.1:{port}/voila/static/", process, tmp_path / "serve.log")
+        address = re.search(r"http://\S+token=\w+", (tmp_path / "serve.log").read_text())
+        assert address
         page = browser.new_page(viewport={"width": 1100, "height": 700})
-        page.goto(f"http://127.0.0.1:{port}/", timeout=60_000)
+        page.goto(address[0], timeout=60_000)
         page.get_by_role("button", name="Pause").click(timeout=60_000)
         page.get_by_text("Paused: no worker starts another task").wait_for(timeout=20_000)
         assert client.hget(f"meta:{QUEUE}", "paused") == "1"
