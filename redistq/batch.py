@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,13 @@ from .broker import Lost
 from .calls import CALL_LIMIT, SETTLED, Calls, Command
 from .courier import CALL_BYTES
 from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
-from .futures import TaskFuture, decode_error, decode_result
+from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
 from .options import due_after
 from .plans import BLOCK_LIMIT
 from .progress import Progress
 from .remote_call import CALL, Call, Ref
+from .waiting import Wait
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,13 +202,17 @@ class Batch:
 
     def _news(
         self, timeout: float | None, stop: threading.Event | None = None
-    ) -> Iterator[list[int]]:
-        """Positions of tasks that have ended, as news come, until all have, or ``stop`` is set.
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Positions and states of tasks that have ended, as news come, until all have, or ``stop``
+        is set.
 
         Raises ResultTimeout. A task that was sent again ends again.
         """
-        client = self._client
-        end = None if timeout is None else time.monotonic() + timeout
+        client, wait = self._client, Wait()
+        now, ended = time.monotonic(), client.courier.ended
+        if ended.is_set():  # what was there before a shutdown can be read after it
+            ended = threading.Event()
+        end = None if timeout is None else now + timeout
         bar = Progress(self.id, self.total, self._progress)
         wire, last = client.broker.wire(BLOCK_LIMIT + client.broker.timeout), "0-0"
         key = client.keys.settled(self.id)
@@ -216,7 +221,8 @@ class Batch:
                 # Counters first: once they are complete, all news are in the stream already.
                 counts = self.counts()
                 bar.show(counts)
-                left = BLOCK_LIMIT if end is None else min(BLOCK_LIMIT, end - time.monotonic())
+                left = min(BLOCK_LIMIT, max(0.01, wait.left(now)))
+                left = left if end is None else min(left, end - now)
                 block = max(1, int(left * 1000))
                 try:
                     most = block if counts["waiting"] else 1
@@ -226,13 +232,23 @@ class Batch:
                 except Lost:
                     time.sleep(0.1)
                     continue
+                now = time.monotonic()
                 if reply:
                     last = reply[0][1][-1][0].decode()
-                    yield [i for _, flat in reply[0][1] for i, _ in self._read(flat)]
+                    wait.heard(now)
+                    client.diagnosis.over()
+                    yield [ended for _, flat in reply[0][1] for ended in self._read(flat)]
                 if not reply and not counts["waiting"]:
                     return
-                if end is not None and time.monotonic() >= end and counts["waiting"]:
-                    raise ResultTimeout(self.id, timeout or 0.0, "running")
+                if end is not None and now >= end and counts["waiting"]:
+                    raise self._timed_out(timeout or 0.0, counts)
+                if ended.is_set():
+                    raise RedistqError(
+                        f"the client was closed before batch {self.id!r} had ended; the batch goes "
+                        f"on: Client(...).batch({self.id!r}) finds it"
+                    )
+                if wait.due(now):
+                    client.diagnosis.tell(client.diagnosis.ask((CALL,)))
                 time.sleep(0.01)  # lets a burst of small settlements become one read
         except KeyboardInterrupt:
             print(
@@ -251,18 +267,36 @@ class Batch:
             pass
         return self
 
+    def _timed_out(self, timeout: float, counts: dict[str, int]) -> ResultTimeout:
+        ended = counts["total"] - counts["waiting"]
+        state = f"unfinished ({ended:,} of {counts['total']:,} tasks have ended)"
+        reason = self._client._why_waiting(timeout, (CALL,))
+        return ResultTimeout(self.id, timeout, state, reason, "batch")
+
     def results(self, timeout: float | None = None, on_error: str = "raise") -> list[Any]:
         """All results in the order of the items.
 
-        ``on_error``: "raise" the first error, "skip" items that failed, or "return" the error in
-        the item's place.
+        ``on_error``: "raise" the first error as soon as it is known, "skip" items that failed, or
+        "return" the error in the item's place. An error that is raised ends the wait, not the
+        batch. Raises ResultTimeout after ``timeout`` seconds.
         """
         _check_on_error(on_error)
-        self.wait(timeout)
+        return self._results(timeout, on_error)
+
+    def _results(
+        self, timeout: float | None, on_error: str, stop: threading.Event | None = None
+    ) -> list[Any]:
+        for news in self._news(timeout, stop):
+            if on_error == "raise":
+                bad = sorted({index for index, state in news if state != "succeeded"})
+                for _, _, error in self._ends(bad, ended_only=True):
+                    self._failed(error, on_error)
+        if stop is not None and stop.is_set():
+            return []
         return [
             value
             for _, value, error in self._ends(range(self.total))
-            if not _failed(error, on_error)
+            if not self._failed(error, on_error)
         ]
 
     def as_completed(
@@ -271,22 +305,37 @@ class Batch:
         """Pairs of position and result, as the tasks end; ``on_error`` as for ``results``."""
         _check_on_error(on_error)
         given: set[int] = set()
-        for indexes in self._news(timeout):
+        for news in self._news(timeout):
             # One that was sent again and ended again is given once.
-            new = [index for index in dict.fromkeys(indexes) if index not in given]
-            given.update(new)
-            for index, value, error in self._ends(new):
-                if not _failed(error, on_error):
+            new = [index for index in dict.fromkeys(i for i, _ in news) if index not in given]
+            for index, value, error in self._ends(new, ended_only=True):
+                given.add(index)
+                if not self._failed(error, on_error):
                     yield index, value
 
-    def _ends(self, indexes: Iterable[int]) -> Iterator[tuple[int, Any, BaseException | None]]:
-        """Results and errors of settled tasks; an error stands in its value's place too."""
+    def _failed(self, error: BaseException | None, on_error: str) -> bool:
+        """Whether an item is left out; raises its error when that was asked for."""
+        if error is not None and on_error == "raise":
+            error.add_note(
+                f"Of batch {self.id!r} this is the first error. results(on_error='return') waits "
+                "for all and gives each error in its place; failures() is a table of them."
+            )
+            raise error
+        return error is not None and on_error == "skip"
+
+    def _ends(
+        self, indexes: Iterable[int], ended_only: bool = False
+    ) -> Iterator[tuple[int, Any, BaseException | None]]:
+        """Results and errors of settled tasks; an error stands in its value's place too. A task
+        that was sent again, whose earlier end is told of still, is left out with ``ended_only``."""
         client, order = self._client, list(indexes)
         stream = client.keys.stream
         commands = (
-            ("HMGET", client.keys.task(self._task_id(i)), "state", "result", "error") for i in order
+            ("HMGET", client.keys.task(self._task_id(i)), "state", "result", "error", "entry")
+            for i in order
         )
-        for i, (state, result, error) in zip(order, _ask(client, commands), strict=True):
+        answers = zip(order, _ask(client, commands), strict=True)
+        for i, (state, result, error, entry) in answers:
             if state == b"succeeded" and result is not None:
                 task_id = self._task_id(i)
                 try:
@@ -302,6 +351,8 @@ class Batch:
                 )
             elif state == b"cancelled":
                 failure = TaskCancelled(self._task_id(i))
+            elif ended_only and entry is not None and state in (None, b"delayed"):
+                continue
             else:
                 failure = UnknownTask(self._task_id(i))
             yield i, failure, failure
@@ -313,26 +364,24 @@ class Batch:
         # A thread of its own: the loop's executor would keep the program from ending.
         import asyncio
 
-        stop, errors = threading.Event(), []
-        loop, told = asyncio.get_running_loop(), asyncio.Event()
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        told: asyncio.Future[list[Any]] = loop.create_future()
 
         def wait_for_all() -> None:
+            ended: Future[list[Any]] = Future()
             try:
-                for _ in self._news(None, stop):
-                    pass
-            except Exception as error:
-                errors.append(error)
+                ended.set_result(self._results(None, "raise", stop))
+            except BaseException as error:  # passed on to who awaits
+                ended.set_exception(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(told.set)
+                loop.call_soon_threadsafe(pass_on, ended, told)
 
         threading.Thread(target=wait_for_all, name="redistq-await", daemon=True).start()
         try:
-            await told.wait()
+            with kept_awake():
+                return await told
         finally:
             stop.set()
-        if errors:
-            raise errors[0]
-        return self.results()
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -502,10 +551,3 @@ def _parts(fields: list[_Fields]) -> Iterator[tuple[int, list[_Fields]]]:
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "skip", "return"):
         raise ConfigurationError(f"on_error is 'raise', 'skip' or 'return', not {on_error!r}")
-
-
-def _failed(error: BaseException | None, on_error: str) -> bool:
-    """Whether an item is left out; raises its error when that was asked for."""
-    if error is not None and on_error == "raise":
-        raise error
-    return error is not None and on_error == "skip"

@@ -43,6 +43,7 @@ from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
 from .remote_call import CALL, LARGE, Call, Ref, load_function, pickled_function
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+from .waiting import ANY_NAME, Diagnosis
 from .worker import TaskWorker
 
 if TYPE_CHECKING:
@@ -228,7 +229,12 @@ class Client(_Submitting, Executor):
         self.group = group
         self.reference = weakref.ref(self)
         """One for all futures, which hold the client itself only while they wait."""
-        self.courier = Courier(self.broker, self.calls, self.producer, self.sealer, self.blobs)
+        self.diagnosis = Diagnosis(
+            self.calls, self.address, self.broker.wire, "client.start_workers()", self.home
+        )
+        self.courier = Courier(
+            self.broker, self.calls, self.producer, self.sealer, self.blobs, self.diagnosis
+        )
         self._workers: list[TaskWorker] = []
         self._parent: Client | None = None
         self._siblings: dict[str, Client] = {}
@@ -463,6 +469,8 @@ class Client(_Submitting, Executor):
             future._origin = origin
         if options.result_ttl is None and not memo:
             future.keep_briefly = True
+        if name.partition(":")[0] != CALL:
+            future.task_name = name
         due = "" if options.delay is None else due_after(options.delay)
         opts = self.task_options(options, name.startswith(CALL), inbox=self.courier.inbox.name)
         self.courier.send(Outgoing((task_id, name, packet, opts, due), memo), future)
@@ -491,8 +499,15 @@ class Client(_Submitting, Executor):
         """
         future = TaskFuture(self, task_id, name)
         future._origin = "call" if is_call(task_id) else "unknown"
+        future.task_name = ANY_NAME
         self.courier.expect(future)
         return future
+
+    def _why_waiting(self, waited: float, names: Iterable[str] = ()) -> str:
+        """Why nothing came in ``waited`` seconds; a short wait asks nobody."""
+        if waited < 1.0 or not self.courier.server_answers:
+            return self.diagnosis.reason
+        return self.diagnosis.ask({*names, *self.courier.wanted()})
 
     def _call_of(self, task_id: str) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         watched = Calls.read_watch(self.broker.call(self.calls.watch(task_id)))

@@ -33,6 +33,7 @@ from .futures import TaskFuture, settle_future
 from .pickling import Sealer
 from .plans import BLOCK_LIMIT, Inbox, ReadInbox
 from .producer import TaskProducer
+from .waiting import Diagnosis, Wait
 
 if TYPE_CHECKING:
     from .settings import Address
@@ -67,10 +68,16 @@ class Courier:
     """Sends calls and resolves futures; safe to use from several threads, and across a fork."""
 
     def __init__(
-        self, broker: Broker, calls: Calls, producer: TaskProducer, sealer: Sealer, blobs: Blobs
+        self,
+        broker: Broker,
+        calls: Calls,
+        producer: TaskProducer,
+        sealer: Sealer,
+        blobs: Blobs,
+        diagnosis: Diagnosis,
     ) -> None:
         self._broker, self._calls, self._producer = broker, calls, producer
-        self._sealer, self._blobs = sealer, blobs
+        self._sealer, self._blobs, self._diagnosis = sealer, blobs, diagnosis
         self.give_up_s, self.look_s = GIVE_UP_S, LOOK_S
         self.closed = False
         """Whether no new work is taken."""
@@ -90,6 +97,7 @@ class Courier:
         self._doubtful: list[str] = []
         self._to_look: list[str] = []
         self._away = 0.0  # since when the server is away; 0 while it is there
+        self._wait, self._oldest = Wait(), ""
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -124,6 +132,9 @@ class Courier:
     def _remember(self, future: TaskFuture) -> None:
         known = self.pending.get(future.task_id)
         if known is None:
+            if not self.pending:
+                self._wait.heard(time.monotonic())
+                self._oldest = future.task_id
             self.pending[future.task_id] = future
         elif isinstance(known, list):
             known.append(future)
@@ -208,11 +219,11 @@ class Courier:
         wire = self._broker.wire(BLOCK_LIMIT + self._broker.timeout)
         self.inbox.wire = wire
         lost, pause = False, 0.05
-        last_look = last_trim = time.monotonic()
+        last_look = last_trim = now = time.monotonic()
         while not self.ended.is_set():
             try:
                 doubtful = list(self._doubtful)
-                step = ReadInbox(self.inbox, DOUBT_S if doubtful or lost else BLOCK_LIMIT)
+                step = ReadInbox(self.inbox, DOUBT_S if doubtful or lost else self._patience(now))
                 told = step.read(wire.request(step.command()))
                 for news in told:
                     self._told(news.task_id, news.state, news.body)
@@ -238,6 +249,10 @@ class Courier:
                         self._to_look = self._sent()
                     part, self._to_look = self._to_look[:LOOK_MANY], self._to_look[LOOK_MANY:]
                     self._look_at(part)
+                if not self.pending:
+                    self._diagnosis.over()
+                elif self._wait.left(now) <= 0:
+                    self._ask_why(now)
                 pause = 0.05
             except (Lost, RedistqError, NoGroup, OSError) as error:
                 if self.ended.is_set():
@@ -256,6 +271,32 @@ class Courier:
                 self.ended.wait(pause)
                 pause = min(pause * 2, 2.0)
         wire.close()
+
+    def _patience(self, now: float) -> float:
+        """Seconds for which to wait for news at a time."""
+        if not self.pending:
+            return BLOCK_LIMIT
+        return min(BLOCK_LIMIT, max(0.01, self._wait.left(now)))
+
+    def _ask_why(self, now: float) -> None:
+        """Nothing may have come for a while: say why. It is the oldest call's answer that counts,
+        so that a single one which nobody runs is noticed among many that end."""
+        with self._lock:
+            first = next(iter(self.pending), "")
+        if first != self._oldest:
+            self._oldest = first
+            self._wait.heard(now)
+        elif self._wait.due(now):
+            self._diagnosis.tell(self._diagnosis.ask(self.wanted()))
+
+    @property
+    def server_answers(self) -> bool:
+        """Whether the server was there when it was last asked."""
+        return not self._away
+
+    def wanted(self) -> set[str]:
+        """The names of the tasks that are waited for."""
+        return {future.task_name for future in self.outstanding()}
 
     def _say_it_is_away(self, error: BaseException) -> None:
         if self.pending:

@@ -108,12 +108,17 @@ class UnknownTask(RedistqError, LookupError):
 
 
 class ResultTimeout(RedistqError, TimeoutError):
-    """The task did not settle in the time given; it goes on, and may be asked for again."""
+    """What was waited for did not end in the time given; it goes on, and may be asked for again.
 
-    def __init__(self, task_id: str, timeout: float, state: str) -> None:
-        self.task_id, self.timeout, self.state = task_id, timeout, state
-        hint = "; is a worker running for this queue?" if state in ("queued", "delayed") else ""
-        super().__init__(f"task {task_id} was still {state} after {timeout:g} s{hint}")
+    ``reason`` says why nothing came, as far as that is known ('' when workers are at it).
+    """
+
+    def __init__(
+        self, task_id: str, timeout: float, state: str, reason: str = "", what: str = "task"
+    ) -> None:
+        self.task_id, self.timeout, self.state, self.reason = task_id, timeout, state, reason
+        why = f": {reason}" if reason else ""
+        super().__init__(f"{what} {task_id} was still {state} after {timeout:g} s{why}")
 
 
 class TaskFailed(RedistqError):

@@ -16,8 +16,9 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal
 
 from .codec import loads
-from .errors import RedistqError, TaskFailed, UnknownTask, UntrustedPayload
+from .errors import RedistqError, ResultTimeout, TaskFailed, UnknownTask, UntrustedPayload
 from .html import badge, escape, panel
+from .notes import in_kernel
 from .pickling import Sealer, is_packet, load, task_context
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 Origin = Literal["call", "named", "unknown"]
 """What is known of a task whose result is read: it is a function call, and its result a packet of
 its own; it has a name, and its result is JSON; or only its id is known, and either will do."""
+
+
+INTERRUPT_S = 0.2
+"""Seconds after which a notebook's interrupt ends an ``await``, at the latest."""
 
 
 class RemoteTraceback(Exception):
@@ -49,6 +54,8 @@ class TaskFuture(Future[Any]):
 
     # On the class, for there may be a hundred thousand futures: few of them ever fail.
     _told_cancelled = False
+    task_name = "redistq.call"
+    """What its task is called where workers look for a handler; '' when that is not known."""
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
     _report: dict[str, Any] | None = None
@@ -88,9 +95,18 @@ class TaskFuture(Future[Any]):
         return not self.done() and self._client._is_running(self)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The task's result; raises its own error, with the worker's traceback as the cause."""
+        """The task's result; raises its own error, with the worker's traceback as the cause, or
+        ResultTimeout (a TimeoutError) after ``timeout`` seconds, which says why if that is known.
+        """
         try:
             return super().result(timeout)
+        except TimeoutError as error:
+            if error is self._exception:  # the task's own
+                raise
+            raise self._timed_out(timeout) from None
+        except CancelledError as error:
+            error.args = error.args or (f"task {self.task_id} was cancelled before it started",)
+            raise
         except KeyboardInterrupt:
             self._say_it_goes_on()
             raise
@@ -98,12 +114,22 @@ class TaskFuture(Future[Any]):
             del self  # or error, traceback, frame and future would hold each other
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The task's error, or None when it succeeded."""
+        """The task's error, or None when it succeeded; waits as ``result`` does."""
         try:
             return super().exception(timeout)
+        except TimeoutError:
+            raise self._timed_out(timeout) from None
+        except CancelledError as error:
+            error.args = error.args or (f"task {self.task_id} was cancelled before it started",)
+            raise
         except KeyboardInterrupt:
             self._say_it_goes_on()
             raise
+
+    def _timed_out(self, timeout: float | None) -> ResultTimeout:
+        client = self._held  # None when it has just ended
+        reason = client._why_waiting(timeout or 0.0) if client is not None else ""
+        return ResultTimeout(self.task_id, timeout or 0.0, "pending", reason)
 
     def _say_it_goes_on(self) -> None:
         print(
@@ -114,7 +140,16 @@ class TaskFuture(Future[Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         # Shielded: interrupting a notebook's cell must not cancel the task it waits for.
-        return asyncio.shield(asyncio.wrap_future(self)).__await__()
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Any] = loop.create_future()
+
+        def ended(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(pass_on, self, told)
+
+        self.add_done_callback(ended)
+        with kept_awake():
+            return (yield from told.__await__())
 
     def _cancelled(self) -> None:
         # Told twice, by the caller of ``cancel`` and by the inbox: only the first one notifies.
@@ -187,6 +222,65 @@ class TaskFuture(Future[Any]):
         elif state == "succeeded":
             rows.append(("result", escape(_short(super().result(0), 300))))
         return panel("TaskFuture", badge(state), rows)
+
+
+def pass_on(ended: Future[Any], told: asyncio.Future[Any]) -> None:
+    """The end of a future to who awaits it in an event loop; called there."""
+    if told.done():
+        return  # nobody waits any more
+    if ended.cancelled():
+        told.cancel()
+    elif (error := ended.exception()) is None:
+        told.set_result(ended.result())
+    elif isinstance(error, StopIteration):  # it would be taken for the end of a generator
+        wrapped = RuntimeError("the task raised StopIteration")
+        wrapped.__cause__ = error
+        told.set_exception(wrapped)
+    else:
+        told.set_exception(error)
+
+
+class _Alarm:
+    """What keeps one event loop awake, and for how many waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self.waits = weakref.ref(loop), 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ring(self) -> None:
+        loop = self._loop()
+        if loop is not None and self.waits:
+            self._timer = loop.call_later(INTERRUPT_S, self.ring)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+_alarms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Alarm] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def kept_awake() -> Iterator[None]:
+    """While waiting in a notebook's event loop: let the stop button through.
+
+    The kernel takes an interrupt between two events of its loop; while nothing happens in it, the
+    interrupt is only noticed when the wait is over. One timer serves all waits of a loop.
+    """
+    if not in_kernel():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    alarm = _alarms.get(loop) or _alarms.setdefault(loop, _Alarm(loop))
+    alarm.waits += 1
+    if alarm.waits == 1:
+        alarm.ring()
+    try:
+        yield
+    finally:
+        alarm.waits -= 1
+        if not alarm.waits:
+            alarm.stop()
 
 
 _shortener = reprlib.Repr()

@@ -92,7 +92,12 @@ def drive(broker: Broker, plan: Plan[T]) -> T:
     try:
         step = next(plan)
         while True:
-            step = plan.send(broker.call(step) if type(step) is tuple else _read(broker, step))
+            try:
+                answer = broker.call(step) if type(step) is tuple else _read(broker, step)
+            except Exception as error:
+                step = plan.throw(error)  # which may do without the answer
+            else:
+                step = plan.send(answer)
     except StopIteration as end:
         result: T = end.value
         return result
@@ -114,11 +119,15 @@ async def drive_async(broker: AsyncBroker, plan: Plan[T]) -> T:
         try:
             step = next(plan)
             while True:
-                if type(step) is tuple:
-                    answer: Any = await broker.call(step)
+                try:
+                    if type(step) is tuple:
+                        answer: Any = await broker.call(step)
+                    else:
+                        answer = await _read_async(broker, step)
+                except Exception as error:
+                    step = plan.throw(error)
                 else:
-                    answer = await _read_async(broker, step)
-                step = plan.send(answer)
+                    step = plan.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result

@@ -33,6 +33,7 @@ from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .options import count, due_after, due_at, seconds
 from .plans import Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
+from .waiting import ANY_NAME, Diagnosis, Wait
 
 TaskName = str | Callable[..., Any]
 Fields = tuple[str, str, bytes, bytes, str]
@@ -49,6 +50,7 @@ HABIT = 4
 """After so many that were all waited for, the next is added with the address of its waiter."""
 EXPECTED_S = 0.25
 """How long a waiter trusts that address before it looks at the record."""
+_NOBODY = "is a worker running for this queue?"
 _CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset(
     {"type", "payload", "retries", "delay", "task_id", "execute_at", "timeout", "result_ttl"}
@@ -108,6 +110,7 @@ class ProducerPlans:
         self._recent: OrderedDict[str, Inbox | None] = OrderedDict()
         self._waited = 0  # how many of them were waited for, one after the other
         self._pid = os.getpid()
+        self._diagnosis = Diagnosis(self.calls, self.address)
 
     # -- adding ----------------------------------------------------------------------------------
 
@@ -231,7 +234,7 @@ class ProducerPlans:
             with contextlib.suppress(KeyError):  # another thread was faster
                 expected = self._recent.pop(task_id)
                 self._waited = min(self._waited + 1, HABIT)
-        inbox = expected or self._free_inbox()
+        inbox, wait = expected or self._free_inbox(), Wait()
         try:
             if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
                 yield ("XTRIM", inbox.key, "MINID", inbox.last)
@@ -252,12 +255,13 @@ class ProducerPlans:
                     )
                     return _outcome(task_id, watched.state, body)
                 # A server that lost its memory lost the address too; ask again now and then.
-                look_again = time.monotonic() + 30
+                now = time.monotonic()
+                look_again = now + 30
                 while True:
-                    left = min(deadline, look_again) - time.monotonic()
+                    left = min(deadline, look_again) - now
                     if left <= 0:
                         break
-                    told = yield ReadInbox(inbox, left)
+                    told = yield ReadInbox(inbox, min(left, max(0.01, wait.left(now))))
                     if told is None:
                         break  # the connection was lost: look at the record again
                     for news in told:
@@ -265,11 +269,30 @@ class ProducerPlans:
                             return _outcome(task_id, news.state, news.body)
                     if any(news.task_id == task_id for news in told):
                         break  # settled, with a body too large to ride along
+                    now = time.monotonic()
+                    if now < deadline and wait.due(now):
+                        self._diagnosis.tell((yield from self._why(task_id, watched)))
                 if time.monotonic() >= deadline:
                     assert timeout is not None
-                    raise ResultTimeout(task_id, timeout, watched.state)
+                    reason = "" if watched.state == "running" else _NOBODY
+                    if reason and timeout >= 1:  # a shorter wait asks nobody
+                        reason = yield from self._why(task_id, watched)
+                    raise ResultTimeout(task_id, timeout, watched.state, reason)
         finally:
             self._inboxes.append(inbox)
+
+    def _why(self, task_id: str, watched: Watched) -> Plan[str]:
+        """Why a task that is waited for does not run; '' also when the server does not say, which
+        is no reason to end the wait."""
+        name, entry = watched.record.get("name", b""), watched.record.get("entry", b"")
+        try:
+            if not name and entry:  # while it is queued its name is in the stream alone
+                for _, flat in (yield ("XRANGE", self.keys.stream, entry, entry)):
+                    name = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"name", b"")
+            names = [name.decode("utf-8", "replace") if name else ANY_NAME]
+            return self._diagnosis.read((yield self._diagnosis.command), names)
+        except Exception as error:
+            return self._diagnosis.unanswered(error)
 
     # -- managing --------------------------------------------------------------------------------
 

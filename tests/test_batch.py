@@ -17,6 +17,7 @@ from workers import command, until
 from redistq import (
     Client,
     ConfigurationError,
+    RedistqError,
     ResultTimeout,
     TaskCancelled,
     UnknownTask,
@@ -106,6 +107,7 @@ def test_as_completed_gives_what_is_there_while_others_run(crew: Client, tmp_pat
 def test_errors_are_raised_skipped_or_returned(crew: Client) -> None:
     """on_error says which; anything else is refused before waiting."""
     batch = crew.map_batch(odd_fails, range(4))
+    batch.wait(20)
     with pytest.raises(ValueError, match="1 is odd") as caught:
         batch.results(20)
     assert "raise ValueError" in str(caught.value.__cause__)
@@ -116,6 +118,76 @@ def test_errors_are_raised_skipped_or_returned(crew: Client) -> None:
     assert sorted(batch.as_completed(on_error="skip")) == [(0, 0), (2, 20)]
     with pytest.raises(ConfigurationError, match="'raise', 'skip' or 'return'"):
         batch.results(on_error="ignore")
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["results", "await"])
+def test_the_first_error_is_raised_at_once(crew: Client, tmp_path: Path, awaited: bool) -> None:
+    """It does not wait for tasks that still run, which go on; it says how to see all of them."""
+    wait_for_it, let_go = gate(tmp_path)
+
+    def work(n: int) -> str:
+        if n == 1:
+            raise ValueError("the second item")
+        return wait_for_it()
+
+    batch = crew.map_batch(work, range(3))
+
+    async def gather() -> list[Any]:
+        found: list[Any] = await batch
+        return found
+
+    with pytest.raises(ValueError, match="the second item") as caught:
+        asyncio.run(gather()) if awaited else batch.results(20)
+    assert batch.counts()["waiting"] == 2, "the others still run"
+    (note,) = caught.value.__notes__
+    assert batch.id in note
+    assert "results(on_error='return')" in note
+    let_go()
+    results = batch.results(20, on_error="return")
+    assert (results[0], str(results[1]), results[2]) == ("went", "the second item", "went")
+
+
+@pytest.mark.parametrize("how", ["results", "as_completed"])
+def test_an_error_of_before_is_not_raised_while_its_task_runs_again(
+    crew: Client, tmp_path: Path, how: str
+) -> None:
+    """A batch that is resumed runs again what failed: only its new end counts."""
+    wait_for_it, let_go = gate(tmp_path)
+
+    def fails(n: int) -> str:
+        raise ValueError(n)
+
+    crew.map_batch(fails, range(2), name=f"twice-{how}").wait(20)
+    batch = crew.map_batch(lambda n: wait_for_it(), range(2), name=f"twice-{how}")
+    threading.Timer(0.3, let_go).start()
+    if how == "results":
+        assert batch.results(20) == ["went", "went"]
+    else:
+        assert sorted(batch.as_completed(20)) == [(0, "went"), (1, "went")]
+
+
+def test_awaiting_a_task_that_raised_stop_iteration_ends(crew: Client) -> None:
+    """It would be taken for the end of a generator, so it arrives as a RuntimeError."""
+
+    def stop(_: Any = None) -> None:
+        raise StopIteration("enough")
+
+    async def main(what: Any) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            await what
+        assert isinstance(caught.value.__cause__, StopIteration)
+
+    asyncio.run(asyncio.wait_for(main(crew.submit(stop)), 20))
+    asyncio.run(asyncio.wait_for(main(crew.map_batch(stop, [1])), 20))
+
+
+def test_a_batch_that_is_waited_for_ends_with_its_client(url: str) -> None:
+    """Closing the client ends the wait with an error that says how to go on."""
+    client = Client(url, signing_key=KEY)
+    batch = client.map_batch(abs, [-1], name="left")
+    threading.Timer(0.2, client.close).start()
+    with pytest.raises(RedistqError, match=r"Client.*batch.'left'. finds it"):
+        batch.results(20)
 
 
 def test_failures_is_a_frame_of_what_went_wrong(crew: Client) -> None:

@@ -396,13 +396,62 @@ def test_interrupting_a_cell_stops_the_wait_and_not_the_work(
         assert "batch 'i' goes on" in said
         assert "150" in notebook.run("len(batch.results(60))")
         assert registered(db) == pids, "the workers did not notice"
-    waiting = notebook.send("future = client.submit(time.sleep, 1)\nprint('go')\nawait future")
-    notebook.output(waiting, until="go")
-    time.sleep(0.2)  # the await has no signal that it waits
-    notebook.manager.interrupt_kernel()
-    assert "Error" in notebook.output(waiting) or "Interrupt" in notebook.output(waiting)
-    assert "(None, False)" in notebook.run("future.result(10), future.cancelled()")
     notebook.run("client.shutdown()")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "future",
+        "client.map_batch(abs, [-1], progress=False)",
+        "asyncio.gather(future, client.submit(abs, -2))",
+        "asyncio.wait_for(future, 60)",
+    ],
+    ids=["future", "batch", "gather", "wait_for"],
+)
+def test_the_stop_button_ends_an_await(
+    server: Server, kernel: Callable[[str], Kernel], what: str
+) -> None:
+    """Whatever is awaited, the cell ends while nothing happens in the kernel's loop; the call is
+    left alone, and no timer goes on afterwards."""
+    notebook = kernel(server.url)
+    notebook.run("import asyncio, time\nfrom redistq import Client, futures\nclient = Client()")
+    notebook.run("future = client.submit(abs, -1)")
+    waiting = notebook.send(f"print('go')\nawait {what}")
+    notebook.output(waiting, until="go")
+    time.sleep(0.5)  # the await has no signal that it waits
+    notebook.manager.interrupt_kernel()
+    began = time.monotonic()
+    said = notebook.output(waiting, 20)
+    assert time.monotonic() - began < 5
+    assert "Error" in said or "Interrupt" in said
+    waits = "[alarm.waits for alarm in futures._alarms.values()]"
+    assert "([0], False)" in notebook.run(f"({waits}, future.cancelled())")
+    notebook.run("client.start_workers(1)")
+    assert "1" in notebook.run("await future")
+    notebook.run("client.close()")
+
+
+def test_waiting_without_workers_is_a_grey_line_in_a_notebook(
+    server: Server, kernel: Callable[[str], Kernel]
+) -> None:
+    """Shown below the cell as it runs, not as a red box of standard error; said once."""
+    notebook = kernel(server.url)
+    notebook.run("from redistq import Client, waiting\nwaiting.WAIT_S = 0.3\nclient = Client()")
+    waiting = notebook.send("client.submit(abs, -1).result(4)")
+    replies = []
+    while True:
+        message = notebook.client.get_iopub_msg(timeout=30)
+        if message["parent_header"].get("msg_id") == waiting:
+            replies.append(message)
+            if message["content"].get("execution_state") == "idle":
+                break
+    assert not [m for m in replies if m["msg_type"] == "stream"]
+    shown = [m["content"]["data"] for m in replies if m["msg_type"] == "display_data"]
+    assert len(shown) == 1
+    assert "no worker serves queue" in shown[0]["text/html"]
+    assert "client.start_workers()" in shown[0]["text/plain"]
+    notebook.run("client.close()")
 
 
 def test_a_notebook_reads_well(server: Server, kernel: Callable[[str], Kernel]) -> None:

@@ -18,14 +18,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
 FLOORS = {
     "nouns": (
-        *("errors", "keys", "options", "codec", "retry", "ids", "handlers", "homes"),
+        *("errors", "notes", "keys", "options", "codec", "retry", "ids", "handlers", "homes"),
         "pickling",
         "tracing",
     ),
     "places": ("processes", "_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
-    "door": ("plans", "producer_plans", "producer", "scheduler", "blobs"),
+    "door": ("plans", "waiting", "producer_plans", "producer", "scheduler", "blobs"),
     "crew": (
         *("pace", "execution", "async_crew", "crew", "keeper"),
         *("task_output", "remote_call", "worker"),
