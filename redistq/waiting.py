@@ -61,7 +61,7 @@ def why(
         if able:
             if home and _is_call(name) and not any(_serves(worker, home) for worker in able):
                 return (
-                    f"{many} of queue {queue!r} {'run' if len(alive) > 1 else 'runs'} function calls "
+                    f"{many} of queue {queue!r} run{'' if len(alive) > 1 else 's'} function calls "
                     f"of other folders or environments only, not of {home.description}; {start} "
                     "starts some for these"
                 )
