@@ -11,7 +11,6 @@ or under its fence), so sending it again is safe, and how long to go on is the c
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import struct
@@ -30,10 +29,11 @@ from redis.retry import Retry as _ClientRetry
 
 from .calls import Command
 from .errors import ConfigurationError, RedistqError, ServerFull, ServerUnavailable
+from .logger import logger
 from .scripts import text_of
 from .settings import Address
 
-log = logging.getLogger("redistq.broker")
+log = logger("redistq.broker")
 
 CONNECT_TIMEOUT = 3.0
 DEFAULT_TIMEOUT = 10.0

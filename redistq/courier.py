@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import threading
 import time
@@ -30,6 +29,7 @@ from .broker import Broker, Lost, NoGroup
 from .calls import CALL_LIMIT, SETTLED, Calls, Watched
 from .errors import RedistqError, ServerUnavailable, UnknownTask
 from .futures import TaskFuture, settle_future
+from .logger import logger
 from .pickling import Sealer
 from .plans import BLOCK_LIMIT, Inbox, ReadInbox
 from .producer import TaskProducer
@@ -38,7 +38,7 @@ from .waiting import Diagnosis, Wait
 if TYPE_CHECKING:
     from .settings import Address
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 CALL_BYTES = 1024 * 1024
 """Bytes of calls in one request to the server, about."""

@@ -22,7 +22,6 @@ How work flows, and why nothing is lost on the way:
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -37,12 +36,13 @@ from .errors import RedistqError, ServerUnavailable
 from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
 from .handlers import Handler
 from .homes import LONG_S, PAGE, Passing, entry_order
+from .logger import logger
 from .pace import Forecast, fitting, total_ns
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.worker")
+log = logger("redistq.worker")
 
 PREFETCH_NS = 50_000_000
 """Most unstarted work held, in time: what runs in 50 ms."""

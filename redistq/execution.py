@@ -22,13 +22,14 @@ from .board import Board
 from .codec import check_size, dumps, encode_error, encode_result, loads
 from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
 from .handlers import Handler, TaskContext
+from .logger import logger
 from .options import check_written, is_count, milliseconds
 from .pace import NAMES, UNKNOWN, RunTimes
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.worker")
+log = logger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
 
 Task = tuple[bytes, list[bytes], int]

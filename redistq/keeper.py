@@ -14,7 +14,6 @@ had been started, and nobody waits for the lease to run out.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import signal
@@ -31,12 +30,13 @@ from .board import Board
 from .broker import Broker, NoGroup, check_server
 from .calls import Calls, new_consumer_name
 from .errors import ConfigurationError, RedistqError
+from .logger import logger
 from .processes import Helper, Starter, import_path
 from .scheduler import LISTENING, TaskScheduler
 from .settings import Address, rejoin
 from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.keeper")
+log = logger("redistq.keeper")
 
 ADOPT_EVERY_S = 30.0
 REPORT_AGAIN_S = 6.0

@@ -6,7 +6,6 @@ nobody polls. Needs prometheus_client (``pip install redistq[metrics]``).
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,11 @@ from typing import Any
 from .calls import Snapshot
 from .errors import ConfigurationError, RedistqError
 from .extras import need
+from .logger import logger
 from .monitor import TaskMonitor
 from .tick import running_count, slots_of
 
-log = logging.getLogger("redistq.metrics")
+log = logger("redistq.metrics")
 
 DEFAULT_HOST = "127.0.0.1"
 STATES = ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")

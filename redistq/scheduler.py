@@ -7,7 +7,6 @@ one. Any number may run, on any number of machines; each task is moved once.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from .broker import Broker, Lost, NoGroup, Wire
 from .calls import CALL_LIMIT, Calls
 from .errors import RedistqError
 from .keys import DEFAULT_QUEUE, QueueKeys
+from .logger import logger
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 
-log = logging.getLogger("redistq.scheduler")
+log = logger("redistq.scheduler")
 
 LONGEST_SLEEP = 30.0
 """Seconds after which it looks although nothing was announced: the net for a lost message."""

@@ -20,6 +20,9 @@ from typing import Any
 from .broker import Broker
 from .errors import RedistqError
 from .keys import QueueKeys
+from .logger import logger
+
+log = logger("redistq.worker")
 
 TAIL_LINES = 50
 MAX_LINE = 1_000
@@ -110,7 +113,7 @@ class LogSink:
                     for _ in self._broker.call_many(commands):
                         pass
                 except (RedistqError, OSError):
-                    logging.getLogger("redistq.worker").debug("output was lost", exc_info=True)
+                    log.debug("output was lost", exc_info=True)
 
 
 class _Tee(io.TextIOBase):

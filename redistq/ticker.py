@@ -7,7 +7,6 @@ is a daemon and never holds a process back. Dashboards of the same queue share o
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 import time
@@ -18,11 +17,12 @@ from typing import Any, Protocol
 
 from .dashboard_words import EVENTS_SHOWN, LETTERS_SHOWN, TRAIL_MS, Point, View
 from .errors import RedistqError
+from .logger import logger
 from .monitor import TaskMonitor
 from .settings import Address
 from .tick import Event, Tick
 
-log = logging.getLogger("redistq.dashboard")
+log = logger("redistq.dashboard")
 
 THREAD_NAME = "redistq-ui"
 FRESH_S = 0.25

@@ -25,11 +25,12 @@ from .errors import ConfigurationError, RedistqError
 from .handlers import Handler, Registry, default_registry
 from .keeper import how_it_ended, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, without_priority
+from .logger import logger
 from .processes import START_TIMEOUT_S, Helper, import_path
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.worker")
+log = logger("redistq.worker")
 
 ENV_KEY = "REDISTQ_SIGNING_KEY"
 

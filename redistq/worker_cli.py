@@ -17,12 +17,13 @@ from .broker import Broker
 from .errors import ConfigurationError, RedistqError
 from .keeper import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from .logger import logger
 from .processes import import_path, mend_standard_streams
 from .settings import Address, resolve
 from .worker import ENV_KEY
 from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.worker")
+log = logger("redistq.worker")
 
 _EXAMPLES = """
 how to use it:

@@ -18,9 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
 FLOORS = {
     "nouns": (
-        *("errors", "notes", "keys", "options", "codec", "retry", "ids", "handlers", "homes"),
-        "pickling",
-        "tracing",
+        *("logger", "errors", "notes", "keys", "options", "codec", "retry", "ids"),
+        *("handlers", "homes", "pickling", "tracing"),
     ),
     "places": ("processes", "_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
