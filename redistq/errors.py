@@ -5,12 +5,17 @@ Used by every module; imports nothing. Each error carries its data and names the
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
+
+MAX_DELAY_S = 1_000_000_000
+"""Longest delay of a Retry or Snooze in seconds: 31 years."""
 
 __all__ = [
     "ConfigurationError",
     "EmbeddedServerError",
     "Fail",
+    "InvalidDelay",
     "PayloadError",
     "PayloadTooLarge",
     "RedistqError",
@@ -150,24 +155,57 @@ class TimeLimitExceeded(RedistqError, TimeoutError):
 
 
 class Retry(Exception):
-    """Run this task again: counted as an attempt, after ``delay`` seconds or the usual backoff."""
+    """Run this task again: counted as an attempt, after ``delay`` seconds or the usual backoff.
+
+    Raises InvalidDelay for a ``delay`` that is no number of seconds; below 0 means at once.
+    """
+
+    delay: float | None = None
+    reason: str = ""
 
     def __init__(self, delay: float | None = None, reason: str = "") -> None:
-        self.delay, self.reason = delay, reason
+        self.delay = None if delay is None else checked_delay("Retry", delay)
+        self.reason = reason
         super().__init__(reason or "the handler asked for a retry")
 
 
 class Snooze(Exception):
-    """Run this task again after ``delay`` seconds, without counting an attempt."""
+    """Run this task again after ``delay`` seconds, without counting an attempt.
+
+    Raises InvalidDelay for a ``delay`` that is no number of seconds; below 0 means at once.
+    """
+
+    delay: float = 1.0
+    reason: str = ""
 
     def __init__(self, delay: float = 1.0, reason: str = "") -> None:
-        self.delay, self.reason = delay, reason
+        self.delay, self.reason = checked_delay("Snooze", delay), reason
         super().__init__(reason or "the handler asked to be called later")
 
 
 class Fail(Exception):
     """End this task as failed now, whatever retries are left."""
 
+    reason: str = ""
+
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
         super().__init__(reason or "the handler gave the task up")
+
+
+class InvalidDelay(ConfigurationError, Fail):
+    """The delay of a Retry or Snooze is no number of seconds.
+
+    It ends the task that raised it as failed: another attempt would only meet it again.
+    """
+
+
+def checked_delay(what: str, delay: Any) -> float:
+    """The delay of a ``what`` (Retry, Snooze) in seconds, not below 0; raises InvalidDelay."""
+    if isinstance(delay, Real) and not isinstance(delay, bool) and delay <= MAX_DELAY_S:
+        return max(0.0, float(delay))
+    shown = repr(delay)[:60] if isinstance(delay, str | float) else f"a {type(delay).__name__}"
+    raise InvalidDelay(
+        f"the delay of a {what} is a number of seconds, at most {MAX_DELAY_S:,} (31 years), not "
+        f"{shown}; a text such as a Retry-After header goes through float() first"
+    )

@@ -86,11 +86,17 @@ class Handler:
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:
-    """Whether a handler takes a second argument; one that cannot take the payload is refused."""
+    """Whether a handler takes a second argument; one that cannot take the payload is refused.
+
+    Asked of what is called, not of what it wraps: a decorator may give its function arguments
+    that no task brings. One that passes on whatever it gets (``*args``) is asked for what it
+    wraps, and gets the context where that says ``context`` or TaskContext.
+    """
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return False  # some built-ins have no signature: they get the payload alone
+    parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variable = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     required = [p for p in positional if p.default is p.empty]
@@ -98,14 +104,38 @@ def _wants_context(name: str, function: Callable[..., Any]) -> bool:
     if len(required) > 2 or named or (not positional and not variable):
         raise ConfigurationError(
             f"the handler of task {name!r} is called with (payload) or (payload, context), "
-            f"which its signature {inspect.signature(function)} does not allow"
+            f"which its signature {signature} does not allow"
         )
     if len(required) == 2:
         return True
-    second = positional[1] if len(positional) > 1 else None
-    return second is not None and (
-        second.name == "context" or second.annotation in (TaskContext, "TaskContext")
+    if len(positional) > 1:
+        return _is_context(positional[1])
+    return variable and _passed_on_context(function)
+
+
+def _is_context(parameter: inspect.Parameter) -> bool:
+    kind = parameter.annotation
+    return (
+        parameter.name == "context"
+        or kind is TaskContext
+        or (isinstance(kind, str) and "TaskContext" in kind)
     )
+
+
+def _passed_on_context(function: Any, depth: int = 20) -> bool:
+    """Whether a context that a wrapper passes on is wanted by what it wraps."""
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is None or not callable(wrapped) or not depth:
+        return False
+    try:
+        parameters = list(inspect.signature(wrapped, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) > 1:
+        return _is_context(positional[1]) or positional[1].name == "ctx"
+    passes = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return passes and _passed_on_context(wrapped, depth - 1)
 
 
 class Registry(Mapping[str, Handler]):
@@ -118,17 +148,20 @@ class Registry(Mapping[str, Handler]):
 
     def add(self, name: str, function: Callable[..., Any] | Handler, **options: Any) -> Handler:
         """Register ``function`` under ``name``; its own ``@task`` options are kept."""
+        # The mark travels with functools.wraps: what is run is what was given, whatever a decorator
+        # above @task made of the function, with the options that @task was given.
         marked = function if isinstance(function, Handler) else getattr(function, _MARK, None)
+        called = function.function if isinstance(function, Handler) else function
         if isinstance(marked, Handler) and not options:
             handler = Handler.of(
                 name,
-                marked.function,
+                called,
                 policy=marked.policy,
                 timeout=marked.timeout,
                 result_ttl=marked.result_ttl,
             )
         else:
-            handler = Handler.of(name, function, **options)  # type: ignore[arg-type]
+            handler = Handler.of(name, called, **options)
         known = self._handlers.get(name)
         if known is not None and _origin(known) != _origin(handler):
             raise ConfigurationError(
@@ -181,8 +214,8 @@ class Registry(Mapping[str, Handler]):
             backoff=backoff,
             backoff_cap=backoff_cap,
             jitter=jitter,
-            retry_on=retry_on if isinstance(retry_on, tuple) else (retry_on,),
-            never_retry=never_retry if isinstance(never_retry, tuple) else (never_retry,),
+            retry_on=retry_on,
+            never_retry=never_retry,
         )
 
         def register(function: Function) -> Function:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import ConfigurationError
 from .options import count, seconds
@@ -28,8 +29,8 @@ class RetryPolicy:
     backoff_cap: float = 600.0
     factor: float = 2.0
     jitter: float = 0.25
-    retry_on: ExceptionTypes = (Exception,)
-    never_retry: ExceptionTypes = ()
+    retry_on: ExceptionTypes | type[BaseException] = (Exception,)
+    never_retry: ExceptionTypes | type[BaseException] = ()
 
     def __post_init__(self) -> None:
         count("retries", self.retries)
@@ -40,12 +41,29 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ConfigurationError(f"jitter is between 0 and 1, not {self.jitter}")
 
+        for name in ("retry_on", "never_retry"):
+            object.__setattr__(self, name, _exception_types(name, getattr(self, name)))
+
     def wants(self, error: BaseException) -> bool:
         """Whether this kind of error is worth another attempt."""
-        return isinstance(error, self.retry_on) and not isinstance(error, self.never_retry)
+        # Its type, as an ``except`` clause asks: isinstance() would ask the error itself as well.
+        kind = type(error)
+        return issubclass(kind, self.retry_on) and not issubclass(kind, self.never_retry)
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after attempt number ``attempt`` (from 1) failed."""
         # A power of 1100 overflows; far below that the cap rules anyway.
         raw = self.backoff * self.factor ** min(attempt - 1, 64)
         return float(min(raw, self.backoff_cap) * (1 - self.jitter * random.random()))
+
+
+def _exception_types(option: str, given: Any) -> ExceptionTypes:
+    """Exception types, given as one or as several; raises ConfigurationError for anything else."""
+    types = tuple(given) if isinstance(given, tuple | list | set | frozenset) else (given,)
+    for kind in types:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ConfigurationError(
+                f"{option} is an exception type or several in a tuple, such as (ValueError, "
+                f"OSError), not {kind!r:.60}"
+            )
+    return types
