@@ -20,15 +20,16 @@ from typing import Any
 
 from .board import Board
 from .broker import Broker
-from .crew import Crew
+from .crew import EXIT_FAULT, Crew
 from .errors import RedistqError, ServerUnavailable
 from .handlers import Registry
+from .logger import logger
 from .processes import Starter, use_import_path
 from .settings import Address, rejoin
 from .worker import announce, registry_from, with_function_calls
 from .worker_settings import WorkerSettings
 
-log = logging.getLogger("redistq.worker")
+log = logger("redistq.worker")
 
 SLOW_IMPORT_S = 30.0
 """Seconds after which the import of handlers is said to be slow, and again after as many."""
@@ -147,7 +148,12 @@ def _run(starter: Starter) -> int:
         from .task_output import catch_standard_output
 
         catch_standard_output()
-    crew = Crew(settings, registry, broker, lanes, spec["consumer"], board)
+    # At once: whatever could not go on cannot be relied on for a clean end. The keeper, which
+    # outlives this process, gives its tasks back.
+    crew = Crew(
+        *(settings, registry, broker, lanes, spec["consumer"], board),
+        on_fault=lambda reason: os._exit(EXIT_FAULT),
+    )
 
     details = announce(broker, lanes, settings, spec["consumer"], registry)
     orders.work_begins()

@@ -7,33 +7,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from .execution import Execution, Outcome, Task
+from .execution import Execution, Outcome, Task, ThreadMaker
+from .logger import logger
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
 
+log = logger("redistq.worker")
+
 
 class AsyncCrew:
-    """Runs up to ``settings.async_concurrency`` coroutines; ``done`` is told every outcome."""
+    """Runs up to ``settings.async_concurrency`` coroutines; ``done`` is told every outcome.
+
+    ``thread`` makes the loop's thread, from what it runs and its part.
+    """
 
     def __init__(
-        self, execution: Execution, settings: WorkerSettings, done: Callable[[Outcome], None]
+        self,
+        execution: Execution,
+        settings: WorkerSettings,
+        done: Callable[[Outcome], None],
+        thread: ThreadMaker,
     ) -> None:
         self._execution, self._done = execution, done
         self._limit = settings.async_concurrency
         self._slots = deque(range(settings.threads, settings.threads + self._limit))
         self._waiting: deque[Task] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Outcome]] = set()
+        self._ending = False
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._main, name=f"redistq-loop-{settings.queue}", daemon=True
-        )
+        self._loop.set_exception_handler(_complain)
+        self._thread = thread(self._main, "loop")
 
     def start(self) -> None:
         """Start the loop's thread."""
@@ -41,7 +52,18 @@ class AsyncCrew:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        while not self._ending:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Of a task that a handler made: whoever awaits it was told, and others go on.
+                log.warning(
+                    "%s in a task that a handler started ends that task, not the event loop",
+                    type(error).__name__,
+                )
+            else:
+                if not self._ending:
+                    log.warning("a handler stopped the event loop, which goes on for the others")
         with contextlib.suppress(Exception):
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
@@ -70,17 +92,27 @@ class AsyncCrew:
             except IndexError:
                 return
             slot = self._slots.popleft()
-            running = self._loop.create_task(self._one(task, slot))
+            attempt = self._execution.run_async(task, slot)
+            try:
+                running = self._loop.create_task(attempt, context=Context())
+            except BaseException as fault:  # a task factory that a handler gave the loop
+                attempt.close()
+                self._slots.append(slot)
+                self._done(self._execution.given_up(task, slot, fault))
+                continue
             self._running.add(running)
-            running.add_done_callback(self._running.discard)
+            running.add_done_callback(partial(self._ended, task, slot))
 
-    async def _one(self, task: Task, slot: int) -> None:
+    def _ended(self, task: Task, slot: int, running: asyncio.Task[Outcome]) -> None:
+        """An attempt has come to its end, even one that was cancelled before its first step."""
+        self._running.discard(running)
+        self._slots.append(slot)
         try:
-            outcome = await self._execution.run_async(task, slot)
-        finally:
-            self._slots.append(slot)
-            self._loop.call_soon(self._admit)
-        self._done(outcome)
+            self._done(running.result())
+        except BaseException as fault:  # not the handler's: that would be an outcome
+            if not self._execution.ending:
+                self._done(self._execution.given_up(task, slot, fault))
+        self._admit()
 
     def stop(self, deadline: float) -> bool:
         """Let running tasks finish until ``deadline`` (monotonic), then cancel them; end.
@@ -92,7 +124,7 @@ class AsyncCrew:
 
         async def drain() -> bool:
             running = set(self._running)
-            late: set[asyncio.Task[None]] = set()
+            late: set[asyncio.Task[Outcome]] = set()
             if running:
                 left = max(0.0, deadline - time.monotonic())
                 _, late = await asyncio.wait(running, timeout=left)
@@ -107,6 +139,12 @@ class AsyncCrew:
         with contextlib.suppress(TimeoutError):  # a coroutine that blocks holds up the loop
             future = asyncio.run_coroutine_threadsafe(drain(), self._loop)
             finished = future.result(max(0.0, deadline - time.monotonic()) + 2)
+        self._ending = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(2)
         return finished
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say what the loop has to say, by a logger that cannot fail."""
+    log.error("event loop: %s", context.get("message"), exc_info=context.get("exception"))

@@ -10,7 +10,7 @@ import json
 import json.encoder
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -98,33 +98,60 @@ def check_size(result: bytes, limit: int) -> bytes:
     return result
 
 
-def encode_error(error: BaseException) -> bytes:
+def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) -> bytes:
     """An exception as ``{"type", "message", "traceback"}``, each part bounded in length.
 
-    The worker's own callers, which help nobody, are left out of the traceback. What is found in
-    the exception's ``__redistq_extra__`` (a dict) goes along.
+    It never raises, and no part is empty where there is something to say, whatever the exception's
+    own methods do. The worker's own callers, which help nobody, are left out of the traceback; what
+    stands in ``report`` goes along.
     """
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None and _is_ours(tb):
-        tb = tb.tb_next
+    kind, message = kind_of(error), message_of(error)
+    whole = {"type": kind, "message": message, "traceback": _traceback_of(error), **(report or {})}
+    for part in (whole, {"type": kind, "message": message, "traceback": ""}):
+        try:
+            return dumps(part)
+        except BaseException:  # a report that is no JSON; or there is no memory for a long one
+            continue
+    return b'{"type":"Exception","message":"an error that cannot be written down","traceback":""}'
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an exception's type, as a line of text that any server and reader can take."""
     try:
-        text = "".join(traceback.format_exception(type(error), error, tb))
-        message = str(error)
-    except Exception as broken:  # an exception whose __str__ raises is still a failure to keep
-        text, message = "", f"<{type(error).__name__} whose text cannot be shown: {broken!r}>"
+        name = type(error).__qualname__
+        return name[:200].encode("utf-8", "replace").decode() or "Exception"
+    except BaseException:  # a metaclass of its own
+        return "Exception"
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, bounded; never empty: its repr, or at least its type."""
+    try:
+        text = str(error)[:MAX_MESSAGE_CHARS]
+        if text.strip():
+            return text
+        return repr(error)[:MAX_MESSAGE_CHARS] or kind_of(error)
+    except BaseException as broken:  # its own __str__ or __repr__
+        return f"<{kind_of(error)} whose text cannot be shown: {kind_of(broken)}>"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None and _is_ours(tb):
+            tb = tb.tb_next
+        try:
+            text = "".join(traceback.format_exception(type(error), error, tb))
+        except BaseException:  # its text, notes, cause, or the members of a group
+            text = "".join(traceback.format_tb(tb)) + f"{kind_of(error)}: {message_of(error)}\n"
+    except BaseException:  # its attributes
+        return ""
     if len(text) > MAX_TRACEBACK_CHARS:
         half = MAX_TRACEBACK_CHARS // 2
         text = (
             f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
         )
-    return dumps(
-        {
-            "type": type(error).__qualname__,
-            "message": message[:MAX_MESSAGE_CHARS],
-            "traceback": text,
-            **getattr(error, "__redistq_extra__", {}),
-        }
-    )
+    return text
 
 
 _OWN = os.path.dirname(__file__) + os.sep

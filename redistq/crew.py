@@ -16,23 +16,27 @@ How work flows, and why nothing is lost on the way:
   the next call takes them all. A runner with nothing left to run makes the call itself, so a lone
   task is settled without waking another thread; under load the settler thread does it. When
   handlers are faster than the server, nothing new is read until the server has caught up.
+- No thread of a crew ends unasked: should one end all the same, or should outcomes stay unsettled
+  for a whole lease, ``on_fault`` is told, and whoever runs the crew ends it, so that its tasks go
+  back instead of waiting for a process that beats and does not work.
 - If this process dies after any line, the task is pending for its consumer and the keeper, or any
   other worker, puts it back. If the server goes away, outcomes stay here until it is back.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from .board import Board
 from .broker import Broker, Lost, NoGroup, Wire
 from .calls import CALL_LIMIT, Calls
-from .errors import RedistqError, ServerUnavailable
+from .errors import ConfigurationError, RedistqError, ServerUnavailable
 from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
 from .handlers import Handler
 from .homes import LONG_S, PAGE, Passing, entry_order
@@ -62,6 +66,8 @@ STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
 LOOK_S = 0.05
 """While unstarted work is held, how often the fetcher looks whether it is too much."""
+EXIT_FAULT = 70
+"""Exit code of a process whose crew cannot go on."""
 HOARD_NS = 2 * PREFETCH_NS
 """Unstarted work beyond this, in time, is offered to workers that are idle, down to PREFETCH_NS."""
 
@@ -71,6 +77,9 @@ class Crew:
 
     ``start`` begins to fetch; ``stop(timeout)`` ends within the time given: running tasks finish,
     unstarted ones go back uncounted. Safe to stop twice, or before start.
+
+    ``on_fault`` is called at most once, from a thread of the crew, with the reason why the crew
+    cannot go on; it must see to it that the process or the crew ends.
     """
 
     def __init__(
@@ -81,13 +90,17 @@ class Crew:
         lanes: Sequence[Calls],
         consumer: str,
         board: Board,
+        on_fault: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.settings, self.broker = settings, broker
+        self._on_fault = on_fault
+        self.fault = ""
+        """Why the crew cannot go on; empty while it can."""
         self._lanes = list(lanes)  # one a queue, the most urgent first
         self._by_stream = {c.keys.stream.encode(): lane for lane, c in enumerate(lanes)}
         self._all_paused = (1 << len(self._lanes)) - 1
         self.consumer, self.board = consumer, board
-        self._execution = Execution(settings, handlers, consumer, board)
+        self._execution = Execution(settings, handlers, consumer, board, self._thread)
         self._forecast = Forecast()
         self._has_sync = any(not h.is_async for h in handlers.values())
         self._has_async = any(h.is_async for h in handlers.values())
@@ -102,6 +115,8 @@ class Crew:
         self._settle_bell: SimpleQueue[None] = SimpleQueue()
         self._settle_rung = False
         self._settling = threading.Lock()
+        self._settled = 0  # grows with each answer to a settling call; see _watch
+        self._fault_lock = threading.Lock()
         self._room = threading.Event()  # the fetcher waits here when enough is held
         self._stopping = False
         self._draining = False  # after the last fetch: runners end when nothing is left
@@ -131,18 +146,56 @@ class Crew:
         if self._has_async:
             from .async_crew import AsyncCrew
 
-            self._loop = AsyncCrew(self._execution, self.settings, self._async_done)
+            self._loop = AsyncCrew(self._execution, self.settings, self._async_done, self._thread)
             self._loop.start()
         for slot in range(self.settings.threads):
             self._runners.append(self._thread(self._run, f"run-{slot}", slot))
+        self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self._settle_loop, "settle"))
         self._threads.append(self._thread(self._fetch_loop, "fetch"))
         for thread in (*self._runners, *self._threads):
             thread.start()
 
-    def _thread(self, target: Any, role: str, *args: Any) -> threading.Thread:
-        name = f"redistq-{role}-{self.settings.queue}"
-        return threading.Thread(target=target, args=args, name=name, daemon=True)
+    def _thread(self, target: Callable[..., None], role: str, *args: Any) -> threading.Thread:
+        """A thread of the crew, which the crew cannot do without until it is stopped."""
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                target(*args)
+            except BaseException as fault:  # ours, or of whoever ends threads that are not theirs
+                error = fault
+            if not self._stopping:
+                self._fail(f"its {role} thread ended unasked", error)
+            elif error is not None:
+                log.error("the %s thread ended with an error", role, exc_info=error)
+
+        return threading.Thread(
+            target=run, name=f"redistq-{role}-{self.settings.queue}", daemon=True
+        )
+
+    def _watch(self) -> None:
+        """See that outcomes are settled, whatever holds up those who settle them."""
+        lease, seen, since = self.settings.lease, -1, 0.0
+        while not self._gave_up.wait(lease / 4):
+            now = time.monotonic()
+            if self._settled != seen or not (self._outcomes or self._settling.locked()):
+                seen, since = self._settled, now
+            elif now - since > lease and not self._stopping:
+                self._fail(f"no outcome was settled for its whole lease of {lease:g} s")
+
+    def _fail(self, reason: str, error: BaseException | None = None) -> None:
+        """The crew cannot go on: tell whoever runs it, once."""
+        with self._fault_lock:
+            if self.fault:
+                return
+            self.fault = reason
+        log.critical("this worker cannot go on: %s", reason, exc_info=error)
+        # What nobody could settle is charged, or it would bring down one process after the other.
+        refused = [outcome for outcome in self._outcomes.copy() if outcome.refused_at]
+        for slot, outcome in zip(range(self.board.slots), refused, strict=False):
+            self.board.begin(slot, outcome.entry)
+        self._on_fault(reason)
 
     def stop(self, timeout: float) -> bool:
         """Drain within ``timeout`` seconds; answers whether every started task came to its end."""
@@ -190,6 +243,7 @@ class Crew:
     def _fetch_loop(self) -> None:
         wire = self._fetch_wire = self.broker.wire(BLOCK_MS / 1000 + 5)
         pause, opened, seen_paused = 0.05, 0, 0
+        faulty_since = math.inf
         while not self._stopping:
             try:
                 if self._group_gone:
@@ -218,7 +272,7 @@ class Crew:
                 # With unstarted work in hand, be back in time to see whether it is stuck.
                 block_ms = int(LOOK_S * 1000) if self._ready else self._block_ms
                 tasks = self._fetch(wire, room, block_ms)
-                pause = 0.05
+                pause, faulty_since = 0.05, math.inf
                 if tasks:
                     self._stuck_since = time.monotonic()
                     if paused := self.board.paused:  # it came while we waited: nobody starts it
@@ -234,7 +288,13 @@ class Crew:
                     log.warning("worker of %s waits for the server: %s", self.settings.queue, error)
                     pause = self._rest(pause)
             except Exception:
+                now = time.monotonic()
+                faulty_since = min(faulty_since, now)
+                if now - faulty_since > self.settings.lease:
+                    wire.close()
+                    raise  # not worth another try: the tasks held here go to others
                 log.exception("fetching from %s goes on after an error", self.settings.queue)
+                self._look_again = True  # what was read and not accepted is ours all the same
                 pause = self._rest(pause)
         wire.close()
 
@@ -559,7 +619,11 @@ class Crew:
         server is away it is asked again and again, with what was finished kept here.
         """
         while self._outcomes:
-            if not self._settling.acquire(blocking=wait or until is not None):
+            if until is not None:
+                free = self._settling.acquire(timeout=max(0.0, until - time.monotonic()))
+            else:
+                free = self._settling.acquire(blocking=wait)
+            if not free:
                 return False
             try:
                 batch = self._take_batch()
@@ -568,23 +632,57 @@ class Crew:
                     try:
                         batch = self._settle(batch)
                     except (ServerUnavailable, Lost) as error:
+                        self._settled += 1  # not ours to mend: it is asked until it is back
                         log.warning("%d outcomes wait for the server: %s", len(batch), error)
                         late = until is not None and time.monotonic() > until
                         if late or self._gave_up.wait(pause):
                             self._outcomes.extendleft(reversed(batch))
                             return False
                         pause = min(pause * 2, 2.0)
-                    except Exception:
-                        # Not the server's absence: its refusal. Nothing is lost; the lease is
-                        # ours, so these tasks are taken up again when this process ends.
-                        log.exception("%d outcomes could not be settled", len(batch))
-                        if self._gave_up.wait(pause) or (until and time.monotonic() > until):
-                            self._outcomes.extendleft(reversed(batch))
+                    except Exception as error:
+                        # Not the server's absence: its refusal. Whose outcome it is shows when
+                        # each is sent alone; the others are settled, and others come after them.
+                        log.warning("%d outcomes are refused: %s", len(batch), error)
+                        batch = self._settle_apart(batch)
+                        self._outcomes.extend(batch)
+                        self._end_if_stuck(batch)
+                        late = until is not None and time.monotonic() > until
+                        if batch and (self._gave_up.wait(pause) or late):
                             return False
+                        batch = self._take_batch()
                         pause = min(pause * 2, 5.0)
             finally:
                 self._settling.release()
         return True
+
+    def _settle_apart(self, batch: list[Outcome]) -> list[Outcome]:
+        """Settle each alone; answers those that are refused, to be sent again.
+
+        What cannot even be sent is settled as failed with the reason instead.
+        """
+        left: list[Outcome] = []
+        for position, outcome in enumerate(batch):
+            try:
+                try:
+                    self._settle([outcome])
+                except ConfigurationError:
+                    raise
+                except (TypeError, ValueError) as error:
+                    self._settle([self._execution.unsettled(outcome, error)])
+            except (ServerUnavailable, Lost, ConfigurationError):
+                return left + batch[position:]  # no fault of this outcome
+            except Exception:
+                log.exception("the outcome of task %s is refused", outcome.id)
+                outcome.refused_at = outcome.refused_at or time.monotonic()
+                left.append(outcome)
+        return left
+
+    def _end_if_stuck(self, batch: list[Outcome]) -> None:
+        """An outcome that stays refused for a whole lease ends this process, which charges its task
+        a recovery: it does not go round for ever, and one recovery too many ends it."""
+        since = min((o.refused_at for o in batch if o.refused_at), default=math.inf)
+        if time.monotonic() - since > self.settings.lease and not self._stopping:
+            self._fail("the server refuses an outcome")
 
     def _take_batch(self) -> list[Outcome]:
         batch: list[Outcome] = []
@@ -614,6 +712,7 @@ class Crew:
         held = self._held
         for outcome in batch:
             held.pop((outcome.entry, outcome.lane), None)
+        self._settled += 1
         if self._fetcher_waits and len(self._outcomes) < UNSETTLED:
             self._room.set()  # perhaps it waits for this
         return []

@@ -15,12 +15,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from . import tracing
 from .board import Board
-from .codec import check_size, dumps, encode_error, encode_result, loads
-from .errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, TimeLimitExceeded
+from .codec import check_size, dumps, encode_error, encode_result, kind_of, loads, message_of
+from .errors import (
+    Fail,
+    ResultError,
+    ResultTooLarge,
+    Retry,
+    Snooze,
+    TimeLimitExceeded,
+    checked_delay,
+)
 from .handlers import Handler, TaskContext
 from .logger import logger
 from .options import check_written, is_count, milliseconds
@@ -42,15 +51,26 @@ MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
 HARD_LIMIT_GRACE = 5.0
 """Seconds after its time limit at which a thread that did not obey costs its process its life."""
+LONGEST_WAIT_S = 3600.0
+"""Longest single wait of the watcher of time limits: a platform's own maximum may be some weeks."""
 
 _FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 _NO_OPTS: dict[str, Any] = {}
+_CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
+
+
+ThreadMaker = Callable[[Callable[[], None], str], threading.Thread]
+"""Makes a thread, not started, from what it runs and its part in the crew."""
+
+
+def _daemon(target: Callable[[], None], role: str) -> threading.Thread:
+    return threading.Thread(target=target, name=f"redistq-{role}", daemon=True)
 
 
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "attempt", "entry", "id", "lane", "name", "order", "verb")
+    __slots__ = ("args", "attempt", "entry", "id", "lane", "name", "order", "refused_at", "verb")
 
     @property
     def size(self) -> int:
@@ -71,6 +91,9 @@ class Outcome:
         self.lane = lane
         self.verb, self.entry, self.id, self.name = verb, entry, id, name
         self.attempt, self.order, self.args = attempt, order, args
+        self.refused_at = (
+            0.0  # since when nobody takes it, by the monotonic clock; 0: nobody refused
+        )
 
 
 class _Job:
@@ -105,6 +128,7 @@ class _Run:
     __slots__ = (
         "attempt",
         "batch",
+        "context",
         "entry",
         "id",
         "inbox",
@@ -129,17 +153,28 @@ class _Run:
     inbox: str
     batch: str
     lane: int
+    context: TaskContext
+    """Only once the handler was given one."""
 
 
 class Execution:
-    """Runs tasks with the handlers it was given; thread-safe, one runner function a slot."""
+    """Runs tasks with the handlers it was given; thread-safe, one runner function a slot.
+
+    Each handler runs in a context of its own: what it sets in context variables ends with it.
+    ``thread`` makes the threads it needs, from what they run and their part.
+    """
 
     def __init__(
-        self, settings: WorkerSettings, handlers: Mapping[str, Handler], consumer: str, board: Board
+        self,
+        settings: WorkerSettings,
+        handlers: Mapping[str, Handler],
+        consumer: str,
+        board: Board,
+        thread: ThreadMaker = _daemon,
     ) -> None:
         self._settings, self._consumer, self._board = settings, consumer, board
         self._jobs = {name.encode(): _Job(handler, settings) for name, handler in handlers.items()}
-        self._limits = _TimeLimits()
+        self._limits = _TimeLimits(thread)
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
 
@@ -151,7 +186,8 @@ class Execution:
 
     def is_async(self, flat: list[bytes]) -> bool:
         """Whether the event loop should run this entry."""
-        job = self._jobs.get(flat[3]) if len(flat) > 3 else None
+        name = flat[3] if len(flat) > 3 and flat[2] == b"name" else _fields(flat).get(b"name", b"")
+        job = self._jobs.get(name)
         return job is not None and job.is_async
 
     def times(self, tasks: Iterable[Task]) -> list[RunTimes]:
@@ -172,13 +208,15 @@ class Execution:
 
         def run(task: Task) -> Outcome:
             try:
+                # Shown before it is looked at: should that end this process, it is charged for it.
+                board.begin(slot, task[0])
                 opened = self._open(task)
                 if type(opened) is Outcome:
+                    board.end(slot)
                     return opened
                 current: _Run = opened  # type: ignore[assignment]
-                if current.job.is_async:  # fields in an odd order: the loop did not know it
-                    return self._failed(current, TypeError("async handler in a thread"), 0, clock())
-                board.begin(slot, current.entry)
+                if current.job.is_async:
+                    raise TypeError("async handler in a thread")
                 started = clock()
                 try:
                     if current.timeout is None:
@@ -199,22 +237,20 @@ class Execution:
                 times.busy_ns += took
                 times.done += 1
                 return outcome
-            except BaseException as error:
-                # Our own fault, not the handler's: set the entry aside rather than lose a thread.
-                log.exception("entry %r could not be handled", task[0])
-                board.end_limited(slot)
-                reason = f"it could not be handled: {type(error).__name__}"
-                return _corrupt(task[0], reason, task[2])
+            except BaseException as fault:  # our own: no reason to lose a thread, or the task
+                return self.given_up(task, slot, fault)
 
         return run
 
     async def run_async(self, task: Task, slot: int) -> Outcome:
         """As a runner, for ``async def`` handlers; raises CancelledError when the crew ends."""
+        board = self._board
+        board.begin(slot, task[0])
         opened = self._open(task)
         if isinstance(opened, Outcome):
+            board.end(slot)
             return opened
-        board, started = self._board, time.perf_counter_ns()
-        board.begin(slot, opened.entry)
+        started = time.perf_counter_ns()
         if opened.timeout is not None:
             board.limit(slot, time.monotonic() + opened.timeout + HARD_LIMIT_GRACE)
         try:
@@ -234,7 +270,7 @@ class Execution:
                 raise TimeLimitExceeded(
                     f"the time limit of {opened.timeout:g} s has passed"
                 ) from error
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, GeneratorExit) as error:
             if self.ending:
                 raise  # not an outcome: the task will run again
             outcome = self._failed(opened, error, time.perf_counter_ns() - started, started)
@@ -250,11 +286,14 @@ class Execution:
 
     def _call(self, run: _Run) -> Any:
         if tracing.active is not None:
-            with self._traced(tracing.active, run):
-                return self._invoke(run)
+            return Context().run(self._call_traced, tracing.active, run)
         if run.job.wants_context:
-            return run.job.function(run.payload, self._context(run))
-        return run.job.function(run.payload)
+            return Context().run(run.job.function, run.payload, self._context(run))
+        return Context().run(run.job.function, run.payload)
+
+    def _call_traced(self, spans: tracing.Tracing, run: _Run) -> Any:
+        with self._traced(spans, run):
+            return self._invoke(run)
 
     def _invoke(self, run: _Run) -> Any:
         if run.job.wants_context:
@@ -281,7 +320,7 @@ class Execution:
     def _context(self, run: _Run) -> TaskContext:
         task_id, attempt = run.id.decode(), int(run.attempt)
         retries = run.opts.get("retries", run.job.policy.retries)
-        return TaskContext(
+        run.context = TaskContext(
             task_id=task_id,
             name=run.job.name,
             queue=self._settings.queues[run.lane],
@@ -294,6 +333,7 @@ class Execution:
                 task_log, {"task_id": task_id, "task_name": run.job.name, "attempt": attempt}
             ),
         )
+        return run.context
 
     # -- opening an entry ------------------------------------------------------------------------
 
@@ -317,7 +357,7 @@ class Execution:
             if (id_f, name_f, payload_f, opts_f) != (b"id", b"name", b"payload", b"opts"):
                 raise ValueError
         except ValueError:
-            fields = dict(zip(flat[::2], flat[1::2], strict=False))
+            fields = _fields(flat)
             missing = [field.decode() for field in _FIELDS if field not in fields]
             if missing:
                 return _corrupt(entry, f"no task: the entry has no field {missing[0]!r}", lane)
@@ -390,9 +430,9 @@ class Execution:
                 body = encode_result(result, self._settings.max_result_bytes)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", run.id.decode(), error)
-            return self._end(
-                run, "failed", encode_error(error), type(error).__name__, took, started
-            )
+            return self._end(run, "failed", encode_error(error), _note(error), took, started)
+        except BaseException as fault:  # the result's own methods
+            return self._unbooked(run, fault, None, took, started)
         return self._end(run, "succeeded", body, "", took, started)
 
     def _end(
@@ -402,19 +442,28 @@ class Execution:
         return _outcome(SETTLE, run, started, args)
 
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
-        attempt, policy = int(run.attempt), run.job.policy
+        try:
+            return self._judged(run, error, took, started)
+        except BaseException as fault:  # the retry policy, or what the error itself says
+            return self._unbooked(run, fault, error, took, started)
+
+    def _judged(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
+        """What an attempt that raised comes to; raises what the error or its policy raises."""
+        # By its type, as an except clause does: an error may claim to be of another.
+        attempt, policy, kind = int(run.attempt), run.job.policy, type(error)
         retries = run.opts.get("retries", policy.retries)
-        note, body = type(error).__name__, encode_error(error)
-        text = loads(body)["message"]  # not str(error), which may raise
+        if issubclass(kind, Snooze):
+            delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
+            return self._again(run, "snoozed", delay, b"", "Snooze", took, started)
+        context = getattr(run, "context", None)
+        note, text = _note(error), message_of(error)
+        body = encode_error(error, context._report if context is not None else None)
         task_id = run.id.decode()
-        if isinstance(error, Snooze):
-            return self._again(
-                run, "snoozed", max(error.delay, 0.001), b"", "Snooze", took, started
-            )
-        wanted = isinstance(error, Retry) or (not isinstance(error, Fail) and policy.wants(error))
+        retry = issubclass(kind, Retry)
+        wanted = retry or (not issubclass(kind, Fail) and policy.wants(error))
         if wanted and attempt <= retries:
-            asked = error.delay if isinstance(error, Retry) else None
-            delay = policy.delay(attempt) if asked is None else max(0.0, asked)
+            asked = error.delay if retry else None  # type: ignore[attr-defined]
+            delay = policy.delay(attempt) if asked is None else checked_delay("Retry", asked)
             log.info(
                 "task %s attempt %d failed, retry in %.2f s: %s: %s",
                 task_id,
@@ -428,6 +477,51 @@ class Execution:
         level = logging.INFO if run.inbox or run.batch else logging.WARNING
         log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
         return self._end(run, "failed", body, note, took, started)
+
+    def _unbooked(
+        self, run: _Run, fault: BaseException, error: BaseException | None, took: int, started: int
+    ) -> Outcome:
+        """Something broke after the handler had ended: the task ends as failed with that fault,
+        and with the handler's own error as its cause."""
+        if error is not None and error is not fault and _CAUSE.__get__(fault) is None:
+            _CAUSE.__set__(fault, error)
+        log.warning(
+            "task %s attempt %s failed for good, its outcome cannot be kept: %s: %s",
+            run.id.decode(),
+            run.attempt.decode(),
+            _note(fault),
+            message_of(fault),
+        )
+        return self._end(run, "failed", encode_error(fault), _note(fault), took, started)
+
+    def given_up(self, task: Task, slot: int, fault: BaseException) -> Outcome:
+        """What becomes of an entry that our own code failed on: a failed task with that fault;
+        what is no task is set aside."""
+        entry, flat, lane = task
+        self._board.end_limited(slot)
+        log.error("entry %r could not be handled: %s", entry, message_of(fault), exc_info=fault)
+        fields = _fields(flat)
+        if any(field not in fields for field in _FIELDS):
+            return _corrupt(entry, f"it could not be handled: {_note(fault)}", lane)
+        inbox, batch = _addresses(fields[b"opts"])
+        task_id, attempt = fields[b"id"], fields[b"attempt"]
+        args = (
+            *(entry, task_id, "failed", fields[b"name"], attempt, "0.000"),
+            *(encode_error(fault), "0", inbox, _note(fault), batch),
+        )
+        named = (task_id.decode("utf-8", "replace"), fields[b"name"].decode("utf-8", "replace"))
+        return Outcome(SETTLE, entry, *named, attempt.decode("ascii", "replace"), 0, args, lane)
+
+    def unsettled(self, outcome: Outcome, fault: BaseException) -> Outcome:
+        """The outcome in place of one that the server or the connection takes for none: the task
+        ends as failed with that fault. It has nothing in it that came from the handler."""
+        inbox, batch = outcome.args[8::2] if outcome.verb is SETTLE else ("", "")
+        args = (
+            *(outcome.entry, outcome.id, "failed", outcome.name, outcome.attempt, "0.000"),
+            *(encode_error(fault), "0", inbox, _note(fault), batch),
+        )
+        named = (outcome.entry, outcome.id, outcome.name, outcome.attempt)
+        return Outcome(SETTLE, *named, outcome.order, args, outcome.lane)
 
     def _again(
         self, run: _Run, state: str, delay: float, body: bytes, note: str, took: int, started: int
@@ -457,6 +551,27 @@ def _outcome(verb: str, run: _Run, started: int, args: tuple[Any, ...]) -> Outco
     return Outcome(verb, run.entry, run.id.decode(), run.job.name, attempt, started, args, run.lane)
 
 
+def _note(error: BaseException) -> str:
+    """The short name of an error's type, for a line of history."""
+    return kind_of(error).rpartition(".")[2]
+
+
+def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
+    """An entry's fields by name."""
+    return dict(zip(flat[::2], flat[1::2], strict=False))
+
+
+def _addresses(opts: bytes) -> tuple[str, str]:
+    """The inbox and the batch that are told of a task's end; '' for what does not read as one."""
+    try:
+        found = json.loads(opts) if opts else {}
+        inbox, batch = found.get("inbox", ""), found.get("batch", "")
+        (inbox + batch).encode()
+        return inbox, batch
+    except Exception:
+        return "", ""
+
+
 def _corrupt(entry: bytes, reason: str, lane: int) -> Outcome:
     return Outcome(CORRUPT, entry, "", reason, "", 0, (), lane)
 
@@ -481,7 +596,8 @@ class _TimeLimits:
     code at its next step; native code that never comes back is the keeper's business.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, thread: ThreadMaker) -> None:
+        self._thread = thread
         self._current: dict[int, _Limit] = {}  # one a thread: what ended leaves nothing behind
         # A plain lock: the exception may strike inside a Condition's own Python code and leave it
         # locked for ever; between taking a plain lock and the block that frees it, it cannot.
@@ -497,10 +613,9 @@ class _TimeLimits:
             self._current[limit.thread] = limit
             early = limit.deadline < self._next
             if self._watcher is None:
-                self._watcher = threading.Thread(
-                    target=self._watch, name="redistq-limits", daemon=True
-                )
-                self._watcher.start()
+                watcher = self._thread(self._watch, "limits")
+                watcher.start()
+                self._watcher = watcher
         if early:
             self._bell.set()
         return limit
@@ -540,5 +655,5 @@ class _TimeLimits:
                         )
                     else:
                         self._next = min(self._next, limit.deadline)
-                wait = None if self._next == math.inf else self._next - now
+                wait = min(self._next - now, LONGEST_WAIT_S)
             self._bell.wait(wait)

@@ -38,6 +38,8 @@ class TaskContext:
     entry: str
     worker: str
     logger: logging.LoggerAdapter[logging.Logger]
+    _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    """What the handler for function calls adds to the report of its failure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import inspect
 import linecache
 import os
@@ -193,10 +194,8 @@ class CallHandler:
             except PayloadTooLarge as error:
                 raise ResultTooLarge(error.size, error.limit) from None
         except BaseException as error:  # the user's function; passed on with a report
-            try:
-                error.__redistq_extra__ = self._report(error, output, task, old)  # type: ignore[attr-defined]
-            except Exception:
-                pass  # an exception that takes no attributes goes without a report
+            with contextlib.suppress(BaseException):  # the error's own methods; it has a traceback
+                context._report = self._report(error, output, task, old)
             raise
 
     def _make(self, call: Call, function: Callable[..., Any], blobs: Blobs) -> Any:
@@ -254,7 +253,7 @@ class CallHandler:
             pickled = self._sealer.pack("error", task, by_value(error), old=old)
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
-        except Exception:
+        except BaseException:
             pass  # its type and text travel all the same
         return report
 
@@ -299,7 +298,7 @@ def _locals(error: BaseException) -> list[dict[str, Any]]:
                     continue
                 try:
                     text = short.repr(value)
-                except Exception as broken:
+                except BaseException as broken:
                     text = f"<cannot be shown: {type(broken).__name__}>"
                 values[name] = text[:200]
             frames.append(

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import Snooze
+from .logger import logger
+
+log = logger("redistq.tracing")
 
 ENV = "REDISTQ_TRACING"
 CARRIER = "trace"
@@ -37,10 +40,13 @@ class Tracing:
     def created(self, task_id: str, name: str, queue: str) -> dict[str, str]:
         """A span for a task's creation; answers its context, to travel with the task."""
         carrier: dict[str, str] = {}
-        with self._tracer.start_as_current_span(
-            f"create {name}",
-            kind=self._trace.SpanKind.PRODUCER,
-            attributes=_attributes(task_id, name, queue, "create"),
+        with (
+            _no_trouble(),
+            self._tracer.start_as_current_span(
+                f"create {name}",
+                kind=self._trace.SpanKind.PRODUCER,
+                attributes=_attributes(task_id, name, queue, "create"),
+            ),
         ):
             self._propagate.inject(carrier)
         return carrier
@@ -48,7 +54,8 @@ class Tracing:
     def context(self) -> dict[str, str]:
         """The current context alone, for many tasks added at once under one span."""
         carrier: dict[str, str] = {}
-        self._propagate.inject(carrier)
+        with _no_trouble():
+            self._propagate.inject(carrier)
         return carrier
 
     @contextlib.contextmanager
@@ -59,26 +66,49 @@ class Tracing:
 
         What the handler raises is recorded and makes it an error; a Snooze does not.
         """
-        carrier = opts.get(CARRIER)
-        context = self._propagate.extract(carrier) if isinstance(carrier, dict) else None
-        attributes = _attributes(task_id, name, queue, "process") | {"redistq.attempt": attempt}
-        with self._tracer.start_as_current_span(
-            f"process {name}",
-            context=context,
-            kind=self._trace.SpanKind.CONSUMER,
-            attributes=attributes,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            except Snooze:
-                span.set_attribute("redistq.snoozed", True)
-                raise
-            except BaseException as error:  # the user's function: it is only looked at
-                span.record_exception(error)
-                span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, str(error)[:200]))
-                raise
+        span: Any = None
+        with _no_trouble():
+            carrier = opts.get(CARRIER)
+            context = self._propagate.extract(carrier) if isinstance(carrier, dict) else None
+            attributes = _attributes(task_id, name, queue, "process") | {"redistq.attempt": attempt}
+            around = self._tracer.start_as_current_span(
+                f"process {name}",
+                context=context,
+                kind=self._trace.SpanKind.CONSUMER,
+                attributes=attributes,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
+            span = around.__enter__()
+        if span is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:  # the user's function: it is only looked at
+            with _no_trouble():
+                if issubclass(type(error), Snooze):
+                    span.set_attribute("redistq.snoozed", True)
+                else:
+                    span.record_exception(error)
+                    span.set_status(
+                        self._trace.Status(self._trace.StatusCode.ERROR, str(error)[:200])
+                    )
+            raise
+        finally:
+            with _no_trouble():
+                around.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _no_trouble() -> Iterator[None]:
+    """What an application's tracing raises costs a span, never a task."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an exporter, or an error that is looked at
+        log.exception("a span was lost")
 
 
 def _attributes(task_id: str, name: str, queue: str, operation: str) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class TaskWorker:
         self._stopped = threading.Event()
         self._stopped.set()
         self.consumer = ""
+        self.fault = ""
+        """Why the worker stopped by itself; empty while it has not."""
         self._details: dict[str, Any] = {}
 
     # -- life ------------------------------------------------------------------------------------
@@ -148,8 +150,10 @@ class TaskWorker:
             registry = with_function_calls(self.registry, self.settings, broker, self._lanes)
             self._details = announce(broker, self._lanes, self.settings, self.consumer, registry)
             self._introduce_beside(keeper)
+            self.fault = ""
             self._crew = Crew(
-                self.settings, registry, broker, self._lanes, self.consumer, self._board
+                *(self.settings, registry, broker, self._lanes, self.consumer, self._board),
+                on_fault=self._on_fault,
             )
             self._crew.start()
         except BaseException:
@@ -276,6 +280,13 @@ class TaskWorker:
         self._crew = self._board = None
         return finished if not self.processes else code == 0
 
+    def _on_fault(self, reason: str) -> None:
+        """The crew in this process cannot go on. The process is the application's and goes on; the
+        worker stops: its heartbeat ends and its tasks go back."""
+        self.fault = reason
+        log.critical("the worker of queue %s stops by itself: %s", self.settings.queue, reason)
+        threading.Thread(target=self.stop, name="redistq-worker-stop", daemon=True).start()
+
     def _end_keeper(self, timeout: float) -> int | None:
         """Have the keeper end; its exit code, or None when it was gone or had to be killed."""
         keeper, self._keeper = self._keeper, None
@@ -327,16 +338,16 @@ class TaskWorker:
             before[number] = signal.signal(number, on_signal)
         try:
             self.start()
-            while not ended.wait(1.0):
+            while not ended.wait(1.0) and self.running:
                 pass
-            return self.stop()
+            return self.stop() and not self.fault
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not stopped."""
+        """Whether it was started and not stopped; see ``fault`` for one that stopped by itself."""
         return not self._stopped.is_set()
 
     def __enter__(self) -> TaskWorker:
