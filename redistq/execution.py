@@ -402,9 +402,9 @@ class Execution:
             run.payload = payload if job.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             run.opts, run.ttl = _NO_OPTS, job.ttl
-            return self._end(
-                run, "failed", _error("CorruptPayload", str(error)), "CorruptPayload", 0, 0
-            )
+            run.inbox, run.batch = _addresses(opts)
+            body = _error("CorruptPayload", message_of(error))
+            return self._end(run, "failed", body, "CorruptPayload", 0, 0)
         return run
 
     def _labelled(self, name: bytes) -> _Job | None:
@@ -532,12 +532,10 @@ class Execution:
 
 def _check_options(opts: Any) -> None:
     """Options that somebody wrote by hand must not fail later, when the handler has run."""
-    if not (
-        isinstance(opts, dict)
-        and isinstance(opts.get("inbox", ""), str)
-        and isinstance(opts.get("batch", ""), str)
-    ):
-        raise TypeError(f"its options are not sound: {opts!r:.200}")
+    try:
+        (opts.get("inbox", "") + opts.get("batch", "")).encode()  # both are text that can be sent
+    except (AttributeError, TypeError):
+        raise TypeError(f"its options are not sound: {opts!r:.200}") from None
     check_written(opts)
 
 
