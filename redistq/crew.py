@@ -17,7 +17,7 @@ How work flows, and why nothing is lost on the way:
   task is settled without waking another thread; under load the settler thread does it. When
   handlers are faster than the server, nothing new is read until the server has caught up.
 - No thread of a crew ends unasked: should one end all the same, or should outcomes stay unsettled
-  for a whole lease, ``on_fault`` is told, and whoever runs the crew ends it, so that its tasks go
+  while the server is there, ``on_fault`` is told, and whoever runs the crew ends it, so that its tasks go
   back instead of waiting for a process that beats and does not work.
 - If this process dies after any line, the task is pending for its consumer and the keeper, or any
   other worker, puts it back. If the server goes away, outcomes stay here until it is back.
@@ -66,6 +66,8 @@ STUCK_S = 0.25
 """Held work that nobody could start for this long is offered to other workers."""
 LOOK_S = 0.05
 """While unstarted work is held, how often the fetcher looks whether it is too much."""
+SLACK_S = 5.0
+"""What a settling call may take beyond its limit before its thread counts as stuck."""
 EXIT_FAULT = 70
 """Exit code of a process whose crew cannot go on."""
 HOARD_NS = 2 * PREFETCH_NS
@@ -115,7 +117,7 @@ class Crew:
         self._settle_bell: SimpleQueue[None] = SimpleQueue()
         self._settle_rung = False
         self._settling = threading.Lock()
-        self._settled = 0  # grows with each answer to a settling call; see _watch
+        self._answers = 0  # to settling calls, refusals for now among them; see _watch
         self._fault_lock = threading.Lock()
         self._room = threading.Event()  # the fetcher waits here when enough is held
         self._stopping = False
@@ -177,12 +179,13 @@ class Crew:
     def _watch(self) -> None:
         """See that outcomes are settled, whatever holds up those who settle them."""
         lease, seen, since = self.settings.lease, -1, 0.0
+        limit = lease + self.broker.timeout + SLACK_S  # a server that is away answers so late
         while not self._gave_up.wait(lease / 4):
             now = time.monotonic()
-            if self._settled != seen or not (self._outcomes or self._settling.locked()):
-                seen, since = self._settled, now
-            elif now - since > lease and not self._stopping:
-                self._fail(f"no outcome was settled for its whole lease of {lease:g} s")
+            if self._answers != seen or not (self._outcomes or self._settling.locked()):
+                seen, since = self._answers, now
+            elif now - since > limit and not self._stopping:
+                self._fail(f"no outcome could be settled for {limit:g} s")
 
     def _fail(self, reason: str, error: BaseException | None = None) -> None:
         """The crew cannot go on: tell whoever runs it, once."""
@@ -632,7 +635,7 @@ class Crew:
                     try:
                         batch = self._settle(batch)
                     except (ServerUnavailable, Lost) as error:
-                        self._settled += 1  # not ours to mend: it is asked until it is back
+                        self._answers += 1  # not ours to mend: it is asked until it is back
                         log.warning("%d outcomes wait for the server: %s", len(batch), error)
                         late = until is not None and time.monotonic() > until
                         if late or self._gave_up.wait(pause):
@@ -712,7 +715,7 @@ class Crew:
         held = self._held
         for outcome in batch:
             held.pop((outcome.entry, outcome.lane), None)
-        self._settled += 1
+        self._answers += 1
         if self._fetcher_waits and len(self._outcomes) < UNSETTLED:
             self._room.set()  # perhaps it waits for this
         return []
