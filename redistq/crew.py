@@ -17,7 +17,7 @@ How work flows, and why nothing is lost on the way:
   task is settled without waking another thread; under load the settler thread does it. When
   handlers are faster than the server, nothing new is read until the server has caught up.
 - No thread of a crew ends unasked: should one end all the same, or should outcomes stay unsettled
-  while the server is there, ``on_fault`` is told, and whoever runs the crew ends it, so that its tasks go
+  while the server is there, ``on_fault`` is told, and whoever runs the crew ends it: its tasks go
   back instead of waiting for a process that beats and does not work.
 - If this process dies after any line, the task is pending for its consumer and the keeper, or any
   other worker, puts it back. If the server goes away, outcomes stay here until it is back.

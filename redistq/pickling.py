@@ -23,7 +23,6 @@ import functools
 import hashlib
 import hmac
 import io
-import logging
 import os
 import pickle
 import secrets
@@ -36,8 +35,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError, PayloadError, PayloadTooLarge, UntrustedPayload
+from .logger import logger
 
-log = logging.getLogger("redistq.pickling")
+log = logger("redistq.pickling")
 
 Kind = Literal["call", "result", "error", "argument", "function"]
 """What a packet is; none is taken for another."""
