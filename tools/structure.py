@@ -1,7 +1,7 @@
 """Figures of the code's structure: ``python tools/structure.py [--tree]``.
 
-Read from the sources alone: sizes of folders, files, functions and classes, idioms that make lines hard to read, and the direction of imports. With
-``--tree`` it lists each folder's files with their lines.
+Read from the sources alone: sizes of folders, files, functions and classes, idioms that make lines
+hard to read, and the direction of imports. ``--tree`` lists each folder's files with their lines.
 """
 
 from __future__ import annotations
