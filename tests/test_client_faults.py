@@ -119,7 +119,7 @@ def test_a_function_lost_with_the_servers_memory_is_stored_again(
         def g() -> str:
             return "there"
 
-        client.blobs.put(b"")  # believed to be there
+        client.blobs.put("function", b"")  # believed to be there
         assert client.submit(f).result(20) == "here", "the worker has it still"
         digest = client.store_function(g, client._options)
         with server.client() as db:
