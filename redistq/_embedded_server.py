@@ -51,6 +51,9 @@ def take(path: Path, how: int) -> int | None:
     Closing the descriptor gives the lock back, unless a child process inherited it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if descriptor <= 2:  # closed in this program; a child's standard streams would take its place
+        taken, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(taken)
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:

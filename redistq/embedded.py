@@ -19,8 +19,10 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redistq.errors import EmbeddedServerError
+from redistq.processes import interpreter, pipe
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "default_home", "join", "leave"]
 
@@ -70,7 +72,7 @@ def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
 
     This process then counts as one of its users until it ends (or calls `leave`); a forked child
     counts as well. Calling again is cheap and gives the same answer, unless the server has died:
-    then it is started again, with its data. Says so in one line on stderr when it starts one.
+    then it is started again, with its data. Says so in one line when it starts one.
     """
     if sys.platform == "win32":
         raise EmbeddedServerError(f"the embedded server does not run on Windows: {_NEXT_STEP}")
@@ -87,7 +89,7 @@ def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
         except BaseException as error:
             if not registered_before:
                 _forget(place)
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | UnicodeError):
                 raise EmbeddedServerError(
                     f"cannot use {place} for the embedded server ({error}): set REDISTQ_HOME to "
                     f"a folder of your own on a local disk, or {_NEXT_STEP}"
@@ -95,11 +97,11 @@ def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
             raise
         _joined[place] = server
     if server.started:
-        print(
+        from redistq.notebook import say
+
+        say(
             f"redistq: started a local Valkey at {server.url} (data in {server.home}; "
-            "it stops when its last user has gone)",
-            file=sys.stderr,
-            flush=True,
+            "it stops when its last user has gone)"
         )
     return server
 
@@ -116,7 +118,14 @@ def leave(home: Path | None = None) -> None:
 
 
 def _resolve(home: Path | None) -> Path:
-    return Path(home if home is not None else default_home()).expanduser().resolve()
+    place = Path(home if home is not None else default_home())
+    try:
+        return place.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a circle of links, or a user without a folder
+        raise EmbeddedServerError(
+            f"{place} cannot be found ({error}): set REDISTQ_HOME to a folder of your own on a "
+            f"local disk, or {_NEXT_STEP}"
+        ) from error
 
 
 def _hand_over_all() -> None:
@@ -199,7 +208,11 @@ def _start(place: Path, socket_path: Path, supervisor_lock: int, deadline: float
     from redistq import _embedded_server as parts
 
     log_path = place / parts.LOG_FILE
-    ready, report = os.pipe()
+    program = [parts.__file__]
+    if not os.path.isfile(parts.__file__):  # the package is imported out of a zip
+        loader: Any = parts.__spec__.loader
+        program = ["-c", loader.get_source(parts.__name__)]
+    ready, report = pipe()
     try:
         try:
             binary = _binary()
@@ -212,7 +225,7 @@ def _start(place: Path, socket_path: Path, supervisor_lock: int, deadline: float
                 # the user's PYTHONPATH or a broken site folder could get in the way.
                 subprocess.Popen(
                     [
-                        *(sys.executable, "-I", "-S", parts.__file__),
+                        *(interpreter(), "-I", "-S", *program),
                         *(str(place), str(socket_path), str(binary)),
                         *(str(supervisor_lock), str(report)),
                     ],

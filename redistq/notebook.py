@@ -1,6 +1,7 @@
 """The notebook around us: whether there is one, how to show things in it, and its interrupts.
 
-Used by the dashboard. IPython is imported only where it is there already.
+Used by whatever shows or says something to people. IPython is imported only where it is there
+already.
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ def in_kernel() -> bool:
 def show_bundle(bundle: dict[str, Any]) -> None:
     """Display a bundle for good."""
     _publish(data=bundle)
+
+
+def say(text: str) -> None:
+    """One line to whoever works with this program: muted in a notebook, else on standard error;
+    standard output stays the program's own."""
+    if in_kernel():
+        from html import escape
+
+        muted = f'<div style="color:var(--jp-ui-font-color2,#6b7280)">{escape(text)}</div>'
+        show_bundle({"text/plain": text, "text/html": muted})
+    elif sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Outlet:

@@ -140,6 +140,14 @@ def off_standard(descriptor: int) -> int:
         os.close(descriptor)
 
 
+def _wait_for(descriptor: int, what: int, timeout: float | None = None) -> bool:
+    """Until it can be read or written; not by a blocking call, which would hold up every thread of
+    a process whose threads gevent or eventlet have made into coroutines."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, what)
+        return bool(selector.select(timeout))
+
+
 class Helper:
     """A process of ours that was started, and the line to it: ``introduce`` it once, then ``tell``
     it what to do and listen to its ``news``. In a process that this one forks it does nothing.
@@ -192,11 +200,11 @@ class Helper:
     def introduce(self, spec: dict[str, Any], timeout: float = START_TIMEOUT_S) -> None:
         """Say what it is for, within ``timeout`` seconds; one that is gone does not mind."""
         deadline = time.monotonic() + timeout
-        with self._lock, selectors.DefaultSelector() as selector:
+        with self._lock:
             self._unsent += json.dumps(spec).encode() + b"\n"
-            selector.register(self._orders, selectors.EVENT_WRITE)
-            while self._unsent and selector.select(max(0.0, deadline - time.monotonic())):
-                if not self._send():
+            while self._unsent:
+                left = max(0.0, deadline - time.monotonic())
+                if not (_wait_for(self._orders, selectors.EVENT_WRITE, left) and self._send()):
                     return
             self._introduced = not self._unsent
 
@@ -232,11 +240,9 @@ class Helper:
                 with contextlib.suppress(ValueError):
                     return dict(json.loads(line))
                 continue
-            if deadline is not None:
-                with selectors.DefaultSelector() as selector:
-                    selector.register(self._news, selectors.EVENT_READ)
-                    if not selector.select(max(0.0, deadline - time.monotonic())):
-                        return None
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not _wait_for(self._news, selectors.EVENT_READ, left):
+                return None
             chunk = os.read(self._news, 65536)
             if not chunk:
                 self.ignore_news()
@@ -307,6 +313,7 @@ class Starter:
             if newline:
                 self._heard = rest
                 return line.decode()
+            _wait_for(self._orders, selectors.EVENT_READ)
             chunk = os.read(self._orders, 1 << 20)
             if not chunk:
                 return None
