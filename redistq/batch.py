@@ -27,7 +27,7 @@ from .html import badge, escape, panel
 from .options import due_after
 from .plans import BLOCK_LIMIT
 from .progress import Progress
-from .remote_call import CALL, Call, Ref
+from .remote_call import CALL, Ref
 from .waiting import Wait
 
 if TYPE_CHECKING:
@@ -424,14 +424,7 @@ class Batch:
     def _item(self, index: int, payload: bytes | None) -> Any:
         if not payload:
             return None
-        client, context = self._client, self._client.context_of(self._task_id(index))
-        call = Call.unpickled(client.sealer.unpack("call", context, payload, old=self._found))
-        value = call.args[0]
-        if isinstance(value, Ref):
-            from .pickling import load
-
-            return load(client.blobs.get("argument", value.digest))
-        return value
+        return self._client.whole_call(self._task_id(index), payload, old=self._found).args[0]
 
     def retry_failed(self) -> int:
         """Send the failed tasks again, as they were; answers how many."""

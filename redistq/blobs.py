@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from typing import Any
 
 from .broker import Broker
 from .errors import PayloadTooLarge, UntrustedPayload
@@ -42,8 +43,9 @@ class Blobs:
         self._cached = 0
         self._lock = threading.Lock()
 
-    def put(self, kind: Kind, data: bytes, keep_s: float = BLOB_TTL_S) -> str:
-        """Store bytes, packed and signed, unless the server has them; answers their name.
+    def put(self, kind: Kind, data: Any, keep_s: float = BLOB_TTL_S) -> str:
+        """Store bytes, or memory, packed and signed, unless the server has them; answers their
+        name.
 
         Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
@@ -53,7 +55,7 @@ class Blobs:
         if self._stored.get(name, -math.inf) > ends - RENEW_S:
             return name
         key, seconds = self._keys.blob(name), int(max(keep_s, BLOB_TTL_S))
-        packet = self._sealer.pack(kind, name, data)
+        packet = self._sealer.pack(kind, name, bytes(data))
         if len(packet) > MAX_BLOB_BYTES:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
         if not self._broker.call(("EXPIRE", key, seconds)):
@@ -72,6 +74,10 @@ class Blobs:
     def after_fork(self) -> None:
         """In a forked process, where a thread that is not there may have held the lock."""
         self._lock = threading.Lock()
+
+    def argument(self, name: str) -> bytes:
+        """The bytes of an argument, or of a part of one; see ``get``."""
+        return self.get("argument", name)
 
     def get(self, kind: Kind, name: str) -> bytes:
         """The bytes of a blob, their signature checked; raises BlobMissing or UntrustedPayload.

@@ -38,10 +38,11 @@ from .keys import (
     without_priority,
 )
 from .options import count, due_after, seconds
-from .pickling import Sealer, dump, key_from, load, task_context, user_key
+from .parts import LARGE, dump_parted
+from .pickling import Sealer, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
-from .remote_call import CALL, LARGE, Call, Ref, load_function, pickled_function
+from .remote_call import CALL, Call, Ref, load_function, load_here, pickled_function
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis
 from .worker import TaskWorker
@@ -400,37 +401,49 @@ class Client(_Submitting, Executor):
         shared: dict[int, tuple[Any, Ref]] | None = None,
         chunk: bool = False,
     ) -> bytes:
-        """One call as the payload of that task and no other. Large arguments go to the server under
-        their content's name; ``shared`` remembers those of one map by identity.
+        """One call as the payload of that task and no other. Large arguments, and large parts of
+        arguments, go to the server under their content's name; ``shared`` remembers arguments of
+        one map by identity.
 
         Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
         shared = {} if shared is None else shared
 
+        def store(part: Any) -> str:
+            return self.blobs.put("argument", part, _kept_s(options))
+
         def stored(value: Any, sure: bool) -> Any:
             known = shared.get(id(value))
             if known is not None:
                 return known[1]
-            if not (sure or _looks_large(value)):
+            if _looks_large(value):
+                data = dump(value)
+            elif sure and len(dump(value)) >= LARGE:
+                data = dump(dump_parted(value, store))
+            else:
                 return value
-            data = dump(value)
             if len(data) < LARGE:
                 return value
-            ref = Ref(self.blobs.put("argument", data, _kept_s(options)))
+            ref = Ref(store(data))
             shared[id(value)] = (value, ref)  # kept alive, or its id could mean another object
             return ref
 
-        def build(sure: bool) -> bytes:
+        def build(sure: bool, parted: bool) -> bytes:
             if chunk:
                 packed: Any = [tuple(stored(a, sure) for a in one) for one in args]
             else:
                 packed = tuple(stored(a, sure) for a in args)
             named = {name: stored(a, sure) for name, a in kwargs.items()}
-            return Call(function, packed, named, chunk, options.logs).pickled()
+            call = Call(function, packed, named, chunk, options.logs)
+            return call.pickled(store if parted else None)
 
-        data = build(sure=False)
+        # Most calls are small as they are. Else first the parts that many calls may share, then
+        # whole arguments.
+        data = build(sure=False, parted=False)
         if len(data) > LARGE:
-            data = build(sure=True)
+            data = build(sure=False, parted=True)
+        if len(data) > LARGE:
+            data = build(sure=True, parted=True)
         packet = self.sealer.pack("call", self.context_of(task_id), data)
         if len(packet) > self.max_payload_bytes:
             raise PayloadTooLarge(len(packet), self.max_payload_bytes)
@@ -516,24 +529,32 @@ class Client(_Submitting, Executor):
             raise RedistqError(
                 f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
             )
-        context = self.context_of(task_id)
-        call = Call.unpickled(self.sealer.unpack("call", context, payload, old=True))
+        call = self.whole_call(task_id, payload)
         function = load_function(self.blobs.get("function", call.function))
+        if call.chunk:
+
+            def chunk() -> list[Any]:
+                return [function(*one, **call.kwargs) for one in call.args]
+
+            return chunk, (), {}
+        return function, call.args, call.kwargs
+
+    def whole_call(self, task_id: str, payload: bytes, *, old: bool = True) -> Call:
+        """The call that a task's payload holds, with its large arguments put in."""
+        fetch = self.blobs.argument
+        data = self.sealer.unpack("call", self.context_of(task_id), payload, old=old)
+        call = Call.unpickled(data, fetch)
 
         def real(value: Any) -> Any:
             if isinstance(value, Ref):
-                return load(self.blobs.get("argument", value.digest))
+                return load_here(fetch(value.digest), "an argument", fetch)
             return value
 
         if call.chunk:
-            rows = [tuple(real(a) for a in one) for one in call.args]
-
-            def chunk() -> list[Any]:
-                return [function(*one, **call.kwargs) for one in rows]
-
-            return chunk, (), {}
-        kwargs = {name: real(value) for name, value in call.kwargs.items()}
-        return function, tuple(real(a) for a in call.args), kwargs
+            args: Any = [tuple(real(a) for a in one) for one in call.args]
+        else:
+            args = tuple(real(a) for a in call.args)
+        return replace(call, args=args, kwargs={n: real(v) for n, v in call.kwargs.items()})
 
     def _read_logs(self, task_id: str) -> list[str]:
         rows = self.broker.call(("XRANGE", self._shared_keys.logs(task_id), "-", "+"))

@@ -243,12 +243,12 @@ def dump(value: Any) -> bytes:
 def by_value(value: Any) -> bytes:
     """Any object as cloudpickle writes it; raises whatever its parts raise."""
     file = io.BytesIO()
-    _pickler()(file, 5).dump(value)
+    pickler()(file, 5).dump(value)
     return file.getvalue()
 
 
 @functools.cache
-def _pickler() -> Any:
+def pickler() -> Any:
     """cloudpickle's pickler, which leaves functions the name of the file they stand in.
 
     From 3.1.3 on cloudpickle writes ``<dynamic-code>`` instead, and a traceback from a worker would

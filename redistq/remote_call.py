@@ -31,6 +31,7 @@ from .errors import (
     UntrustedPayload,
 )
 from .handlers import Handler, Registry, TaskContext
+from .parts import Store, dump_parted, load_whole
 from .pickling import (
     PYTHON,
     Sealer,
@@ -47,8 +48,6 @@ from .task_output import LogSink, TaskOutput, captured
 
 CALL = "redistq.call"
 """The task name of function calls."""
-LARGE = 64 * 1024
-"""Arguments of this many pickled bytes or more are stored once, as blobs."""
 MAX_PICKLED_ERROR = 64 * 1024
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
 
@@ -81,10 +80,14 @@ class Call:
     chunk: bool = False
     logs: bool = False
 
-    def pickled(self) -> bytes:
-        """As bytes; raises PayloadError naming what cannot be pickled."""
+    def pickled(self, store: Store | None = None) -> bytes:
+        """As bytes; with ``store`` its large parts are left out and stored, see parts.py.
+
+        Raises PayloadError naming what cannot be pickled.
+        """
+        fields = (self.function, self.args, self.kwargs, self.chunk, self.logs)
         try:
-            return dump((self.function, self.args, self.kwargs, self.chunk, self.logs))
+            return dump(fields if store is None else dump_parted(fields, store))
         except PayloadError as error:
             kind = "call" if self.chunk else "argument"
             parts = {f"{kind} {i}": value for i, value in enumerate(self.args, 1)}
@@ -95,9 +98,9 @@ class Call:
             raise
 
     @classmethod
-    def unpickled(cls, data: bytes) -> Call:
-        """The call again."""
-        return cls(*load_here(data, "an argument"))
+    def unpickled(cls, data: bytes, fetch: Callable[[str], bytes]) -> Call:
+        """The call again; ``fetch`` finds the parts that were left out."""
+        return cls(*load_here(data, "an argument", fetch))
 
 
 def pickled_function(function: Callable[..., Any]) -> bytes:
@@ -140,10 +143,11 @@ def load_function(data: bytes) -> Callable[..., Any]:
     return function
 
 
-def load_here(data: bytes, what: str) -> Any:
-    """An object again; raises ModuleMissing where this process lacks what it is made of."""
+def load_here(data: bytes, what: str, fetch: Callable[[str], bytes] | None = None) -> Any:
+    """An object again, with the parts that were left out of its pickle where ``fetch`` is given;
+    raises ModuleMissing where this process lacks what it is made of."""
     try:
-        return load(data)
+        return load(data) if fetch is None else load_whole(load(data), fetch)
     except ModuleNotFoundError as error:
         raise ModuleMissing(
             f"the worker on {socket.gethostname()} has no module {error.name!r}, which {what} "
@@ -182,7 +186,8 @@ class CallHandler:
         # an old call could make of it the signed result of a task of today.
         task, old = task_context(store.stream, context.task_id), is_old(payload)
         try:
-            call = Call.unpickled(self._sealer.unpack("call", task, payload, old=True))
+            data = self._sealer.unpack("call", task, payload, old=True)
+            call = Call.unpickled(data, store.blobs.argument)
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
@@ -215,7 +220,8 @@ class CallHandler:
         if shared is not None and argument.digest in shared:
             return shared[argument.digest]
         # Unpickled anew for every task: one that changes its argument changes its own copy.
-        value = load_here(blobs.get("argument", argument.digest), "an argument")
+        fetch = blobs.argument
+        value = load_here(fetch(argument.digest), "an argument", fetch)
         if shared is not None:
             shared[argument.digest] = value
         return value

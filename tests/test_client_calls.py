@@ -31,8 +31,9 @@ from workers import command, until
 from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
 from redistq.blobs import MAX_BLOB_BYTES, Blobs, digest_of
 from redistq.errors import UntrustedPayload
+from redistq.parts import LARGE
 from redistq.pickling import MAGIC, OLD_MAGIC, PYTHON, Sealer, dump, key_from, load, user_key
-from redistq.remote_call import LARGE, Call, ModuleMissing, WrongPython, load_function
+from redistq.remote_call import Call, ModuleMissing, WrongPython, load_function
 
 
 @pytest.fixture(scope="module")

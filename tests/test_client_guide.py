@@ -28,7 +28,7 @@ def test_every_print_of_the_guide_says_what_it_prints() -> None:
 
 def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     """Limits and times that it states."""
-    from redistq import batch, blobs, client, codec, courier, execution, remote_call, task_output
+    from redistq import batch, blobs, client, codec, courier, execution, parts, task_output
     from redistq.client import CallOptions
     from redistq.worker_settings import WorkerSettings
 
@@ -37,7 +37,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert (task_output.MAX_BYTES, task_output.MAX_ENTRIES) == (256 * 1024, 2_000)
     assert blobs.BLOB_TTL_S == client.BATCH_TTL_S == 7 * 86_400
     assert batch._OPEN_TTL_MS == 30 * 86_400_000
-    assert remote_call.LARGE == 64 * 1024
+    assert parts.LARGE == 64 * 1024
     assert courier.GIVE_UP_S == 120
     assert WorkerSettings().result_ttl == 86_400
     assert courier.TAKEN_TTL_S == 600

@@ -27,7 +27,7 @@ FLOORS = {
     "door": ("plans", "waiting", "producer_plans", "producer", "scheduler", "blobs"),
     "crew": (
         *("pace", "execution", "async_crew", "crew", "keeper"),
-        *("task_output", "remote_call", "worker"),
+        *("task_output", "parts", "remote_call", "worker"),
     ),
     "windows": ("extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
     "street": ("worker_cli", "_child", "_keeper"),
