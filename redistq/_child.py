@@ -137,6 +137,10 @@ def _run(starter: Starter) -> int:
     # wait for it after every answer of the server.
     sys.setswitchinterval(0.001)
 
+    if secret := spec.get("authkey"):
+        import multiprocessing
+
+        multiprocessing.current_process().authkey = bytes.fromhex(secret)
     use_import_path(spec["path"])
     registry = _registry(spec)
     address = rejoin(Address(**spec["address"]))

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from . import blas
 from .board import Board
 from .broker import Broker, NoGroup, check_server
 from .calls import Calls, new_consumer_name
@@ -418,7 +419,11 @@ class Keeper:
         try:
             board.paused = self.paused
             member = Member(new_consumer_name(socket.gethostname()), board, start=self._starts)
-            member.helper = Helper("redistq._child", pass_fds=(board.descriptor,))
+            member.helper = Helper(
+                "redistq._child",
+                pass_fds=(board.descriptor,),
+                environment=blas.environment(self._wanted),
+            )
             spec = {
                 "path": import_path(),
                 **self._child_spec,

@@ -154,9 +154,13 @@ class Helper:
     """
 
     def __init__(
-        self, module: str, pass_fds: Sequence[int] = (), folder: str | None = None
+        self,
+        module: str,
+        pass_fds: Sequence[int] = (),
+        folder: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
-        """Start ``module`` in ``folder``; raises ConfigurationError without an interpreter that
+        """Start ``module`` in ``folder`` and ``environment``; raises ConfigurationError without an interpreter that
         can be run, or without that folder."""
         if folder is not None and not os.path.isdir(folder):
             raise ConfigurationError(f"workers start in the folder {folder}, which is gone")
@@ -173,6 +177,7 @@ class Helper:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(orders, news, *pass_fds),
                 cwd=folder,
+                env=environment,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
             )
         except OSError as error:

@@ -218,6 +218,12 @@ class TaskWorker:
                 f"the handlers cannot be sent to child processes: {error}; define them in a "
                 "module, or use threads (processes=0)"
             ) from error
+        secret = None
+        if "multiprocessing" in sys.modules:
+            # As multiprocessing's own children know it: by it they may talk to our Managers.
+            import multiprocessing
+
+            secret = multiprocessing.current_process().authkey.hex()
         self._introduce(
             self._new_keeper(),
             {
@@ -226,6 +232,7 @@ class TaskWorker:
                     "handlers": base64.b64encode(pickled).decode(),
                     "path": import_path(),
                     "log_level": logging.getLevelName(log.getEffectiveLevel()),
+                    "authkey": secret,
                 },
             },
         )

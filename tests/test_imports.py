@@ -21,7 +21,7 @@ FLOORS = {
         *("logger", "errors", "notes", "keys", "options", "codec", "retry", "ids"),
         *("handlers", "homes", "pickling", "tracing"),
     ),
-    "places": ("processes", "notebook", "_embedded_server", "embedded", "settings"),
+    "places": ("blas", "processes", "notebook", "_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
     "door": ("plans", "waiting", "producer_plans", "producer", "scheduler", "blobs"),
