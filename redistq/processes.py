@@ -160,8 +160,8 @@ class Helper:
         folder: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        """Start ``module`` in ``folder`` and ``environment``; raises ConfigurationError without an interpreter that
-        can be run, or without that folder."""
+        """Start ``module`` in ``folder`` and ``environment``; raises ConfigurationError without an
+        interpreter that can be run, or without that folder."""
         if folder is not None and not os.path.isdir(folder):
             raise ConfigurationError(f"workers start in the folder {folder}, which is gone")
         python = interpreter()
