@@ -45,12 +45,25 @@ _REPLY_TIMEOUT_S = 2.0
 _SHUTDOWN_TIMEOUT_S = 10.0
 
 
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a file in the home, made for its user alone where there is none, whatever
+    the umask; OSError for a symbolic link."""
+    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    if os.fstat(descriptor).st_mode & 0o777 != 0o600:
+        try:
+            os.fchmod(descriptor, 0o600)
+        except OSError:
+            pass  # a file system without modes, or somebody else's: the folder is ours
+    return descriptor
+
+
 def take(path: Path, how: int) -> int | None:
     """Take a lock (LOCK_SH or LOCK_EX) at once and return its descriptor, or None if it is held.
 
     Closing the descriptor gives the lock back, unless a child process inherited it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_own(path, os.O_RDWR)
     if descriptor <= 2:  # closed in this program; a child's standard streams would take its place
         taken, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(taken)

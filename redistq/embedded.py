@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistq.errors import EmbeddedServerError
+from redistq import private
+from redistq.errors import ConfigurationError, EmbeddedServerError
 from redistq.processes import interpreter, pipe
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "default_home", "join", "leave"]
@@ -58,13 +59,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def default_home() -> Path:
-    """The folder of the user's embedded server: REDISTQ_HOME, or the user's data folder."""
+    """The folder of the user's embedded server: REDISTQ_HOME, or the user's data folder.
+
+    Raises ConfigurationError for a user without a folder of that kind.
+    """
     configured = os.environ.get("REDISTQ_HOME")
     if configured:
         return Path(configured)
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("redistq", appauthor=False))
+    try:
+        return Path(platformdirs.user_data_dir("redistq", appauthor=False))
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"this user has no folder for data ({error}): set {private.ENV_HOME} to one"
+        ) from error
 
 
 def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
@@ -118,14 +127,10 @@ def leave(home: Path | None = None) -> None:
 
 
 def _resolve(home: Path | None) -> Path:
-    place = Path(home if home is not None else default_home())
     try:
-        return place.expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # a circle of links, or a user without a folder
-        raise EmbeddedServerError(
-            f"{place} cannot be found ({error}): set REDISTQ_HOME to a folder of your own on a "
-            f"local disk, or {_NEXT_STEP}"
-        ) from error
+        return private.whole(Path(home if home is not None else default_home()))
+    except ConfigurationError as error:
+        raise EmbeddedServerError(f"{error}, or {_NEXT_STEP}") from error
 
 
 def _hand_over_all() -> None:
@@ -169,7 +174,10 @@ def _join(place: Path, deadline: float) -> EmbeddedServer:
 
     from redistq import _embedded_server as parts
 
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        private.make_folder(place)
+    except ConfigurationError as error:
+        raise EmbeddedServerError(f"{error}, or {_NEXT_STEP}") from error
     socket_path = _socket_path(place)
     started = False
     if place not in _registrations:
@@ -216,7 +224,7 @@ def _start(place: Path, socket_path: Path, supervisor_lock: int, deadline: float
     try:
         try:
             binary = _binary()
-            with log_path.open("ab") as log:
+            with open(parts.open_own(log_path, os.O_WRONLY | os.O_APPEND), "ab") as log:
                 if log.tell() > _LOG_LIMIT_BYTES:
                     log.truncate(0)
                     log.seek(0)
@@ -295,14 +303,16 @@ def _socket_path(place: Path) -> Path:
     import hashlib
 
     # Not tempfile.gettempdir(): a notebook and a terminal with another TMPDIR would not meet.
-    folder = Path("/tmp") / f"redistq-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+    folder = Path("/tmp").resolve() / f"redistq-{os.getuid()}"
+    try:
+        private.make_folder(folder)
+        if folder.stat().st_mode & 0o077:
+            raise ConfigurationError(f"others can look into {folder}: chmod 700 {folder}")
+    except ConfigurationError as error:
         raise EmbeddedServerError(
-            f"{place} is too long for a socket, and {folder} does not belong to you alone: "
-            f"set REDISTQ_HOME to a shorter path, or {_NEXT_STEP}"
-        )
+            f"{place} is too long for a socket, and {folder} does not belong to you alone "
+            f"({error}): set REDISTQ_HOME to a shorter path, or {_NEXT_STEP}"
+        ) from error
     return folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sock"
 
 

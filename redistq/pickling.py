@@ -19,6 +19,7 @@ that its peer was a newer one, and answered in kind: an unbound call never gets 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -33,6 +34,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, ClassVar, Literal, get_args
 
+from . import private
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError, PayloadError, PayloadTooLarge, UntrustedPayload
 from .logger import logger
@@ -50,6 +52,7 @@ _PROBE = 65_536
 COMPRESS_FROM = 16_384
 """Bytes from which compression is tried; below, the server's round trip costs more."""
 ENV_KEY = "REDISTQ_SIGNING_KEY"
+KEY_FILE = "signing.key"
 ENV_REFUSE_OLD = "REDISTQ_REFUSE_RQ1"
 """Set to 1: packets of the last release are refused."""
 
@@ -332,26 +335,39 @@ def _culprit(value: Any, path: str, depth: int) -> tuple[str, str] | None:
 
 
 def user_key(home: Path) -> bytes:
-    """This user's own signing key, made on first use in ``home`` and readable by nobody else."""
-    path = home / "signing.key"
+    """This user's own signing key, made on first use in ``home`` and readable by nobody else.
+
+    Raises ConfigurationError for a folder or a key that others can write, and where none can be
+    made.
+    """
+    home = private.whole(home)
+    path = home / KEY_FILE
+    try:
+        private.make_folder(home)
+        folder = private.open_folder(home)
+        try:
+            key = _made_key(folder, path)
+        finally:
+            if folder >= 0:
+                os.close(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"no signing key can be kept in {home} ({error}): set {ENV_KEY}, pass signing_key=, or "
+            f"set {private.ENV_HOME} to a folder of your own"
+        ) from error
+    if len(key) < 16:
+        raise ConfigurationError(f"{path} is damaged: delete it, and a new key is made")
+    return key
+
+
+def _made_key(folder: int, path: Path) -> bytes:
     while True:
         try:
-            key = path.read_bytes()
+            return private.read_secret(folder, path.name, path)
         except FileNotFoundError:
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = home / f".signing.key.{os.getpid()}.{secrets.token_hex(4)}"
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(32))
-            try:
-                os.link(draft, path)  # fails when another process was first: then theirs counts
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
-            continue
-        if len(key) < 16:
-            raise ConfigurationError(f"{path} is damaged: delete it, and a new key is made")
-        return key
+            # When another process was first, theirs counts.
+            with contextlib.suppress(FileExistsError):
+                private.make_secret(folder, path.name, path, secrets.token_bytes(32))
 
 
 def key_from(given: str | bytes | None) -> bytes | None:

@@ -33,10 +33,11 @@ from urllib.parse import urlsplit
 
 from .errors import RedistqError
 from .keys import DEFAULT_QUEUE
+from .logger import logger
 from .pickling import ENV_KEY
 from .settings import ENV_URL, ENV_URL_FILE, Address, resolve
 
-log = logging.getLogger("redistq.serve")
+log = logger("redistq.serve")
 
 CELL = """\
 import os

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from .errors import ConfigurationError
+from .private import read_given
 
 DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
 ENV_URL = "REDISTQ_URL"
@@ -129,12 +130,8 @@ def _url_in_file() -> str:
     name = os.environ.get(ENV_URL_FILE)
     if not name:
         return ""
-    try:
-        return Path(name).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"the URL in {name} ({ENV_URL_FILE}) cannot be read: {error}"
-        ) from error
+    url = read_given(Path(name), f"the server's URL ({ENV_URL_FILE})")
+    return url.decode("utf-8", "replace").strip()
 
 
 def _tcp_url(host: str, port: int, db: int, password: str | None) -> str:

@@ -18,6 +18,7 @@ from .errors import ConfigurationError, RedistqError
 from .keeper import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from .logger import logger
+from .private import read_given
 from .processes import import_path, mend_standard_streams
 from .settings import Address, resolve
 from .worker import ENV_KEY
@@ -153,10 +154,7 @@ def _key_in(path: Path | None) -> str | None:
     if path is None:
         key = os.environ.get(ENV_KEY, "").encode()
     else:
-        try:
-            key = path.read_bytes().strip()
-        except OSError as error:
-            raise ConfigurationError(f"the signing key cannot be read: {error}") from error
+        key = read_given(path, "the signing key").strip()
     if not key:
         return None
     if len(key) < 16:

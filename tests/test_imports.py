@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
 FLOORS = {
     "nouns": (
-        *("logger", "errors", "notes", "keys", "options", "codec", "retry", "ids"),
+        *("logger", "errors", "private", "notes", "keys", "options", "codec", "retry", "ids"),
         *("handlers", "homes", "pickling", "tracing"),
     ),
     "places": ("blas", "processes", "notebook", "_embedded_server", "embedded", "settings"),
