@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from typing import Any
 
 import redis.asyncio as aredis
@@ -17,19 +18,26 @@ from redis.asyncio.retry import Retry as _ClientRetry
 from redis.backoff import NoBackoff
 
 from .broker import (
-    _GONE,
-    _REFUSED,
     CONNECT_TIMEOUT,
     DEFAULT_TIMEOUT,
+    KEPT_IDLE,
+    OPEN_TIMEOUT,
     Lost,
-    _meaning,
+    cannot_be_named,
+    meaning_of,
     pause_before,
+    said_most,
+    script_is_unknown,
     sentinel_parts,
+    to_another_server,
 )
 from .calls import Command
 from .errors import ConfigurationError
 from .scripts import text_of
 from .settings import Address
+
+MOST_CALLS = 64
+"""Most calls under way at a time, each on a connection of its own; more wait for their turn."""
 
 
 class AsyncWire:
@@ -40,35 +48,35 @@ class AsyncWire:
         self.loop = broker.loop
         self._connection: Any = None
 
-    async def request(self, command: Command) -> Any:
-        """Send one command and return its answer; raises as Wire.request does."""
+    async def request(self, command: Command, deadline: float | None = None) -> Any:
+        """Send one command and return its answer, by ``deadline`` (monotonic clock) or within the
+        wire's timeout; raises as Wire.request does."""
+        if deadline is None and self._timeout is not None:
+            deadline = time.monotonic() + self._timeout
+        left = None if deadline is None else deadline - time.monotonic()
         try:
-            connection = self._connection
-            if connection is None:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    connection = await self._broker.connect()
-                self._connection = connection
             # Not redis-py's own socket_timeout: on Python 3.11 its wait_for may swallow a
             # cancellation.
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(left):
+                connection = self._connection
+                if connection is None:
+                    async with asyncio.timeout(OPEN_TIMEOUT):
+                        connection = await self._broker.connect()
+                    self._connection = connection
                 await connection.send_packed_command(
                     connection.pack_command(*command), check_health=False
                 )
                 return await connection.read_response()
-        except rex.NoScriptError:
-            return await self.request(("EVAL", text_of(command[1]), *command[2:]))
-        except _REFUSED as error:
-            await self.close()
-            raise ConfigurationError(f"the server refused the connection: {error}") from error
-        except _GONE as error:
-            await self.close()
-            raise Lost(f"{type(error).__name__}: {error}") from error
-        except rex.ResponseError as error:
-            raise _meaning(error) from error
-        except BaseException:
-            # Cancelled between request and answer: the next answer would be the wrong one.
-            await self.close()
-            raise
+        except BaseException as error:
+            if script_is_unknown(error, command):
+                return await self.request(("EVAL", text_of(command[1]), *command[2:]), deadline)
+            meaning = meaning_of(error)
+            if not isinstance(error, rex.ResponseError) or to_another_server(error):
+                # Also when cancelled between request and answer: the next would be the wrong one.
+                await self.close()
+            if meaning is error:
+                raise
+            raise meaning from error
 
     async def close(self) -> None:
         """Close the connection; the next request opens a new one."""
@@ -89,48 +97,68 @@ class AsyncBroker:
         self._pool: Any = None
         self._cluster: Any = None
         self._idle: list[AsyncWire] = []
-        self._wires: list[AsyncWire] = []
+        self._wires: weakref.WeakSet[AsyncWire] = weakref.WeakSet()
+        self._room = asyncio.Semaphore(MOST_CALLS)
+        self._named = True  # until a server turns out to have no CLIENT command for us
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop that the connections belong to."""
 
-    async def call(self, command: Command) -> Any:
-        """Send a call, again if the connection fails, within ``timeout`` seconds."""
+    async def call(self, command: Command, deadline: float | None = None) -> Any:
+        """Send a call, again if the connection fails or the server refuses for now, within
+        ``timeout`` seconds, or until a ``deadline`` (monotonic clock) that is nearer."""
+        until = time.monotonic() + self.timeout
+        if deadline is not None:
+            until = min(until, deadline)
         loop = asyncio.get_running_loop()
         if loop is not self.loop:
             # A new asyncio.run(): connections belong to the loop that made them.
-            self.loop, self._idle, self._wires = loop, [], []
+            self.loop, self._idle, self._wires = loop, [], weakref.WeakSet()
             self._pool = self._cluster = None
-        wire = self._idle.pop() if self._idle else self.wire(self.timeout)
-        try:
+            self._room = asyncio.Semaphore(MOST_CALLS)
+        async with self._room:
+            wire = self._idle.pop() if self._idle else self.wire(self.timeout)
             try:
-                return await wire.request(command)
-            except Lost as error:
-                return await self._again(wire, command, error)
-        finally:
-            self._idle.append(wire)
+                try:
+                    return await wire.request(command, until)
+                except Lost as error:
+                    return await self._again(wire, command, error, until)
+            finally:
+                if len(self._idle) < KEPT_IDLE:
+                    self._idle.append(wire)
+                else:
+                    await wire.close()
 
-    async def _again(self, wire: AsyncWire, command: Command, error: Lost) -> Any:
-        deadline, tries = time.monotonic() + self.timeout, 0
+    async def _again(self, wire: AsyncWire, command: Command, error: Lost, deadline: float) -> Any:
+        tries = 0
         while True:
             await asyncio.sleep(pause_before(tries, deadline, self, error))
             tries += 1
             try:
-                return await wire.request(command)
+                return await wire.request(command, deadline)
             except Lost as again:
-                error = again
+                error = said_most(error, again)
 
     def wire(self, timeout: float | None = None) -> AsyncWire:
         """A dedicated connection, for blocking reads."""
         wire = AsyncWire(self, timeout)
-        self._wires.append(wire)
+        self._wires.add(wire)
         return wire
 
     async def connect(self) -> Any:
         """A new open connection."""
         kind, kwargs = await self._where()
-        connection = kind(**{**kwargs, "socket_timeout": None})
-        await connection.connect()
-        return connection
+        while True:
+            name = {} if self._named else {"client_name": None}
+            connection = kind(**{**kwargs, "socket_timeout": None, **name})
+            try:
+                await connection.connect()
+                return connection
+            except BaseException as error:
+                with contextlib.suppress(Exception):
+                    await connection.disconnect(nowait=True)
+                if not (self._named and cannot_be_named(error)):
+                    raise
+                self._named = False
 
     async def _where(self) -> tuple[Any, dict[str, Any]]:
         options: dict[str, Any] = {
@@ -172,7 +200,7 @@ class AsyncBroker:
 
     async def close(self) -> None:
         """Close every connection; the broker may be used again afterwards."""
-        wires, self._wires, self._idle = self._wires, [], []
+        wires, self._wires, self._idle = list(self._wires), weakref.WeakSet(), []
         for wire in wires:
             await wire.close()
         if self._cluster is not None:

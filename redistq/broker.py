@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import struct
 import threading
@@ -36,7 +37,14 @@ from .settings import Address
 log = logger("redistq.broker")
 
 CONNECT_TIMEOUT = 3.0
+OPEN_TIMEOUT = 10.0
+"""Most seconds that making a connection may take: look-up, connecting, authentication."""
 DEFAULT_TIMEOUT = 10.0
+KEPT_IDLE = 16
+"""Most connections that a broker keeps open while nobody uses them."""
+SLACK_S = 0.1
+"""How much later than its deadline a call may end: less is not worth a question to the kernel."""
+LARGE_SEND = 65_536
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 _REFUSED = (
@@ -57,14 +65,37 @@ _GONE = (
     rex.RedisClusterException,
     OSError,
 )
+_ELSEWHERE = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "REDIRECT"}
+)
+"""Codes of refusals after which another server may have to be asked, on a new connection."""
+_FOR_NOW = _ELSEWHERE | {"BUSY", "UNKILLABLE", "EXECABORT", "MISCONF", "NOREPLICAS", "NOTREADY"}
+"""Codes of errors by which a server says no for a while."""
+_PASSING_WORDS = re.compile(
+    r"max number of clients|upstream|backend|try again|not available|timed? ?out|temporar"
+    r"|script killed"
+    r"|(?:conn|server|host)\w* (?:\w+ )?(?:refused|reset|closed|failure|down)|no healthy",
+    re.IGNORECASE,
+)
+"""What servers and the proxies before them say without a code of their own when they cannot now."""
+_CODE_IN_SCRIPT = re.compile(r"(?:^|[\s:])-([A-Z]{3,})\b")
 
 
 class Lost(Exception):
     """The connection failed in mid-request; whether the server acted on it is unknown."""
 
 
+class Refused(Lost):
+    """The server is there and says no for now: it is busy, loading, cannot write to its disk, has
+    too few replicas, is no primary. Its own words are the message."""
+
+
 class NoGroup(Exception):
     """The stream or its consumer group is not there (a new queue, FLUSHDB, a failover)."""
+
+
+class ServerError(RedistqError, rex.ResponseError):
+    """The server answered with an error that redistq knows nothing about: its words."""
 
 
 def _options(timeout: float | None, url: str = "") -> dict[str, Any]:
@@ -115,12 +146,18 @@ class _Line:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def send(self, command: Command) -> None:
+    def limit(self, seconds: float | None) -> None:
+        """Let no single wait for the server take longer than this; None: no limit."""
+        sock = getattr(self._connection, "_sock", None)
+        if sock is not None:
+            sock.settimeout(None if seconds is None else max(seconds, 0.001))
+
+    def send(self, command: Command, deadline: float | None = None) -> None:
         """Send one command."""
         connection = self._connection
         connection.send_packed_command(connection.pack_command(*command), check_health=False)
 
-    def receive(self) -> Any:
+    def receive(self, deadline: float | None = None) -> Any:
         """The next answer; an error is raised."""
         return self._connection.read_response()
 
@@ -129,18 +166,20 @@ class _DirectLine(_Line):
     """The same with the socket and hiredis alone: a fifth of a call's time went to the layers.
 
     A plain socket blocks in the kernel, with the timeout kept there: one call to it a send and a
-    receive instead of two, for a socket with a timeout is asked first whether it is ready.
+    receive instead of two, for a socket with a timeout is asked first whether it is ready. The
+    clock is read only for what takes more than one of them: a large command, a large answer.
     """
 
-    def __init__(self, connection: Any, timeout: float | None) -> None:
+    def __init__(self, connection: Any) -> None:
         import hiredis
 
         super().__init__(connection)
-        sock = connection._sock
-        if type(sock) is socket.socket and os.name == "posix":
-            bound = struct.pack("ll", *divmod(int((timeout or 0) * 1e6), 1_000_000))  # 0: no limit
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+        sock = self._sock = connection._sock
+        self._in_kernel = type(sock) is socket.socket and os.name == "posix"
+        self._limit: float | None = -1.0  # none was set yet
+        self._usual: float | None = None
+        self._shortened = False
+        if self._in_kernel:
             sock.settimeout(None)
         self._sendall, self._recv_into = sock.sendall, sock.recv_into
         self._pack = hiredis.pack_command
@@ -153,76 +192,213 @@ class _DirectLine(_Line):
         self._gets = reader.gets
         self._buffer = bytearray(65_536)
 
-    def send(self, command: Command) -> None:
-        self._sendall(self._pack(command))
+    def limit(self, seconds: float | None) -> None:
+        self._usual, self._shortened = seconds, False
+        if seconds != self._limit:
+            self._set_limit(seconds)
 
-    def receive(self) -> Any:
+    def _set_limit(self, seconds: float | None) -> None:
+        self._limit = seconds
+        if not self._in_kernel:
+            super().limit(seconds)
+            return
+        micros = 0 if seconds is None else max(int(seconds * 1e6), 1_000)  # 0: no limit
+        bound = struct.pack("ll", *divmod(micros, 1_000_000))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+
+    def send(self, command: Command, deadline: float | None = None) -> None:
+        packed = self._pack(command)
+        if self._shortened:
+            self.limit(self._usual)
+        if len(packed) < LARGE_SEND or deadline is None:
+            self._sendall(packed)
+            return
+        rest = memoryview(packed)
+        while rest:
+            self._cut(deadline)
+            rest = rest[self._sock.send(rest) :]
+        self._cut(deadline)  # the answer is waited for until the same deadline
+
+    def receive(self, deadline: float | None = None) -> Any:
         reply = self._gets()
-        while reply is _MORE:
+        if reply is _MORE:
             size = self._recv_into(self._buffer)
             if not size:
                 raise rex.ConnectionError("the server closed the connection")
             self._feed(self._buffer, 0, size)
             reply = self._gets()
+            if reply is _MORE:
+                reply = self._rest(deadline)
         if isinstance(reply, rex.RedisError):
             raise reply
         return reply
+
+    def _rest(self, deadline: float | None) -> Any:
+        """An answer of which a part has come."""
+        reply = _MORE
+        while reply is _MORE:
+            if deadline is not None:
+                self._cut(deadline)
+            size = self._recv_into(self._buffer)
+            if not size:
+                raise rex.ConnectionError("the server closed the connection")
+            self._feed(self._buffer, 0, size)
+            reply = self._gets()
+        return reply
+
+    def _cut(self, deadline: float) -> None:
+        """Wait no longer than until the deadline, from here to the next command."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the server is too slow")
+        if self._limit is None or left < self._limit - SLACK_S:
+            self._shortened = True
+            self._set_limit(left)
 
 
 _MORE = object()
 
 
-def _line_over(connection: Any, timeout: float | None) -> _Line:
+def _line_over(connection: Any) -> _Line:
     """The fastest line there is; redis-py's where its insides are not as they are known to be."""
     parser = type(getattr(connection, "_parser", None)).__name__
     if parser == "_HiredisParser" and getattr(connection, "_sock", None) is not None:
-        return _DirectLine(connection, timeout)
+        return _DirectLine(connection)
     return _Line(connection)
+
+
+class _Opening:
+    """A connection that is being made by a thread of its own, and can be given up at any time.
+
+    Neither a look-up of names nor a library's handshake can be told when it must be over.
+    """
+
+    def __init__(self, open_one: Callable[[], Any]) -> None:
+        self._open_one = open_one
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._given_up = False
+        self._connection: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, seconds: float) -> Any:
+        """The open connection; raises what its making raised, or Lost after ``seconds``."""
+        try:
+            threading.Thread(target=self._work, name="redistq-connect", daemon=True).start()
+        except RuntimeError:
+            self._work()  # no more threads: at exit, or beyond a limit
+        try:
+            self._ended.wait(seconds)
+        finally:
+            with self._lock:
+                self._given_up = True
+                connection, error = self._connection, self._error
+        if error is not None:
+            raise error
+        if connection is None:
+            raise Lost(f"no connection within {seconds:.1f} s")
+        return connection
+
+    def give_up(self) -> None:
+        """Whoever waits for it hears Lost now."""
+        self._ended.set()
+
+    def _work(self) -> None:
+        try:
+            connection = self._open_one()
+            with self._lock:
+                if not self._given_up:
+                    self._connection, connection = connection, None
+            if connection is not None:
+                with contextlib.suppress(Exception):
+                    connection.disconnect()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
 
 
 class Wire:
     """One dedicated connection: a request, its answer, in turn. For one thread at a time."""
 
-    def __init__(self, connect: Callable[[float | None], Any], timeout: float | None) -> None:
+    def __init__(self, connect: Callable[[float], Any], timeout: float | None) -> None:
         self._connect, self._timeout = connect, timeout
         self._connection: Any = None
         self._line: _Line | None = None
+        self._opening: _Opening | None = None
         _wires.add(self)
         self.opened = 0
         """How often a connection was made; a reader that sees it grow looks for lost answers."""
 
-    def request(self, command: Command) -> Any:
-        """Send one command and return its answer.
+    def request(self, command: Command, deadline: float | None = None) -> Any:
+        """Send one command and return its answer; gives up at about ``deadline`` (monotonic),
+        which lies the wire's ``timeout`` ahead.
 
-        Raises Lost when the connection failed, NoGroup, ServerFull, ConfigurationError (refused
-        credentials or permissions), and redis-py's ResponseError for the rest.
+        Raises Lost when the connection failed, Refused when the server says no for now, NoGroup,
+        ServerFull, ConfigurationError (refused credentials or permissions, commands or keys that
+        are not what they should be), and ServerError for the rest.
         """
+        line = self._line
+        if line is None:
+            return self.request_by(command, deadline)
         try:
-            line = self._line or self._open()
+            line.send(command, deadline)
+            return line.receive(deadline)
+        except BaseException as error:
+            return self._after(error, command, deadline)
+
+    def request_by(self, command: Command, deadline: float | None) -> Any:
+        """As ``request``, for a deadline that is nearer than usual, or when there is no connection
+        yet."""
+        try:
+            line = self._line or self._open(deadline)
+            if deadline is not None:
+                line.limit(_left(deadline))
+            line.send(command, deadline)
+            return line.receive(deadline)
+        except BaseException as error:
+            return self._after(error, command, deadline)
+        finally:
+            self.set_timeout(self._timeout)
+
+    def read(self, command: Command, seconds: float) -> Any:
+        """As ``request``, for a blocking read whose answer must be here within ``seconds``."""
+        try:
+            line = self._line or self._open(time.monotonic() + seconds)
+            line.limit(seconds)  # no question to the kernel while it stays the same
             line.send(command)
             return line.receive()
-        except rex.NoScriptError:
+        except BaseException as error:
+            return self._after(error, command, None)
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """From the next request on, give up after so many seconds."""
+        self._timeout, line = timeout, self._line
+        if line is not None:
+            with contextlib.suppress(OSError):
+                line.limit(timeout)
+
+    def _after(self, error: BaseException, command: Command, deadline: float | None) -> Any:
+        """What an error means: the answer after all, or what is to be raised."""
+        if script_is_unknown(error, command):
             # The server does not know the script (new, restarted, SCRIPT FLUSH): send its text,
             # once. An error of the script itself is raised by this second request as it is.
-            return self.request(("EVAL", text_of(command[1]), *command[2:]))
-        except _REFUSED as error:
+            return self.request_by(("EVAL", text_of(command[1]), *command[2:]), deadline)
+        meaning = meaning_of(error)
+        if not isinstance(error, rex.ResponseError) or to_another_server(error):
+            # Also an interrupt between request and answer: the next would be the wrong one.
             self.close()
-            raise ConfigurationError(f"the server refused the connection: {error}") from error
-        except _GONE as error:
-            self.close()
-            raise Lost(f"{type(error).__name__}: {error}") from error
-        except rex.ResponseError as error:
-            raise _meaning(error) from error
-        except BaseException:
-            # An interrupt between request and answer: the next answer would be the wrong one.
-            self.close()
-            raise
+        if meaning is error:
+            raise error
+        raise meaning from error
 
-    def request_many(self, commands: Iterable[Command]) -> Iterator[Any]:
+    def request_many(self, commands: Iterable[Command], timeout: float) -> Iterator[Any]:
         """The answers to many commands in order, each sent before the last answer was read.
 
-        Two are under way at once, so that client and server work at the same time. After Lost, or
-        any error, the answers not yet given are unknown.
+        Two are under way at once, so that client and server work at the same time; each answer
+        may take ``timeout`` seconds. After Lost, or any error, the answers not yet given are
+        unknown.
         """
         waiting: deque[Command] = deque()
         commands = iter(commands)
@@ -230,50 +406,47 @@ class Wire:
             # The first goes alone: a server that does not know the script learns it from this one,
             # and the others are done in their order.
             for command in commands:
-                yield self.request(command)
+                yield self.request(command, time.monotonic() + timeout)
                 break
-            line = self._line or self._open()
+            line = self._line or self._open(time.monotonic() + timeout)
             for command in commands:
-                line.send(command)
+                line.send(command, time.monotonic() + timeout)
                 waiting.append(command)
                 if len(waiting) > 1:
-                    yield self._next_answer(line, waiting)
+                    yield self._next_answer(line, waiting, timeout)
             while waiting:
-                yield self._next_answer(line, waiting)
-        except _GONE as error:
+                yield self._next_answer(line, waiting, timeout)
+        except BaseException as error:
             self.close()
-            raise Lost(f"{type(error).__name__}: {error}") from error
-        except BaseException:
-            self.close()
-            raise
+            meaning = meaning_of(error)
+            if meaning is error:
+                raise
+            raise meaning from error
 
-    def _next_answer(self, line: _Line, waiting: deque[Command]) -> Any:
-        command = waiting.popleft()
+    def _next_answer(self, line: _Line, waiting: deque[Command], timeout: float) -> Any:
+        command, deadline = waiting.popleft(), time.monotonic() + timeout
         try:
-            return line.receive()
-        except rex.NoScriptError:
+            return line.receive(deadline)
+        except rex.ResponseError as error:
+            if not script_is_unknown(error, command):
+                raise
             # Whatever else is under way fails the same way, or follows in its turn: run this one
             # on a connection of its own, so that no answer is mistaken for another's.
             aside = Wire(self._connect, self._timeout)
             try:
-                return aside.request(command)
+                return aside.request(command, deadline)
             finally:
                 aside.close()
-        except _GONE:
-            raise
-        except rex.ResponseError as error:
-            raise _meaning(error) from error
 
     def send(self, *command: Any) -> None:
         """Send without reading an answer (SUBSCRIBE); raises Lost."""
         try:
-            (self._line or self._open()).send(command)
-        except _GONE as error:
-            self.close()
-            raise Lost(str(error)) from error
+            (self._line or self._open(None)).send(command)
+        except BaseException as error:
+            self._after(error, command, None)
 
     def receive(self, timeout: float) -> Any:
-        """The next pushed message, or None after ``timeout`` seconds; raises Lost."""
+        """The next pushed message, or None after ``timeout`` seconds; raises as ``request``."""
         connection = self._connection
         if connection is None:
             raise Lost("not connected")
@@ -281,25 +454,26 @@ class Wire:
             if not connection.can_read(timeout=timeout):
                 return None
             return connection.read_response()
-        except _GONE as error:
-            self.close()
-            raise Lost(str(error)) from error
+        except BaseException as error:
+            return self._after(error, (), None)
 
-    def _open(self) -> _Line:
-        connection = self._connect(self._timeout)
+    def _open(self, deadline: float | None) -> _Line:
+        seconds = OPEN_TIMEOUT if deadline is None else min(_left(deadline), OPEN_TIMEOUT)
+        opening = self._opening = _Opening(lambda: self._connect(seconds))
         try:
-            connection.connect()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                connection.disconnect()
-            raise
-        self._connection, self._line = connection, _line_over(connection, self._timeout)
+            connection = opening.wait(seconds)
+        finally:
+            self._opening = None
+        self._connection, self._line = connection, _line_over(connection)
+        self._line.limit(self._timeout)
         self.opened += 1
         return self._line
 
     def interrupt(self) -> None:
         """End a blocking read in another thread, which then raises Lost."""
-        connection = self._connection
+        opening, connection = self._opening, self._connection
+        if opening is not None:
+            opening.give_up()
         sock = getattr(connection, "_sock", None)
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -321,6 +495,14 @@ class Wire:
                 connection.disconnect()
 
 
+def _left(deadline: float) -> float:
+    """Seconds until a deadline; raises Lost when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Lost("the time is over")
+    return left
+
+
 _wires: weakref.WeakSet[Wire] = weakref.WeakSet()
 
 
@@ -335,8 +517,54 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _meaning(error: rex.ResponseError) -> Exception:
+def _code_of(error: BaseException) -> str:
+    """The code of a server's error: its first word, or the one inside the report of a script."""
     text = str(error)
+    # Redis 6.2 wraps the error of a command that a script ran, with its code after a dash.
+    if "script" in text and (found := _CODE_IN_SCRIPT.search(text)):
+        return found[1]
+    code = getattr(error, "status_code", None) or text.partition(" ")[0]
+    return code if code.isupper() else "ERR"
+
+
+def script_is_unknown(error: BaseException, command: Command) -> bool:
+    """Whether a script has to be sent with its text: unknown, or EVALSHA was renamed away."""
+    if not isinstance(error, rex.ResponseError) or not command or command[0] != "EVALSHA":
+        return False
+    return isinstance(error, rex.NoScriptError) or _unknown_command(str(error), "EVALSHA")
+
+
+def _unknown_command(text: str, name: str = "") -> bool:
+    return "unknown command" in text and name.lower() in text.lower()
+
+
+def to_another_server(error: BaseException) -> bool:
+    """Whether a server's refusal says that the connection leads to the wrong one."""
+    return isinstance(error, (*_GONE, *_REFUSED)) or _code_of(error) in _ELSEWHERE
+
+
+def meaning_of(error: BaseException) -> BaseException:
+    """What a caller is told of an error of the connection or of the server; others are answered
+    as they are."""
+    if isinstance(error, _REFUSED):
+        return ConfigurationError(f"the server refused the connection: {error}")
+    if isinstance(error, rex.ResponseError | rex.BusyLoadingError):
+        return _meaning_of_answer(error)
+    if isinstance(error, BlockingIOError):
+        return Lost("no answer in time")
+    if isinstance(error, _GONE):
+        return Lost(f"{type(error).__name__}: {error}")
+    if isinstance(error, UnicodeEncodeError):
+        return ConfigurationError(
+            f"a name or id holds characters that are no text (lone surrogates): {error.object!r}"
+        )
+    return error
+
+
+def _meaning_of_answer(error: Exception) -> Exception:
+    text, code = str(error)[:1000], _code_of(error)
+    if isinstance(error, rex.BusyLoadingError):
+        code = "LOADING"
     if "NOGROUP" in text or "UNBLOCKED" in text:
         return NoGroup(text)
     if "OOM command" in text or isinstance(error, rex.OutOfMemoryError):
@@ -344,14 +572,38 @@ def _meaning(error: rex.ResponseError) -> Exception:
             "the server is beyond its maxmemory and stored nothing; let workers drain the queue "
             "or raise maxmemory"
         )
-    if "NOPERM" in text or isinstance(error, rex.NoPermissionError):
+    refused = code == "NOPERM" or "NOPERM" in text or "executing the script can't" in text
+    if refused or isinstance(error, rex.NoPermissionError):
         return ConfigurationError(
             f"the server's ACL forbids a command redistq needs: {text} (the scripts run under the "
             "caller's rights and read the clock: +time)"
         )
-    if text.startswith("NOAUTH"):
+    if code == "NOAUTH":
         return ConfigurationError("the server wants a password: redis://:PASSWORD@host:6379/0")
-    return error
+    if code in _FOR_NOW or isinstance(error, _GONE):
+        words = text[text.find(f"-{code}") + 1 :] if f"-{code}" in text else text
+        return Refused(words if words.startswith(code) else f"{code} {words}")
+    if code == "WRONGTYPE":
+        return ConfigurationError(
+            f"a key of this queue holds something else: {text}; choose another name for the queue "
+            "or another database, or delete that key"
+        )
+    if code == "CROSSSLOT":
+        return ConfigurationError(
+            f"this is a Redis Cluster ({text}); use its address: redis+cluster://host:6379"
+        )
+    if code == "DENIED":
+        return ConfigurationError(f"the server takes no connections from here: {text}")
+    if _unknown_command(text):
+        return ConfigurationError(
+            f"the server does not have a command that redistq needs: {text}; it was renamed or "
+            "disabled there, or the server is older than Redis 6.2"
+        )
+    if "DB index" in text:
+        return ConfigurationError(f"the server does not have this database: {text}")
+    if code == "ERR" and _PASSING_WORDS.search(text):
+        return Refused(text)
+    return ServerError(f"the server answered with an error: {text}")
 
 
 class Connector:
@@ -362,12 +614,29 @@ class Connector:
         self._cluster: Any = None
         self._pool: Any = None
         self._lock = threading.Lock()
+        self._named = True  # until a server turns out to have no CLIENT command for us
 
-    def connect(self, timeout: float | None) -> Any:
-        """A new connection object, not yet opened; its reads give up after ``timeout`` seconds."""
+    def connect(self, timeout: float) -> Any:
+        """A new open connection; each step of making it gives up after ``timeout`` seconds."""
         with self._lock:
             kind, kwargs = self._where()
-        return kind(**{**kwargs, "socket_timeout": timeout})
+        # Of several addresses of a host the first may be dead.
+        limits = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout / 2),
+        }
+        while True:
+            name = {} if self._named else {"client_name": None}
+            connection = kind(**{**kwargs, **limits, **name})
+            try:
+                connection.connect()
+                return connection
+            except BaseException as error:
+                with contextlib.suppress(Exception):
+                    connection.disconnect()
+                if not (self._named and cannot_be_named(error)):
+                    raise
+                self._named = False
 
     def _where(self) -> tuple[Any, dict[str, Any]]:
         address = self.address
@@ -417,54 +686,87 @@ class Connector:
                 cluster.close()
 
 
+def cannot_be_named(error: BaseException) -> bool:
+    """Whether a server refused to name a connection, which is a comfort to whoever looks at it."""
+    text = str(error)
+    return isinstance(error, rex.ResponseError) and (
+        _unknown_command(text, "CLIENT") or (_code_of(error) == "NOPERM" and "client" in text)
+    )
+
+
 def pause_before(tries: int, deadline: float, broker: Any, error: Lost) -> float:
     """Seconds to wait before a call is sent again; raises ServerUnavailable past the deadline."""
     pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-    if time.monotonic() + pause >= deadline:
+    if time.monotonic() + pause < deadline:
+        return pause
+    if not isinstance(error, Refused):
         raise ServerUnavailable(
             f"no answer from {broker.address} for {broker.timeout:g} s ({error}); is the server "
             "up? The call may be made again: a task id is stored once"
         ) from error
-    return pause
+    advice = "the call may be made again: a task id is stored once"
+    if str(error).startswith("MOVED") and not broker.address.clustered:
+        advice = "it is one of a Cluster, whose address is redis+cluster://host:6379"
+    raise ServerUnavailable(
+        f"the server at {broker.address} refuses for {broker.timeout:g} s now: {error}; {advice}"
+    ) from error
 
 
 class Broker:
-    """Calls to one queue's server from any number of threads, one connection a thread.
+    """Calls to one queue's server from any number of threads, over as few connections as are used
+    at a time.
 
-    ``timeout`` bounds every call in seconds, retries included; then ServerUnavailable is raised.
+    ``timeout`` bounds every call in seconds, with all that belongs to it: looking the server up,
+    connecting, sending, waiting, sending again. Then ServerUnavailable is raised.
     """
 
     def __init__(
         self, address: Address, *, slot_key: str = "tasks", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        self.address, self.timeout = address, timeout
+        self.address, self._timeout = address, timeout
         self._connector = Connector(address, slot_key)
-        self._local = threading.local()
-        self._wires: list[Wire] = []
-        self._spare: list[Wire] = []  # of finished call_many, for the next
+        self._idle: list[Wire] = []  # the one used last is used next
+        self._wires: weakref.WeakSet[Wire] = weakref.WeakSet()
+        self._wires_lock = threading.Lock()
         self._pid = os.getpid()
 
-    def call(self, command: Command) -> Any:
-        """Send a call, again if the connection fails, within ``timeout`` seconds.
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a call gives up."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = seconds
+        with self._wires_lock:
+            wires = list(self._wires)
+        for wire in wires:
+            wire.set_timeout(seconds)
+
+    def call(self, command: Command, deadline: float | None = None) -> Any:
+        """Send a call, again if the connection fails or the server refuses for now, within
+        ``timeout`` seconds, or until a ``deadline`` (monotonic clock) that is nearer.
 
         Raises ServerUnavailable when there was no answer in that time, ServerFull,
-        ConfigurationError, NoGroup, or redis-py's ResponseError.
+        ConfigurationError, NoGroup, or ServerError.
         """
+        until = time.monotonic() + self._timeout
+        wire = self._take_wire()
         try:
-            wire: Wire = self._local.wire
-        except AttributeError:
-            wire = self._new_wire()
-        try:
-            if self._pid != os.getpid():
-                wire = self._new_wire()
-            return wire.request(command)
+            if deadline is None or deadline >= until:
+                return wire.request(command, until)
+            until = deadline
+            return wire.request_by(command, until)
         except Lost as error:
-            return self._again(wire, command, error)
+            return self._again(wire, command, error, until)
+        finally:
+            self._put_back(wire)
 
     def call_many(self, commands: Iterable[Command]) -> Iterator[Any]:
         """Answers to many calls in order; as ``call``, with two of them under way at once.
 
-        On a connection of its own, so that an answer is never taken for that of another call made
+        ``timeout`` bounds the wait for each next answer, so that a long list may take its time. On
+        a connection of its own, so that an answer is never taken for that of another call made
         before the last of these was read.
         """
         sent: deque[Command] = deque()
@@ -475,47 +777,53 @@ class Broker:
                 yield command
 
         source = remember()
-        if self._pid != os.getpid():
-            self._forget_parent()
+        wire, deadline = self._take_wire(), time.monotonic() + self._timeout
         try:
-            wire = self._spare.pop()
-        except IndexError:
-            wire = Wire(self._connector.connect, self.timeout)
-        try:
-            for answer in wire.request_many(source):
+            for answer in wire.request_many(source, self._timeout):
                 sent.popleft()
                 yield answer
-            self._spare.append(wire)
-        except Lost:
+                deadline = time.monotonic() + self._timeout
+        except Lost as error:
             # Those under way may have been done or not; being idempotent, they are sent again.
             for command in list(sent):
-                yield self.call(command)
+                yield self._again(wire, command, error, deadline)
+                deadline = time.monotonic() + self._timeout
             for command in source:
                 sent.clear()
                 yield self.call(command)
+        finally:
+            self._put_back(wire)
 
-    def _forget_parent(self) -> None:
-        """After a fork: the parent's connections are not ours to use."""
-        self._wires, self._spare, self._local = [], [], threading.local()
-        self._pid = os.getpid()
-
-    def _new_wire(self) -> Wire:
+    def _take_wire(self) -> Wire:
         if self._pid != os.getpid():
-            self._forget_parent()
-        wire = Wire(self._connector.connect, self.timeout)
-        self._local.wire = wire
-        self._wires.append(wire)
-        return wire
+            # After a fork: the parent's connections are not ours to use.
+            self._idle, self._wires = [], weakref.WeakSet()
+            self._wires_lock = threading.Lock()
+            self._pid = os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            wire = Wire(self._connector.connect, self._timeout)
+            with self._wires_lock:
+                self._wires.add(wire)
+            return wire
 
-    def _again(self, wire: Wire, command: Command, error: Lost) -> Any:
-        deadline, tries = time.monotonic() + self.timeout, 0
+    def _put_back(self, wire: Wire) -> None:
+        idle = self._idle
+        idle.append(wire)
+        if len(idle) > KEPT_IDLE:
+            with contextlib.suppress(IndexError):  # other threads were faster
+                idle.pop(0).close()
+
+    def _again(self, wire: Wire, command: Command, error: Lost, deadline: float) -> Any:
+        tries = 0
         while True:
             time.sleep(pause_before(tries, deadline, self, error))
             tries += 1
             try:
-                return wire.request(command)
+                return wire.request_by(command, deadline)
             except Lost as again:
-                error = again
+                error = said_most(error, again)
 
     def wire(self, timeout: float | None = None) -> Wire:
         """A dedicated connection, for blocking reads; its reads give up after ``timeout`` s."""
@@ -523,11 +831,18 @@ class Broker:
 
     def close(self) -> None:
         """Close every connection of every thread; the broker may be used again afterwards."""
-        wires, self._wires, self._spare = [*self._wires, *self._spare], [], []
-        self._local = threading.local()
+        self._idle = []
+        with self._wires_lock:
+            wires, self._wires = list(self._wires), weakref.WeakSet()
         for wire in wires:
             wire.close()
         self._connector.close()
+
+
+def said_most(before: Lost, error: Lost) -> Lost:
+    """Which of two failures says more: what a server said, rather than that time ran out."""
+    out_of_time = not isinstance(error, Refused) and error.__cause__ is None
+    return before if out_of_time else error
 
 
 def check_server(broker: Broker) -> list[str]:

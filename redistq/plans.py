@@ -8,22 +8,29 @@ Used by producers; a plan never touches a connection itself.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import time
 import uuid
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .broker import Broker, Lost, Wire
-from .calls import Command
+from .calls import SETTLED, Command
 from .keys import QueueKeys
 
 if TYPE_CHECKING:
     from .async_broker import AsyncBroker, AsyncWire
 
+log = logging.getLogger("redistq.client")
+
 T = TypeVar("T")
 
 BLOCK_LIMIT = 5.0
 """Longest single blocking read in seconds, so that an interrupt and a lost server are noticed."""
+LEAST_PATIENCE_S = 0.25
+"""How long an answer is waited for at least, however near the caller's own time limit is."""
 
 
 @dataclass(slots=True)
@@ -35,6 +42,8 @@ class Inbox:
     last: str = "0-0"
     kept: int = 0
     """Notes that were read and not deleted yet."""
+    complained: bool = False
+    """Whether it was said that something in it is no note."""
     wire: Wire | None = None
     async_wire: AsyncWire | None = None
 
@@ -55,35 +64,68 @@ class Told:
 
 
 @dataclass(slots=True)
+class Call:
+    """A step: a call that is given up at ``deadline`` (monotonic clock), if not before."""
+
+    command: Command
+    deadline: float
+
+
+@dataclass(slots=True)
 class ReadInbox:
     """A step: wait for what is new in an inbox, at most ``seconds``.
 
-    Its answer is a list of Told, empty when the time ran out; None when the connection failed.
+    Its answer is a list of Told, empty when the time ran out; None when the connection failed, or
+    when nothing came back until ``deadline`` (monotonic clock).
     """
 
     inbox: Inbox
     seconds: float
-    told: list[Told] = field(default_factory=list)
+    deadline: float = math.inf
+
+    @property
+    def block_s(self) -> float:
+        """Seconds that the server may wait for news."""
+        return min(self.seconds, BLOCK_LIMIT)
+
+    def patience(self, timeout: float) -> float:
+        """Seconds after which the server is taken to be away, where calls may take ``timeout``."""
+        if self.deadline == math.inf:
+            return self.block_s + timeout
+        left = self.deadline - time.monotonic()
+        return max(min(left, self.block_s + timeout), self.block_s) + LEAST_PATIENCE_S
 
     def command(self) -> Command:
         """The blocking read."""
-        block = max(1, int(min(self.seconds, BLOCK_LIMIT) * 1000))
+        block = max(1, int(self.block_s * 1000))
         return ("XREAD", "COUNT", 1000, "BLOCK", block, "STREAMS", self.inbox.key, self.inbox.last)
 
     def read(self, reply: Any) -> list[Told]:
         """The answer of ``command``, and the inbox moved on."""
         told = []
         for entry, flat in reply[0][1] if reply else ():
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            told.append(
-                Told(fields[b"id"].decode(), fields[b"state"].decode(), fields.get(b"body"))
-            )
             self.inbox.last = entry.decode()
             self.inbox.kept += 1
+            try:
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                task_id, state = fields[b"id"].decode(), fields[b"state"].decode()
+                if state not in SETTLED:
+                    raise ValueError(state)
+            except (LookupError, ValueError, TypeError) as error:
+                # Anyone who can write to the server may have left it, or a newer release.
+                if not self.inbox.complained:
+                    self.inbox.complained = True
+                    log.warning(
+                        "%s holds messages that tell of no task; they are passed over (%r)",
+                        self.inbox.key,
+                        error,
+                    )
+                continue
+            told.append(Told(task_id, state, fields.get(b"body")))
         return told
 
 
-Step = Command | ReadInbox
+Step = Command | Call | ReadInbox
 Plan = Generator[Step, Any, T]
 
 
@@ -93,7 +135,12 @@ def drive(broker: Broker, plan: Plan[T]) -> T:
         step = next(plan)
         while True:
             try:
-                answer = broker.call(step) if type(step) is tuple else _read(broker, step)
+                if type(step) is tuple:
+                    answer: Any = broker.call(step)
+                elif isinstance(step, Call):
+                    answer = broker.call(step.command, step.deadline)
+                else:
+                    answer = _read(broker, step)
             except Exception as error:
                 step = plan.throw(error)  # which may do without the answer
             else:
@@ -106,9 +153,10 @@ def drive(broker: Broker, plan: Plan[T]) -> T:
 def _read(broker: Broker, step: Any) -> list[Told] | None:
     inbox = step.inbox
     if inbox.wire is None:
-        inbox.wire = broker.wire(BLOCK_LIMIT + broker.timeout)
+        inbox.wire = broker.wire()
     try:
-        return step.read(inbox.wire.request(step.command()))  # type: ignore[no-any-return]
+        reply = inbox.wire.read(step.command(), step.patience(broker.timeout))
+        return step.read(reply)  # type: ignore[no-any-return]
     except Lost:
         return None
 
@@ -122,6 +170,8 @@ async def drive_async(broker: AsyncBroker, plan: Plan[T]) -> T:
                 try:
                     if type(step) is tuple:
                         answer: Any = await broker.call(step)
+                    elif isinstance(step, Call):
+                        answer = await broker.call(step.command, step.deadline)
                     else:
                         answer = await _read_async(broker, step)
                 except Exception as error:
@@ -136,8 +186,10 @@ async def drive_async(broker: AsyncBroker, plan: Plan[T]) -> T:
 async def _read_async(broker: AsyncBroker, step: Any) -> list[Told] | None:
     inbox = step.inbox
     if inbox.async_wire is None or inbox.async_wire.loop is not broker.loop:
-        inbox.async_wire = broker.wire(BLOCK_LIMIT + broker.timeout)
+        inbox.async_wire = broker.wire()
+    deadline = time.monotonic() + step.patience(broker.timeout)
     try:
-        return step.read(await inbox.async_wire.request(step.command()))  # type: ignore[no-any-return]
+        reply = await inbox.async_wire.request(step.command(), deadline)
+        return step.read(reply)  # type: ignore[no-any-return]
     except Lost:
         return None

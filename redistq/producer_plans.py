@@ -22,6 +22,7 @@ from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
 from .errors import (
     ConfigurationError,
+    RedistqError,
     ResultTimeout,
     TaskCancelled,
     TaskFailed,
@@ -31,7 +32,7 @@ from .handlers import _MARK
 from .ids import new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .options import count, due_after, due_at, seconds
-from .plans import Inbox, Plan, ReadInbox
+from .plans import Call, Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis, Wait
 
@@ -51,6 +52,10 @@ HABIT = 4
 EXPECTED_S = 0.25
 """How long a waiter trusts that address before it looks at the record."""
 _NOBODY = "is a worker running for this queue?"
+LEAST_LOOK_S = 1.0
+"""How long the server may take to say how a task stands, however little time a waiter gave."""
+_UNREADABLE = (ValueError, RecursionError, AttributeError)
+"""What reading a body that no worker wrote raises."""
 _CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset(
     {"type", "payload", "retries", "delay", "task_id", "execute_at", "timeout", "result_ttl"}
@@ -241,41 +246,55 @@ class ProducerPlans:
                 inbox.kept = 0
             left = min(EXPECTED_S, deadline - time.monotonic())
             if expected is not None and left > 0:
-                for news in (yield ReadInbox(inbox, left)) or ():
+                for news in (yield ReadInbox(inbox, left, deadline)) or ():
                     if news.task_id == task_id and news.body is not None:
-                        return _outcome(task_id, news.state, news.body)
+                        with contextlib.suppress(*_UNREADABLE):  # the record has the truth
+                            return _outcome(task_id, news.state, news.body)
             while True:
-                # The address is left and the record read in one step: see watch.lua.
-                watched = Calls.read_watch((yield self.calls.watch(task_id, inbox.name)))
+                # The address is left and the record read in one step: see watch.lua. However
+                # little time is left, the question is asked.
+                look = Call(
+                    self.calls.watch(task_id, inbox.name),
+                    max(deadline, time.monotonic() + min(self.timeout, LEAST_LOOK_S)),
+                )
+                watched = Calls.read_watch((yield look))
                 if watched.state == "unknown":
                     raise UnknownTask(task_id)
                 if watched.state in SETTLED:
                     body = watched.record.get(
                         "error" if watched.state == "failed" else "result", b"null"
                     )
-                    return _outcome(task_id, watched.state, body)
+                    try:
+                        return _outcome(task_id, watched.state, body)
+                    except _UNREADABLE as error:
+                        raise RedistqError(
+                            f"task {task_id} has {watched.state}, but what its record holds "
+                            f"cannot be read: {error}"
+                        ) from error
                 # A server that lost its memory lost the address too; ask again now and then.
                 now = time.monotonic()
-                look_again = now + 30
+                look_again, told = now + 30, []
                 while True:
                     left = min(deadline, look_again) - now
                     if left <= 0:
                         break
-                    told = yield ReadInbox(inbox, min(left, max(0.01, wait.left(now))))
+                    seconds = min(left, max(0.01, wait.left(now)))
+                    told = yield ReadInbox(inbox, seconds, deadline)
                     if told is None:
                         break  # the connection was lost: look at the record again
                     for news in told:
                         if news.task_id == task_id and news.body is not None:
-                            return _outcome(task_id, news.state, news.body)
+                            with contextlib.suppress(*_UNREADABLE):
+                                return _outcome(task_id, news.state, news.body)
                     if any(news.task_id == task_id for news in told):
-                        break  # settled, with a body too large to ride along
+                        break  # settled; its body was too large to ride along, or unreadable
                     now = time.monotonic()
                     if now < deadline and wait.due(now):
                         self._diagnosis.tell((yield from self._why(task_id, watched)))
                 if time.monotonic() >= deadline:
                     assert timeout is not None
                     reason = "" if watched.state == "running" else _NOBODY
-                    if reason and timeout >= 1:  # a shorter wait asks nobody
+                    if reason and timeout >= 1 and told is not None:  # a shorter wait asks nobody
                         reason = yield from self._why(task_id, watched)
                     raise ResultTimeout(task_id, timeout, watched.state, reason)
         finally:

@@ -788,7 +788,7 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A version of redis-py that hides its socket, or has no hiredis, works as well."""
-    monkeypatch.setattr("redistq.broker._line_over", lambda connection, _: _Line(connection))
+    monkeypatch.setattr("redistq.broker._line_over", lambda connection: _Line(connection))
     with (
         TaskProducer(url=url) as producer,
         TaskWorker(url=url, task_handlers=registry, lease=2) as worker,
@@ -799,16 +799,16 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
         assert len(producer.get_result(producer.add_task("big", 300_000), 10)) == 300_000
         with pytest.raises(TaskFailed, match="on purpose"):
             producer.get_result(producer.add_task("fails", "on purpose"), 10)
-        assert type(producer.broker._local.wire._line) is _Line
+        assert type(producer.broker._idle[-1]._line) is _Line
         assert worker._crew.lost == 0
 
 
 def test_the_wire_of_a_plain_connection_is_direct(producer: TaskProducer) -> None:
     """With hiredis and a socket no layer stands between; a call keeps its time limit."""
     producer.add_task("a")
-    line = producer.broker._local.wire._line
+    line = producer.broker._idle[-1]._line
     assert type(line) is _DirectLine
-    sock = producer.broker._local.wire._connection._sock
+    sock = producer.broker._idle[-1]._connection._sock
     seconds, micros = struct.unpack(
         "ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
     )
