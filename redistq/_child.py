@@ -23,6 +23,7 @@ from .broker import Broker
 from .crew import EXIT_FAULT, Crew
 from .errors import RedistqError, ServerUnavailable
 from .handlers import Registry
+from .keeper import sign_off
 from .logger import logger
 from .processes import Starter, use_import_path
 from .settings import Address, rejoin
@@ -81,6 +82,8 @@ class _Orders:
         self._ended = threading.Event()
         self.timeout = 0.0
         """Seconds within which to stop."""
+        self.alone = False
+        """Whether its keeper has gone."""
         starter.on_signal(signal.SIGTERM, self._on_term)
         threading.Thread(target=self._listen, name="redistq-orders", daemon=True).start()
 
@@ -103,6 +106,7 @@ class _Orders:
                 self._end(float(seconds))
                 return
         # Without a keeper nobody beats for us: what is not finished within the lease is not ours.
+        self.alone = True
         self._end(self._lease / 2)
 
     def _on_term(self, *_: Any) -> None:
@@ -166,6 +170,12 @@ def _run(starter: Starter) -> int:
     starter.fall_silent()
 
     finished = crew.stop(orders.wait())
+    if orders.alone:
+        # Nobody else knows what was started here: without a word, all of it would be charged.
+        try:
+            sign_off(broker, lanes, settings, spec["consumer"], board.running())
+        except Exception as error:
+            log.warning("this worker process could not sign off: %s", error)
     if finished:
         _run_exit_functions()
     return 0 if finished else 1

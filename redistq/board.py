@@ -24,6 +24,7 @@ _HEADER = 64
 _SLOT = 64
 _ENTRY = 48  # an entry id is at most 41 bytes: two 64-bit numbers and a dash
 _PAUSED = 8
+_SETTLED = 16
 _NONE = bytes(_ENTRY)
 
 
@@ -110,6 +111,16 @@ class Board:
     @paused.setter
     def paused(self, value: int) -> None:
         self._map[_PAUSED] = int(value)
+
+    @property
+    def settled(self) -> int:
+        """How many tasks the process has settled since it began."""
+        count: int = struct.unpack_from("<Q", self._map, _SETTLED)[0]
+        return count
+
+    @settled.setter
+    def settled(self, count: int) -> None:
+        struct.pack_into("<Q", self._map, _SETTLED, count)
 
 
 def _filled(descriptor: int, content: bytes) -> int:

@@ -727,7 +727,7 @@ class Broker:
         self._connector = Connector(address, slot_key)
         self._idle: list[Wire] = []  # the one used last is used next
         self._wires: weakref.WeakSet[Wire] = weakref.WeakSet()
-        self._wires_lock = threading.Lock()
+        self._wires_lock = threading.RLock()  # a signal's handler may set the timeout
         self._pid = os.getpid()
 
     @property
@@ -798,7 +798,7 @@ class Broker:
         if self._pid != os.getpid():
             # After a fork: the parent's connections are not ours to use.
             self._idle, self._wires = [], weakref.WeakSet()
-            self._wires_lock = threading.Lock()
+            self._wires_lock = threading.RLock()
             self._pid = os.getpid()
         try:
             return self._idle.pop()

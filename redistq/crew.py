@@ -70,6 +70,10 @@ SLACK_S = 5.0
 """What a settling call may take beyond its limit before its thread counts as stuck."""
 EXIT_FAULT = 70
 """Exit code of a process whose crew cannot go on."""
+APART_S = 2.0
+"""How long a task whose worker died once is kept apart from others; four times as long after each
+further death."""
+LONGEST_APART_S = 60.0
 HOARD_NS = 2 * PREFETCH_NS
 """Unstarted work beyond this, in time, is offered to workers that are idle, down to PREFETCH_NS."""
 
@@ -110,6 +114,7 @@ class Crew:
         # Pending for us, ready, running or to settle: entries with the lane they came from.
         self._held: dict[tuple[bytes, int], None] = {}
         self._ready: deque[Task] = deque()
+        self._suspects: deque[Task] = deque()  # ready too, but a worker died while it ran them
         self._outcomes: deque[Outcome] = deque()
         self._idle = 0  # runners waiting at the bell
         self._idle_lock = threading.Lock()
@@ -129,7 +134,7 @@ class Crew:
         self._loop: Any = None
         self._fetcher_waits, self._low = False, 0  # a runner rings when no more than that is ready
         self._popped = 0  # tasks started; the fetcher sees by it whether anyone makes progress
-        self.lost = 0
+        self.lost = self._settled = 0
         # A read that outlived its process (a lost host) must be over when the lease is: what the
         # server handed to it after the recovery would belong to nobody.
         self._block_ms = min(BLOCK_MS, settings.lease_ms // 2)
@@ -260,6 +265,9 @@ class Crew:
                         self._room.wait(0.1)  # our own memory is looked at, not the server
                         self._room.clear()
                         continue
+                if self._suspects:
+                    self._run_suspects()
+                    continue
                 self._offer_stuck()
                 room = self._room_for()
                 if room <= 0:
@@ -487,7 +495,9 @@ class Crew:
         for task in entries:
             entry, flat, lane = task
             held[entry, lane] = None
-            if loop is not None and self._execution.is_async(flat):
+            if len(flat) == 12 and flat[9] != b"0":  # its worker died while it ran
+                self._suspects.append(task)
+            elif loop is not None and self._execution.is_async(flat):
                 to_loop.append(task)
             else:
                 tasks.append(task)
@@ -497,6 +507,49 @@ class Crew:
             return
         self._ready.extend(tasks)
         self._wake(len(tasks))
+
+    def _run_suspects(self) -> None:
+        """Start tasks whose workers died with as little company as the number of these deaths
+        asks for: one that kills its process must not take others along, time and again.
+
+        For a bounded time, for most of them only happened to be there: neither what runs already
+        nor what is yet to be read waits for long.
+        """
+        held = self._held
+        # The least suspected first: innocent ones do not wait for those that kill again and again.
+        suspects = self._suspects = deque(sorted(self._suspects, key=_deaths))
+        _, flat, lane = suspects[0]
+        deaths = _deaths(suspects[0])
+        is_async = self._loop is not None and self._execution.is_async(flat)
+        slots = self.settings.async_concurrency if is_async else self.settings.threads
+        together = max(1, int(slots ** (1 - min(deaths, 3) / 3)))  # from the third death on: alone
+        apart_s = min(APART_S * 4.0 ** (min(deaths, 9) - 1), LONGEST_APART_S)
+        self._give_back(drained_only=False, suspects=False)
+        if len(suspects) > together:  # others may have nothing else to do
+            spare = [suspects.pop() for _ in range(len(suspects) - together)][::-1]
+            if not self._release(spare, True):
+                suspects.extend(spare)
+        self._wait_until(lambda: len(held) <= len(suspects), apart_s)
+        if self._stopping or self.board.paused >> lane & 1:
+            return
+        cohort = [suspects.popleft() for _ in range(min(together, len(suspects)))]
+        to_loop = [task for task in cohort if self._loop and self._execution.is_async(task[1])]
+        tasks = [task for task in cohort if task not in to_loop]
+        if to_loop:
+            self._loop.put(to_loop)
+        self._ready.extend(tasks)
+        self._wake(len(tasks))
+        self._wait_until(lambda: not any((t[0], t[2]) in held for t in cohort), apart_s)
+
+    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait in the fetcher, no longer than ``seconds``, nor when there is something to do."""
+        end, paused = time.monotonic() + seconds, self.board.paused
+        while not condition() and not self._stopping and self.board.paused == paused:
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            self._room.wait(min(left, LOOK_S))
+            self._room.clear()
 
     def _wake(self, tasks: int) -> None:
         """Wake as many runners as there is work for."""
@@ -523,7 +576,7 @@ class Crew:
                     log.info("took up %d tasks whose delivery was lost", len(found))
                     self._accept(found)
 
-    def _give_back(self, drained_only: bool, lanes: int = -1) -> None:
+    def _give_back(self, drained_only: bool, lanes: int = -1, suspects: bool = True) -> None:
         """Offer unstarted work to other workers, uncounted; ``lanes`` says of which, a bit each."""
         tasks: list[Task] = []
         try:
@@ -533,6 +586,9 @@ class Crew:
             pass
         if self._loop is not None and not drained_only:
             tasks.extend(self._loop.take_unstarted())
+        if suspects and not drained_only:
+            while self._suspects:
+                tasks.append(self._suspects.popleft())
         kept = [task for task in tasks if not lanes >> task[2] & 1]
         tasks = [task for task in tasks if lanes >> task[2] & 1]
         if tasks and not self._release(tasks, drained_only):
@@ -716,6 +772,8 @@ class Crew:
         for outcome in batch:
             held.pop((outcome.entry, outcome.lane), None)
         self._answers += 1
+        self._settled += len(batch)
+        self.board.settled = self._settled  # its keeper sees that work goes on
         if self._fetcher_waits and len(self._outcomes) < UNSETTLED:
             self._room.set()  # perhaps it waits for this
         return []
@@ -746,3 +804,9 @@ class Crew:
                 outcome.id,
                 outcome.attempt,
             )
+
+
+def _deaths(task: Task) -> int:
+    """How many workers died while they ran a task."""
+    count = task[1][9]
+    return int(count[:9]) if count.isdigit() else 1

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -46,6 +46,13 @@ KILL_GRACE_S = 5.0
 QUICK_DEATH_S = 5.0
 START_TRIES = 3
 """Starts that may fail without a reason given before the keeper gives up."""
+RESTART_PAUSE_S = 0.1
+"""Before a process is started again whose kind dies quickly and settles nothing; it doubles."""
+LONGEST_PAUSE_S = 30.0
+KILLERS_PAUSE_S = 0.25
+"""As long at most when tasks kill their processes: each of them can do so only a few times."""
+AWAY_PAUSE_S = 0.5
+"""Before the server is asked again when it was away or refused."""
 ORPHAN_TIMEOUT_S = 5.0
 """Seconds that children may drain when the application that started them is gone."""
 
@@ -81,6 +88,17 @@ class Member:
         return None if self.helper is None else self.helper.process
 
 
+@dataclass(slots=True)
+class Obituary:
+    """A worker process that has gone, until the server has been told of it, twice."""
+
+    consumer: str
+    started: list[str]
+    """What it was running, which is charged a recovery."""
+    due: float = 0.0
+    heard: bool = False
+
+
 class Keeper:
     """Beats, recovers, schedules, and keeps ``children`` worker processes alive.
 
@@ -106,7 +124,7 @@ class Keeper:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._kill = threading.Event()
-        self._buried: deque[tuple[float, str]] = deque()
+        self._obituaries: list[Obituary] = []
         self._failed_boot, self._booted = "", False
         self._starts, self._failed_starts = 0, set[int]()
         self._drain_timeout = settings.shutdown_timeout
@@ -114,10 +132,12 @@ class Keeper:
         self.parent: int | None = None
         """The application whose worker it keeps and with which it must end."""
         self.paused = 0  # a bit each queue, the most urgent first
+        self._announced = False
         self._next_beat = 0.0
         self._next_adopt = time.monotonic() + 1.0
         self._earliest: float | None = None
-        self._restart_pause, self._restart_at = 0.5, 0.0
+        self._restart_pause, self._restart_at = RESTART_PAUSE_S, 0.0
+        self._settled_by_dead = self._settled_before = 0
 
     # -- commands from signal handlers and other threads -----------------------------------------
 
@@ -162,24 +182,19 @@ class Keeper:
                 ).start()
                 for lane, calls in enumerate(self._lanes)
             ]
-        announced = False
+        self._announced = False
         try:
             while not self._stopping.is_set():
-                self._keep_children()
+                try:
+                    self._keep()
+                except Exception:
+                    # Whatever it is: without this loop the workers would be taken for dead.
+                    log.exception("the keeper goes on after an error")
+                    self._stopping.wait(AWAY_PAUSE_S)
                 if self._failed_boot:
                     log.error("%s", self._failed_boot)
                     self._end_children(kill=True)
                     return EXIT_USAGE
-                if not announced and self.ready:
-                    announced = True
-                    if self.on_ready is not None:
-                        self.on_ready()
-                if self.parent is not None and os.getppid() != self.parent:
-                    # End of input says so sooner, unless a process it forked holds the pipe open.
-                    self.request_stop(min(self.settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
-                    break
-                self._beat_if_due()
-                self._check_limits()
                 self._wake.wait(self._nap())
                 self._wake.clear()
             return self._drain()
@@ -188,11 +203,30 @@ class Keeper:
                 scheduler.stop()
             self._broker.close()
 
+    def _keep(self) -> None:
+        """One round of the loop."""
+        self._keep_children()
+        if self._failed_boot:
+            return
+        if not self._announced and self.ready:
+            self._announced = True
+            if self.on_ready is not None:
+                self.on_ready()
+        if self.parent is not None and os.getppid() != self.parent:
+            # End of input says so sooner, unless a process it forked holds the pipe open.
+            self.request_stop(min(self.settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
+            return
+        self._beat_if_due()
+        self._send_obituaries()
+        self._check_limits()
+
     def _nap(self) -> float:
         now = time.monotonic()
         until = min(self._next_beat, now + 1.0)
         if self._earliest is not None:
             until = min(until, self._earliest)
+        for obituary in self._obituaries:
+            until = min(until, obituary.due)
         if self._wanted > len(self._members):
             until = min(until, self._restart_at)
         return max(0.002, until - now)
@@ -228,23 +262,18 @@ class Keeper:
             self.beat()
             if self._earliest is not None and self._earliest <= time.monotonic():
                 self._recover_expired()
-            while self._buried and self._buried[0][0] <= now:
-                for calls in self._lanes:
-                    self._broker.call(
-                        calls.recover(
-                            self.settings.max_recoveries, consumer=self._buried[0][1], started=()
-                        )
-                    )
-                self._buried.popleft()
             if now >= self._next_adopt:
                 for calls in self._lanes:
                     adopted = self._broker.call(calls.adopt(self.settings.lease_ms))
                     if adopted:
                         log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
                 self._next_adopt = now + ADOPT_EVERY_S * random.uniform(0.75, 1.25)
-        except (RedistqError, NoGroup) as error:
+        except (RedistqError, NoGroup, OSError) as error:
             log.warning("heartbeat waits for the server: %s", error)
-            self._next_beat, self._earliest = time.monotonic() + 0.5, None
+            self._next_beat, self._earliest = time.monotonic() + AWAY_PAUSE_S, None
+        except Exception:
+            self._next_beat, self._earliest = time.monotonic() + AWAY_PAUSE_S, None
+            raise
 
     def beat(self) -> None:
         """One heartbeat for all members that fetch."""
@@ -301,33 +330,30 @@ class Keeper:
 
         Answers whether the server heard it.
         """
-        started = member.board.running()
-        heard = [self._report(calls, member.consumer, started) for calls in self._lanes]
-        return all(heard)
+        return self._report(member.consumer, member.board.running())
 
-    def _report(self, calls: Calls, consumer: str, started: list[str]) -> bool:
-        while True:
-            try:
-                done = Calls.read_recover(
-                    self._broker.call(
-                        calls.recover(
-                            self.settings.max_recoveries, consumer=consumer, started=started
-                        )
-                    )
-                )
-            except (RedistqError, NoGroup) as error:
-                # Its lease runs out and any worker recovers it: later, but surely.
-                log.warning("worker %s could not be reported: %s", consumer, error)
-                return False
-            if done.recovered or done.dead:
-                log.warning(
-                    "worker %s has gone: %d tasks recovered, %d dead letters",
-                    consumer,
-                    done.recovered,
-                    done.dead,
-                )
-            if not done.more:
-                return True
+    def _report(self, consumer: str, started: list[str]) -> bool:
+        try:
+            sign_off(self._broker, self._lanes, self.settings, consumer, started)
+        except (RedistqError, NoGroup) as error:
+            log.warning("worker %s could not be reported: %s", consumer, error)
+            return False
+        return True
+
+    def _send_obituaries(self) -> None:
+        """Tell the server of workers that have gone, until it hears it: what had been started is
+        known here alone. Told once more later, for the server may hand a task to a blocking read
+        before it sees that nobody reads there."""
+        now = time.monotonic()
+        for obituary in [o for o in self._obituaries if o.due <= now]:
+            if not self._report(obituary.consumer, obituary.started):
+                obituary.due = time.monotonic() + AWAY_PAUSE_S
+                return  # the next will not be heard either
+            if obituary.heard:
+                self._obituaries.remove(obituary)
+            else:
+                obituary.heard, obituary.started = True, []
+                obituary.due = time.monotonic() + REPORT_AGAIN_S
 
     # -- children --------------------------------------------------------------------------------
 
@@ -361,9 +387,9 @@ class Keeper:
         code = member.helper.process.returncode
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
-        self.report(member)
-        # The server may hand a task to its blocking read before it sees that nobody reads there.
-        self._buried.append((time.monotonic() + REPORT_AGAIN_S, member.consumer))
+        started = member.board.running()
+        self._obituaries.append(Obituary(member.consumer, started))
+        self._settled_by_dead += member.board.settled
         member.helper.let_go()
         if self._stopping.is_set():
             return
@@ -373,10 +399,20 @@ class Keeper:
             if self._failed_boot:
                 return
         log.warning("worker process %d %s; starting another", member.helper.process.pid, why)
-        if time.monotonic() - member.started_at < QUICK_DEATH_S:
-            self._pause_restarts()
+        with self._lock:
+            settled = self._settled_by_dead + sum(m.board.settled for m in self._members)
+        lived = time.monotonic() - member.started_at
+        if settled > self._settled_before or (member.ready and lived >= QUICK_DEATH_S):
+            # Work goes on: a task that kills its process must not hold it up.
+            self._restart_pause, self._restart_at = RESTART_PAUSE_S, 0.0
         else:
-            self._restart_pause = 0.5
+            self._pause_restarts(KILLERS_PAUSE_S if started else LONGEST_PAUSE_S)
+        self._settled_before = settled
+
+    def _pause_restarts(self, longest: float) -> None:
+        pause = min(self._restart_pause, longest)
+        self._restart_at = time.monotonic() + pause
+        self._restart_pause = min(self._restart_pause * 2, LONGEST_PAUSE_S)
 
     def _why_it_cannot_start(self, member: Member, why: str) -> str:
         """Of a first start that failed: the reason to give up, or nothing to try once more."""
@@ -391,10 +427,6 @@ class Keeper:
             f"one {why}: see its last words above, and what the handlers' modules do when they are "
             "imported"
         )
-
-    def _pause_restarts(self) -> None:
-        self._restart_at = time.monotonic() + self._restart_pause
-        self._restart_pause = min(self._restart_pause * 2, 30.0)
 
     def _start_children(self, missing: int) -> None:
         self._starts += 1
@@ -411,7 +443,7 @@ class Keeper:
                 log.error("no worker process could be started: %s", error)
             else:
                 continue
-            self._pause_restarts()
+            self._pause_restarts(LONGEST_PAUSE_S)
             return
 
     def _spawn(self) -> None:
@@ -492,14 +524,21 @@ class Keeper:
             if self._kill.is_set() or time.monotonic() > deadline + KILL_GRACE_S:
                 clean = False
                 break
-            self._beat_if_due()
-            self._check_limits()
+            try:
+                self._beat_if_due()
+                self._check_limits()
+            except Exception:
+                log.exception("the keeper goes on after an error")
             self._wake.wait(min(0.2, self._nap()))
             self._wake.clear()
         return EXIT_OK if self._end_children(kill=True) and clean else EXIT_FAILED
 
     def _end_children(self, kill: bool) -> bool:
         clean = served = True
+        for obituary in self._obituaries:
+            # Of a server that is away it is enough to have heard once.
+            served = served and self._report(obituary.consumer, obituary.started)
+        self._obituaries.clear()
         for member in self._members:
             if kill and member.process is not None and member.process.poll() is None:
                 member.process.kill()
@@ -512,6 +551,34 @@ class Keeper:
             served = served and self.report(member)
         self._members.clear()
         return clean
+
+
+def sign_off(
+    broker: Broker,
+    lanes: Sequence[Calls],
+    settings: WorkerSettings,
+    consumer: str,
+    started: Iterable[str],
+) -> None:
+    """A worker process has ended, or is about to: its tasks go back, those ``started`` are charged
+    a recovery. Raises as Broker.call does."""
+    started = tuple(started)
+    for calls in lanes:
+        more = True
+        while more:
+            done = Calls.read_recover(
+                broker.call(
+                    calls.recover(settings.max_recoveries, consumer=consumer, started=started)
+                )
+            )
+            more = done.more
+            if done.recovered or done.dead:
+                log.warning(
+                    "worker %s has gone: %d tasks recovered, %d dead letters",
+                    consumer,
+                    done.recovered,
+                    done.dead,
+                )
 
 
 def how_it_ended(code: int) -> str:

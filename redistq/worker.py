@@ -23,7 +23,7 @@ from .broker import Broker
 from .calls import Calls, new_consumer_name
 from .errors import ConfigurationError, RedistqError
 from .handlers import Handler, Registry, default_registry
-from .keeper import how_it_ended, warn_about_server
+from .keeper import how_it_ended, sign_off, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, without_priority
 from .logger import logger
 from .processes import START_TIMEOUT_S, Helper, import_path
@@ -317,14 +317,8 @@ class TaskWorker:
         assert self._broker is not None
         assert self._board is not None
         try:
-            for calls in self._lanes:
-                self._broker.call(
-                    calls.recover(
-                        self.settings.max_recoveries,
-                        consumer=self.consumer,
-                        started=self._board.running(),
-                    )
-                )
+            started = self._board.running()
+            sign_off(self._broker, self._lanes, self.settings, self.consumer, started)
         except RedistqError as error:
             log.warning("worker %s could not sign off: %s", self.consumer, error)
 
