@@ -346,7 +346,8 @@ def decode_error(
         except Exception as why:
             error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
     if report.get("traceback"):
-        error.__cause__ = RemoteTraceback(str(report["traceback"]))
+        # Not by plain assignment, which an exception of a frozen dataclass refuses.
+        BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))
     return error, report
 
 

@@ -29,7 +29,6 @@ import pickle
 import secrets
 import sys
 import zlib
-from collections import ChainMap
 from pathlib import Path
 from types import CodeType
 from typing import Any, ClassVar, Literal, get_args
@@ -38,6 +37,7 @@ from . import private
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError, PayloadError, PayloadTooLarge, UntrustedPayload
 from .logger import logger
+from .reducers import Reducers, Sendable
 
 log = logger("redistq.pickling")
 
@@ -267,11 +267,30 @@ def pickler() -> Any:
         return (make, tuple(named), *rest)
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(
+        dispatch_table: ClassVar[Any] = Reducers(
             {CodeType: with_file}, cloudpickle.Pickler.dispatch_table
         )
 
     return Pickler
+
+
+def error_by_value(error: BaseException, limit: int) -> bytes:
+    """An exception in at most about ``limit`` bytes, with its own type; parts that cannot be sent,
+    or are large, as text. Raises whatever its type raises when that cannot be sent."""
+    try:
+        whole = by_value(error)
+        if len(whole) <= limit:
+            return whole
+    except Exception:
+        pass  # an open connection or a lock, kept as an attribute
+
+    def is_small(value: Any) -> bool:
+        try:
+            return len(by_value(value)) <= limit // 8
+        except Exception:
+            return False
+
+    return by_value(Sendable(error, is_small))
 
 
 def load(data: bytes) -> Any:

@@ -35,9 +35,9 @@ from .parts import Store, dump_parted, load_whole
 from .pickling import (
     PYTHON,
     Sealer,
-    by_value,
     can_be_sent,
     dump,
+    error_by_value,
     is_old,
     load,
     task_context,
@@ -256,7 +256,8 @@ class CallHandler:
             "output": list(output.tail) if output is not None else [],
         }
         try:
-            pickled = self._sealer.pack("error", task, by_value(error), old=old)
+            data = error_by_value(error, MAX_PICKLED_ERROR)
+            pickled = self._sealer.pack("error", task, data, old=old)
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
         except BaseException:

@@ -14,11 +14,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from .broker import Broker
-from .errors import RedistqError
 from .keys import QueueKeys
 from .logger import logger
 
@@ -75,15 +73,15 @@ class LogSink:
 
     def __init__(self, broker: Broker, keys: QueueKeys) -> None:
         self._broker, self._keys = broker, keys
-        self._waiting: deque[tuple[str, str, str]] = deque(maxlen=10_000)
+        self._waiting: deque[tuple[str, str, bytes]] = deque(maxlen=10_000)
         self._lock = threading.Lock()
         self._last = 0.0
         self._thread: threading.Thread | None = None
         self._some = threading.Event()
 
     def put(self, key: str, source: str, line: str) -> None:
-        """One line for the stream ``key``."""
-        self._waiting.append((key, source, line))
+        """One line for the stream ``key``; what is in it that is no text becomes question marks."""
+        self._waiting.append((key, source, line.encode("utf-8", "replace")))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="redistq-output", daemon=True)
             self._thread.start()
@@ -112,7 +110,7 @@ class LogSink:
                 try:
                     for _ in self._broker.call_many(commands):
                         pass
-                except (RedistqError, OSError):
+                except Exception:  # the task has nothing to do with it
                     log.debug("output was lost", exc_info=True)
 
 
@@ -161,15 +159,22 @@ def catch_standard_output() -> None:
         sys.stdout, sys.stderr = _Tee("out", sys.stdout), _Tee("err", sys.stderr)
 
 
-@contextlib.contextmanager
-def captured(output: TaskOutput) -> Iterator[TaskOutput]:
-    """What this thread prints and logs inside the block goes to ``output`` too."""
-    root = logging.getLogger()
-    if _catcher not in root.handlers:
-        root.addHandler(_catcher)
-    _local.output = output
-    try:
-        yield output
-    finally:
+class captured:
+    """What this thread prints and logs inside the block goes to ``output`` too.
+
+    Not a generator: contextlib would assign to what is raised, which a frozen error refuses.
+    """
+
+    def __init__(self, output: TaskOutput) -> None:
+        self._output = output
+
+    def __enter__(self) -> TaskOutput:
+        root = logging.getLogger()
+        if _catcher not in root.handlers:
+            root.addHandler(_catcher)
+        _local.output = self._output
+        return self._output
+
+    def __exit__(self, *_: object) -> None:
         _local.output = None
-        output.close()
+        self._output.close()
