@@ -153,9 +153,11 @@ def _run(starter: Starter) -> int:
     named = len(registry)
     registry = with_function_calls(registry, settings, broker, lanes)
     if len(registry) > named:
+        from .remote_call import import_local_modules
         from .task_output import catch_standard_output
 
         catch_standard_output()
+        import_local_modules()
     # At once: whatever could not go on cannot be relied on for a clean end. The keeper, which
     # outlives this process, gives its tasks back.
     crew = Crew(

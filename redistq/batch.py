@@ -27,7 +27,7 @@ from .html import badge, escape, panel
 from .options import due_after
 from .plans import BLOCK_LIMIT
 from .progress import Progress
-from .remote_call import CALL, Ref
+from .remote_call import CALL
 from .waiting import Wait
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Batch:
         # Everything is packed before the first task is sent: an item that cannot be pickled
         # leaves nothing behind.
         function = client.store_function(fn, options)
-        shared: dict[int, tuple[Any, Ref]] = {}
+        shared: dict[int, Any] = {}
         packets = [
             client.pack_call(_task_id(batch_id, i), function, (item,), {}, options, shared)
             for i, item in enumerate(items)

@@ -37,12 +37,21 @@ from .keys import (
     at_priority,
     without_priority,
 )
+from .local_modules import bundle_of
 from .options import count, due_after, seconds
 from .parts import LARGE, dump_parted
-from .pickling import Sealer, dump, key_from, task_context, user_key
+from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
 from .producer import TaskProducer
-from .remote_call import CALL, Call, Ref, load_function, load_here, pickled_function
+from .remote_call import (
+    CALL,
+    Call,
+    Ref,
+    load_function,
+    load_here,
+    pickled_function,
+    with_modules,
+)
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis
 from .worker import TaskWorker
@@ -388,8 +397,22 @@ class Client(_Submitting, Executor):
         return self._send(new_task_id(), name, payload, options, origin="named")
 
     def store_function(self, fn: Callable[..., Any], options: CallOptions) -> str:
-        """The function on the server, under the name of its content."""
-        return self.blobs.put("function", pickled_function(fn), _kept_s(options))
+        """The function on the server, under the name of its content, with its local modules."""
+        seen = Seen()
+        pickled = dump(fn, seen)
+        modules = self._store_modules(seen.modules, options)
+        if seen.generators:
+            from .generators import warn_of_generators
+
+            warn_of_generators(fn, seen.generators)
+        return self.blobs.put("function", pickled_function(fn, pickled, modules), _kept_s(options))
+
+    def _store_modules(self, names: set[str], options: CallOptions) -> str:
+        """The name of the bundle, on the server, of the local modules among these and of what they
+        import; empty when there are none."""
+        if not names or (bundle := bundle_of(names)) is None:
+            return ""
+        return self.blobs.put("modules", bundle.data, _kept_s(options))
 
     def pack_call(
         self,
@@ -398,7 +421,7 @@ class Client(_Submitting, Executor):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: CallOptions,
-        shared: dict[int, tuple[Any, Ref]] | None = None,
+        shared: Shared | None = None,
         chunk: bool = False,
     ) -> bytes:
         """One call as the payload of that task and no other. Large arguments, and large parts of
@@ -408,6 +431,7 @@ class Client(_Submitting, Executor):
         Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
         shared = {} if shared is None else shared
+        seen = Seen()
 
         def store(part: Any) -> str:
             return self.blobs.put("argument", part, _kept_s(options))
@@ -415,17 +439,21 @@ class Client(_Submitting, Executor):
         def stored(value: Any, sure: bool) -> Any:
             known = shared.get(id(value))
             if known is not None:
+                seen.modules |= known[2]
                 return known[1]
+            own = Seen()
             if _looks_large(value):
-                data = dump(value)
+                data = dump(value, own)
             elif sure and len(dump(value)) >= LARGE:
-                data = dump(dump_parted(value, store))
+                data = dump(dump_parted(value, store, own))
             else:
                 return value
             if len(data) < LARGE:
                 return value
             ref = Ref(store(data))
-            shared[id(value)] = (value, ref)  # kept alive, or its id could mean another object
+            # The value is kept alive, or its id could mean another object.
+            shared[id(value)] = (value, ref, own.modules)
+            seen.modules |= own.modules
             return ref
 
         def build(sure: bool, parted: bool) -> bytes:
@@ -435,7 +463,7 @@ class Client(_Submitting, Executor):
                 packed = tuple(stored(a, sure) for a in args)
             named = {name: stored(a, sure) for name, a in kwargs.items()}
             call = Call(function, packed, named, chunk, options.logs)
-            return call.pickled(store if parted else None)
+            return call.pickled(store if parted else None, seen)
 
         # Most calls are small as they are. Else first the parts that many calls may share, then
         # whole arguments.
@@ -444,6 +472,8 @@ class Client(_Submitting, Executor):
             data = build(sure=False, parted=True)
         if len(data) > LARGE:
             data = build(sure=True, parted=True)
+        if modules := self._store_modules(seen.modules, options):
+            data = with_modules(data, modules)
         packet = self.sealer.pack("call", self.context_of(task_id), data)
         if len(packet) > self.max_payload_bytes:
             raise PayloadTooLarge(len(packet), self.max_payload_bytes)
@@ -603,7 +633,7 @@ class Client(_Submitting, Executor):
 
         function = self.store_function(fn, options)
         name = f"{CALL}:{options.name or _label(fn)}"
-        shared: dict[int, tuple[Any, Ref]] = {}
+        shared: Shared = {}
         rows = zip(*iterables, strict=False)
         futures = []
         if chunksize == 1:
@@ -691,6 +721,9 @@ class Client(_Submitting, Executor):
             ],
         )
 
+
+Shared = dict[int, tuple[Any, Ref, set[str]]]
+"""Large arguments of one map by identity: the value, its stand-in, and the modules it needs."""
 
 LocalWorkers = TaskWorker
 """What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""

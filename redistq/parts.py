@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PayloadError, RedistqError
-from .pickling import pickler, what_cannot
+from .pickling import Seen, pickler, what_cannot
 
 LARGE = 64 * 1024
 """Parts, and arguments, of this many bytes or more are stored once."""
@@ -35,14 +35,17 @@ class Parted:
     data: bytes
 
 
-def dump_parted(value: Any, store: Store) -> Parted:
+def dump_parted(value: Any, store: Store, seen: Seen | None = None) -> Parted:
     """A pickle of protocol 5 without the large parts of ``value``, which are stored.
 
-    Raises PayloadError naming what cannot be pickled, and whatever ``store`` raises.
+    ``seen`` is told what it refers to. Raises PayloadError naming what cannot be pickled, and
+    whatever ``store`` raises.
     """
     file = io.BytesIO()
     try:
-        _parting_pickler()(file, store).dump(value)
+        own = _parting_pickler()(file, store)
+        own.seen = seen
+        own.dump(value)
     except RedistqError:
         raise
     except Exception as error:

@@ -23,25 +23,28 @@ import contextlib
 import functools
 import hashlib
 import hmac
+import importlib
 import io
 import os
 import pickle
+import random
 import secrets
 import sys
 import zlib
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, Literal, get_args
 
 from . import private
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError, PayloadError, PayloadTooLarge, UntrustedPayload
+from .local_modules import IMPORTS, imported_names
 from .logger import logger
 from .reducers import Reducers, Sendable
 
 log = logger("redistq.pickling")
 
-Kind = Literal["call", "result", "error", "argument", "function"]
+Kind = Literal["call", "result", "error", "argument", "function", "modules"]
 """What a packet is; none is taken for another."""
 
 MAGIC = b"\0rq2"
@@ -64,6 +67,7 @@ _UNPACKED: dict[Kind, int] = {
     "result": 4 * MAX_PACKET_BYTES,
     "argument": 4 * MAX_PACKET_BYTES,
     "function": 4 * MAX_PACKET_BYTES,
+    "modules": 4 * MAX_PACKET_BYTES,
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""
@@ -230,23 +234,36 @@ def _pays(data: bytes) -> bool:
     return len(zlib.compress(probe, 1)) < 0.9 * len(probe)
 
 
-def dump(value: Any) -> bytes:
+class Seen:
+    """What a pickle refers to: ``modules`` that it needs where it is read, or that its functions
+    import, and random ``generators`` that it holds by value."""
+
+    __slots__ = ("generators", "modules")
+
+    def __init__(self) -> None:
+        self.modules: set[str] = set()
+        self.generators: list[Any] = []
+
+
+def dump(value: Any, seen: Seen | None = None) -> bytes:
     """Any object as a pickle of protocol 5; what ``__main__`` defines travels by value.
 
-    Raises PayloadError naming the part that cannot be pickled.
+    ``seen`` is told what it refers to. Raises PayloadError naming the part that cannot be pickled.
     """
     try:
         if _is_plain(value):
             return pickle.dumps(value, 5)
-        return by_value(value)
+        return by_value(value, seen)
     except Exception as error:
         raise PayloadError(what_cannot(value, error)) from error
 
 
-def by_value(value: Any) -> bytes:
+def by_value(value: Any, seen: Seen | None = None) -> bytes:
     """Any object as cloudpickle writes it; raises whatever its parts raise."""
     file = io.BytesIO()
-    pickler()(file, 5).dump(value)
+    own = pickler()(file, 5)
+    own.seen = seen
+    own.dump(value)
     return file.getvalue()
 
 
@@ -260,6 +277,7 @@ def pickler() -> Any:
     import cloudpickle
 
     reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+    decide = cloudpickle.Pickler.reducer_override
 
     def with_file(code: CodeType) -> Any:
         make, values, *rest = reduce(code)
@@ -270,8 +288,66 @@ def pickler() -> Any:
         dispatch_table: ClassVar[Any] = Reducers(
             {CodeType: with_file}, cloudpickle.Pickler.dispatch_table
         )
+        seen: Seen | None = None
+
+        def reducer_override(self, obj: Any) -> Any:
+            kind, seen = type(obj), self.seen
+            if kind is FunctionType or kind is type:
+                how = decide(self, obj)
+                if seen is not None and how is NotImplemented:
+                    seen.modules.add(obj.__module__)  # by its name, so it is imported there
+                return how
+            if kind is CodeType:
+                if seen is not None and IMPORTS in obj.co_code:
+                    seen.modules.update(imported_names(obj))
+                return NotImplemented
+            if kind is ModuleType:
+                if seen is not None:
+                    seen.modules.add(obj.__name__)
+                return NotImplemented
+            if issubclass(kind, random.Random) or kind.__module__ in _RANDOM_MODULES:
+                if (where := _global_generator(obj)) is not None:
+                    return where
+                if seen is not None and is_generator(obj):
+                    seen.generators.append(obj)
+            how = decide(self, obj)
+            if seen is not None and how is NotImplemented and issubclass(kind, type):
+                seen.modules.add(obj.__module__)  # a class of another metaclass
+            return how
 
     return Pickler
+
+
+_RANDOM_MODULES = frozenset({"numpy.random._generator", "numpy.random.mtrand", "torch", "torch._C"})
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a value is a generator of random numbers, whose copies repeat each other."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__}
+    return not names.isdisjoint(
+        {
+            "random.Random",
+            "numpy.random._generator.Generator",
+            "numpy.random.mtrand.RandomState",
+            "torch._C.Generator",
+            "torch.Generator",
+        }
+    ) and not isinstance(value, random.SystemRandom)
+
+
+def _global_generator(value: Any) -> Any:
+    """How to refer to the generator behind ``random.random`` or ``numpy.random.rand``: each
+    process has one of its own, seeded anew, and a copy of ours would repeat itself in all."""
+    if value is getattr(random, "_inst", None):
+        return (_attribute_of, ("random", "_inst"))
+    mtrand = sys.modules.get("numpy.random.mtrand")
+    if mtrand is not None and value is getattr(mtrand, "_rand", None):
+        return (_attribute_of, ("numpy.random.mtrand", "_rand"))
+    return None
+
+
+def _attribute_of(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def error_by_value(error: BaseException, limit: int) -> bytes:

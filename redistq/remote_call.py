@@ -20,6 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
@@ -31,10 +32,12 @@ from .errors import (
     UntrustedPayload,
 )
 from .handlers import Handler, Registry, TaskContext
+from .local_modules import Shipped
 from .parts import Store, dump_parted, load_whole
 from .pickling import (
     PYTHON,
     Sealer,
+    Seen,
     can_be_sent,
     dump,
     error_by_value,
@@ -80,14 +83,14 @@ class Call:
     chunk: bool = False
     logs: bool = False
 
-    def pickled(self, store: Store | None = None) -> bytes:
+    def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
         """As bytes; with ``store`` its large parts are left out and stored, see parts.py.
 
         Raises PayloadError naming what cannot be pickled.
         """
         fields = (self.function, self.args, self.kwargs, self.chunk, self.logs)
         try:
-            return dump(fields if store is None else dump_parted(fields, store))
+            return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
         except PayloadError as error:
             kind = "call" if self.chunk else "argument"
             parts = {f"{kind} {i}": value for i, value in enumerate(self.args, 1)}
@@ -98,14 +101,32 @@ class Call:
             raise
 
     @classmethod
-    def unpickled(cls, data: bytes, fetch: Callable[[str], bytes]) -> Call:
-        """The call again; ``fetch`` finds the parts that were left out."""
-        return cls(*load_here(data, "an argument", fetch))
+    def unpickled(
+        cls,
+        data: bytes,
+        fetch: Callable[[str], bytes],
+        use: Callable[[str], None] | None = None,
+    ) -> Call:
+        """The call again; ``fetch`` finds the parts that were left out, and ``use`` is told first
+        which local modules its arguments need."""
+        fields = load_here(data, "an argument", fetch)
+        if len(fields) == 2:
+            modules, data = fields
+            if use is not None:
+                use(modules)
+            fields = load_here(data, "an argument", fetch)
+        return cls(*fields)
 
 
-def pickled_function(function: Callable[..., Any]) -> bytes:
-    """A function with what a readable traceback needs: the source lines of a notebook's cell."""
-    return dump((PYTHON, _cell_sources(function), dump(function)))
+def with_modules(call: bytes, modules: str) -> bytes:
+    """A pickled call whose arguments need local modules: the bundle of that name."""
+    return dump((modules, call))
+
+
+def pickled_function(function: Callable[..., Any], pickled: bytes, modules: str = "") -> bytes:
+    """A pickled function with what it needs to be loaded and to be understood: the name of the
+    bundle of its local modules, and for readable tracebacks the source lines of its cell."""
+    return dump((PYTHON, _cell_sources(function), pickled, modules))
 
 
 def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
@@ -129,9 +150,12 @@ def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
     return sources
 
 
-def load_function(data: bytes) -> Callable[..., Any]:
-    """The function again; raises WrongPython or ModuleMissing in words that say what to do."""
-    python, sources, pickled = load(data)
+def load_function(data: bytes, use: Callable[[str], None] | None = None) -> Callable[..., Any]:
+    """The function again; ``use`` is told first which local modules it needs.
+
+    Raises WrongPython or ModuleMissing in words that say what to do.
+    """
+    python, sources, pickled, *modules = load(data)
     if python != PYTHON:
         raise WrongPython(
             f"the function was sent by Python {python[0]}.{python[1]} and this worker runs "
@@ -139,6 +163,8 @@ def load_function(data: bytes) -> Callable[..., Any]:
         )
     for name, lines in sources.items():
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
+    if use is not None and any(modules):
+        use(modules[0])
     function: Callable[..., Any] = load_here(pickled, "the function")
     return function
 
@@ -176,7 +202,7 @@ class CallHandler:
 
     def __init__(self, sealer: Sealer, stores: Mapping[str, QueueStore], sink: LogSink) -> None:
         self._sealer, self._stores, self._sink = sealer, stores, sink
-        self._functions: OrderedDict[str, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._functions: OrderedDict[str, tuple[Callable[..., Any], int, str]] = OrderedDict()
         self._functions_bytes = 0
         self._lock = threading.Lock()
 
@@ -187,7 +213,7 @@ class CallHandler:
         task, old = task_context(store.stream, context.task_id), is_old(payload)
         try:
             data = self._sealer.unpack("call", task, payload, old=True)
-            call = Call.unpickled(data, store.blobs.argument)
+            call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
@@ -231,19 +257,34 @@ class CallHandler:
             known = self._functions.get(digest)
             if known is not None:
                 self._functions.move_to_end(digest)
-                return known[0]
+        if known is not None:
+            if known[2]:  # another function may have been here since, with other modules
+                self._use(blobs, known[2])
+            return known[0]
         data = blobs.get("function", digest)
-        function = load_function(data)
+        used = [""]
+
+        def use(modules: str) -> None:
+            used[0] = modules
+            self._use(blobs, modules)
+
+        function = load_function(data, use)
         with self._lock:
             if digest not in self._functions:
                 # A closure may hold a large array: what is kept is bounded by its bytes.
-                self._functions[digest] = (function, len(data))
+                self._functions[digest] = (function, len(data), used[0])
                 self._functions_bytes += len(data)
                 while len(self._functions) > 1 and (
                     len(self._functions) > 256 or self._functions_bytes > CACHE_BYTES
                 ):
                     self._functions_bytes -= self._functions.popitem(last=False)[1][1]
         return function
+
+    def _use(self, blobs: Blobs, modules: str) -> None:
+        """Import the local modules of that bundle from now on; not in an application's process,
+        whose modules are its own."""
+        if local_modules is not None:
+            local_modules.use(modules, partial(blobs.get, "modules", modules))
 
     def _report(
         self, error: BaseException, output: TaskOutput | None, task: str, old: bool
@@ -263,6 +304,17 @@ class CallHandler:
         except BaseException:
             pass  # its type and text travel all the same
         return report
+
+
+local_modules: Shipped | None = None
+"""What imports the local modules of calls in this process; None where it must not."""
+
+
+def import_local_modules() -> None:
+    """From now on calls bring their local modules into this process, which is ours alone."""
+    global local_modules
+    if local_modules is None:
+        local_modules = Shipped()
 
 
 def _finish(result: Any) -> Any:

@@ -157,8 +157,10 @@ def test_an_unpicklable_part_is_named_with_the_way_to_it(crew: Client) -> None:
 
 def test_a_worker_without_the_module_says_so(crew: Client, tmp_path: Path) -> None:
     """Not a traceback from inside pickle: which module, which machine, what to do."""
-    (tmp_path / "only_here.py").write_text("class Thing: pass\ndef f(x=None): return x\n")
-    sys.path.insert(0, str(tmp_path))
+    folder = tmp_path / "site-packages"  # as if installed: what is beside a notebook is sent
+    folder.mkdir()
+    (folder / "only_here.py").write_text("class Thing: pass\ndef f(x=None): return x\n")
+    sys.path.insert(0, str(folder))
     try:
         import only_here  # type: ignore[import-not-found]
 
@@ -172,7 +174,7 @@ def test_a_worker_without_the_module_says_so(crew: Client, tmp_path: Path) -> No
             assert "has no module 'only_here'" in str(error)
             assert "install it there" in str(error)
     finally:
-        sys.path.remove(str(tmp_path))
+        sys.path.remove(str(folder))
         del sys.modules["only_here"]
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 FLOORS = {
     "nouns": (
         *("logger", "errors", "private", "notes", "keys", "options", "codec", "retry", "ids"),
-        *("handlers", "homes", "reducers", "pickling", "tracing"),
+        *("handlers", "homes", "local_modules", "reducers", "pickling", "tracing"),
     ),
     "places": ("blas", "processes", "notebook", "_embedded_server", "embedded", "settings"),
     "grammar": ("scripts", "calls", "worker_settings"),

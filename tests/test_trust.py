@@ -24,8 +24,8 @@ from redistq.broker import Broker
 from redistq.errors import PayloadTooLarge, UnknownTask, UntrustedPayload
 from redistq.handlers import Registry
 from redistq.keys import PRIORITIES, at_priority
-from redistq.pickling import OLD_MAGIC, Kind, Sealer, dump, load
-from redistq.remote_call import CALL, Call, pickled_function
+from redistq.pickling import OLD_MAGIC, PYTHON, Kind, Sealer, dump, load
+from redistq.remote_call import CALL, Call
 from redistq.settings import Address
 from redistq.worker import with_function_calls
 from redistq.worker_settings import WorkerSettings
@@ -305,7 +305,7 @@ def test_an_error_keeps_its_type_in_its_own_task_alone(crew: Client, tmp_path: P
 
 def old_call(client: Client, fn: Any, *args: Any) -> bytes:
     """A call as a client of the last release sends it, its function stored."""
-    packet = client.sealer.pack("function", "", pickled_function(fn), old=True)
+    packet = client.sealer.pack("function", "", dump((PYTHON, {}, dump(fn))), old=True)
     name = digest_of(packet)
     write(client, "SET", client.keys.blob(name), packet)
     return client.sealer.pack("call", "", Call(name, args, {}).pickled(), old=True)
