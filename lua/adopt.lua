@@ -12,8 +12,9 @@
 --   consumers, not entries: no page of long-running tasks can hide a dead owner.
 --@include now
 --@include full
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
-if consumers.err then return 0 end
+--@include look
+local consumers = look({}, 'XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if #consumers == 0 then return 0 end
 allow_growth(KEYS[2])
 local adopted, deadline = 0, int(now_ms() + tonumber(ARGV[2]))
 for i = 1, #consumers do

@@ -9,18 +9,20 @@
 -- RETURN: the server's time in ms, the earliest deadline of any worker in ms (-1 none), paused (0 or
 --   1), the positions (from 1) of workers whose details are not here: they should register again
 -- COST: TIME + ZRANGE + ZADD + HGET, a worker HEXISTS, and HSET where `running` changed. PERSIST +
---   ZREVRANGE when a deadline has passed, and after a silence ZRANGE twice and a ZADD a worker.
---   PERSIST + ZADD when a full server refused the first ZADD
+--   ZREVRANGE when none of the lowest deadlines is fresh, and after a silence ZRANGE twice and a
+--   ZADD a worker. PERSIST + ZADD when a full server refused the first ZADD
 -- WHY: one lease a worker, not one a task: a living worker keeps a ten-hour task and renews
 --   nothing. The answer says when it is worth looking for the dead, so nobody polls. A worker that
 --   was taken for dead, or whose server lost its memory, must register again: without its names
 --   the others would bury the tasks that only it knows. Every idle worker pays for this script,
---   so the usual beat asks for the lowest deadlines only once: while none has passed nobody was
---   silent, and the earliest one after the beat follows from those before it.
+--   so the usual beat asks for the lowest deadlines only once: while one of them is fresh nobody
+--   was silent, and the earliest one after the beat follows from those before it. What stands
+--   in a worker's own key is no reason not to beat for it: it registers again.
 local GRACE_LIMIT = 1000
 --@include now
 --@include full
 --@include grace
+--@include look
 local now, lease = now_ms(), tonumber(ARGV[1])
 local deadline, beats, beating = int(now + lease), {}, {}
 for at = 2, #ARGV, 2 do
@@ -32,9 +34,10 @@ local function lowest()
   return redis.call('ZRANGE', KEYS[1], 0, #beats / 2, 'WITHSCORES')
 end
 local low = lowest()
-if low[2] and tonumber(low[2]) < now then
+if low[2] and tonumber(low[#low]) < now + lease / 2 then
   allow_growth(KEYS[1])
-  if extend_after_silence(KEYS[1], now, lease) then low = lowest() end
+  extend_after_silence(KEYS[1], now, lease)
+  low = lowest()
 end
 for from = 1, #beats, 1000 do -- unpack has its limit at about 8,000 values
   local to = math.min(from + 999, #beats)
@@ -46,11 +49,11 @@ for from = 1, #beats, 1000 do -- unpack has its limit at about 8,000 values
 end
 local strangers = {}
 for at = 2, #ARGV, 2 do
-  if redis.call('HEXISTS', KEYS[2] .. ARGV[at], 'started_ms') == 0 then strangers[#strangers + 1] = at / 2 end
-  if ARGV[at + 1] ~= '=' then redis.call('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1]) end
+  if redis.pcall('HEXISTS', KEYS[2] .. ARGV[at], 'started_ms') ~= 1 then strangers[#strangers + 1] = at / 2 end
+  if ARGV[at + 1] ~= '=' then redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1]) end
 end
 local earliest = tonumber(beats[1] or low[2] or -1)
 for i = 1, #low, 2 do
   if not beating[low[i]] then earliest = math.min(earliest, tonumber(low[i + 1])) end
 end
-return { now, earliest, tonumber(redis.call('HGET', KEYS[3], 'paused') or 0), strangers }
+return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, strangers }

@@ -21,12 +21,12 @@
 local STREAM, DELAYED, DEAD, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GROUP, KIND, LIMIT, FROM, BRIEF = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] ~= '1'
 --@include now
+--@include look
 --@include entry
 --@include record
 local rows, seen, after = {}, 0, ''
 if KIND == 'pending' then
-  local page = redis.pcall('XPENDING', STREAM, GROUP, FROM == '' and '-' or '(' .. FROM, '+', LIMIT)
-  if page.err then page = {} end -- no stream or no group: nothing is pending
+  local page = look({}, 'XPENDING', STREAM, GROUP, FROM == '' and '-' or '(' .. FROM, '+', LIMIT)
   seen = #page
   for i = 1, seen do
     local task = read(page[i][1]) or {}
@@ -35,7 +35,7 @@ if KIND == 'pending' then
     after = page[i][1]
   end
 elseif KIND == 'history' then
-  local page = redis.call('XREVRANGE', HISTORY, FROM == '' and '+' or '(' .. FROM, '-', 'COUNT', LIMIT)
+  local page = look({}, 'XREVRANGE', HISTORY, FROM == '' and '+' or '(' .. FROM, '-', 'COUNT', LIMIT)
   seen = #page
   for i = 1, seen do
     if page[i][2][2] == ARGV[6] then rows[#rows + 1] = page[i] end
@@ -48,7 +48,7 @@ else
   if KIND == 'dead' then
     verb, key, fields = 'ZREVRANGE', DEAD, { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }
   end
-  local page = redis.call(verb, key, first, first + LIMIT - 1, 'WITHSCORES')
+  local page = look({}, verb, key, first, first + LIMIT - 1, 'WITHSCORES')
   seen = #page / 2
   for i = 1, #page, 2 do
     rows[#rows + 1] = { page[i], page[i + 1], details(page[i], fields, BRIEF) }

@@ -14,49 +14,71 @@
 --   2 history_max: events kept, about
 --   3 ttl: how long the record of a cancelled task is kept, ms
 --   for each task (1): id
--- RETURN: for each task 'cancelled', 'running', its settled state, or 'unknown'
--- COST: per task HMGET + (ZREM, or XPENDING + XRANGE + XDEL) + HSET + PEXPIRE + XADD of history
+-- RETURN: for each task 'cancelled', 'running', its settled state, or 'unknown' (also when its record is
+--   none); an error when one cannot be cancelled: what was not answered is as it was
+-- COST: XDEL of nothing, per task HMGET + (ZREM twice, or XPENDING + XRANGE + XDEL) + HSET + PEXPIRE + XADD
+--   of history + HINCRBY
 -- WHY: an entry that is pending has been handed to a worker, which may have started it; only its
---   settlement may end it. One that is not pending can be deleted: nobody has seen it.
+--   settlement may end it. One that is not pending can be deleted: nobody has seen it. That it can
+--   leave its place is proved before its record is written; it leaves it afterwards.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WAITERS, INBOX, DEAD, DEAD_TTL = KEYS[6], KEYS[7], nil, nil
 local BATCH, SETTLED = KEYS[8], KEYS[9]
 local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include now
+--@include whole
+--@include pending
+--@include look
 --@include entry
 --@include finish
 --@include batch
 local now, answer = int(now_ms()), {}
-local function cancelled(id, name, attempt, entry, opts)
-  finish(id, 'cancelled', name, attempt, entry, '', '', '', TTL, inbox_of(opts), '', now)
+local function cancelled(id, name, attempt, entry, opts, delayed)
+  local fault = finished(id, 'cancelled', name, attempt, entry, '', '', '', TTL, '', now)
+  if not fault then
+    local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'cancelled', 1)
+    if not ok then
+      unfinish(id, 'cancelled', event)
+      fault = said(missing)
+    end
+  end
+  if fault then
+    if delayed then redis.pcall('HSET', TASK .. id, 'state', 'delayed') end
+    return error(fault, 0)
+  end
+  if delayed then
+    redis.call('ZREM', DELAYED, id)
+    redis.pcall('HDEL', TASK .. id, 'payload', 'opts', 'recovered', 'reason')
+  else
+    redis.call('XDEL', STREAM, entry)
+  end
+  pcall(tell, id, 'cancelled', '', inbox_of(opts), false)
   tally_one(opts, id, 'cancelled', now)
-  redis.call('HINCRBY', KEYS[5], 'cancelled', 1)
   answer[#answer + 1] = 'cancelled'
 end
+redis.call('XDEL', STREAM, '0-0')
 for at = 4, #ARGV do
   local id = ARGV[at]
-  local record = redis.call('HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
+  local record = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
   if record[1] == 'delayed' then
-    redis.call('ZREM', DELAYED, id)
-    cancelled(id, record[3] or '', record[4] or '', '', record[5])
+    redis.call('ZREM', DELAYED, '')
+    cancelled(id, record[3] or '', record[4] or '', '', record[5], true)
   elseif record[1] then
     answer[#answer + 1] = record[1]
   elseif not record[2] then
     answer[#answer + 1] = 'unknown'
   else
     local entry = record[2]
-    local pending = redis.pcall('XPENDING', STREAM, GROUP, entry, entry, 1)
-    if not pending.err and #pending == 1 then
+    if #pending(entry, entry, 1) == 1 then
       answer[#answer + 1] = 'running'
     else
       local task = read(entry)
       if task and task.id == id then
-        redis.call('XDEL', STREAM, entry)
-        cancelled(id, task.name or '', task.attempt or '', entry, task.opts)
+        cancelled(id, task.name or '', task.attempt or '', entry, task.opts, false)
       else
         -- The stream was trimmed or deleted by other hands: nothing is left that could run.
         redis.call('DEL', TASK .. id)
-        redis.call('HDEL', WAITERS, id)
+        redis.pcall('HDEL', WAITERS, id)
         answer[#answer + 1] = 'unknown'
       end
     end

@@ -20,7 +20,8 @@
 --   5 channel: where schedulers listen for an earlier due time
 --   6 grace: how long a task waits for a worker that knows its name, ms
 --   for each task (3): entry, id, name
--- RETURN: for each task 'parked', 'dead' or 'lost'
+-- RETURN: for each task 'parked', 'dead' or 'lost'; or a position (from 1) and an error's words when it
+--   is broken: it could not be written, nothing of it was, and it is pending
 -- COST: per call one ZRANGEBYSCORE and one HGET a living worker (1000 at most); per task as retry
 -- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
 --   neither loops hotly nor waits long; a name that no living worker has had for the grace time
@@ -33,15 +34,18 @@ local BATCH, SETTLED = KEYS[11], KEYS[12]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local GRACE = tonumber(ARGV[6])
 --@include now
+--@include whole
+--@include pending
 --@include owned
 --@include entry
 --@include requeue
+--@include look
 --@include finish
 --@include batch
 local now = now_ms()
 local names = '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
-for i = 1, #alive do names = names .. (redis.call('HGET', KEYS[10] .. alive[i], 'names') or '') .. '\n' end
+for i = 1, #alive do names = names .. (look('', 'HGET', KEYS[10] .. alive[i], 'names') or '') .. '\n' end
 local function known_names()
   local seen, list = {}, {}
   for name in string.gmatch(names, '[^\n]+') do
@@ -64,13 +68,23 @@ local function readable(text)
   if string.find(rest, '[\128-\255]') then text = string.gsub(text, '[\128-\255]', '?') end
   return text
 end
+local function bury(entry, id, name, task, error)
+  local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', 'UnknownTask',
+    int(now), task)
+  if fault then return fault end
+  local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'failed', 1)
+  if ok then return nil end
+  unfinish(id, 'failed', event)
+  return said(missing)
+end
+may_drop()
 local answer, earliest = {}, 0
 for at = 7, #ARGV, 3 do
   local entry, id, name = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local mine = owned({ entry }, CONSUMER)[entry]
   local task = mine and read(entry)
   if mine and not task then drop(entry) end -- pending but gone: trimmed by other hands
-  local record = redis.call('HMGET', TASK .. id, 'parked_ms', 'unknown_ms', 'from', 'state', 'entry', 'worker')
+  local record = look({}, 'HMGET', TASK .. id, 'parked_ms', 'unknown_ms', 'from', 'state', 'entry', 'worker')
   if not sound(task) then
     if record[3] == entry .. ' ' .. CONSUMER then
       answer[#answer + 1] = 'parked'
@@ -80,35 +94,42 @@ for at = 7, #ARGV, 3 do
       answer[#answer + 1] = 'lost'
     end
   else
-    local parked, since = tonumber(record[1] or now), tonumber(record[2] or now)
+    local parked, since = tonumber(record[1] or now) or now, tonumber(record[2] or now) or now
     -- `handler:label` is run by whoever knows the handler.
     local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
       or string.find(names, '\n' .. handler .. '\n', 1, true)
-    drop(entry)
+    local fault
     if not known and now - since >= GRACE then
       local message = 'no handler named ' .. readable(name) .. '; the workers here know ' .. known_names()
       if handler == 'redistq.call' then
         message = message .. '; a function is run by workers that share the client\'s signing key'
       end
       local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
-      finish(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', inbox_of(task.opts),
-        'UnknownTask', int(now), task)
-      tally_one(task.opts, id, 'failed', int(now))
-      redis.call('HINCRBY', KEYS[5], 'failed', 1)
-      answer[#answer + 1] = 'dead'
+      fault = bury(entry, id, name, task, error)
+      if not fault then
+        drop(entry)
+        pcall(tell, id, 'failed', error, inbox_of(task.opts), true)
+        tally_one(task.opts, id, 'failed', int(now))
+        answer[#answer + 1] = 'dead'
+      end
     else
       local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
-      local due = requeue(task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
-      redis.call('HSETNX', TASK .. id, 'parked_ms', int(now))
-      if known then
-        redis.call('HDEL', TASK .. id, 'unknown_ms')
-      else
-        redis.call('HSETNX', TASK .. id, 'unknown_ms', int(now))
+      local due
+      fault, due = whole(requeue, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
+      if not fault then
+        drop(entry)
+        redis.pcall('HSETNX', TASK .. id, 'parked_ms', int(now))
+        if known then
+          redis.pcall('HDEL', TASK .. id, 'unknown_ms')
+        else
+          redis.pcall('HSETNX', TASK .. id, 'unknown_ms', int(now))
+        end
+        if earliest == 0 or due < earliest then earliest = due end
+        answer[#answer + 1] = 'parked'
       end
-      if earliest == 0 or due < earliest then earliest = due end
-      answer[#answer + 1] = 'parked'
     end
+    if fault then answer[#answer + 1] = { (at - 4) / 3, fault } end
   end
 end
 wake(earliest, ARGV[5])

@@ -11,76 +11,119 @@
 --   9 worker_prefix
 --   10 batch_prefix
 --   11 settled_prefix
+--   12 meta
 -- ARGV:
 --   1 group
 --   2 history_max: events kept, about
 --   3 dead_ttl: how long a failed task is kept, ms
---   4 limit: most entries moved by this call
+--   4 limit: most entries moved by this call, about
 --   5 max_recoveries: a task that was recovered more often than this is a dead letter
 --   6 consumer: a worker reported dead, or '' for one whose deadline has passed
 --   7 started: '*' when nobody knows what it had started; else 'only', and what follows is the list
 --   for each started entry (1): entry
--- RETURN: recovered, dead, more (1 when the call should be made again), the consumer ('' none)
--- COST: XPENDING, and per entry XRANGE + XACK + XDEL + XADD + HSET + XADD of history
+-- RETURN: recovered, dead, more (1 when the call should be made again), the consumer ('' none), the
+--   broken: a list of entry, an error's words: it could not be moved, and is pending
+-- COST: XACK and XDEL of nothing, HGET and ZREVRANGE without a consumer, XPENDING, and per entry XRANGE +
+--   XADD + HSET + XADD of history + HINCRBY + XACK + XDEL
 -- WHY: the deadline is checked here, by the server's clock, so a worker that beat a moment ago is
 --   left alone. Only work that may have been running is charged a recovery: the keeper of a
 --   worker process knows exactly what it had started, and what merely waited there goes back
 --   uncounted and whatever its count. DELCONSUMER throws pending entries away, hence the look
---   before it. An entry that is no task is set aside: see lib/corrupt.lua.
+--   before it. An entry that is no task is set aside: see lib/corrupt.lua. Each is moved whole or
+--   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
+--   the list, and adopt gives it another deadline. The grace rule runs here too, before anybody
+--   is judged, whoever calls.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX, DELAYED = KEYS[6], KEYS[7], nil
 local BATCH, SETTLED = KEYS[10], KEYS[11]
 local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
+local GRACE_LIMIT = 1000
 --@include now
+--@include whole
+--@include pending
 --@include entry
 --@include requeue
 --@include finish
 --@include batch
 --@include corrupt
+--@include look
+--@include grace
 local now, consumer = now_ms(), ARGV[6]
+may_drop()
 if consumer == '' then
+  local lease = tonumber(look(false, 'HGET', KEYS[12], 'lease_ms') or nil)
+  if lease then extend_after_silence(KEYS[8], now, lease) end
   consumer = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', '(' .. int(now), 'LIMIT', 0, 1)[1]
-  if not consumer then return { 0, 0, 0, '' } end
+  if not consumer then return { 0, 0, 0, '', {} } end
 end
 local exact, started = ARGV[7] == 'only', {}
 for at = 8, #ARGV do started[ARGV[at]] = true end
-local page = redis.pcall('XPENDING', STREAM, GROUP, '-', '+', LIMIT, consumer)
-if page.err then page = {} end
-local recovered, dead = 0, 0
-for i = 1, #page do
-  local entry = page[i][1]
-  local task = read(entry)
+local recovered, dead, broken = 0, 0, {}
+local function bury(entry, task, count)
+  local error = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
+    .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
+  local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', error, '0',
+    'WorkerLost', int(now), task)
+  if fault then return fault end
+  local ok, missing = pcall(aside, 'HINCRBY', COUNTERS, 'failed', 1)
+  if not ok then
+    unfinish(task.id, 'failed', event)
+    return said(missing)
+  end
   drop(entry)
+  pcall(tell, task.id, 'failed', error, inbox_of(task.opts), true)
+  tally_one(task.opts, task.id, 'failed', int(now))
+end
+local function put_back(entry, task, charged)
+  requeue(entry, task, nil, 0, '', now)
+  if not charged then return end
+  local logged = log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost')
+  if logged then undoing('XDEL', HISTORY, logged) end
+  aside('HINCRBY', COUNTERS, 'recovered', 1)
+end
+local function move(entry)
+  local task, fault = read(entry), nil
   if sound(task) then
     local charged = not exact or started[entry]
     local count = tonumber(task.recovered) + (charged and 1 or 0)
     if charged and count > MAX_RECOVERIES then
-      local error = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
-        .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
-      finish(task.id, 'failed', task.name, task.attempt, entry, consumer, '', error, '0',
-        inbox_of(task.opts), 'WorkerLost', int(now), task)
-      tally_one(task.opts, task.id, 'failed', int(now))
-      redis.call('HINCRBY', COUNTERS, 'failed', 1)
-      dead = dead + 1
-    else
-      task.recovered = int(count)
-      requeue(task, nil, 0, '', now)
-      if charged then
-        -- Its worker knew its name: waiting for one that does begins anew (see park).
-        redis.call('HDEL', TASK .. task.id, 'unknown_ms', 'parked_ms')
-        log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost')
-        redis.call('HINCRBY', COUNTERS, 'recovered', 1)
-      end
-      recovered = recovered + 1
+      fault = bury(entry, task, count)
+      if not fault then dead = dead + 1 end
+      return fault
     end
-  elseif task then
-    set_aside(entry, task, consumer, 'fields are missing or are no numbers', DEAD_TTL, int(now))
+    task.recovered = int(count)
+    fault = whole(put_back, entry, task, charged)
+    if fault then return fault end
+    drop(entry)
+    -- Its worker knew its name: waiting for one that does begins anew (see park).
+    if charged then redis.pcall('HDEL', TASK .. task.id, 'unknown_ms', 'parked_ms') end
+    recovered = recovered + 1
+    return nil
+  end
+  if task then
+    fault = whole(set_aside, entry, task, consumer, 'fields are missing or are no numbers', DEAD_TTL, int(now))
+    if fault then return fault end
     dead = dead + 1
   end
+  drop(entry) -- set aside, or gone: trimmed by other hands
 end
-if #page == LIMIT then return { recovered, dead, 1, consumer } end
-redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer)
+local from, page = '-', nil
+for _ = 1, 50 do -- page after page only past what cannot be moved
+  page = pending(from, '+', LIMIT, consumer)
+  for i = 1, #page do
+    local entry = page[i][1]
+    local fault = move(entry)
+    if fault then
+      broken[#broken + 1] = entry
+      broken[#broken + 1] = fault
+    end
+    from = '(' .. entry
+  end
+  if #page < LIMIT or recovered + dead >= LIMIT then break end
+end
+if #page == LIMIT and recovered + dead > 0 then return { recovered, dead, 1, consumer, broken } end
+if #broken == 0 and #page < LIMIT then redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer) end
 redis.call('ZREM', KEYS[8], consumer)
 redis.call('DEL', KEYS[9] .. consumer)
-return { recovered, dead, 0, consumer }
+return { recovered, dead, 0, consumer, broken }

@@ -9,23 +9,27 @@
 --   3 consumer
 --   for each detail (2): field, value
 -- RETURN: the group and the lease (ms) that this queue's other workers use
--- COST: TIME + PERSIST + ZREVRANGE + ZADD + HSET a detail + HSETNX + HMGET + HSET
+-- COST: TIME + PERSIST + ZREVRANGE + TYPE + ZADD + HSETNX + HSET a detail + HMGET + HSET
 -- WHY: two groups on one queue would each take the other's work away, and two leases let the more
 --   impatient worker rob the other: the caller warns when the answer is not its own setting.
---   The grace rule is the same as in beat: the newcomer must not find a silent queue and judge.
+--   The grace rule is the same as in beat: the newcomer must not find a silent queue and judge. A
+--   worker's key is its own: what else stands there goes.
 local GRACE_LIMIT = 1000
 --@include now
 --@include full
 --@include grace
+--@include look
 local now, lease = now_ms(), tonumber(ARGV[1])
-local used = redis.call('HMGET', KEYS[3], 'group', 'lease_ms')
+local used = look({}, 'HMGET', KEYS[3], 'group', 'lease_ms')
 allow_growth(KEYS[1])
 local alone = extend_after_silence(KEYS[1], now, lease)
-redis.call('ZADD', KEYS[1], int(now + lease), ARGV[3])
-for at = 4, #ARGV, 2 do redis.call('HSET', KEYS[2] .. ARGV[3], ARGV[at], ARGV[at + 1]) end
+local kind = redis.call('TYPE', KEYS[2] .. ARGV[3]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[2] .. ARGV[3]) end
 redis.call('HSETNX', KEYS[2] .. ARGV[3], 'started_ms', int(now))
+for at = 4, #ARGV, 2 do redis.call('HSET', KEYS[2] .. ARGV[3], ARGV[at], ARGV[at + 1]) end
+redis.call('ZADD', KEYS[1], int(now + lease), ARGV[3])
 if alone or not used[1] then
-  redis.call('HSET', KEYS[3], 'group', ARGV[2], 'lease_ms', ARGV[1])
+  redis.pcall('HSET', KEYS[3], 'group', ARGV[2], 'lease_ms', ARGV[1])
   return { ARGV[2], lease }
 end
 return { used[1], tonumber(used[2]) or lease }

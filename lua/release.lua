@@ -9,13 +9,16 @@
 --   for each entry (1): entry
 -- RETURN: how many of them are off this consumer's hands: they went back, now or by the same call sent
 --   before, or were taken away; 0 when the stream is not drained
--- COST: per entry XPENDING + XRANGE + XACK + XDEL + XADD + HSET
+-- COST: XACK and XDEL of nothing; per entry XPENDING + XRANGE + XADD + HSET + XACK + XDEL
 -- WHY: a worker that stops or is paused must not make others wait for its lease to run out. One
 --   that is merely stuck behind long tasks helps others only when they have nothing else to read;
---   otherwise its tasks would lose their place in the queue for nothing.
+--   otherwise its tasks would lose their place in the queue for nothing. What cannot be written
+--   stays pending, and is not counted.
 local STREAM, TASK, DELAYED = KEYS[1], KEYS[2], nil
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include now
+--@include whole
+--@include pending
 --@include owned
 --@include entry
 --@include requeue
@@ -24,8 +27,7 @@ for at = 4, #ARGV do entries[#entries + 1] = ARGV[at] end
 local mine = owned(entries, CONSUMER)
 for i = 1, #entries do if mine[entries[i]] then held = held + 1 end end
 if ARGV[3] == '1' and held > 0 then
-  local groups, last = redis.pcall('XINFO', 'GROUPS', STREAM), '0-0'
-  if groups.err then return 0 end
+  local groups, last = redis.call('XINFO', 'GROUPS', STREAM), '0-0'
   for i = 1, #groups do
     local row = {}
     for j = 1, #groups[i], 2 do row[groups[i][j]] = groups[i][j + 1] end
@@ -33,15 +35,17 @@ if ARGV[3] == '1' and held > 0 then
   end
   if #redis.call('XRANGE', STREAM, '(' .. last, '+', 'COUNT', 1) > 0 then return 0 end
 end
+may_drop()
 local off = 0
 for i = 1, #entries do
   local entry = entries[i]
   local task = mine[entry] and read(entry)
   if not task or sound(task) then
-    if mine[entry] then drop(entry) end
-    if task then requeue(task, nil, 0, '', 0) end
-    mine[entry] = nil
-    off = off + 1
+    if not task or not whole(requeue, entry, task, nil, 0, '', 0) then
+      if mine[entry] then drop(entry) end
+      mine[entry] = nil
+      off = off + 1
+    end
   end -- else it is no task: it stays pending, for quarantine
 end
 return off

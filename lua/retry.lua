@@ -13,43 +13,61 @@
 --   4 channel: where schedulers listen for an earlier due time
 --   for each attempt (9): entry, id, state (retried|snoozed), name, attempt, run_ms, error (JSON or
 --     ''), delay (ms), note (error type or '')
--- RETURN: the positions (from 1) of attempts that were refused: the lease was lost
--- COST: per attempt XRANGE + XACK + XDEL + (XADD + HSET, or HSET + ZADD) + XADD of history
+-- RETURN: the attempts that were refused: a position (from 1) when the lease was lost; a position and
+--   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
+-- COST: XACK and XDEL of nothing; per attempt XPENDING + XRANGE + (XADD + HSET, or HSET + ZADD) + XADD of
+--   history + HINCRBY + XACK + XDEL + HDEL
 -- WHY: the count goes up in the same step as the task is put back, so no crash can run it once
 --   more than allowed. A snooze is uncounted. `from` in the record answers a call sent twice.
---   An entry that is pending but gone (trimmed by other hands) is let go.
+--   An entry that is pending but gone (trimmed by other hands) is let go. Each attempt is written
+--   whole or not at all, its entry dropped last: see settle.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local BATCH, SETTLED = KEYS[6], nil
 local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include now
+--@include whole
+--@include pending
 --@include owned
 --@include entry
 --@include requeue
 local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
 --@include finish
 --@include batch
-local lost, earliest, now = {}, 0, now_ms()
+local refused, earliest, now = {}, 0, now_ms()
+local function again(at, task)
+  local entry, state = ARGV[at], ARGV[at + 2]
+  if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
+  local due = requeue(entry, task, entry .. ' ' .. CONSUMER, tonumber(ARGV[at + 7]),
+    state == 'retried' and 'retry' or 'snooze', now)
+  local logged = log_attempt(ARGV[at + 1], ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry,
+    ARGV[at + 5], ARGV[at + 8])
+  if logged then undoing('XDEL', HISTORY, logged) end
+  aside('HINCRBY', KEYS[5], state, 1)
+  return due
+end
+may_drop()
 for at = 5, #ARGV, 9 do
   local entry, id, state = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local mine = owned({ entry }, CONSUMER)[entry]
   local task = mine and read(entry)
-  if mine and (not task or sound(task)) then drop(entry) end
+  if mine and not task then drop(entry) end
   if sound(task) then
-    if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
-    local due = requeue(task, entry .. ' ' .. CONSUMER, tonumber(ARGV[at + 7]),
-      state == 'retried' and 'retry' or 'snooze', now)
-    if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
-    if ARGV[at + 6] ~= '' then redis.call('HSET', TASK .. id, 'error', ARGV[at + 6]) end
-    redis.call('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
-    log_attempt(id, ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry, ARGV[at + 5], ARGV[at + 8])
-    redis.call('HINCRBY', KEYS[5], state, 1)
-    local batch = batch_of(task.opts)
-    if batch ~= '' and redis.call('EXISTS', BATCH .. batch) == 1 then
-      redis.call('HINCRBY', BATCH .. batch, state, 1)
+    local fault, due = whole(again, at, task)
+    if fault then
+      refused[#refused + 1] = { (at + 4) / 9, fault }
+    else
+      drop(entry)
+      if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
+      if ARGV[at + 6] ~= '' then redis.pcall('HSET', TASK .. id, 'error', ARGV[at + 6]) end
+      redis.pcall('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
+      local batch = batch_of(task.opts)
+      if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
+        redis.pcall('HINCRBY', BATCH .. batch, state, 1)
+      end
     end
-  elseif redis.call('HGET', TASK .. id, 'from') ~= entry .. ' ' .. CONSUMER then
-    lost[#lost + 1] = (at + 4) / 9
+  elseif redis.pcall('HGET', TASK .. id, 'from') ~= entry .. ' ' .. CONSUMER then
+    refused[#refused + 1] = (at + 4) / 9
   end
 end
 wake(earliest, ARGV[4])
-return lost
+return refused

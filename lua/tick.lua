@@ -34,12 +34,13 @@ local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
 local TASK = KEYS[9]
 --@include now
+--@include look
 --@include entry
 --@include figures
 --@include record
 local now = now_ms()
 local numbers, workers = figures(tonumber(ARGV[2]))
-local events = redis.call('XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
+local events = look({}, 'XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
   'COUNT', ARGV[4])
 local busy, running, left = {}, {}, tonumber(ARGV[5])
 for i = 1, #workers do
@@ -52,7 +53,7 @@ for i = 1, #busy do
   for j = 1, #busy[i][4], 2 do
     if busy[i][4][j] == 'running' then started = ' ' .. busy[i][4][j + 1] .. ' ' end
   end
-  local page = redis.call('XPENDING', STREAM, GROUP, '-', '+', math.min(share, left), consumer)
+  local page = look({}, 'XPENDING', STREAM, GROUP, '-', '+', math.min(share, left), consumer)
   for j = 1, #page do
     local entry = page[j][1]
     local task = not string.find(ARGV[8], ' ' .. entry .. ' ', 1, true) and read(entry) or {}
@@ -64,7 +65,7 @@ for i = 1, #busy do
 end
 local known = {}
 for at = 9, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
-local members, dead = redis.call('ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
+local members, dead = look({}, 'ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
 for i = 1, #members, 2 do
   local flat = {}
   if known[members[i]] ~= members[i + 1] then
@@ -72,6 +73,6 @@ for i = 1, #members, 2 do
   end
   dead[#dead + 1] = { members[i], members[i + 1], flat }
 end
-local ids, batches = redis.call('ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
-for i = 1, #ids do batches[i] = { ids[i], redis.call('HGETALL', KEYS[11] .. ids[i]) } end
+local ids, batches = look({}, 'ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
+for i = 1, #ids do batches[i] = { ids[i], look({}, 'HGETALL', KEYS[11] .. ids[i]) } end
 return { numbers, events, running, dead, batches }

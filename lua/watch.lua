@@ -12,8 +12,11 @@
 -- COST: HGETALL + XPENDING, and HGET + PERSIST + HSET to watch
 -- WHY: looking and leaving the address in one step: a settlement between the two would never be
 --   told. A settlement asks for waiters with a single EXISTS, so work nobody waits for pays nothing.
+local STREAM, GROUP = KEYS[1], ARGV[1]
 --@include full
-local record = redis.call('HGETALL', KEYS[2] .. ARGV[2])
+--@include pending
+--@include look
+local record = look({}, 'HGETALL', KEYS[2] .. ARGV[2])
 if #record == 0 then return { 'unknown', record, '' } end
 local state, entry, kept, consumer
 for i = 1, #record, 2 do
@@ -23,10 +26,10 @@ for i = 1, #record, 2 do
 end
 if (state == 'succeeded' and not kept) or not (state or entry) then return { 'unknown', record, '' } end
 if not state then
-  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
-  if not pending.err and #pending == 1 then
-    state, consumer = 'running', pending[1][2]
-  elseif #redis.call('XRANGE', KEYS[1], entry, entry) == 1 then
+  local held = pending(entry, entry, 1)
+  if #held == 1 then
+    state, consumer = 'running', held[1][2]
+  elseif #redis.call('XRANGE', STREAM, entry, entry) == 1 then
     state = 'queued'
   else
     return { 'unknown', record, '' }
@@ -34,8 +37,10 @@ if not state then
 end
 if ARGV[3] ~= '' and (state == 'delayed' or state == 'queued' or state == 'running') then
   allow_growth(KEYS[3])
-  local waiting = redis.call('HGET', KEYS[3], ARGV[2])
-  if not waiting then
+  local waiting = look('', 'HGET', KEYS[3], ARGV[2])
+  if waiting == '' then
+    return { state, record, consumer or '' } -- no address can be left: the caller asks again
+  elseif not waiting then
     redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
   elseif not string.find('\n' .. waiting .. '\n', '\n' .. ARGV[3] .. '\n', 1, true) then
     redis.call('HSET', KEYS[3], ARGV[2], waiting .. '\n' .. ARGV[3])

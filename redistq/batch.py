@@ -26,6 +26,7 @@ from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_o
 from .html import badge, escape, panel
 from .options import due_after
 from .plans import BLOCK_LIMIT
+from .producer_plans import not_stored
 from .progress import Progress
 from .remote_call import CALL
 from .waiting import Wait
@@ -130,10 +131,12 @@ class Batch:
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
         parts = list(_parts(fields))
         commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
-        for (start, part), known in zip(parts, _ask(client, commands), strict=True):
+        for (start, part), reply in zip(parts, _ask(client, commands), strict=True):
+            if reply and (error := not_stored(client.keys, reply)) is not None:
+                raise error
             if ended:
                 # Results that have expired since are made again: they are counted anew.
-                new = set(range(len(part))) - {position - 1 for position in known}
+                new = set(range(len(part))) - {position - 1 for position in reply}
                 for index in (start + i for i in new if start + i in ended):
                     key = client.keys.batch(self.id)
                     client.broker.call(("HINCRBY", key, ended.pop(index), -1))

@@ -28,7 +28,7 @@ import redis.exceptions as rex
 from redis.backoff import NoBackoff
 from redis.retry import Retry as _ClientRetry
 
-from .calls import Command
+from .calls import Command, denies
 from .errors import ConfigurationError, RedistqError, ServerFull, ServerUnavailable
 from .logger import logger
 from .scripts import text_of
@@ -572,8 +572,7 @@ def _meaning_of_answer(error: Exception) -> Exception:
             "the server is beyond its maxmemory and stored nothing; let workers drain the queue "
             "or raise maxmemory"
         )
-    refused = code == "NOPERM" or "NOPERM" in text or "executing the script can't" in text
-    if refused or isinstance(error, rex.NoPermissionError):
+    if code == "NOPERM" or denies(text) or isinstance(error, rex.NoPermissionError):
         return ConfigurationError(
             f"the server's ACL forbids a command redistq needs: {text} (the scripts run under the "
             "caller's rights and read the clock: +time)"

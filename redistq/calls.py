@@ -6,6 +6,7 @@ function beside it. Used by producers, workers, keepers and monitors; never talk
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,16 @@ CALL_LIMIT = 200
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """How many tasks became ready, when the next one is due (None: nothing waits), server time."""
+    """How many tasks became ready, when the next one is due (None: nothing waits), server time.
+
+    ``broken`` are tasks that could not be moved, by id, with the error's words; they are due again
+    in some seconds.
+    """
 
     moved: int
     next_due_ms: int | None
     now_ms: int
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,16 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What one ``recover`` call did; ``more`` asks for another call for the same worker."""
+    """What one ``recover`` call did; ``more`` asks for another call for the same worker.
+
+    ``broken`` are entries that could not be moved, with the error's words; they are pending.
+    """
 
     recovered: int
     dead: int
     more: bool
     consumer: str
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,47 @@ class Watched:
     consumer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a script did not do of a call's items, by position from 0.
+
+    ``lost``: the lease was lost, or the id is known; the item is somebody else's or done.
+    ``broken``: the item could not be written, with the error's words; nothing of it was.
+    """
+
+    lost: list[int]
+    broken: dict[int, str]
+
+
 SETTLED = frozenset({"succeeded", "failed", "cancelled", "expired"})
+
+
+_PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
+_DENIED = ("NOPERM", "ACL failure", "The user executing the script")
+
+
+def words_of(error: bytes) -> str:
+    """An error's words as a script answers them, without the place in the script."""
+    return _PLACE.sub("", error.decode("utf-8", "replace"))
+
+
+def denies(words: str) -> bool:
+    """Whether an error's words say that the user has no right to a command, key or channel.
+
+    Inside a script no server begins such an error with NOPERM.
+    """
+    return any(mark in words for mark in _DENIED)
+
+
+def objects_to_content(words: str) -> bool:
+    """Whether an error's words are about a number that was sent, which will not get better; most
+    causes can be removed: a right that is missing, a key that holds something else."""
+    return any(mark in words for mark in ("out of range", "invalid expire", "not an integer"))
+
+
+def _words(flat: list[bytes]) -> dict[str, str]:
+    names = (name.decode("utf-8", "replace") for name in flat[::2])
+    return dict(zip(names, map(words_of, flat[1::2]), strict=True))
 
 
 def new_consumer_name(host: str) -> str:
@@ -188,6 +238,7 @@ class Calls:
             k.worker_prefix,
             k.batch_prefix,
             k.settled_prefix,
+            k.meta,
             argv=[group, history, dead_ttl],
         )
         self._cancel = self._prefix(
@@ -250,13 +301,24 @@ class Calls:
     def enqueue_one(
         self, id: str, name: str, payload: bytes, opts: bytes | str, due: str
     ) -> Command:
-        """Add one task; the answer is empty, or [1] when the id was known."""
+        """Add one task; the answer is empty, [1] when the id was known, or as of ``enqueue``."""
         return (*self._enqueue, id, name, payload, opts, due)
 
     def enqueue(self, fields: Sequence[Any]) -> Command:
         """Add many tasks, five fields each: id, name, payload, opts, due ('' now, '+N' in N ms,
-        'N' at server time N ms). The answer lists the positions (from 1) of known ids."""
+        'N' at server time N ms). ``read_refused`` reads the answer: known ids are "lost"."""
         return (*self._enqueue, *fields)
+
+    @staticmethod
+    def read_refused(reply: list[Any]) -> Refused:
+        """The answer of ``enqueue``, ``settle`` or ``retry``."""
+        lost, broken = [], {}
+        for item in reply:
+            if type(item) is list:
+                broken[item[0] - 1] = words_of(item[1])
+            else:
+                lost.append(item - 1)
+        return Refused(lost, broken)
 
     def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
         """Cancel waiting tasks; the answer is one word a task."""
@@ -292,10 +354,10 @@ class Calls:
         return (*self._promote, limit)
 
     @staticmethod
-    def read_promote(reply: list[int]) -> Promoted:
+    def read_promote(reply: list[Any]) -> Promoted:
         """The answer of ``promote``."""
-        moved, due, now = reply
-        return Promoted(moved, due if due >= 0 else None, now)
+        moved, due, now, broken = reply
+        return Promoted(moved, due if due >= 0 else None, now, _words(broken))
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -386,7 +448,8 @@ class Calls:
     @staticmethod
     def read_recover(reply: list[Any]) -> Recovered:
         """The answer of ``recover``."""
-        return Recovered(reply[0], reply[1], bool(reply[2]), reply[3].decode())
+        recovered, dead, more, consumer, broken = reply
+        return Recovered(recovered, dead, bool(more), consumer.decode(), _words(broken))
 
     def adopt(self, lease_ms: int) -> Command:
         """Give ownerless consumers a deadline; the answer counts them."""

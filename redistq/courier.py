@@ -33,6 +33,7 @@ from .logger import logger
 from .pickling import Sealer
 from .plans import BLOCK_LIMIT, Inbox, ReadInbox
 from .producer import TaskProducer
+from .producer_plans import not_stored
 from .waiting import Diagnosis, Wait
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Outgoing:
 
     fields: tuple[str, str, bytes, bytes, str]
     memo: bool = False
+    refused: RedistqError | None = None
+    """Why the server could not store it."""
 
 
 class Courier:
@@ -191,14 +194,24 @@ class Courier:
                 self._known(item)
 
     def _send_batch(self, batch: list[Outgoing]) -> list[Outgoing]:
-        """Those of the batch that the server has already."""
+        """Those of the batch that the server has already, or could not store."""
         flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
-        known = self._broker.call(self._calls.enqueue(flat))
-        return [batch[position - 1] for position in known]
+        reply = self._broker.call(self._calls.enqueue(flat))
+        if not reply:
+            return []
+        refused = Calls.read_refused(reply)
+        for position in refused.broken:
+            item = batch[position]
+            rows = [row for row in reply if type(row) is list and row[0] == position + 1]
+            item.refused = not_stored(self._calls.keys, rows)
+        return [batch[position] for position in (*refused.lost, *refused.broken)]
 
     def _known(self, item: Outgoing) -> None:
         """A call that the server has already: a cached one, or one whose first answer was lost."""
         task_id, name, packet, opts, _ = item.fields
+        if item.refused is not None:
+            self._resolve(task_id, partial(_give_exception, item.refused))
+            return
         try:
             watched = self._watch(task_id)
             if item.memo and watched.state in ("failed", "cancelled"):

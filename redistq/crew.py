@@ -25,18 +25,19 @@ How work flows, and why nothing is lost on the way:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from .board import Board
 from .broker import Broker, Lost, NoGroup, Wire
-from .calls import CALL_LIMIT, Calls
-from .errors import ConfigurationError, RedistqError, ServerUnavailable
+from .calls import CALL_LIMIT, Calls, objects_to_content, words_of
+from .errors import ConfigurationError, RedistqError, ResultError, ServerUnavailable
 from .execution import CORRUPT, PARK, RETRY, SETTLE, Execution, Outcome, Task
 from .handlers import Handler
 from .homes import LONG_S, PAGE, Passing, entry_order
@@ -60,6 +61,8 @@ UNSETTLED = 1_000
 """Outcomes kept, about: with more of them to settle, nothing new is read."""
 LARGE_RESULT = 256 * 1024
 """A result of more bytes is settled before its runner goes on: memory must not fill with them."""
+BROKEN_S = (0.5, 5.0)
+"""Seconds until an outcome that could not be written is tried again: at first, and at most."""
 CALL_BYTES = 1024 * 1024
 """Result bytes in one settling call, about: more would hold the server for too long."""
 STUCK_S = 0.25
@@ -124,6 +127,9 @@ class Crew:
         self._settling = threading.Lock()
         self._answers = 0  # to settling calls, refusals for now among them; see _watch
         self._fault_lock = threading.Lock()
+        # Outcomes the server could not write, with when to try again; and how long each waits.
+        self._broken: deque[tuple[float, Outcome]] = deque()
+        self._waits: dict[tuple[bytes, int], float] = {}
         self._room = threading.Event()  # the fetcher waits here when enough is held
         self._stopping = False
         self._draining = False  # after the last fetch: runners end when nothing is left
@@ -227,17 +233,16 @@ class Crew:
         for thread in self._runners:
             thread.join(max(0.0, deadline - time.monotonic()))
         finished = finished and not any(thread.is_alive() for thread in self._runners)
-        if not self._flush(until=max(deadline, time.monotonic() + 2)):
+        self._try_broken_again(all_of_them=True)
+        if not self._flush(until=max(deadline, time.monotonic() + 2)) or self._broken:
             finished = False
         self._gave_up.set()
         self._settle_bell.put(None)
         self._execution.close()
         for thread in self._threads:
             thread.join(2)
-        if self._outcomes:
-            log.warning(
-                "%d finished tasks could not be settled and will run again", len(self._outcomes)
-            )
+        if unsettled := len(self._outcomes) + len(self._broken):
+            log.warning("%d finished tasks could not be settled and will run again", unsettled)
         self._threads.clear()
         self._runners = [thread for thread in self._runners if thread.is_alive()]
         return finished
@@ -445,7 +450,7 @@ class Crew:
 
     def _room_for(self) -> int:
         """How many more tasks to hold: about 50 ms' worth; of long ones, one per free slot."""
-        if len(self._outcomes) >= UNSETTLED:
+        if len(self._outcomes) + len(self._broken) >= UNSETTLED:
             return 0
         mean = self._forecast.mean_ns()
         waiting = len(self._ready)
@@ -667,8 +672,11 @@ class Crew:
 
     def _settle_loop(self) -> None:
         while not self._gave_up.is_set():
-            self._settle_bell.get()
+            # Rung for each outcome that is put aside, too: the wait for the next is never longer.
+            with contextlib.suppress(Empty):
+                self._settle_bell.get(timeout=BROKEN_S[0] if self._broken else None)
             self._settle_rung = False
+            self._try_broken_again()
             self._flush(wait=True)
 
     def _flush(self, wait: bool = False, until: float | None = None) -> bool:
@@ -765,12 +773,18 @@ class Crew:
                 if len(settled) > 2:
                     settled.sort(key=lambda o: o.order)
                 reply = self.broker.call(calls.settle(self.consumer, [o.args for o in settled]))
-                self._dropped(settled, reply)
+                if reply:
+                    self._refused(settled, reply)
             if len(settled) != len(part):
                 self._settle_others(calls, part)
         held = self._held
+        broken = {(o.entry, o.lane) for _, o in self._broken} if self._broken else ()
         for outcome in batch:
-            held.pop((outcome.entry, outcome.lane), None)
+            key = (outcome.entry, outcome.lane)
+            if key not in broken:
+                held.pop(key, None)
+                if self._waits:
+                    self._waits.pop(key, None)
         self._answers += 1
         self._settled += len(batch)
         self.board.settled = self._settled  # its keeper sees that work goes on
@@ -782,28 +796,67 @@ class Crew:
         retried = [o for o in batch if o.verb is RETRY]
         if retried:
             reply = self.broker.call(calls.retry(self.consumer, [o.args for o in retried]))
-            self._dropped(retried, reply)
+            self._refused(retried, reply)
         parked = [o for o in batch if o.verb is PARK]
         if parked:
             grace_ms = int(self.settings.unknown_grace * 1000)
             reply = self.broker.call(calls.park(self.consumer, grace_ms, [o.args for o in parked]))
             for outcome, word in zip(parked, reply, strict=True):
-                if word == b"dead":
+                if type(word) is list:
+                    self._put_aside(outcome, words_of(word[1]))
+                elif word == b"dead":
                     log.warning("task %s is dead: no handler named %s", outcome.id, outcome.name)
         for outcome in batch:
             if outcome.verb is CORRUPT:
-                self.broker.call(calls.quarantine(self.consumer, outcome.entry, outcome.name))
+                reply = self.broker.call(
+                    calls.quarantine(self.consumer, outcome.entry, outcome.name)
+                )
+                if type(reply) is bytes:
+                    self._put_aside(outcome, words_of(reply))
+                    continue
                 log.warning("entry %s set aside: %s", outcome.entry.decode(), outcome.name)
 
-    def _dropped(self, sent: list[Outcome], lost: list[int]) -> None:
-        for position in lost:
-            outcome = sent[position - 1]
+    def _refused(self, sent: list[Outcome], reply: list[Any]) -> None:
+        refused = Calls.read_refused(reply)
+        for position, words in refused.broken.items():
+            self._put_aside(sent[position], words)
+        for position in refused.lost:
+            outcome = sent[position]
             self.lost += 1
             log.warning(
                 "task %s attempt %s: the lease was lost, its outcome does not count",
                 outcome.id,
                 outcome.attempt,
             )
+
+    def _put_aside(self, outcome: Outcome, words: str) -> None:
+        """The server could not write this outcome alone: the task stays ours, the others go on.
+
+        It is tried again and again, for its cause may be mended: a right that is missing, a key
+        that holds something else. When the server objects to what it says, the task ends as failed
+        with those words.
+        """
+        key = (outcome.entry, outcome.lane)
+        if key not in self._waits:
+            log.error(
+                "task %s attempt %s: its outcome could not be written and is tried again: %s",
+                *(outcome.id, outcome.attempt, words),
+            )
+            if objects_to_content(words):
+                fault = ResultError(f"the server could not store how this task ended: {words}")
+                outcome = self._execution.unsettled(outcome, fault)
+        pause = self._waits[key] = min(self._waits.get(key, BROKEN_S[0] / 2) * 2, BROKEN_S[1])
+        self._broken.append((time.monotonic() + pause, outcome))
+        self._settle_bell.put(None)
+
+    def _try_broken_again(self, all_of_them: bool = False) -> None:
+        now = time.monotonic()
+        for _ in range(len(self._broken)):
+            at, outcome = self._broken.popleft()
+            if at <= now or all_of_them:
+                self._outcomes.append(outcome)
+            else:
+                self._broken.append((at, outcome))
 
 
 def _deaths(task: Task) -> int:

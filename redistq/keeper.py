@@ -29,7 +29,7 @@ from typing import Any
 from . import blas
 from .board import Board
 from .broker import Broker, NoGroup, check_server
-from .calls import Calls, new_consumer_name
+from .calls import Calls, Recovered, new_consumer_name
 from .errors import ConfigurationError, RedistqError
 from .logger import logger
 from .processes import Helper, Starter, import_path
@@ -317,6 +317,7 @@ class Keeper:
                 )
                 if not done.consumer:
                     break
+                say_broken(done)
                 log.warning(
                     "worker %s is dead (no heartbeat): %d tasks recovered, %d dead letters",
                     done.consumer,
@@ -572,6 +573,7 @@ def sign_off(
                 )
             )
             more = done.more
+            say_broken(done)
             if done.recovered or done.dead:
                 log.warning(
                     "worker %s has gone: %d tasks recovered, %d dead letters",
@@ -579,6 +581,20 @@ def sign_off(
                     done.recovered,
                     done.dead,
                 )
+
+
+_said: set[str] = set()  # entries that could not be taken back, and were named
+
+
+def say_broken(done: Recovered) -> None:
+    """Log the entries that could not be taken back, each once: they are tried again by and by."""
+    for entry, words in done.broken.items():
+        if entry not in _said:
+            _said.add(entry)
+            log.error(
+                "entry %s of worker %s could not be taken back and is tried again: %s",
+                *(entry, done.consumer, words),
+            )
 
 
 def how_it_ended(code: int) -> str:

@@ -69,7 +69,7 @@ class TaskProducer(ProducerPlans):
             timeout=timeout,
             result_ttl=result_ttl,
         )
-        self.broker.call(command)
+        self._check_stored(self.broker.call(command))
         return new_id
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:
@@ -82,8 +82,7 @@ class TaskProducer(ProducerPlans):
         """
         ids, commands = self._bulk(items)
         try:
-            for _ in self.broker.call_many(commands):
-                pass
+            self._check_stored(*self.broker.call_many(commands))
         except ServerUnavailable as error:
             error.task_ids = ids
             raise
@@ -101,7 +100,7 @@ class TaskProducer(ProducerPlans):
         The time is compared with the server's clock. A time in the past means now.
         """
         task_id, command = self._adding(type, payload, execute_at=execute_at, **options)
-        self.broker.call(command)
+        self._check_stored(self.broker.call(command))
         return task_id
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
@@ -183,15 +182,14 @@ class AsyncTaskProducer(ProducerPlans):
     async def add_task(self, type: TaskName, payload: Any = None, **options: Any) -> str:
         """As TaskProducer.add_task."""
         task_id, command = self._adding(type, payload, **options)
-        await self.broker.call(command)
+        self._check_stored(await self.broker.call(command))
         return task_id
 
     async def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """As TaskProducer.add_tasks."""
         ids, commands = self._bulk(items)
         try:
-            for command in commands:
-                await self.broker.call(command)
+            self._check_stored(*[await self.broker.call(command) for command in commands])
         except ServerUnavailable as error:
             error.task_ids = ids
             raise

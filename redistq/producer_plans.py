@@ -18,7 +18,7 @@ from typing import Any
 
 from . import tracing
 from .broker import DEFAULT_TIMEOUT
-from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched
+from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched, words_of
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
 from .errors import (
     ConfigurationError,
@@ -215,6 +215,12 @@ class ProducerPlans:
             commands.append(self.calls.enqueue(flat))
         return ids, commands
 
+    def _check_stored(self, *replies: list[Any]) -> None:
+        """Raise what the answers of ``enqueue`` say of tasks that could not be stored."""
+        for reply in replies:
+            if reply and (error := not_stored(self.keys, reply)) is not None:
+                raise error
+
     # -- looking and waiting ---------------------------------------------------------------------
 
     def _status(self, task_id: str) -> Plan[TaskStatus]:
@@ -372,6 +378,19 @@ class ProducerPlans:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(queue={self.keys.stream!r}, url={str(self.address)!r})"
+
+
+def not_stored(keys: QueueKeys, reply: list[Any]) -> RedistqError | None:
+    """What an answer of ``enqueue`` says of the first task that could not be stored."""
+    for item in reply:
+        if type(item) is list:
+            task_id = item[2].decode("utf-8", "replace")
+            return RedistqError(
+                f"task {task_id!r} was not stored: the key {keys.task(task_id)} holds something "
+                f"that is no task ({words_of(item[1])}); delete that key or use another task_id. "
+                "Whatever else was sent with it is stored"
+            )
+    return None
 
 
 def _mapping(item: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .broker import Broker, Lost, NoGroup, Wire
-from .calls import CALL_LIMIT, Calls
+from .calls import CALL_LIMIT, Calls, Promoted
 from .errors import RedistqError
 from .keys import DEFAULT_QUEUE, QueueKeys
 from .logger import logger
@@ -53,6 +53,7 @@ class TaskScheduler:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wire: Wire | None = None
+        self._said: set[str] = set()  # tasks that could not be moved, and were named
 
     def start(self) -> TaskScheduler:
         """Begin in a thread of its own; safe to call twice."""
@@ -87,10 +88,21 @@ class TaskScheduler:
         """Move what is due now and answer how many tasks it was; for tests and one-off runs."""
         total = 0
         while True:
-            moved = Calls.read_promote(self._broker.call(self._calls.promote())).moved
-            total += moved
-            if moved < CALL_LIMIT:
+            done = self._promote_some()
+            total += done.moved
+            if done.moved + len(done.broken) < CALL_LIMIT:
                 return total
+
+    def _promote_some(self) -> Promoted:
+        done = Calls.read_promote(self._broker.call(self._calls.promote()))
+        for task_id, words in done.broken.items():
+            if task_id not in self._said:
+                self._said.add(task_id)
+                log.error(
+                    "task %s of %s is due, but its record cannot be read; it is tried again: %s",
+                    *(task_id, self.keys.stream, words),
+                )
+        return done
 
     def _run(self) -> None:
         pause = 0.1
@@ -118,11 +130,11 @@ class TaskScheduler:
     def _promote(self) -> float:
         """Move all that is due; answers when to look again (monotonic clock)."""
         while True:
-            done = Calls.read_promote(self._broker.call(self._calls.promote()))
+            done = self._promote_some()
             self._server_ahead = done.now_ms / 1000 - time.monotonic()
             if done.moved:
                 log.debug("promote: %d tasks of %s are due", done.moved, self.keys.stream)
-            if done.moved < CALL_LIMIT:
+            if done.moved + len(done.broken) < CALL_LIMIT:
                 latest = time.monotonic() + LONGEST_SLEEP
                 return (
                     latest

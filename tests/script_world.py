@@ -140,7 +140,8 @@ class World:
         self, consumer: str, *tasks: tuple[str, str, str], grace_ms: int = 60_000
     ) -> list[str]:
         """Park tasks of (entry, id, name)."""
-        return [word.decode() for word in self.call(self.calls.park(consumer, grace_ms, tasks))]
+        answer = self.call(self.calls.park(consumer, grace_ms, tasks))
+        return ["broken" if type(word) is list else word.decode() for word in answer]
 
     def cancel(self, *ids: str) -> list[str]:
         """Cancel tasks."""

@@ -67,15 +67,15 @@ def full_server(world: World) -> None:
     beats = [world.calls.beat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
     world.db.config_set("maxmemory", 1)
     try:
-        world.settle("w", outcome(*read[0]))
-        world.retry("w", attempt_ended(*read[1]))
-        world.park("w", (*read[2], "job"))
-        world.call(world.calls.release("w", [read[3][0]]))
+        expect(world.settle("w", outcome(*read[0])) == [], "a full server settles nothing")
+        expect(world.retry("w", attempt_ended(*read[1])) == [], "a full server retries nothing")
+        expect(world.park("w", (*read[2], "job")) == ["parked"], "a full server parks nothing")
+        expect(world.call(world.calls.release("w", [read[3][0]])) == 1, "nothing was given back")
         for beat in beats:  # after a silence, and as usual
             world.call(beat)
         expect(world.db.zscore(world.keys.workers, "v"), "a heartbeat was swallowed")
         world.promote()
-        world.recover(consumer="w")
+        expect(world.recover(consumer="w").recovered == 1, "a full server recovers nothing")
     finally:
         world.db.config_set("maxmemory", 0)
     ids = ["ends", "again", "parked", "released", "recovered", "later"]
@@ -237,25 +237,27 @@ class Mutant:
 
 ACK = "  redis.call('XACK', STREAM, GROUP, entry)\n"
 DEL = "  redis.call('XDEL', STREAM, entry)\n"
-ACK_MANY = "  redis.call('XACK', STREAM, GROUP, unpack(accepted, from, to))\n"
-DEL_MANY = "  redis.call('XDEL', STREAM, unpack(accepted, from, to))\n"
-ZREM_DUE = "  redis.call('ZREM', DELAYED, unpack(due, from, to))\n"
+ACK_MANY = "  redis.call('XACK', STREAM, GROUP, unpack(drops, from, to))\n"
+DEL_MANY = "  redis.call('XDEL', STREAM, unpack(drops, from, to))\n"
+ZREM_DUE = "  redis.call('ZREM', DELAYED, unpack(leaving, from, to))\n"
 ZREM_ONE = "  redis.call('ZREM', DELAYED, due[i])\n"
-IF_WAITS = "  if kept[1] and kept[2] and kept[6] == 'delayed' then\n"
+IF_WAITS = "    if kept[1] and kept[2] and kept[6] == 'delayed' then"
 BY_DUE = "'ZRANGEBYSCORE', DELAYED, '-inf', int(now)"
 BY_DUE_LAST = "'ZREVRANGEBYSCORE', DELAYED, int(now), '-inf'"
 ADD = "add(task.id, task.name, task.payload, task.attempt, task.recovered, task.opts)"
-RETRY_DROP = "if mine and (not task or sound(task)) then drop(entry) end\n  if sound(task) then\n"
-RETRY_GROWS = f"if sound(task) then\n    {ADD}\n    drop(entry)\n"
-PAGE_FULL = "if #page == LIMIT then return { recovered, dead, 1, consumer } end\n"
-NOT_SILENT = "  if tonumber(freshest) >= now then return false end\n"
+MAY_DROP = "  redis.call('XACK', STREAM, GROUP, '0-0')\n  redis.call('XDEL', STREAM, '0-0')\nend"
+PAGE_FULL = (
+    "if #page == LIMIT and recovered + dead > 0 then "
+    "return { recovered, dead, 1, consumer, broken } end\n"
+)
+NOT_SILENT = "  if tonumber(freshest) >= now + lease / 2 then return false end\n"
 REFUSED = "allow_growth(KEYS[1])\n    redis.call('ZADD', KEYS[1], unpack(beats, from, to))\n"
 AGAIN = REFUSED.partition("\n")[2]
-BEFORE_GRACE = "allow_growth(KEYS[1])\n  if extend"
+BEFORE_GRACE = "allow_growth(KEYS[1])\n  extend"
 OTHERS = "if not beating[low[i]] then"
 LOG = "local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)\n"
 TWICE = "  redis.call('XADD', HISTORY, '*', 'id', id, 'state', state)\n"
-KNOWN_DELAYED = "elseif redis.call('HSETNX', record, 'entry', '') == 0 then"
+KNOWN_DELAYED = "local made = redis.pcall('HSETNX', record, 'entry', '')"
 ANYBODYS = "setmetatable({}, { __index = function() return true end })"
 
 MUTANTS = [
@@ -270,19 +272,21 @@ MUTANTS = [
     Mutant(
         "promote: ZREM before XADD, and an error between them",
         IF_WAITS,
-        ZREM_ONE + "  error('injected')\n" + IF_WAITS,
+        ZREM_ONE + "  if not denied('') then error('injected') end\n" + IF_WAITS,
     ),
     Mutant("promote: no ZREM", ZREM_DUE, ""),
-    Mutant("promote: only the first leaves the set", "unpack(due, from", "unpack({due[1]}, from"),
+    Mutant(
+        "promote: only the first leaves the set", "unpack(leaving, from", "unpack({due[1]}, from"
+    ),
     Mutant("promote: still delayed", "'state', 'reason', 'name'", "'reason', 'name'"),
     Mutant("promote: the attempt starts anew", "kept[3] or '1'", "'1'"),
     Mutant("promote: the latest first", BY_DUE, BY_DUE_LAST),
-    Mutant("promote: grows first", "if #due > 0 then allow_growth(DELAYED) end\n", ""),
+    Mutant("promote: grows first", "if #due > 0 then redis.call('ZREM', DELAYED, '') end\n", ""),
     Mutant("beat: refused for ever", REFUSED, AGAIN, ("beat",)),
     Mutant("beat: refused and swallowed", AGAIN, "", ("beat",)),
-    Mutant("beat: the grace rule grows first", BEFORE_GRACE, "if extend", ("beat",)),
-    Mutant("beat: no grace", "tonumber(low[2]) < now", "false", ("beat",)),
-    Mutant("beat: answers as before the grace", "then low = lowest() end", "then end", ("beat",)),
+    Mutant("beat: the grace rule grows first", BEFORE_GRACE, "extend", ("beat",)),
+    Mutant("beat: no grace", "tonumber(low[#low]) < now + lease / 2", "false", ("beat",)),
+    Mutant("beat: answers as before the grace", "lease)\n  low = lowest()", "lease)", ("beat",)),
     Mutant("beat: looks at too few", "0, #beats / 2,", "0, #beats / 2 - 1,", ("beat",)),
     Mutant("beat: an old deadline of its own", OTHERS, "if true then", ("beat",)),
     Mutant("beat: forgets its own deadline", "tonumber(beats[1] or low[2]", "(1e15", ("beat",)),
@@ -290,21 +294,25 @@ MUTANTS = [
     Mutant("beat: only the first", "from, to)", "1, 2)", ("beat",)),
     Mutant("retry: not counted", "int(tonumber(task.attempt) + 1)", "task.attempt"),
     Mutant("retry: a snooze is counted", "if state == 'retried' then task", "if true then task"),
-    Mutant("retry: grows before it drops", RETRY_DROP, RETRY_GROWS, ("retry",)),
+    Mutant("a full server: what takes memory comes first", MAY_DROP, "end"),
     Mutant("retry: sent again it is lost", "~= entry .. ' ' .. CONSUMER then", "~= 0 then"),
     Mutant(
         "recover: what it put back was the dead worker's own doing",
-        "requeue(task, nil, 0, '', now)",
-        "requeue(task, entry .. ' ' .. consumer, 0, '', now)",
+        "requeue(entry, task, nil, 0, '', now)",
+        "requeue(entry, task, entry .. ' ' .. consumer, 0, '', now)",
         ("recover",),
     ),
-    Mutant("requeue: no new entry", f"redis.call('HSET', record, 'entry',\n      {ADD})", ADD),
-    Mutant("requeue: no payload", "'payload', task.payload, 'attempt'", "'attempt'"),
+    Mutant("requeue: no new entry", "redis.call('HSET', record, 'entry', new)", "", ("release",)),
+    Mutant("requeue: no payload", "'name', task.name, 'payload', task.payload, ", ""),
     Mutant("requeue: not in the set", "  redis.call('ZADD', DELAYED, due, task.id)\n", ""),
     Mutant("recover: not counted", "(charged and 1 or 0)", "0"),
     Mutant("recover: all is charged", "not exact or started[entry]", "true"),
     Mutant("recover: no limit", "if charged and count > MAX_RECOVERIES then", "if false then"),
-    Mutant("recover: DELCONSUMER with entries pending", PAGE_FULL, ""),
+    Mutant(
+        "recover: DELCONSUMER with entries pending",
+        PAGE_FULL + "if #broken == 0 and #page < LIMIT then",
+        "if #broken == 0 then",
+    ),
     Mutant("recover: no deadline", "'-inf', '(' .. int(now)", "'-inf', '+inf'"),
     Mutant("grace: a silence proves death", NOT_SILENT, "  if true then return false end\n"),
     Mutant("grace: always silence", NOT_SILENT, ""),
@@ -316,17 +324,19 @@ MUTANTS = [
     Mutant("finish: a waiting inbox is told twice", "if address ~= inbox then", "if true then"),
     Mutant("finish: unkept is unknown", "'PEXPIRE', record, 60000", "'DEL', record"),
     Mutant("inboxes are for ever", "  redis.call('PEXPIRE', key, 3600000)\n", ""),
-    Mutant("cancel: running ones too", "and #pending == 1 then", "and false then", ("cancel",)),
-    Mutant("cancel: the entry stays", DEL.replace("  ", " " * 8, 1), "", ("cancel",)),
+    Mutant(
+        "cancel: running ones too", "if #pending(entry, entry, 1) == 1", "if false", ("cancel",)
+    ),
+    Mutant("cancel: the entry stays", DEL.replace("  ", " " * 4, 1), "", ("cancel",)),
     Mutant("cancel: stays delayed", "    redis.call('ZREM', DELAYED, id)\n", "", ("cancel",)),
     Mutant("cancel: no batch is told", "tally_one(opts, id, 'cancelled', now)", ""),
     Mutant("batch: each end twice", "'HINCRBY', key, state, n)", "'HINCRBY', key, state, 2 * n)"),
     Mutant("batch: replayed and counted", "'HINCRBY', BATCH .. batch, kept[1], -1)", "'PING')"),
     Mutant("enqueue: doubled", DEL.replace("  ", " " * 6, 1), "", ("enqueue",)),
-    Mutant("enqueue: delayed anew", KNOWN_DELAYED, "elseif false then", ("enqueue",)),
+    Mutant("enqueue: delayed anew", KNOWN_DELAYED, KNOWN_DELAYED + " made = 1", ("enqueue",)),
     Mutant("release: anybody's", "owned(entries, CONSUMER)", ANYBODYS, ("release",)),
     Mutant("park: anybody's", "owned({ entry }, CONSUMER)", ANYBODYS, ("park",)),
-    Mutant("replay: still dead", "redis.call('ZREM', DEAD, ids[i])", "", ("replay",)),
+    Mutant("replay: still dead", "redis.call('ZREM', DEAD, id)", "", ("replay",)),
     Mutant("replay: expires", "redis.call('PERSIST', record)", "", ("replay",)),
 ]
 

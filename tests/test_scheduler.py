@@ -160,7 +160,7 @@ def test_a_scheduler_survives_lost_connections_and_answers(
         TaskScheduler(url=proxy.url),
     ):
         until(lambda: listening(client), "the scheduler")
-        proxy.lose(lambda data: data.startswith(b"*3\r\n:1"))  # one was moved
+        proxy.lose(lambda data: data.startswith(b"*4\r\n:1"))  # one was moved
         first = producer.add_task("a", delay=0.1)
         until(lambda: ready(client) == [first], "the first")
         until(lambda: proxy.lost == 1, "its answer is lost")

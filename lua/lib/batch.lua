@@ -6,14 +6,15 @@ local function batch_of(opts)
 end
 -- tally(batch, ended, counts, now): ends of tasks of one batch (a flat list of id, state; and how
 -- many of each state): its counters, its stream of settled ids in the order of their end, and,
--- with the last of them, its own end. A batch that was deleted or has expired stays away.
+-- with the last of them, its own end. A batch that was deleted or has expired stays away. Raises
+-- what fails: the tasks have ended all the same.
 local function tally(batch, ended, counts, now)
   local key, settled = BATCH .. batch, SETTLED .. batch
   if redis.call('EXISTS', key) == 0 then return end
   for state, n in pairs(counts) do redis.call('HINCRBY', key, state, n) end
   for from = 1, #ended, 1000 do
     local to = math.min(from + 999, #ended)
-    redis.call('XADD', settled, '*', unpack(ended, from, to))
+    redis.pcall('XADD', settled, '*', unpack(ended, from, to))
   end
   local has = redis.call('HMGET', key, 'total', 'succeeded', 'failed', 'cancelled')
   local done = tonumber(has[2] or 0) + tonumber(has[3] or 0) + tonumber(has[4] or 0)
@@ -23,8 +24,8 @@ local function tally(batch, ended, counts, now)
   end
   redis.call('PEXPIRE', settled, redis.call('PTTL', key))
 end
--- tally_one(opts, id, state, now): the same for the end of a single task.
+-- tally_one(opts, id, state, now): the same for the end of a single task; what fails is passed over.
 local function tally_one(opts, id, state, now)
   local batch = batch_of(opts)
-  if batch ~= '' then tally(batch, { id, state }, { [state] = 1 }, now) end
+  if batch ~= '' then pcall(tally, batch, { id, state }, { [state] = 1 }, now) end
 end

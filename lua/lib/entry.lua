@@ -6,8 +6,15 @@ local function read(entry)
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   return fields
 end
--- drop(entry): acknowledge and delete. Both are allowed on a server beyond maxmemory, and once a
--- script has written, its further writes are too: so a full server still drains.
+-- may_drop(): proves that entries can be dropped, before anything is written: where it cannot be, the
+-- script ends here and nothing has changed. No entry has the id 0-0. These are the first writes
+-- of a script and take no memory: after them a server beyond maxmemory allows all others, so a
+-- full server still drains.
+local function may_drop()
+  redis.call('XACK', STREAM, GROUP, '0-0')
+  redis.call('XDEL', STREAM, '0-0')
+end
+-- drop(entry): acknowledge and delete, once what was to be kept of it is written (see may_drop).
 local function drop(entry)
   redis.call('XACK', STREAM, GROUP, entry)
   redis.call('XDEL', STREAM, entry)
@@ -19,8 +26,12 @@ local function add(id, name, payload, attempt, recovered, opts)
   return redis.call('XADD', STREAM, '*', 'id', id, 'name', name, 'payload', payload,
     'attempt', attempt, 'recovered', recovered, 'opts', opts)
 end
+-- is_count(text): whether it is a count that arithmetic cannot break: some digits, at most nine.
+local function is_count(text)
+  return text and #text <= 9 and string.find(text, '^%d+$')
+end
 -- sound(task): whether an entry has all that a task needs.
 local function sound(task)
   return task and task.id and task.name and task.payload and task.opts
-    and tonumber(task.attempt) and tonumber(task.recovered)
+    and is_count(task.attempt) and is_count(task.recovered)
 end

@@ -10,16 +10,12 @@
 local function owned(entries, consumer)
   local mine, n = {}, #entries
   if n > 2 then
-    local page = redis.pcall('XPENDING', STREAM, GROUP, entries[1], entries[n], 2 * n + 64, consumer)
-    if page.err then return mine end -- no stream or no group: nothing is pending
+    local page = pending(entries[1], entries[n], 2 * n + 64, consumer)
     for i = 1, #page do mine[page[i][1]] = true end
   end
   for i = 1, n do
     local entry = entries[i]
-    if not mine[entry] then
-      local one = redis.pcall('XPENDING', STREAM, GROUP, entry, entry, 1, consumer)
-      if not one.err and #one == 1 then mine[entry] = true end
-    end
+    if not mine[entry] and #pending(entry, entry, 1, consumer) == 1 then mine[entry] = true end
   end
   return mine
 end

@@ -3,7 +3,7 @@
 -- traceback and the end of a long message (the error is our own JSON, never a payload).
 local function details(id, fields, brief)
   local record, flat = TASK .. id, {}
-  local values = redis.call('HMGET', record, unpack(fields))
+  local values = look({}, 'HMGET', record, unpack(fields))
   for i = 1, #fields do
     local value = values[i] or ''
     if brief and fields[i] == 'error' and #value > 500 then
@@ -19,8 +19,8 @@ local function details(id, fields, brief)
     flat[#flat + 1] = value
   end
   flat[#flat + 1] = 'payload'
-  if redis.call('HSTRLEN', record, 'payload') <= 65536 then
-    flat[#flat + 1] = string.sub(redis.call('HGET', record, 'payload') or '', 1, 200)
+  if look(0, 'HSTRLEN', record, 'payload') <= 65536 then
+    flat[#flat + 1] = string.sub(look('', 'HGET', record, 'payload') or '', 1, 200)
   else
     flat[#flat + 1] = '(large)'
   end
