@@ -110,6 +110,7 @@ class Batch:
                     f"batch {batch_id!r} was started with {total:,} items and has {len(packets):,} "
                     "now: choose another name, or delete it: client.batch(name).delete()"
                 )
+        client.open_batches.add(batch_id)
         batch._send(packets, f"{CALL}:{label}", renew=not created)
         return batch
 
@@ -242,6 +243,7 @@ class Batch:
                     client.diagnosis.over()
                     yield [ended for _, flat in reply[0][1] for ended in self._read(flat)]
                 if not reply and not counts["waiting"]:
+                    client.open_batches.discard(self.id)
                     return
                 if end is not None and now >= end and counts["waiting"]:
                     raise self._timed_out(timeout or 0.0, counts)
@@ -432,6 +434,7 @@ class Batch:
     def retry_failed(self) -> int:
         """Send the failed tasks again, as they were; answers how many."""
         failed = [self._task_id(i) for i, state in self._states().items() if state == "failed"]
+        self._client.open_batches.add(self.id)
         return self._client.producer.replay(*failed) if failed else 0
 
     def cancel(self) -> int:
@@ -459,6 +462,7 @@ class Batch:
             client.broker.call(("UNLINK", *(client.keys.task(i) for i in part)))
         client.broker.call(("UNLINK", client.keys.batch(self.id), client.keys.settled(self.id)))
         client.broker.call(("ZREM", client.keys.batches, self.id))
+        client.open_batches.discard(self.id)
 
     # -- looks -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from concurrent.futures import Executor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import tracing
+from . import at_exit, tracing
 from .blobs import BLOB_TTL_S, Blobs
 from .broker import Broker, Lost
 from .calls import Calls
@@ -237,6 +237,9 @@ class Client(_Submitting, Executor):
         )
         self.max_payload_bytes = max_payload_bytes
         self.group = group
+        self.pid = os.getpid()
+        self.open_batches: set[str] = set()
+        """Batches started here whose end was not seen."""
         self.reference = weakref.ref(self)
         """One for all futures, which hold the client itself only while they wait."""
         self.diagnosis = Diagnosis(
@@ -254,6 +257,7 @@ class Client(_Submitting, Executor):
         self._finalizer = weakref.finalize(
             self, _let_go, self.courier, self._workers, self.broker, self.producer, os.getpid()
         )
+        at_exit.watch(self)
         _register_joblib()
 
     @property
@@ -301,6 +305,7 @@ class Client(_Submitting, Executor):
                     home=self.home,
                 )
                 sibling._parent = self
+                at_exit.forget(sibling)
                 self._siblings[str(priority)] = sibling
             return self._siblings[str(priority)]
 
@@ -367,6 +372,14 @@ class Client(_Submitting, Executor):
                 where = (home or b"").decode()
                 served[where] = served.get(where, 0) + 1
         return served
+
+    def has_workers(self) -> bool:
+        """Whether workers that were started here are at it."""
+        return any(worker.running for worker in (self._parent or self)._workers)
+
+    def parts(self) -> list[Client]:
+        """This client, and those of the other priorities that it has used."""
+        return [self, *self._siblings.values()]
 
     # -- submitting ------------------------------------------------------------------------------
 

@@ -307,6 +307,10 @@ class Courier:
         """Whether the server was there when it was last asked."""
         return not self._away
 
+    def away_s(self) -> float:
+        """Seconds for which the server has been away; 0 while it is there."""
+        return time.monotonic() - self._away if self._away else 0.0
+
     def wanted(self) -> set[str]:
         """The names of the tasks that are waited for."""
         return {future.task_name for future in self.outstanding()}
