@@ -7,16 +7,21 @@ the task is returned as an Outcome, which the crew settles.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import ctypes
 import json
 import logging
 import math
+import os
+import sys
 import threading
 import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import tracing
 from .board import Board
@@ -157,6 +162,35 @@ class _Run:
     """Only once the handler was given one."""
 
 
+_executions: weakref.WeakSet[Execution] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for execution in _executions:
+        execution.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _leave_fork(error: BaseException | None) -> NoReturn:
+    """End a process that a handler forked and that has come to the end of the handler.
+
+    The task is its parent's, and so are the connections by which its copy would tell the server.
+    """
+    code = 0 if error is None else 1
+    with contextlib.suppress(Exception):
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            code = error.code or 0
+        elif error is not None:
+            traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
 class Execution:
     """Runs tasks with the handlers it was given; thread-safe, one runner function a slot.
 
@@ -177,6 +211,9 @@ class Execution:
         self._limits = _TimeLimits(thread)
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
+        self.forked = False
+        """Whether this is a copy of it, in a process that a handler forked."""
+        _executions.add(self)
 
     def close(self) -> None:
         """No task will be started any more."""
@@ -423,6 +460,8 @@ class Execution:
     # -- outcomes --------------------------------------------------------------------------------
 
     def _returned(self, run: _Run, result: Any, took: int, started: int) -> Outcome:
+        if self.forked:
+            _leave_fork(None)
         try:
             if run.job.raw:
                 body = check_size(result, MAX_RAW_RESULT)
@@ -442,6 +481,8 @@ class Execution:
         return _outcome(SETTLE, run, started, args)
 
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
+        if self.forked:
+            _leave_fork(error)
         try:
             return self._judged(run, error, took, started)
         except BaseException as fault:  # the retry policy, or what the error itself says
