@@ -120,7 +120,10 @@ def leave(home: Path | None = None) -> None:
 
     The server ends soon after the last user has left and the last connection is closed.
     """
-    place = _resolve(home)
+    try:
+        place = _resolve(home)
+    except EmbeddedServerError:
+        return  # a folder that cannot be found was never joined
     with _mutex:
         _hand_over(place)
         _forget(place)

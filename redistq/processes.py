@@ -344,6 +344,7 @@ class Starter:
 
 _ours: set[int] = set()
 _not_in_forks: dict[signal.Signals, Any] = {}
+_forking = threading.local()
 
 
 def _keep_from_forks(*descriptors: int) -> None:
@@ -353,6 +354,18 @@ def _keep_from_forks(*descriptors: int) -> None:
 def _close(descriptor: int) -> None:
     _ours.discard(descriptor)
     os.close(descriptor)
+
+
+def _before_fork() -> None:
+    # Python forgets a signal that reaches a forked process before that has forgotten our handlers.
+    if _not_in_forks:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _not_in_forks)
+
+
+def _after_fork_in_parent() -> None:
+    mask = _forking.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _after_fork() -> None:
@@ -365,10 +378,13 @@ def _after_fork() -> None:
     for number, handler in _not_in_forks.items():
         signal.signal(number, handler)
     _not_in_forks.clear()
+    _after_fork_in_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
+    )
 
 
 # -- standard streams ------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def folder() -> Path:
     Both may be inside a zip from which the package is imported. Raises ConfigurationError naming
     both places when the installation is broken.
     """
-    here = Path(__file__).absolute().parent
+    here = Path(__file__).parent  # as it is: a loader knows its zip by the path it was given
     places = (here / "_lua", here.resolve().parent / "lua")
     for place in places:
         with contextlib.suppress(OSError):

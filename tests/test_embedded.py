@@ -446,6 +446,50 @@ def test_a_home_that_cannot_be_used_names_the_next_step(home: Path) -> None:
         embedded.join(home)
 
 
+@pytest.mark.parametrize("kind", ["a circle of links", "an unknown user", "no text"])
+def test_a_home_that_cannot_be_found_names_the_next_step(home: Path, kind: str) -> None:
+    """Whatever the path is, the error is ours and says what to do."""
+    from redistq import embedded
+
+    home.parent.mkdir(exist_ok=True)
+    if kind == "a circle of links":
+        home.symlink_to(home)
+    elif kind == "an unknown user":
+        home = Path("~nobody-of-that-name/redistq")
+    else:
+        home = home.parent / os.fsdecode(b"\xff")
+    with pytest.raises(embedded.EmbeddedServerError, match="set REDISTQ_HOME"):
+        embedded.join(home)
+
+
+def test_in_a_notebook_the_start_is_said_in_a_muted_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There a line on standard error would look like a fault; standard output stays clean."""
+    from redistq import embedded, notebook
+
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(notebook, "in_kernel", lambda: True)
+    monkeypatch.setattr(notebook, "show_bundle", shown.append)
+    server = embedded.join(home)
+    (bundle,) = shown
+    assert bundle["text/plain"].startswith(f"redistq: started a local Valkey at {server.url}")
+    assert "color:var(--jp-ui-font-color2" in bundle["text/html"]
+    assert server.url in bundle["text/html"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_for_people_needs_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without standard error the line is dropped, and does not go to standard output instead."""
+    from redistq import notebook
+
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stdout", type("Out", (), {"write": said.append, "flush": list}))
+    monkeypatch.setattr(sys, "stderr", None)
+    notebook.say("a line")
+    assert said == []
+
+
 def test_a_missing_server_binary_names_the_next_step(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
