@@ -34,7 +34,7 @@ from .broker import (
 from .calls import Command
 from .errors import ConfigurationError
 from .scripts import text_of
-from .settings import Address
+from .settings import Address, what_is_wrong
 
 MOST_CALLS = 64
 """Most calls under way at a time, each on a connection of its own; more wait for their turn."""
@@ -149,7 +149,10 @@ class AsyncBroker:
         kind, kwargs = await self._where()
         while True:
             name = {} if self._named else {"client_name": None}
-            connection = kind(**{**kwargs, "socket_timeout": None, **name})
+            try:
+                connection = kind(**{**kwargs, "socket_timeout": None, **name})
+            except TypeError as error:  # an option of the URL that redis-py does not know
+                raise ConfigurationError(f"{self.address} cannot be used: {error}") from None
             try:
                 await connection.connect()
                 return connection
@@ -195,7 +198,8 @@ class AsyncBroker:
                 try:
                     self._pool = aredis.ConnectionPool.from_url(address.url, **options)
                 except ValueError as error:
-                    raise ConfigurationError(f"{address}: {error}") from error
+                    wrong = what_is_wrong(address) or error
+                    raise ConfigurationError(f"{address} cannot be used: {wrong}") from None
         return self._pool.connection_class, self._pool.connection_kwargs
 
     async def close(self) -> None:

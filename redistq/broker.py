@@ -32,7 +32,7 @@ from .calls import Command, denies
 from .errors import ConfigurationError, RedistqError, ServerFull, ServerUnavailable
 from .logger import logger
 from .scripts import text_of
-from .settings import Address
+from .settings import Address, what_is_wrong
 
 log = logger("redistq.broker")
 
@@ -626,7 +626,10 @@ class Connector:
         }
         while True:
             name = {} if self._named else {"client_name": None}
-            connection = kind(**{**kwargs, **limits, **name})
+            try:
+                connection = kind(**{**kwargs, **limits, **name})
+            except TypeError as error:  # an option of the URL that redis-py does not know
+                raise ConfigurationError(f"{self.address} cannot be used: {error}") from None
             try:
                 connection.connect()
                 return connection
@@ -655,7 +658,8 @@ class Connector:
                         address.url, **_options(None, address.url)
                     )
                 except ValueError as error:
-                    raise ConfigurationError(f"{address}: {error}") from error
+                    wrong = what_is_wrong(address) or error
+                    raise ConfigurationError(f"{address} cannot be used: {wrong}") from None
         return self._pool.connection_class, self._pool.connection_kwargs
 
     def _cluster_node(self) -> tuple[Any, dict[str, Any]]:

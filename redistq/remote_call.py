@@ -47,6 +47,7 @@ from .pickling import (
     what_cannot,
 )
 from .retry import RetryPolicy
+from .settings import without_passwords
 from .task_output import LogSink, TaskOutput, captured
 
 CALL = "redistq.call"
@@ -359,7 +360,7 @@ def _locals(error: BaseException) -> list[dict[str, Any]]:
                     text = short.repr(value)
                 except BaseException as broken:
                     text = f"<cannot be shown: {type(broken).__name__}>"
-                values[name] = text[:200]
+                values[name] = without_passwords(text)[:200]
             frames.append(
                 {"function": frame.f_code.co_name, "line": tb.tb_lineno, "locals": values}
             )

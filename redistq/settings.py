@@ -11,7 +11,7 @@ import socket
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from .errors import ConfigurationError
 from .private import read_given
@@ -20,7 +20,10 @@ DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
 ENV_URL = "REDISTQ_URL"
 ENV_URL_FILE = "REDISTQ_URL_FILE"
 """A file with the URL, for where the environment can be seen by those who must not."""
-_SECRET = re.compile(r"((?:^|&)[^=&]*password=)[^&]*")
+_SECRET = re.compile(r"pass|pwd|secret|token|auth|cred", re.IGNORECASE)
+"""Options of a URL whose values are not shown."""
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\w*\]|[^:\[\]/?#@\s]*)(?::(\d{1,9}))?")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SCHEME = re.compile(r"^(rediss?|unix)(\+sentinel|\+cluster)?$")
 
 
@@ -57,26 +60,93 @@ class Address:
     def __str__(self) -> str:
         return redacted(self.url)
 
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r}, embedded={self.embedded})"
+
     def as_dict(self) -> dict[str, Any]:
         """For a child process."""
         return asdict(self)
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, for messages and logs."""
+    """The URL without its password, for messages and logs: less of it where it is not certain which
+    part is one."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "<a URL that cannot be read>"
-    query = _SECRET.sub(r"\1***", parts.query)
-    if query != parts.query:
-        parts = parts._replace(query=query)
-        url = urlunsplit(parts)
-    if "@" not in parts.netloc:
-        return url
-    user = parts.netloc.rsplit("@", 1)[0].split(":", 1)[0]
-    host = parts.netloc.rsplit("@", 1)[1]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}" if user else f"***@{host}"))
+    if _misread(parts):
+        # A password with marks of its own: it ends at the last @, wherever that stands.
+        scheme, mark, _ = url.rpartition("@")[0].partition("://")
+        shown = url.rpartition("@")[2].partition("?")[0].partition("#")[0]
+        return f"{scheme}://***@{shown}" if mark else f"***@{shown}"
+    if parts.query:
+        items = [
+            f"{name}{mark}{'***' if _SECRET.search(unquote(name)) else value}"
+            for name, mark, value in (item.partition("=") for item in parts.query.split("&"))
+        ]
+        before, mark, after = url.partition("?")
+        url = before + mark + after.replace(parts.query, "&".join(items), 1)
+    if "@" in parts.netloc:
+        secret, _, host = parts.netloc.rpartition("@")
+        user = secret.partition(":")[0]
+        shown = f"//{user}:***@{host}" if user else f"//***@{host}"
+        url = url.replace(f"//{parts.netloc}", shown, 1)
+    return url
+
+
+def without_passwords(text: str) -> str:
+    """Any text with the passwords of the URLs in it hidden."""
+    return _URL_IN_TEXT.sub(lambda found: redacted(found[0]), text) if "://" in text else text
+
+
+def _misread(parts: SplitResult) -> bool:
+    """Whether a password seems to have been taken for something else: its @ stands too far."""
+    if "@" in parts.netloc or parts.scheme == "unix":  # a socket's path may have an @
+        return "@" in parts.fragment
+    asked = (item.partition("=") for item in parts.query.split("&"))
+    strange = any(
+        "@" in name or ("@" in value and not _SECRET.search(unquote(name)))
+        for name, _, value in asked
+    )
+    return strange or "@" in parts.path or "@" in parts.fragment
+
+
+def _checked(address: Address) -> Address:
+    """An address whose URL can be understood in one way only.
+
+    Raises ConfigurationError, which shows no password and does not hold one, either.
+    """
+    wrong = what_is_wrong(address)
+    if wrong:
+        raise ConfigurationError(f"{address} cannot be used: {wrong}")
+    return address
+
+
+def what_is_wrong(address: Address) -> str:
+    """Why the URL of an address cannot be used, without a part of it; empty when it can."""
+    encode = (
+        "write the marks in its password as %XX, as urllib.parse.quote(password, safe='') does, or "
+        "pass password="
+    )
+    try:
+        parts = urlsplit(address.url)
+    except ValueError:
+        return encode
+    if _misread(parts) or parts.fragment:
+        return encode
+    if parts.scheme == "unix":
+        return ""
+    hosts = parts.netloc.rpartition("@")[2]
+    for host in hosts.split(",") if address.sentinel else [hosts]:
+        found = _HOST.fullmatch(host)
+        if not found or (found[1] and not 0 < int(found[1]) < 65536):
+            return f"a server is host:port, with a port from 1 to 65535; or {encode}"
+    path = [part for part in parts.path.split("/") if part]
+    database = path[1:] if address.sentinel else path
+    if len(database) > 1 or (database and not database[0].isdecimal()):
+        return "its database is a number: redis://host:6379/0"
+    return ""
 
 
 def resolve(
@@ -94,12 +164,12 @@ def resolve(
     server cannot start.
     """
     if url is not None:
-        return Address(url)
-    named = Address(_tcp_url(host, port, db, password))
+        return _checked(Address(url))
+    named = _checked(Address(_tcp_url(host, port, db, password)))
     if (host, port) != (DEFAULT_HOST, DEFAULT_PORT) or password is not None:
         return named
     if from_env := os.environ.get(ENV_URL) or _url_in_file():
-        return Address(from_env)
+        return _checked(Address(from_env))
     if _answers(host, port):
         return named
     return join_embedded(db)

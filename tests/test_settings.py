@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 from servers import Server, free_port
@@ -15,7 +17,9 @@ from servers import Server, free_port
 import redistq.settings as settings
 from redistq import (
     AsyncTaskProducer,
+    Client,
     ConfigurationError,
+    RedistqError,
     ServerUnavailable,
     TaskProducer,
     TaskScheduler,
@@ -132,6 +136,149 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
     assert "secret" not in str(Address(url))
     if "[" not in url:
         assert "secret" not in repr(TaskProducer(url=url))
+
+
+MARKS = "#/?@:[]% \\&=;,+!$'\"<>^`{|}~"
+KINDS = ("redis", "rediss", "redis+sentinel", "redis+cluster")
+FORMS = (":{}@127.0.0.1:1/0", "me:{}@127.0.0.1:1/main", ":{}@[::1]:1")
+
+
+@pytest.mark.parametrize("scheme", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_password_with_marks_of_its_own_is_shown_nowhere(
+    scheme: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not percent-encoded as it should be: whatever part of the URL it is taken for, neither it nor
+    a piece of it is in an error, in what that came from, or in a repr."""
+    for mark in MARKS:
+        for password in (f"s3cr{mark}etWord", f"123{mark}456789", f"{mark}s3crets{mark}"):
+            url = f"{scheme}://" + form.format(password)
+            monkeypatch.setenv("REDISTQ_URL", url)
+            said = [redacted(url)]
+            for make in (lambda url=url: TaskProducer(url=url, timeout=0.01), resolve):
+                try:
+                    made = make()
+                    said.append(repr(made))
+                    if isinstance(made, TaskProducer) and "+" not in scheme:
+                        made.add_task("a")
+                except RedistqError as error:
+                    said.append("".join(traceback.format_exception(error, chain=True)))
+            for text in said:
+                text = text.replace("127.0.0.1", "")
+                for line in text.splitlines():
+                    if not line.startswith("  "):  # not the source lines of a traceback
+                        for piece in ("s3cr", "etWord", "123", "4567"):
+                            assert piece not in line, (url, line)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:12#34@host:1/0", "redis://***@host:1/0"),
+        ("redis://:12/34@host:1/0", "redis://***@host:1/0"),
+        ("redis://:12?3=4@host:1/0", "redis://***@host:1/0"),
+        ("redis://:1@2@host:1/0", "redis://***@host:1/0"),
+        ("redis://host/0?pass%77ord=secret&db=1", "redis://host/0?pass%77ord=***&db=1"),
+        ("redis://host/0?password=a@b", "redis://host/0?password=***"),
+        ("redis://me:x@host/0?ssl_password=secret", "redis://me:***@host/0?ssl_password=***"),
+        ("unix:///a@b.sock?password=secret", "unix:///a@b.sock?password=***"),
+        ("unix://me:secret@/a@b.sock", "unix://me:***@/a@b.sock"),
+        ("http://me:secret@host", "http://me:***@host"),
+        ("me:secret@host:6379", "***@host:6379"),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
+    """The server and the user's name, where it is certain which part these are."""
+    assert redacted(url) == shown
+    text = f"before '{url}' after"
+    if "://" in url:
+        assert settings.without_passwords(text) == f"before '{shown}' after"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://:a#b@host:1/0", "quote"),
+        ("redis://user:12/34@host:1/0", "quote"),
+        ("redis://host:port/0", "1 to 65535"),
+        ("redis://host:70000/0", "1 to 65535"),
+        ("redis://host:1/zero", "database"),
+        ("redis://host:1/0/1", "database"),
+        ("redis+sentinel://a:1,b:x/main", "1 to 65535"),
+        ("redis+sentinel://a:1/main/x", "database"),
+        ("redis://host:1/0?colour=red", "colour"),
+        ("redis://host:1/0?socket_timeout=soon", "socket_timeout"),
+    ],
+)
+def test_a_url_that_can_be_understood_in_another_way_is_refused(url: str, why: str) -> None:
+    """The message names what is wrong and how to write it."""
+    with pytest.raises(ConfigurationError, match=why):
+        TaskProducer(url=url, timeout=0.1).add_task("a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://", "redis://host", "redis://:6379/0", "redis:///1", "redis://[::1]:1/0/"),
+        *("redis://h:1?db=2", "rediss://u@h:1/0?ssl_cert_reqs=none", "redis://:p%23w@h"),
+        *("unix:///a b@c.sock?db=1", "redis://[fe80::1%25eth0]:1"),
+        *("redis+cluster://h:1", "redis+sentinel://:p%2Fw@h,h2:2/main/3?client_name=a"),
+    ],
+)
+def test_urls_that_can_work_are_taken(url: str) -> None:
+    """All that redis-py understands in one way only."""
+    assert resolve(url).url == url
+    assert str(resolve(url)) == redacted(url)
+
+
+def test_a_password_in_a_variable_is_not_reported(url: str) -> None:
+    """The variables in the report of a function's error hide the passwords of URLs."""
+
+    def fail() -> None:
+        where = "redis://:s3cret@host:1/0"
+        raise ValueError(len(where))
+
+    with Client(url, signing_key=b"k" * 16) as client:
+        client.start_workers(1)
+        future = client.submit(fail)
+        assert future.exception(30)
+        assert "redis://***@host:1/0" in str(future.report["locals"])
+        assert "s3cret" not in str(future.report["locals"])
+
+
+def test_a_password_is_in_the_arguments_of_no_process(
+    private_server: Callable[..., Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keepers and worker processes are told where the server is in another way."""
+    server = private_server()
+    with server.client() as db:
+        db.config_set("requirepass", "s3cret")
+    url = server.url.replace("//", "//:s3cret@")
+    with TaskWorker(url=url, task_handlers={"a": abs}, processes=2) as worker:
+        ours = psutil.Process().children(recursive=True)
+        assert len(ours) >= 3
+        assert "s3cret" not in str([process.cmdline() for process in ours if process.is_running()])
+        assert "s3cret" not in repr(worker) + caplog.text
+
+
+def test_an_address_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nobody_home: None
+) -> None:
+    """REDISTQ_URL_FILE names a file with the URL, which others cannot write; REDISTQ_URL wins."""
+    file = tmp_path / "url"
+    file.write_text("redis://:secret@from-file:1/0\n")
+    file.chmod(0o644)
+    monkeypatch.setenv("REDISTQ_URL_FILE", str(file))
+    assert resolve().url == "redis://:secret@from-file:1/0"
+    monkeypatch.setenv("REDISTQ_URL", "redis://from-env:1/2")
+    assert resolve().url == "redis://from-env:1/2"
+    monkeypatch.delenv("REDISTQ_URL")
+    file.chmod(0o666)
+    with pytest.raises(ConfigurationError, match="chmod go-w"):
+        resolve()
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="REDISTQ_URL_FILE"):
+        resolve()
 
 
 def test_a_password_is_not_shown_when_the_server_is_away(caplog: pytest.LogCaptureFixture) -> None:
