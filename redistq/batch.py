@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .broker import Lost
@@ -24,6 +25,7 @@ from .courier import CALL_BYTES
 from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
+from .notes import say
 from .options import due_after
 from .plans import BLOCK_LIMIT
 from .producer_plans import not_stored
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .client import CallOptions, Client
+
+log = logging.getLogger("redistq.client")
 
 _Fields = tuple[str, str, bytes, bytes, str]
 _OPEN_TTL_MS = 30 * 86_400_000
@@ -72,7 +76,7 @@ class Batch:
         fn: Callable[..., Any],
         items: Iterable[Any],
         name: str | None,
-        resume: bool,
+        resume: bool | str,
         progress: bool | None,
     ) -> Batch:
         """See Client.map_batch."""
@@ -83,16 +87,20 @@ class Batch:
             raise ConfigurationError(
                 f"a batch's name is 1 to 100 characters without spaces, not {batch_id!r}"
             )
+        if resume not in (True, False, "items"):
+            raise ConfigurationError(f"resume is True, False or 'items', not {resume!r}")
         if options.result_ttl is None:
             options = replace(options, result_ttl=BATCH_TTL_S)
         # Everything is packed before the first task is sent: an item that cannot be pickled
         # leaves nothing behind.
         function = client.store_function(fn, options)
         shared: dict[int, Any] = {}
+        all_items = list(items)
         packets = [
             client.pack_call(_task_id(batch_id, i), function, (item,), {}, options, shared)
-            for i, item in enumerate(items)
+            for i, item in enumerate(all_items)
         ]
+        calls = _Calls.of(fn, all_items) if name else None
         label = options.name or _label(fn)
         batch = cls(client, batch_id, len(packets), options, progress)
         created, total = client.broker.call(
@@ -111,7 +119,16 @@ class Batch:
                     "now: choose another name, or delete it: client.batch(name).delete()"
                 )
         client.open_batches.add(batch_id)
-        batch._send(packets, f"{CALL}:{label}", renew=not created)
+        earlier = None
+        if not created and calls is not None:
+            earlier = batch._compare(calls, resume == "items")
+        if created and calls is not None:
+            batch._remember(calls.digests)
+        batch._send(packets, f"{CALL}:{label}", earlier)
+        if earlier is not None:
+            batch._remember(earlier.digests)
+            if words := earlier.words(batch.id, batch.total):
+                say(words, log)
         return batch
 
     @classmethod
@@ -124,11 +141,49 @@ class Batch:
             raise UnknownTask(batch_id)
         return cls(client, batch_id, int(total), CallOptions())
 
-    def _send(self, packets: list[bytes], name: str, renew: bool) -> None:
+    def _remember(self, digests: list[bytes]) -> None:
+        """Keep what names the batch's calls as long as the batch itself may be there."""
+        seconds = _OPEN_TTL_MS // 1000 + 8 * 86_400
+        key = self._client.keys.calls(self.id)
+        self._client.broker.call(("SET", key, b"".join(digests), "EX", seconds))
+
+    def _compare(self, calls: _Calls, items_alone: bool) -> _Earlier:
+        """What of an earlier run under this name is the answer to these calls, and what is not.
+
+        Raises ConfigurationError when it is still at work on other calls: they may be wanted.
+        """
+        client = self._client
+        stored = client.broker.call(("GET", client.keys.calls(self.id))) or b""
+        states = self._states()
+        earlier = _Earlier.of(calls, stored, states, items_alone)
+        others = (client.keys.task(self._task_id(i)) for i in earlier.others)
+        records = _ask(client, (("HMGET", key, "state", "entry") for key in others))
+        # By their records: one that failed may have been sent again.
+        if waiting := sum(
+            (state or entry) is not None and (state or b"").decode() not in SETTLED
+            for state, entry in records
+        ):
+            why = "another version of the function" if earlier.function_changed else "other items"
+            raise ConfigurationError(
+                f"batch {self.id!r} is still at work, with {why} ({waiting:,} of {self.total:,} "
+                "tasks): choose another name, wait for it (client.batch(name).wait()), or end it "
+                "(client.batch(name).cancel())"
+            )
+        if earlier.others:
+            # Unknown from here on: should we be cut off, nothing old is taken for an answer.
+            self._remember(
+                [_UNKNOWN if i in earlier.others else d for i, d in enumerate(earlier.digests)]
+            )
+        return earlier
+
+    def _send(self, packets: list[bytes], name: str, earlier: _Earlier | None) -> None:
         client = self._client
         opts = client.task_options(self._options, batch=self.id)
         due = "" if self._options.delay is None else due_after(self._options.delay)
-        ended = self._states() if renew else {}
+        ended = dict(earlier.states) if earlier is not None else {}
+        outdated = sorted(earlier.outdated) if earlier is not None else []
+        for _ in _ask(client, (("UNLINK", client.keys.task(self._task_id(i))) for i in outdated)):
+            pass
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
         parts = list(_parts(fields))
         commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
@@ -141,6 +196,8 @@ class Batch:
                 for index in (start + i for i in new if start + i in ended):
                     key = client.keys.batch(self.id)
                     client.broker.call(("HINCRBY", key, ended.pop(index), -1))
+                    if earlier is not None:
+                        earlier.reused.discard(index)
         # What failed or was cancelled before runs again, with the function of now.
         again = [i for i, state in ended.items() if state in ("failed", "cancelled")]
         again = [i for i in again if i < len(packets)]
@@ -460,7 +517,9 @@ class Batch:
             part = ids[start : start + CALL_LIMIT]
             client.producer.purge(*part)
             client.broker.call(("UNLINK", *(client.keys.task(i) for i in part)))
-        client.broker.call(("UNLINK", client.keys.batch(self.id), client.keys.settled(self.id)))
+        keys = client.keys
+        of_batch = (keys.batch(self.id), keys.settled(self.id), keys.calls(self.id))
+        client.broker.call(("UNLINK", *of_batch))
         client.broker.call(("ZREM", client.keys.batches, self.id))
         client.open_batches.discard(self.id)
 
@@ -483,6 +542,87 @@ class Batch:
         ]
         state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
         return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
+
+
+_DIGEST = 8
+_UNKNOWN = bytes(2 * _DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """What names the calls of a batch: for each item the fingerprint of function and item."""
+
+    function: bytes
+    items: list[bytes]
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], items: list[Any]) -> _Calls:
+        """Raises PayloadError naming what no fingerprint can be made of."""
+        from .fingerprint import fingerprint_of
+
+        function = fingerprint_of(fn, "the function")[:_DIGEST]
+        return cls(
+            function, [fingerprint_of(item, f"item {i}")[:_DIGEST] for i, item in enumerate(items)]
+        )
+
+    @property
+    def digests(self) -> list[bytes]:
+        return [self.function + item for item in self.items]
+
+
+@dataclass(slots=True)
+class _Earlier:
+    """An earlier run of a batch beside the calls of now, by position."""
+
+    states: dict[int, str]
+    reused: set[int]
+    """Those whose results answer the calls of now."""
+    others: set[int]
+    """Those that were other calls, or nobody knows which."""
+    digests: list[bytes]
+    """What names each call whose result there will be."""
+    known: bool
+    function_changed: bool
+
+    @classmethod
+    def of(
+        cls, calls: _Calls, stored: bytes, states: dict[int, str], items_alone: bool
+    ) -> _Earlier:
+        digests, reused, others, changed = calls.digests, set(), set(), False
+        for i, now in enumerate(digests):
+            then = stored[2 * _DIGEST * i : 2 * _DIGEST * (i + 1)]
+            same_item = then[_DIGEST:] == now[_DIGEST:]
+            changed = changed or (same_item and then != now)
+            if then == now or (items_alone and same_item):
+                if states.get(i) == "succeeded":
+                    reused.add(i)
+                if states.get(i) not in ("failed", "cancelled"):
+                    digests[i] = then
+            else:
+                others.add(i)
+        return cls(states, reused, others, digests, bool(stored), changed)
+
+    @property
+    def outdated(self) -> set[int]:
+        """Those with results that answer other calls."""
+        return {i for i in self.others if self.states.get(i) == "succeeded"}
+
+    def words(self, batch: str, total: int) -> str:
+        """What the user should know of it, in one line; empty when there is nothing."""
+        of_old = "with an earlier version of the function, " if self.function_changed else ""
+        if self.reused:
+            some = f"{len(self.reused):,} of {total:,} results of batch {batch!r} are "
+            rest = "" if len(self.reused) == total else f"; {total - len(self.reused):,} run now"
+            return f"{some}from an earlier run{', ' + of_old.rstrip(', ') if of_old else ''}{rest}"
+        if not self.outdated:
+            return ""
+        if not self.known:
+            why = "of which calls its results are is not known"
+        elif self.function_changed:
+            why = "the function has changed (resume='items' keeps the results of the same items)"
+        else:
+            why = "its items are others now"
+        return f"batch {batch!r} was run before, and {why}: all {total:,} run now"
 
 
 class BatchScope:

@@ -122,8 +122,12 @@ class _Submitting:
         """Call ``fn(item)`` for every item, as a durable batch; see Batch.
 
         With a ``name`` the batch can be found again from another kernel (``client.batch(name)``),
-        and the same call made again sends only what is not there yet; ``resume=False`` raises
-        ConfigurationError instead when the name is taken. ``progress`` shows a bar while
+        and the same call made again sends only what is not there yet. A result is used again where
+        function and item are the same as then; other items, and all of another function, run
+        anew, which is said. ``resume="items"`` looks at the items alone, so that what a mended
+        function did before counts; ``resume=False`` raises ConfigurationError when the name is
+        taken. So does, in any case, another number of items, or a batch that is still at work on
+        other calls. PayloadError names what cannot be compared. ``progress`` shows a bar while
         results are waited for (None: when somebody looks at the output).
         """
         from .batch import Batch

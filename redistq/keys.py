@@ -55,6 +55,7 @@ class QueueKeys:
     batches: str = field(init=False)
     batch_prefix: str = field(init=False)
     settled_prefix: str = field(init=False)
+    calls_prefix: str = field(init=False)
     blob_prefix: str = field(init=False)
     logs_prefix: str = field(init=False)
     channel: str = field(init=False)
@@ -86,6 +87,7 @@ class QueueKeys:
         put(self, "batches", f"batches:{name}")
         put(self, "batch_prefix", f"batch:{name}:")
         put(self, "settled_prefix", f"settled:{name}:")
+        put(self, "calls_prefix", f"calls:{name}:")
         put(self, "blob_prefix", f"blob:{name}:")
         put(self, "logs_prefix", f"logs:{name}:")
         put(self, "channel", f"wake:{name}")
@@ -105,6 +107,10 @@ class QueueKeys:
     def batch(self, batch_id: str) -> str:
         """The hash with one batch's counters."""
         return self.batch_prefix + batch_id
+
+    def calls(self, batch_id: str) -> str:
+        """What names the calls of one batch, by position."""
+        return self.calls_prefix + batch_id
 
     def settled(self, batch_id: str) -> str:
         """The stream of one batch's settled task ids, in the order of their end."""

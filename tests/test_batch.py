@@ -273,8 +273,8 @@ def test_cancel_cancels_what_has_not_started(idle: Client) -> None:
 
 
 def test_the_same_cell_again_runs_only_what_is_missing(idle: Client, tmp_path: Path) -> None:
-    """Resumed by name: what succeeded is not run again; what failed or was cancelled is, with
-    the function as it is now."""
+    """Resumed by name, by its items: what succeeded is not run again; what failed or was cancelled
+    is, with the function as it is now."""
     log = tmp_path / "log"
 
     def first(n: int) -> int:
@@ -295,7 +295,7 @@ def test_the_same_cell_again_runs_only_what_is_missing(idle: Client, tmp_path: P
             file.write(f"{n}\n")
         return n * 100
 
-    again = idle.map_batch(fixed, range(4), name="nightly")
+    again = idle.map_batch(fixed, range(4), name="nightly", resume="items")
     assert again.results(20) == [0, 1, 200, 300]
     assert again.counts()["succeeded"] == 4
     assert sorted(log.read_text().split()) == ["0", "1", "2", "2", "3"]
