@@ -19,6 +19,11 @@ from .errors import PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
 DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 MAX_TRACEBACK_CHARS = 16_000
 MAX_MESSAGE_CHARS = 4_000
+CHECKED_PARTS = 200
+"""Most dicts and lists of one payload that are looked through for keys that are one in JSON."""
+_NESTED = (dict, list, tuple)
+_TEXT = frozenset({str})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
@@ -61,10 +66,47 @@ def loads(data: bytes) -> Any:
     return _decode(data.decode("utf-8", "surrogatepass"))
 
 
+def _check_keys(value: Any) -> None:
+    """Raise ValueError when keys of a dict, such as 1 and "1", would be one and the same in JSON.
+
+    What was written would not come back whole, and nobody would know. It is looked for in the first
+    CHECKED_PARTS dicts and lists: usual payloads are seen whole, and large ones are not held up.
+    """
+    parts = [value]
+    for part in parts:
+        inner = part
+        if isinstance(part, dict):
+            inner = part.values()
+            if not _TEXT.issuperset(map(type, part)):
+                texts: dict[str, Any] = {}
+                for key in part:
+                    text = _encode({key: 0})
+                    if text in texts:
+                        raise ValueError(
+                            f"its keys {texts[text]!r:.40} and {key!r:.40} are the same key in JSON"
+                        )
+                    texts[text] = key
+        if len(parts) < CHECKED_PARTS and not _SCALARS.issuperset(map(type, inner)):
+            parts.extend(item for item in inner if isinstance(item, _NESTED))
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether ``value`` is a plain one, or a dict of such whose keys are text."""
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or type(item) not in _SCALARS:
+                return False
+        return True
+    return kind in _SCALARS
+
+
 def encode_payload(name: str, payload: Any, limit: int) -> bytes:
     """A task's payload, or a clear error before anything is stored."""
     try:
         data = dumps(payload)
+        if not _is_flat(payload):
+            _check_keys(payload)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(
             f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
@@ -81,6 +123,8 @@ def encode_result(result: Any, limit: int) -> bytes:
         return b"null"
     try:
         data = dumps(result)
+        if not _is_flat(result):
+            _check_keys(result)
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultError(
             f"the handler returned {type(result).__name__}, which cannot be written as JSON: "
