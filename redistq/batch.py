@@ -25,6 +25,7 @@ from .courier import CALL_BYTES
 from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
+from .ids import is_text
 from .notes import say
 from .options import due_after
 from .plans import BLOCK_LIMIT
@@ -83,7 +84,8 @@ class Batch:
         from .client import BATCH_TTL_S, _label, unique_name
 
         batch_id = name or unique_name()
-        if not 0 < len(batch_id) <= 100 or any(c.isspace() for c in batch_id):
+        odd = any(c.isspace() for c in batch_id) or not is_text(batch_id)
+        if odd or not 0 < len(batch_id) <= 100:
             raise ConfigurationError(
                 f"a batch's name is 1 to 100 characters without spaces, not {batch_id!r}"
             )

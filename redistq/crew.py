@@ -732,9 +732,11 @@ class Crew:
             try:
                 try:
                     self._settle([outcome])
-                except ConfigurationError:
-                    raise
                 except (TypeError, ValueError) as error:
+                    # Missing rights, say; but text that cannot be sent is this outcome's own.
+                    mine = not isinstance(error, ConfigurationError)
+                    if not mine and not isinstance(error.__cause__, UnicodeEncodeError):
+                        raise
                     self._settle([self._execution.unsettled(outcome, error)])
             except (ServerUnavailable, Lost, ConfigurationError):
                 return left + batch[position:]  # no fault of this outcome

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from .errors import ConfigurationError
+from .ids import check_line
 from .options import seconds
 from .retry import ExceptionTypes, RetryPolicy
 
@@ -66,8 +67,7 @@ class Handler:
 
         Raises ConfigurationError when the name or the signature cannot work.
         """
-        if not name or "\n" in name or len(name) > 200:
-            raise ConfigurationError(f"a task's name is one line of 1 to 200 characters: {name!r}")
+        check_line("a task's name", name)
         timeout, ttl = options.get("timeout"), options.get("result_ttl")
         if timeout is not None:
             options["timeout"] = seconds(f"the timeout of task {name!r}", timeout, positive=True)

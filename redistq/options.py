@@ -76,15 +76,15 @@ def due_at(execute_at: Any) -> str:
                 "execute_at is a datetime without a time zone, which could mean any hour; use an "
                 "aware one: datetime.now(timezone.utc) + timedelta(...)"
             )
-        moment: Any = max(execute_at.timestamp(), 0.0)  # before 1970 is in the past like any other
+        moment: Any = execute_at.timestamp()
     else:
         moment = execute_at
-    if not (_is_number(moment) and 0 <= moment <= LATEST_S):
+    if not (_is_number(moment) and moment <= LATEST_S):
         raise ConfigurationError(
-            "execute_at is a time as epoch seconds (0 or more) or an aware datetime, not after the "
-            f"year 2286: {shown(execute_at)}"
+            "execute_at is a time as epoch seconds or an aware datetime, not after the year 2286: "
+            f"{shown(execute_at)}"
         )
-    return str(milliseconds(float(moment)))
+    return str(milliseconds(float(max(moment, 0))))  # before 1970 is in the past like any other
 
 
 def check_written(opts: Mapping[str, Any]) -> None:

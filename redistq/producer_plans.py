@@ -29,7 +29,7 @@ from .errors import (
     UnknownTask,
 )
 from .handlers import _MARK
-from .ids import new_task_id
+from .ids import check_line, new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .options import count, due_after, due_at, seconds
 from .plans import Call, Inbox, Plan, ReadInbox
@@ -133,13 +133,12 @@ class ProducerPlans:
     ) -> Fields:
         """The fields of one new task; every complaint about them is raised here."""
         name = type if isinstance(type, str) else _name_of(type)
-        if not name or "\n" in name or len(name) > 200:
-            raise ConfigurationError(f"a task's type is one line of 1 to 200 characters: {name!r}")
+        check_line("a task's type", name)
         data = encode_payload(name, payload, self._max_bytes)
         if task_id is None:
             task_id = new_task_id()
-        elif not isinstance(task_id, str) or not 0 < len(task_id) <= 200 or "\n" in task_id:
-            raise ConfigurationError(f"a task_id is one line of 1 to 200 characters: {task_id!r}")
+        else:
+            check_line("a task_id", task_id)
         opts = b""
         if retries is not None or timeout is not None or result_ttl is not None:
             opts = _options(retries, timeout, result_ttl)

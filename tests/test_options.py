@@ -92,7 +92,7 @@ def test_numbers_beyond_the_limits_are_refused_where_they_enter(
 
 
 @pytest.mark.parametrize(
-    "moment", [math.inf, math.nan, 10**400, 1e16, -1, True, datetime(9999, 1, 1, tzinfo=UTC)]
+    "moment", [math.inf, math.nan, 10**400, 1e16, True, "1", datetime(9999, 1, 1, tzinfo=UTC)]
 )
 def test_moments_nobody_will_see_are_refused(doors: Any, client: redis.Redis, moment: Any) -> None:
     """execute_at beyond the last due time is an error, not a task that never runs."""
@@ -101,11 +101,18 @@ def test_moments_nobody_will_see_are_refused(doors: Any, client: redis.Redis, mo
     assert client.dbsize() == 0
 
 
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(0, -1, -1e300, -(10**400), -math.inf),
+        *(datetime(1960, 1, 1, tzinfo=UTC), datetime.min.replace(tzinfo=UTC)),
+    ],
+)
 def test_a_moment_before_1970_is_in_the_past_like_any_other(
-    doors: Any, client: redis.Redis
+    doors: Any, client: redis.Redis, moment: Any
 ) -> None:
     """Such a task is ready at once."""
-    doors[0].schedule_task("a", execute_at=datetime(1960, 1, 1, tzinfo=UTC))
+    doors[0].schedule_task("a", execute_at=moment)
     assert client.xlen("tasks") == 1
 
 

@@ -215,7 +215,7 @@ def test_times_are_epoch_seconds_or_aware_datetimes(
     assert due[0][1] == pytest.approx(at * 1000, abs=2)
     past = producer.schedule_task("a", 1, time.time() - 10)
     assert stored(client) == [past]
-    for bad in (datetime(2030, 1, 1), "tomorrow", float("nan"), -5, True):
+    for bad in (datetime(2030, 1, 1), "tomorrow", float("nan"), True):
         with pytest.raises(ConfigurationError, match="execute_at"):
             producer.schedule_task("a", 1, bad)  # type: ignore[arg-type]
 
