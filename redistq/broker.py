@@ -574,8 +574,9 @@ def _meaning_of_answer(error: Exception) -> Exception:
         )
     if code == "NOPERM" or denies(text) or isinstance(error, rex.NoPermissionError):
         return ConfigurationError(
-            f"the server's ACL forbids a command redistq needs: {text} (the scripts run under the "
-            "caller's rights and read the clock: +time)"
+            f"the server's ACL forbids a command redistq needs: {text} (scripts run with the "
+            "caller's rights; all that are needed are in docs/operations.md, Rights, and ACL LOG "
+            "tells what was refused)"
         )
     if code == "NOAUTH":
         return ConfigurationError("the server wants a password: redis://:PASSWORD@host:6379/0")
