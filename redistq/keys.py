@@ -5,6 +5,7 @@ Used by the script calls and by whoever looks at a queue. The pattern is ``<kind
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from .errors import ConfigurationError
@@ -14,6 +15,13 @@ DEFAULT_GROUP = "workers"
 PRIORITIES = ("high", "normal", "low")
 """The priorities of a queue, the most urgent first; each but ``normal`` is a queue of its own."""
 PRIORITY_MARK = "!"
+LONGEST_NAME = 200
+_BESIDE = frozenset(
+    {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
+    | {"batches", "batch", "settled", "blob", "logs", "wake"}
+)
+"""What the keys beside the stream and the delayed set begin with."""
+_NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
 
 
 def at_priority(queue: str, priority: str) -> str:
@@ -29,6 +37,44 @@ def at_priority(queue: str, priority: str) -> str:
 def without_priority(queue: str) -> str:
     """The queue whose tasks of some priority a queue holds."""
     return queue.partition(PRIORITY_MARK)[0]
+
+
+def check_queue(name: str) -> str:
+    """The name, when a queue may have it; raises ConfigurationError saying what is allowed."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a queue's name is text, not {name!r}")
+    base = without_priority(name)
+    if (
+        not base
+        or not base.isprintable()  # no newlines, control characters or halves of surrogate pairs
+        or any(c.isspace() or c == ":" for c in base)
+        or len(name) > LONGEST_NAME
+        or not _NAME.fullmatch(name)
+    ):
+        raise ConfigurationError(
+            f"{name!r:.220} is no queue's name: it has 1 to {LONGEST_NAME} letters, digits and "
+            "signs such as . - _ / (no blanks, no colon, which stands between the parts of a key), "
+            "at most one {hash tag}, and after an exclamation mark only a priority: "
+            "tasks!high or tasks!low"
+        )
+    return name
+
+
+def check_delayed_key(key: str, queue: str) -> str:
+    """The key, when a queue may keep its delayed tasks there; raises ConfigurationError.
+
+    Every other key of a queue, and the one of another queue's delayed tasks, holds something else.
+    """
+    kind, colon, _ = key.partition(":") if isinstance(key, str) else ("", "", "")
+    taken = key in (queue, "") or (colon and kind in _BESIDE)
+    taken = taken or (kind == "delayed" and colon and key != f"delayed:{queue}")
+    if taken or not isinstance(key, str) or not key.isprintable() or " " in key:
+        raise ConfigurationError(
+            f"{key!r:.220} cannot hold the delayed tasks of queue {queue!r}: it is the name of "
+            f"another key, or no name; leave it out for delayed:{queue}, or use one such as "
+            f"{queue}-delayed"
+        )
+    return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +107,15 @@ class QueueKeys:
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
-        name = self.stream
-        if not name or any(c.isspace() for c in name):
-            raise ConfigurationError(f"a queue's name has no spaces and is not empty: {name!r}")
+        name = check_queue(self.stream)
         if self.clustered and "{" not in name:
             base, mark, priority = name.partition(PRIORITY_MARK)
             name = "{" + base + "}" + mark + priority
         put = object.__setattr__
         put(self, "stream", name)
-        delayed = self.delayed_key or f"delayed:{name}"
+        delayed = f"delayed:{name}"
+        if self.delayed_key is not None:
+            delayed = check_delayed_key(self.delayed_key, name)
         if self.clustered and "{" not in delayed:
             raise ConfigurationError(
                 f"on a cluster the delayed key must carry the queue's hash tag: {delayed}:{name}"

@@ -370,7 +370,9 @@ class ProducerPlans:
 
     def _pause(self, paused: bool) -> Plan[None]:
         yield ("HSET", self.keys.meta, "paused", int(paused))
-        yield ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
+        # Without a right to the channel, workers see it with their next heartbeat.
+        with contextlib.suppress(ConfigurationError):
+            yield ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
 
     def _snapshot(self) -> Plan[Snapshot]:
         return Calls.read_snapshot((yield self.calls.snapshot()))

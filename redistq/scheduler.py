@@ -14,7 +14,7 @@ from typing import Any
 
 from .broker import Broker, Lost, NoGroup, Wire
 from .calls import CALL_LIMIT, Calls, Promoted
-from .errors import RedistqError
+from .errors import ConfigurationError, RedistqError
 from .keys import DEFAULT_QUEUE, QueueKeys
 from .logger import logger
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -23,10 +23,18 @@ log = logger("redistq.scheduler")
 
 LONGEST_SLEEP = 30.0
 """Seconds after which it looks although nothing was announced: the net for a lost message."""
-
+POLL_S = 0.5
+"""The same where nothing can be heard: the server's user has no right to the channel, or the server
+has no channels."""
+LISTEN_AGAIN_S = 300.0
+"""Seconds after which listening is tried again there."""
 
 LISTENING = "listening"
 """What ``on_message`` is told when words are heard from now on: earlier ones were missed."""
+
+
+class _CannotListen(Exception):
+    """The server does not let us subscribe."""
 
 
 class TaskScheduler:
@@ -54,6 +62,7 @@ class TaskScheduler:
         self._stopping = threading.Event()
         self._wire: Wire | None = None
         self._said: set[str] = set()  # tasks that could not be moved, and were named
+        self._deaf_until = 0.0
 
     def start(self) -> TaskScheduler:
         """Begin in a thread of its own; safe to call twice."""
@@ -109,11 +118,25 @@ class TaskScheduler:
         while not self._stopping.is_set():
             self._wire = wire = self._broker.wire(None)
             try:
+                if time.monotonic() < self._deaf_until:
+                    while not self._stopping.is_set() and time.monotonic() < self._deaf_until:
+                        until = min(self._promote(), time.monotonic() + POLL_S)
+                        self._stopping.wait(max(0.0, until - time.monotonic()))
+                        pause = 0.1
+                    continue
                 # Listen first, look second: what is added in between is heard.
                 wire.send("SUBSCRIBE", self.keys.channel)
                 while not self._stopping.is_set():
                     self._sleep(wire, self._promote())
                     pause = 0.1
+            except _CannotListen as error:
+                if not self._deaf_until:
+                    log.warning(
+                        "scheduler of %s cannot listen to the channel %s (%s) and looks every "
+                        "%g s instead; allow it to the server's user: &%s",
+                        *(self.keys.stream, self.keys.channel, error, POLL_S, self.keys.channel),
+                    )
+                self._deaf_until = time.monotonic() + LISTEN_AGAIN_S
             except (Lost, NoGroup, RedistqError, OSError) as error:
                 if not self._stopping.is_set():
                     log.warning("scheduler of %s waits for the server: %s", self.keys.stream, error)
@@ -152,7 +175,10 @@ class TaskScheduler:
             left = until - time.monotonic()
             if left <= 0:
                 return
-            message: Any = wire.receive(left)
+            try:
+                message: Any = wire.receive(left)
+            except ConfigurationError as error:
+                raise _CannotListen(error) from error
             if message is None:
                 return
             if message[0] == b"subscribe" and self._on_message is not None:
