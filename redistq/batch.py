@@ -22,14 +22,21 @@ from typing import TYPE_CHECKING, Any
 from .broker import Lost
 from .calls import CALL_LIMIT, SETTLED, Calls, Command
 from .courier import CALL_BYTES
-from .errors import ConfigurationError, RedistqError, ResultTimeout, TaskCancelled, UnknownTask
+from .errors import (
+    ConfigurationError,
+    RedistqError,
+    ResultTimeout,
+    ServerUnavailable,
+    TaskCancelled,
+    UnknownTask,
+)
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
 from .ids import is_text
 from .notes import say
 from .options import due_after
-from .plans import BLOCK_LIMIT
-from .producer_plans import not_stored
+from .plans import BLOCK_LIMIT, LEAST_PATIENCE_S
+from .producer_plans import LEAST_LOOK_S, not_stored
 from .progress import Progress
 from .remote_call import CALL
 from .waiting import Wait
@@ -225,7 +232,10 @@ class Batch:
     def counts(self) -> dict[str, int]:
         """How many tasks: total, succeeded, failed, cancelled, waiting (for a worker or for their
         time, or running), and how often one was retried."""
-        raw = self._client.broker.call(("HGETALL", self._client.keys.batch(self.id)))
+        return self._counts(None)
+
+    def _counts(self, deadline: float | None) -> dict[str, int]:
+        raw = self._client.broker.call(("HGETALL", self._client.keys.batch(self.id)), deadline)
         if not raw:
             raise UnknownTask(self.id)
         fields = dict(zip(raw[::2], raw[1::2], strict=True))
@@ -258,8 +268,8 @@ class Batch:
     def _read(self, flat: list[bytes]) -> Iterator[tuple[int, str]]:
         for task_id, state in zip(flat[::2], flat[1::2], strict=True):
             index = task_id.rpartition(b":")[2]
-            if index.isdigit():
-                yield int(index), state.decode()
+            if index.isdigit() and len(index) < 16 and int(index) < self.total:
+                yield int(index), state.decode("utf-8", "replace")
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -277,22 +287,27 @@ class Batch:
             ended = threading.Event()
         end = None if timeout is None else now + timeout
         bar = Progress(self.id, self.total, self._progress)
-        wire, last = client.broker.wire(BLOCK_LIMIT + client.broker.timeout), "0-0"
+        wire, last, timeout_s = client.broker.wire(), "0-0", client.broker.timeout
         key = client.keys.settled(self.id)
         try:
             while stop is None or not stop.is_set():
                 # Counters first: once they are complete, all news are in the stream already.
-                counts = self.counts()
+                counts = self._counts(None if end is None else max(end, now + LEAST_LOOK_S))
                 bar.show(counts)
                 left = min(BLOCK_LIMIT, max(0.01, wait.left(now)))
                 left = left if end is None else min(left, end - now)
                 block = max(1, int(left * 1000))
                 try:
                     most = block if counts["waiting"] else 1
-                    reply = wire.request(
-                        ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
-                    )
-                except Lost:
+                    read = ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
+                    patience = timeout_s if end is None else min(timeout_s, end - now - left)
+                    reply = wire.read(read, block / 1000 + max(patience, LEAST_PATIENCE_S))
+                except Lost as error:
+                    now = time.monotonic()
+                    if end is not None and now >= end:
+                        raise ServerUnavailable(
+                            f"no answer from {client.address} ({error}); batch {self.id!r} goes on"
+                        ) from error
                     time.sleep(0.1)
                     continue
                 now = time.monotonic()

@@ -605,7 +605,7 @@ class Client(_Submitting, Executor):
 
     def _read_logs(self, task_id: str) -> list[str]:
         rows = self.broker.call(("XRANGE", self._shared_keys.logs(task_id), "-", "+"))
-        return [fields[3].decode("utf-8", "replace") for _, fields in rows]
+        return [fields[3].decode("utf-8", "replace") for _, fields in rows if len(fields) > 3]
 
     def _follow_logs(self, future: TaskFuture) -> Iterator[str]:
         wire, last = self.broker.wire(BLOCK_LIMIT + self.broker.timeout), "0-0"
@@ -625,7 +625,8 @@ class Client(_Submitting, Executor):
                     continue
                 for entry, fields in reply[0][1] if reply else ():
                     last = entry.decode()
-                    yield fields[3].decode("utf-8", "replace")
+                    if len(fields) > 3:  # else somebody else wrote it
+                        yield fields[3].decode("utf-8", "replace")
                 if ended and not reply:
                     return
         finally:

@@ -53,6 +53,8 @@ DOUBT_S = 0.1
 TAKEN_TTL_S = 600
 """Seconds that a large result is kept once its client has it, unless it was told for how long: a
 map over large results must not fill the server for a day."""
+FAREWELL_S = 1.0
+"""Seconds that the end of a client may take to remove its inbox."""
 BURST_S = 0.001
 INBOX_PAGE = 1000
 
@@ -404,8 +406,10 @@ class Courier:
             for future in found if isinstance(found, list) else (found,):
                 try:
                     end(future)
-                except Exception:
+                except Exception as error:
                     log.exception("a future's callback failed")
+                    if not future.done():  # it was no callback: nobody shall wait for ever
+                        _give_exception(error, future)
                 except BaseException:  # SystemExit in a callback ends neither us nor its task
                     if not self.is_me():
                         raise
@@ -465,6 +469,7 @@ class Courier:
     def end(self, *, join: bool = True) -> None:
         """Send what waits, and bring no more answers; safe to call twice, from any thread."""
         self.refuse()
+        started = time.monotonic()
         if self._outbox and not self.ended.is_set():
             self._flush(patient=True)
         self.ended.set()
@@ -476,8 +481,9 @@ class Courier:
         if not join:
             self._wake()
         if self._threads and not self._away:
+            # It expires by itself: no reason to wait for a server that has kept us waiting.
             with contextlib.suppress(RedistqError, Lost, OSError):
-                self._broker.call(("UNLINK", self.inbox.key))
+                self._broker.call(("UNLINK", self.inbox.key), started + FAREWELL_S)
         for future in self.outstanding():
             why = RedistqError(
                 f"the client was closed before task {future.task_id} had ended; the task goes on: "
