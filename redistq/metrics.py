@@ -14,6 +14,7 @@ from typing import Any
 from .calls import Snapshot
 from .errors import ConfigurationError, RedistqError
 from .extras import need
+from .hosts import host_in, is_loopback, named_here
 from .logger import logger
 from .monitor import TaskMonitor
 from .tick import running_count, slots_of
@@ -117,7 +118,8 @@ class QueuesCollector:
 class MetricsServer:
     """Serves the figures of one or more queues over HTTP on its own threads, until ``stop``.
 
-    Binds to the loopback address unless another is asked for. Port 0 takes a free one: see
+    Binds to the loopback address unless another is asked for, and there answers to its own names
+    alone: a web site in a browser of this machine cannot read it. Port 0 takes a free one: see
     ``port``. Raises ConfigurationError when the port cannot be had.
     """
 
@@ -136,6 +138,9 @@ class MetricsServer:
             raise ConfigurationError(
                 f"metrics cannot be served at {host}:{port}: {error}"
             ) from error
+        if is_loopback(host):
+            # For this machine alone: so not for a web site that a browser here has open.
+            self._server.set_app(_for_own_names(self._server.get_app(), named_here(host)))
         self.host, self.port = host, int(self._server.server_port)
 
     def stop(self) -> None:
@@ -151,6 +156,18 @@ class MetricsServer:
         """Where Prometheus finds the figures."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}/metrics"
+
+
+def _for_own_names(answer: Any, is_own_name: Callable[[str], bool]) -> Callable[..., Any]:
+    """The same web application for requests that mean this server by its name."""
+
+    def guarded(environ: dict[str, Any], start: Any) -> Any:
+        if is_own_name(host_in(environ.get("HTTP_HOST", "localhost"))):
+            return answer(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"the Host of this request is no name of this server\n"]
+
+    return guarded
 
 
 def serve_until_signal(monitor: TaskMonitor, port: int, host: str = DEFAULT_HOST) -> int:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import hmac
-import ipaddress
 import json
 import logging
 import os
@@ -32,6 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import RedistqError
+from .hosts import is_loopback, named_here
 from .keys import DEFAULT_QUEUE
 from .logger import logger
 from .pickling import ENV_KEY
@@ -101,7 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "(Ctrl-C ends it)",
             flush=True,
         )
-        server = _server(Voila, token, _named_here(args.host, args.allow_host), page_url)
+        if not is_loopback(args.host):
+            print(
+                "redistq: the page is not encrypted on its way: let a proxy add TLS",
+                file=sys.stderr,
+            )
+        server = _server(Voila, token, named_here(args.host, args.allow_host), page_url)
         try:
             server.launch_instance(argv=_voila(args, page), config=_config())
         finally:
@@ -234,32 +238,6 @@ def _refused(request: Any, is_own_name: Callable[[str], bool]) -> str:
     return ""
 
 
-def _named_here(host: str, more: Sequence[str]) -> Callable[[str], bool]:
-    """Which names in a request mean this server.
-
-    On this machine alone: its own. Elsewhere every IP address too: only a name can be made to point
-    here by somebody who has a web site.
-    """
-    local = is_loopback(host)
-    names = {"localhost", host, *more}
-    if not local:
-        names |= {socket.gethostname(), socket.getfqdn()}
-    names = {name.lower().strip("[]").rstrip(".") for name in names}
-
-    @functools.lru_cache(1000)
-    def is_own_name(name: str) -> bool:
-        name = name.lower().strip("[]").rstrip(".")
-        if name in names:
-            return True
-        try:
-            ip = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return ip.is_loopback or not local
-
-    return is_own_name
-
-
 def _log_request(handler: Any) -> None:
     """One line a request at most, without what follows the question mark: the token."""
     status, request = handler.get_status(), handler.request
@@ -296,14 +274,6 @@ def _config() -> Any:
 def _is_any(host: str) -> bool:
     """Whether that means all addresses of this machine."""
     return host in ("", "0.0.0.0", "::")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _notebook() -> dict[str, Any]:

@@ -29,7 +29,7 @@ FLOORS = {
         *("pace", "execution", "async_crew", "crew", "keeper"),
         *("task_output", "parts", "remote_call", "worker"),
     ),
-    "windows": ("extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
+    "windows": ("hosts", "extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
     "street": ("worker_cli", "_child", "_keeper"),
 }
 # `python -m redistq.worker` is the command's name, so the worker's module ends with a door to it.

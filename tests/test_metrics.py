@@ -126,6 +126,40 @@ def test_without_prometheus_client_it_says_what_to_install(
         MetricsServer(monitor, 0)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:80", "[::1]:80", "LOCALHOST", ""])
+def test_figures_for_this_machine_are_given_under_its_names(url: str, host: str) -> None:
+    """And not to a web site whose name was made to point here, in a browser that can reach it."""
+    import http.client
+
+    with TaskMonitor(url=url) as monitor:
+        server = MetricsServer(monitor, 0)
+        try:
+            for name, status in ((host, 200), ("evil.example", 403), ("127.0.0.1.evil:80", 403)):
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+                connection.putrequest("GET", "/metrics", skip_host=True)
+                if name:
+                    connection.putheader("Host", name)
+                connection.endheaders()
+                answer = connection.getresponse()
+                assert (answer.status, b"redistq_up" in answer.read()) == (status, status == 200)
+                connection.close()
+        finally:
+            server.stop()
+
+
+def test_figures_for_others_are_given_under_any_name(url: str) -> None:
+    """Served elsewhere, its name is that of a service or a proxy."""
+    with TaskMonitor(url=url) as monitor:
+        server = MetricsServer(monitor, 0, "0.0.0.0")
+        try:
+            request = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics")
+            request.add_header("Host", "queue.monitoring.svc:9100")
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                assert answer.status == 200
+        finally:
+            server.stop()
+
+
 def started(command: list[str], words: str, cwd: Path | None = None) -> tuple[Any, str]:
     """A process, and the address in the line with some words that it printed."""
     process = subprocess.Popen(
