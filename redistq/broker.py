@@ -231,7 +231,10 @@ class _DirectLine(_Line):
             if reply is _MORE:
                 reply = self._rest(deadline)
         if isinstance(reply, rex.RedisError):
-            raise reply
+            try:
+                raise reply
+            finally:
+                del reply  # or error, traceback and frames, the caller's client too, hold each other
         return reply
 
     def _rest(self, deadline: float | None) -> Any:
