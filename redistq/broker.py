@@ -234,7 +234,7 @@ class _DirectLine(_Line):
             try:
                 raise reply
             finally:
-                del reply  # or error, traceback and frames, the caller's client too, hold each other
+                del reply  # or error, traceback and frames, up to a client, would hold each other
         return reply
 
     def _rest(self, deadline: float | None) -> Any:

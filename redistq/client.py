@@ -150,13 +150,16 @@ class _Submitting:
         """
         from .dataframes import map_frame
 
-        return map_frame(self, fn, df, chunks or 4 * self._client.worker_count())
+        if chunks is None:
+            chunks = 4 * self._client.worker_count()
+        return map_frame(self, fn, df, chunks)
 
-    def map_groups(self, fn: Callable[[pd.DataFrame], Any], groups: Any) -> pd.DataFrame:
-        """One DataFrame of ``fn(group)`` over ``df.groupby(...)``.
+    def map_groups(self, fn: Callable[[pd.DataFrame], Any], groups: Any) -> Any:
+        """What ``df.groupby(...).apply(fn)`` gives, with ``fn`` called on workers.
 
-        Rows come back in the order of the frame that was grouped when ``fn`` keeps each group's
-        index; otherwise group by group, under the groups' keys.
+        ``fn`` sees its group with the key's columns, and the key as ``group.name``. Rows of a
+        function that keeps each group's index come back in the order of the frame that was grouped
+        (whatever ``group_keys`` says); everything else is as pandas puts it together.
         """
         from .dataframes import map_groups
 

@@ -30,8 +30,8 @@ def map_frame(
 ) -> pd.DataFrame:
     """See Client.map_frame. Raises ValueError for no chunks at all."""
     pandas = _pandas()
-    if chunks < 1:
-        raise ValueError("chunks is 1 or more")
+    if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
+        raise ValueError(f"chunks is a whole number, 1 or more, not {chunks!r}")
     if not isinstance(df, pandas.DataFrame | pandas.Series):
         raise TypeError(f"map_frame takes a DataFrame, not {type(df).__name__}")
     rows = len(df)
@@ -49,40 +49,83 @@ def map_frame(
     return joined
 
 
-def map_groups(submitting: _Submitting, fn: Callable[[Any], Any], groups: Any) -> pd.DataFrame:
+def map_groups(submitting: _Submitting, fn: Callable[[Any], Any], groups: Any) -> Any:
     """See Client.map_groups. Raises TypeError for what is no groupby."""
     pandas = _pandas()
-    if not hasattr(groups, "indices") or not hasattr(groups, "obj"):
+    if not hasattr(groups, "ngroup") or not hasattr(groups, "obj"):
         raise TypeError("map_groups takes df.groupby(...)")
     keys, frames = [], []
     for key, frame in groups:
         keys.append(key)
         frames.append(frame)
-    if not frames:
-        return pandas.DataFrame(columns=groups.obj.columns)
-    results = list(submitting.map(fn, frames))
-    whole = all(
-        isinstance(r, pandas.DataFrame | pandas.Series) and r.index.equals(f.index)
-        for r, f in zip(results, frames, strict=True)
-    )
-    if whole:
-        # Rows kept their index: back to where they stood, by position, since labels may repeat.
-        import numpy
-
-        positions = numpy.concatenate([groups.indices[key] for key in _index_keys(groups, keys)])
-        joined = pandas.concat(results)
-        return joined.iloc[numpy.argsort(positions, kind="stable")]
-    names = [grouping.name for grouping in groups._grouper.groupings]
-    if all(isinstance(r, pandas.DataFrame | pandas.Series) for r in results):
-        return pandas.concat(results, keys=keys, names=names)
-    if isinstance(keys[0], tuple):
-        index = pandas.MultiIndex.from_tuples(keys, names=names)
-    else:
-        index = pandas.Index(keys, name=names[0])
-    return pandas.DataFrame({"result": results}, index=index)
+    by_one = len(groups._grouper.groupings) == 1
+    names = [k[0] if by_one and isinstance(k, tuple) and len(k) == 1 else k for k in keys]
+    results = list(submitting.map(_named(fn), names, frames)) if frames else []
+    shaped = pandas.DataFrame | pandas.Series
+    pairs = zip(results, frames, strict=True)
+    if frames and all(isinstance(r, shaped) and r.index.equals(f.index) for r, f in pairs):
+        return _in_place(groups, results)
+    if repeated := _repeated_keys(groups, keys, results):
+        results = [None if r is None else r.drop(repeated, axis=r.ndim - 1) for r in results]
+    # pandas puts together what it would have got from the function itself.
+    left = iter(results)
+    how = {"include_groups": False} if groups.ndim == 2 else {}
+    return groups.apply(lambda _: next(left), **how)
 
 
-def _index_keys(groups: Any, keys: list[Any]) -> list[Any]:
-    """The keys under which ``groups.indices`` knows the groups: iteration gives one-tuples."""
-    known = groups.indices
-    return [key if key in known else key[0] for key in keys]
+def _named(fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """``fn`` for a group and its key, which the group has as its ``name``, as in ``apply``."""
+
+    def named(key: Any, group: Any) -> Any:
+        object.__setattr__(group, "name", key)
+        return fn(group)
+
+    named.__wrapped__ = fn  # type: ignore[attr-defined]
+    named.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
+    return named
+
+
+def _in_place(groups: Any, results: list[Any]) -> Any:
+    """Rows that kept their index, where they stood: by position, since labels may repeat."""
+    import numpy
+
+    numbers = groups.ngroup().to_numpy()
+    rows = numpy.flatnonzero(numbers >= 0)  # -1, or nan: no key, and left out
+    rows = rows[numpy.argsort(numbers[rows], kind="stable")]
+    # A Grouper of times has sorted the frame, and knows how.
+    indexer = getattr(groups._grouper, "indexer", None)
+    if indexer is not None:
+        rows = numpy.asarray(indexer)[rows]
+    joined = _pandas().concat(results).iloc[numpy.argsort(rows, kind="stable")]
+    if groups.ndim == 1 and joined.ndim == 1:
+        joined.name = groups.obj.name  # each had its group's key for a name
+    return joined
+
+
+def _repeated_keys(groups: Any, keys: list[Any], results: list[Any]) -> list[Any]:
+    """Keys that every result still has, as columns or entries that say nothing else.
+
+    ``apply`` leaves them out of what the function sees, which ours may want to see.
+    """
+    pandas = _pandas()
+    there = [r for r in results if r is not None]
+    if groups.ndim != 2 or not there or len({type(r) for r in there}) > 1:
+        return []
+    if not isinstance(there[0], pandas.DataFrame | pandas.Series):
+        return []
+    found = []
+    for i, grouping in enumerate(groups._grouper.groupings):
+        if not grouping.in_axis:
+            continue
+        for key, result in zip(keys, results, strict=True):
+            if result is None:
+                continue
+            if grouping.name not in result.axes[-1]:
+                break
+            values = pandas.Series(result[grouping.name], dtype=object)
+            own = key[i] if isinstance(key, tuple) else key
+            if not (values.isna() if pandas.isna(own) else values == own).all():
+                break
+        else:
+            found.append(grouping.name)
+    return found

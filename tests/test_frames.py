@@ -11,6 +11,7 @@ from clients import serving
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from redistq import Client
+from redistq.dataframes import map_groups
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,9 @@ def test_map_frame_needs_frames_back(crew: Client) -> None:
     """A function that returns a number is told so in words."""
     with pytest.raises(TypeError, match=r"returned int.*DataFrame or Series"):
         crew.map_frame(len, frame())
-    with pytest.raises(ValueError, match="chunks is 1 or more"):
-        crew.map_frame(double, frame(), chunks=-1)
+    for chunks in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match=f"chunks is a whole number, 1 or more, not {chunks}"):
+            crew.map_frame(double, frame(), chunks=chunks)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a DataFrame"):
         crew.map_frame(double, [1, 2])  # type: ignore[arg-type]
 
@@ -138,21 +140,152 @@ def test_map_groups_that_change_the_rows(crew: Client) -> None:
 
 
 def test_map_groups_that_return_values(crew: Client) -> None:
-    """One value a group: a column named result, indexed by the keys."""
+    """One value a group: a Series indexed by the keys, as apply has it."""
     df = frame()
     out = crew.map_groups(lambda group: int(group["n"].sum()), df.groupby("k"))
-    assert out.to_dict() == {"result": {"g0": 18, "g1": 12, "g2": 15}}
+    assert out.to_dict() == {"g0": 18, "g1": 12, "g2": 15}
     assert out.index.name == "k"
     out = crew.map_groups(len, df.groupby(["k", "x"]))
-    assert list(out["result"]) == [1] * 10
+    assert list(out) == [1] * 10
     assert list(out.index.names) == ["k", "x"]
 
 
+def test_a_group_knows_its_key_on_the_worker(crew: Client) -> None:
+    """As ``group.name``, and in its own column."""
+    out = crew.map_groups(lambda g: (g.name, sorted(set(g["k"]))), frame().groupby("k"))
+    assert list(out) == [(key, [key]) for key in ("g0", "g1", "g2")]
+    out = crew.map_groups(lambda g: g.name, frame().groupby(["k", "n"])["x"])
+    assert list(out) == list(out.index)
+
+
+class Here:
+    """A client that calls functions in place, through the pickle that would travel."""
+
+    def map(self, fn: Any, *iterables: Any) -> list[Any]:
+        import cloudpickle
+
+        again = cloudpickle.loads(cloudpickle.dumps(fn))
+        return [again(*args) for args in zip(*iterables, strict=True)]
+
+
+DAYS = ("01-05", "01-02", "03-01", "01-03", "02-02", "01-01")
+ROWS = pandas.DataFrame(
+    {
+        "k": ["b", "a", "b", "c", "a", "b"],
+        "k2": [1, 2, 1, 1, 2, 2],
+        "v": [1.0, 2, 3, 4, 5, 6],
+        "w": [1, 2, 3, 4, 5, 6],
+        "t": pandas.to_datetime(
+            [f"2024-{m}-0{d}" for m, d in zip("113121", "521321", strict=True)]
+        ),
+    }
+)
+TABLES = {
+    "plain": ROWS,
+    "no key for some": ROWS.assign(k=["b", None, "b", None, "a", "b"]),
+    "nan keys": ROWS.assign(k=[1.0, None, 1.0, 2.0, None, 2.0]),
+    "a category": ROWS.assign(k=pandas.Categorical(ROWS.k, categories=["c", "b", "a", "unused"])),
+    "labels that repeat": ROWS.set_axis([0, 1, 1, 0, 2, 2]),
+    "a named index": ROWS.rename_axis("rows"),
+    "nothing": ROWS.iloc[:0],
+}
+KEYS: dict[str, Any] = {
+    "a column": lambda df: "k",
+    "a list of one": lambda df: ["k"],
+    "two columns": lambda df: ["k", "k2"],
+    "a function": lambda df: lambda label: label % 2,
+    "an array": lambda df: [n % 2 for n in range(len(df))],
+    "a Series": lambda df: df["w"] % 2,
+    "months": lambda df: pandas.Grouper(key="t", freq="MS"),
+    "months and a column": lambda df: [pandas.Grouper(key="t", freq="MS"), "k2"],
+}
+OPTIONS: list[dict[str, Any]] = [
+    *({}, {"sort": False}, {"dropna": False}, {"as_index": False}, {"group_keys": False}),
+    *({"observed": True}, {"observed": False}),
+]
+REDUCING: dict[str, Any] = {
+    "a Series": lambda g: pandas.Series({"sum": g.v.sum(), "n": len(g)}),
+    "means": lambda g: g[["v", "w"]].mean(),
+    "a count": len,
+    "a number": lambda g: float(g.v.sum()),
+    "a list": lambda g: list(g.v),
+    "a dict": lambda g: {"n": len(g)},
+    "None": lambda g: None,
+    "None for some": lambda g: g[["v"]].set_axis(range(9, 9 + len(g))) if len(g) > 1 else None,
+    "the first row": lambda g: g[["v", "w"]].head(1).set_axis([7]),
+    "no row": lambda g: g[["v"]].iloc[:0].set_axis([]),
+    "another frame": lambda g: pandas.DataFrame({"q": [1, 2, 3, 4, 5, 6, 7]}),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("by", KEYS)
+@pytest.mark.parametrize("table", TABLES)
+def test_map_groups_is_apply(table: str, by: str, options: dict[str, Any]) -> None:
+    """Whatever the keys and whatever the function gives: what pandas makes of it, or its error."""
+    df, key = TABLES[table], KEYS[by](TABLES[table])
+    for what, fn in REDUCING.items():
+        try:
+            expected = df.groupby(key, **options).apply(fn)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                map_groups(Here(), fn, df.groupby(key, **options))  # type: ignore[arg-type]
+            continue
+        found = map_groups(Here(), fn, df.groupby(key, **options))  # type: ignore[arg-type]
+        assert type(found) is type(expected), what
+        same = assert_frame_equal if isinstance(found, pandas.DataFrame) else assert_series_equal
+        same(found, expected)
+
+
+@pytest.mark.parametrize("dropna", [True, False])
+@pytest.mark.parametrize("by", KEYS)
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_that_keep_their_index_keep_their_place(table: str, by: str, dropna: bool) -> None:
+    """Whatever the keys; those without a key are left out as groupby leaves them out."""
+    df, key = TABLES[table], KEYS[by](TABLES[table])
+    groups = df.groupby(key, dropna=dropna, observed=True)
+    found = map_groups(Here(), lambda g: g.assign(size=len(g)), groups)  # type: ignore[arg-type]
+    if not len(df):
+        assert len(found) == 0
+        return
+    sizes = df.assign(row=range(len(df))).groupby(key, dropna=dropna, observed=True)["row"]
+    members = {row: len(group) for _, group in sizes for row in group}
+    expected = df.iloc[sorted(members)].assign(size=[members[row] for row in sorted(members)])
+    assert_frame_equal(found, expected)
+    series = map_groups(Here(), lambda s: s * 2, groups["v"])  # type: ignore[arg-type]
+    assert_series_equal(series, expected["v"] * 2)
+
+
+@pytest.mark.parametrize("by", ["k", ["k", "k2"]])
+def test_keys_are_not_told_twice(by: Any) -> None:
+    """The function sees them as columns; where rows come back under them they are the index."""
+    first = map_groups(Here(), lambda g: g.head(1), ROWS.groupby(by))  # type: ignore[arg-type]
+    assert_frame_equal(first, ROWS.groupby(by).apply(lambda g: g.head(1)))
+    means = map_groups(Here(), lambda g: g.select_dtypes("number").mean(), ROWS.groupby("k2"))  # type: ignore[arg-type]
+    assert_frame_equal(means, ROWS[["k2", "v", "w"]].groupby("k2").apply(lambda g: g.mean()))
+    other = map_groups(Here(), lambda g: g.assign(k="new").head(1), ROWS.groupby("k"))  # type: ignore[arg-type]
+    assert list(other["k"]) == ["new"] * 3
+
+
+def test_columns_of_two_levels(crew: Client) -> None:
+    """A frame with a column MultiIndex is grouped by one of them."""
+    df = pandas.DataFrame(
+        [["a", 1], ["b", 2], ["a", 3]],
+        columns=pandas.MultiIndex.from_tuples([("k", ""), ("x", "y")]),
+    )
+    out = crew.map_groups(lambda g: g[("x", "y")].sum(), df.groupby(("k", "")))
+    assert out.to_dict() == {"a": 4, "b": 2}
+    kept = crew.map_groups(lambda g: g, df.groupby(("k", "")))
+    assert_frame_equal(kept, df)
+
+
 def test_map_groups_of_nothing(crew: Client) -> None:
-    """No rows, no groups: an empty frame with the columns of what was grouped."""
-    out = crew.map_groups(centred, frame(0).groupby("k"))
-    assert list(out.columns) == ["k", "n", "x"]
-    assert len(out) == 0
+    """No rows, no groups: as apply has it, for a frame and for one column."""
+    nothing = frame(0)
+    assert_frame_equal(
+        crew.map_groups(centred, nothing.groupby("k")), nothing.groupby("k").apply(centred)
+    )
+    assert len(crew.map_groups(centred, nothing.groupby("k")["n"])) == 0
 
 
 def test_map_groups_takes_a_groupby(crew: Client) -> None:
