@@ -19,6 +19,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from . import slots
 from .broker import Lost
 from .calls import CALL_LIMIT, SETTLED, Calls, Command
 from .courier import CALL_BYTES
@@ -301,7 +302,8 @@ class Batch:
                     most = block if counts["waiting"] else 1
                     read = ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
                     patience = timeout_s if end is None else min(timeout_s, end - now - left)
-                    reply = wire.read(read, block / 1000 + max(patience, LEAST_PATIENCE_S))
+                    with slots.lent():
+                        reply = wire.read(read, block / 1000 + max(patience, LEAST_PATIENCE_S))
                 except Lost as error:
                     now = time.monotonic()
                     if end is not None and now >= end:
@@ -457,7 +459,7 @@ class Batch:
 
         threading.Thread(target=wait_for_all, name="redistq-await", daemon=True).start()
         try:
-            with kept_awake():
+            with kept_awake(), slots.lent():
                 return await told
         finally:
             stop.set()

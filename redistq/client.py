@@ -18,7 +18,7 @@ from concurrent.futures import Executor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import at_exit, tracing
+from . import at_exit, slots, tracing
 from .blobs import BLOB_TTL_S, Blobs
 from .broker import Broker, Lost
 from .calls import Calls
@@ -699,7 +699,8 @@ class Client(_Submitting, Executor):
 
     def _finish(self) -> None:
         if not self.courier.ended.is_set():
-            wait(f for c in (self, *self._siblings.values()) for f in c.courier.outstanding())
+            with slots.lent():
+                wait(f for c in self.parts() for f in c.courier.outstanding())
         self.close()
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from . import slots
 from .board import Board
 from .broker import Broker, Lost, NoGroup, Wire
 from .calls import CALL_LIMIT, Calls, objects_to_content, words_of
@@ -79,6 +80,8 @@ further death."""
 LONGEST_APART_S = 60.0
 HOARD_NS = 2 * PREFETCH_NS
 """Unstarted work beyond this, in time, is offered to workers that are idle, down to PREFETCH_NS."""
+RETIRED = object()
+"""What a runner answers that is not needed any more."""
 
 
 class Crew:
@@ -120,6 +123,9 @@ class Crew:
         self._suspects: deque[Task] = deque()  # ready too, but a worker died while it ran them
         self._outcomes: deque[Outcome] = deque()
         self._idle = 0  # runners waiting at the bell
+        self._surplus = 0  # runners that are too many, since others take their slots back
+        first = settings.threads + settings.async_concurrency
+        self._free_slots = list(range(first, min(board.slots, first + slots.MOST)))
         self._idle_lock = threading.Lock()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._settle_bell: SimpleQueue[None] = SimpleQueue()
@@ -161,21 +167,22 @@ class Crew:
 
             self._loop = AsyncCrew(self._execution, self.settings, self._async_done, self._thread)
             self._loop.start()
-        for slot in range(self.settings.threads):
-            self._runners.append(self._thread(self._run, f"run-{slot}", slot))
+        self._runners += [self._runner(slot) for slot in range(self.settings.threads)]
         self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self._settle_loop, "settle"))
         self._threads.append(self._thread(self._fetch_loop, "fetch"))
         for thread in (*self._runners, *self._threads):
             thread.start()
 
-    def _thread(self, target: Callable[..., None], role: str, *args: Any) -> threading.Thread:
-        """A thread of the crew, which the crew cannot do without until it is stopped."""
+    def _thread(self, target: Callable[..., Any], role: str, *args: Any) -> threading.Thread:
+        """A thread of the crew, which the crew cannot do without until it is stopped, or until its
+        target answers that it is not needed any more."""
 
         def run() -> None:
             error: BaseException | None = None
             try:
-                target(*args)
+                if target(*args) is RETIRED:
+                    return
             except BaseException as fault:  # ours, or of whoever ends threads that are not theirs
                 error = fault
             if not self._stopping:
@@ -227,12 +234,14 @@ class Crew:
                 break
         self._give_back(drained_only=False)
         self._draining = True
-        for _ in self._runners:
+        with self._idle_lock:
+            runners = list(self._runners)  # no more are started now
+        for _ in runners:
             self._bell.put(None)
         finished = self._loop is None or self._loop.stop(deadline)
-        for thread in self._runners:
+        for thread in runners:
             thread.join(max(0.0, deadline - time.monotonic()))
-        finished = finished and not any(thread.is_alive() for thread in self._runners)
+        finished = finished and not any(thread.is_alive() for thread in runners)
         self._try_broken_again(all_of_them=True)
         if not self._flush(until=max(deadline, time.monotonic() + 2)) or self._broken:
             finished = False
@@ -631,9 +640,13 @@ class Crew:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def _run(self, slot: int) -> None:
+    def _runner(self, slot: int) -> threading.Thread:
+        return self._thread(self._run, f"run-{slot}", slot)
+
+    def _run(self, slot: int) -> object:
         ready, outcomes = self._ready, self._outcomes
         run = self._execution.runner(slot)
+        slots.serve(self)
         while True:
             try:
                 task = ready.popleft()
@@ -644,7 +657,9 @@ class Crew:
                     if ready:
                         continue
                     if self._draining:
-                        return
+                        return None
+                    if self._surplus:
+                        return self._retire(slot)
                     self._idle += 1
                 self._room.set()
                 self._bell.get()
@@ -660,6 +675,53 @@ class Crew:
                     self._settle_bell.put(None)
                 if self._fetcher_waits and len(ready) <= self._low:
                     self._room.set()
+                if self._surplus:
+                    with self._idle_lock:
+                        if self._surplus:
+                            return self._retire(slot)
+
+    # -- lending slots: see slots.py -------------------------------------------------------------
+
+    def lend(self) -> None:
+        """A runner waits for other tasks: one more runs meanwhile."""
+        with self._idle_lock:
+            if self._surplus:  # the one that was started for a wait before is still there
+                self._surplus -= 1
+                return
+            if self._draining:
+                return  # nothing is fetched any more
+            if not self._free_slots:
+                raise RedistqError(
+                    f"this worker process has no slot left: {len(self._runners)} of its tasks wait "
+                    "for calls that they submitted themselves; submit those from outside, give "
+                    "them to a queue of their own, or start more worker processes"
+                )
+            slot = self._free_slots.pop()
+            runner = self._runner(slot)
+            self._runners.append(runner)
+        try:
+            runner.start()
+        except BaseException:  # no more threads here
+            with self._idle_lock:
+                self._runners.remove(runner)
+                self._free_slots.append(slot)
+            raise
+
+    def take_back(self) -> None:
+        """A runner goes on with its task: there is one too many."""
+        with self._idle_lock:
+            self._surplus += 1
+            wake = self._idle > 0
+            self._idle -= wake
+        if wake:
+            self._bell.put(None)
+
+    def _retire(self, slot: int) -> object:
+        """One runner less, whichever it is; called with the lock held."""
+        self._surplus -= 1
+        self._free_slots.append(slot)
+        self._runners.remove(threading.current_thread())
+        return RETIRED
 
     def _async_done(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

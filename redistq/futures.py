@@ -15,8 +15,16 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import slots
 from .codec import loads
-from .errors import RedistqError, ResultTimeout, TaskFailed, UnknownTask, UntrustedPayload
+from .errors import (
+    RedistqError,
+    ResultTimeout,
+    TaskFailed,
+    TimeLimitExceeded,
+    UnknownTask,
+    UntrustedPayload,
+)
 from .html import badge, escape, panel
 from .notes import in_kernel
 from .pickling import Sealer, is_packet, load, task_context
@@ -63,6 +71,8 @@ class TaskFuture(Future[Any]):
 
     def __init__(self, client: Client, task_id: str, name: str) -> None:
         super().__init__()
+        if (runner := slots.runner()) is not None:
+            self._waiters = slots.Waiters(runner)
         self._held: Client | None = client
         self._known: weakref.ref[Client] = client.reference
         self.task_id, self.name = task_id, name
@@ -99,7 +109,11 @@ class TaskFuture(Future[Any]):
         ResultTimeout (a TimeoutError) after ``timeout`` seconds, which says why if that is known.
         """
         try:
-            return super().result(timeout)
+            if self.done():
+                return super().result()
+            return slots.wait(super().result, timeout, self.done)
+        except TimeLimitExceeded:
+            raise  # the task's own, or that of the task which waits for it
         except TimeoutError as error:
             if error is self._exception:  # the task's own
                 raise
@@ -116,7 +130,10 @@ class TaskFuture(Future[Any]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's error, or None when it succeeded; waits as ``result`` does."""
         try:
-            return super().exception(timeout)
+            error: BaseException | None = slots.wait(super().exception, timeout, self.done)
+            return error
+        except TimeLimitExceeded:
+            raise
         except TimeoutError:
             raise self._timed_out(timeout) from None
         except CancelledError as error:
@@ -148,7 +165,7 @@ class TaskFuture(Future[Any]):
                 loop.call_soon_threadsafe(pass_on, self, told)
 
         self.add_done_callback(ended)
-        with kept_awake():
+        with kept_awake(), slots.lent():
             return (yield from told.__await__())
 
     def _cancelled(self) -> None:

@@ -448,7 +448,7 @@ class Keeper:
             return
 
     def _spawn(self) -> None:
-        board = Board.create(self.settings.threads + self.settings.async_concurrency)
+        board = Board.create(self.settings.board_slots)
         try:
             board.paused = self.paused
             member = Member(new_consumer_name(socket.gethostname()), board, start=self._starts)

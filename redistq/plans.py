@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .broker import Broker, Lost, Wire
 from .calls import SETTLED, Command
 from .keys import QueueKeys
+from .slots import lent
 
 if TYPE_CHECKING:
     from .async_broker import AsyncBroker, AsyncWire
@@ -155,7 +156,8 @@ def _read(broker: Broker, step: Any) -> list[Told] | None:
     if inbox.wire is None:
         inbox.wire = broker.wire()
     try:
-        reply = inbox.wire.read(step.command(), step.patience(broker.timeout))
+        with lent():
+            reply = inbox.wire.read(step.command(), step.patience(broker.timeout))
         return step.read(reply)  # type: ignore[no-any-return]
     except Lost:
         return None

@@ -139,7 +139,7 @@ class TaskWorker:
             raise
         self.consumer = new_consumer_name(socket.gethostname())
         try:
-            self._board = Board.create(self.settings.threads + self.settings.async_concurrency)
+            self._board = Board.create(self.settings.board_slots)
             keeper = self._new_keeper()  # it loads its modules while we load ours
         except BaseException:
             broker.close()

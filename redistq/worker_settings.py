@@ -14,6 +14,7 @@ from .errors import ConfigurationError
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .options import MAX_COUNT, count, milliseconds, seconds
 from .settings import Address
+from .slots import MOST as MOST_LENT
 
 MAX_BYTES = 2**31
 """Most bytes of a result that a worker may be told to allow."""
@@ -73,6 +74,11 @@ class WorkerSettings:
                 f"lease is at least 1 second, not {self.lease:g}: a worker that beats later than "
                 "that is taken for dead and its tasks run twice"
             )
+
+    @property
+    def board_slots(self) -> int:
+        """How many tasks one process runs at a time, those included that run in lent slots."""
+        return self.threads + self.async_concurrency + MOST_LENT
 
     @property
     def lease_ms(self) -> int:

@@ -1,0 +1,119 @@
+"""Slots: a runner that waits for other tasks lends its slot, so that those can run.
+
+A task that submits calls to the queue it came from, and waits for them, holds the slot that they
+need: with all slots taken by such tasks nothing would ever end. So whatever waits here says so, and
+the crew runs one more task meanwhile. Used by crews, and by all that waits for results; in a thread
+that is no runner it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from .errors import TimeLimitExceeded
+
+MOST = 250
+"""Most slots that one worker process has lent at a time."""
+STEP_S = 0.5
+"""Seconds after which a waiting runner looks up: its time limit can only strike then."""
+
+
+class Lender(Protocol):
+    """A crew, as its runners know it."""
+
+    def lend(self) -> None:
+        """Run one more task at a time from now on; raises RedistqError beyond MOST."""
+
+    def take_back(self) -> None:
+        """Run one less."""
+
+
+class Runner:
+    """A runner's thread: its slot is lent while it waits for one thing or more."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender, self._waits = lender, 0
+
+    def begin(self) -> None:
+        """It waits; raises RedistqError when too many do already."""
+        if not self._waits:
+            self._lender.lend()
+        self._waits += 1
+
+    def end(self) -> None:
+        """It waits no more for that."""
+        self._waits -= 1
+        if not self._waits:
+            self._lender.take_back()
+
+
+_here = threading.local()
+
+
+def serve(lender: Lender) -> None:
+    """This thread is a runner of that crew."""
+    _here.runner = Runner(lender)
+
+
+def runner() -> Runner | None:
+    """The runner whose thread this is."""
+    return getattr(_here, "runner", None)
+
+
+@contextlib.contextmanager
+def lent() -> Iterator[bool]:
+    """While this runner waits, its slot is another's; gives whether this is a runner at all.
+
+    Raises RedistqError when too many wait already.
+    """
+    found = runner()
+    if found is None:
+        yield False
+        return
+    found.begin()
+    try:
+        yield True
+    finally:
+        found.end()
+
+
+class Waiters(list[Any]):
+    """Of a future made by a runner: those of ``concurrent.futures`` who wait for it, from the
+    runner's thread; ``wait`` and ``as_completed`` enter themselves here."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def append(self, waiter: Any) -> None:
+        """Somebody waits."""
+        self._runner.begin()
+        super().append(waiter)
+
+    def remove(self, waiter: Any) -> None:
+        """No more."""
+        super().remove(waiter)
+        self._runner.end()
+
+
+def wait(
+    wait: Callable[[float | None], Any], timeout: float | None, done: Callable[[], bool]
+) -> Any:
+    """``wait(timeout)``, which raises TimeoutError unless it is done, with the slot lent."""
+    with lent() as is_runner:
+        if not is_runner:
+            return wait(timeout)
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = STEP_S if end is None else min(STEP_S, end - time.monotonic())
+            try:
+                return wait(max(left, 0.0))
+            except TimeLimitExceeded:
+                raise  # of the task that waits
+            except TimeoutError:
+                if left < STEP_S or done():
+                    raise
