@@ -20,7 +20,10 @@ _DEPTH = 4
 
 def warn_of_generators(function: Any, held: list[Any]) -> None:
     """Warn of the generators that a pickle of ``function`` holds, by the names it has for them."""
-    label = getattr(function, "__qualname__", type(function).__name__)
+    named = function
+    while isinstance(named, functools.partial):
+        named = named.func
+    label = getattr(named, "__qualname__", type(named).__name__)
     wanted = {id(generator) for generator in held}
     for name, generator in _named(function, "", _DEPTH, set()):
         if id(generator) in wanted:
