@@ -392,7 +392,7 @@ def test_an_interrupted_wait_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("redistq.batch.Batch.counts", interrupt)
+        patch.setattr("redistq.batch.Batch._counts", interrupt)
         with pytest.raises(KeyboardInterrupt):
             batch.results()
     said = capsys.readouterr().err
