@@ -23,12 +23,14 @@
 --   for each started entry (1): entry
 -- RETURN: recovered, dead, more (1 when the call should be made again), the consumer ('' none), the
 --   broken: a list of entry, an error's words: it could not be moved, and is pending
--- COST: XACK and XDEL of nothing, HGET and ZREVRANGE without a consumer, XPENDING, and per entry XRANGE +
---   XADD + HSET + XADD of history + HINCRBY + XACK + XDEL
+-- COST: XACK and XDEL of nothing, HGET and ZREVRANGE without a consumer, HGET for '*', XPENDING, and per
+--   entry XRANGE + XADD + HSET + XADD of history + HINCRBY + XACK + XDEL
 -- WHY: the deadline is checked here, by the server's clock, so a worker that beat a moment ago is
 --   left alone. Only work that may have been running is charged a recovery: the keeper of a
 --   worker process knows exactly what it had started, and what merely waited there goes back
---   uncounted and whatever its count. DELCONSUMER throws pending entries away, hence the look
+--   uncounted and whatever its count. Of a worker that nobody can ask any more, only as many are
+--   charged as it has slots, the oldest: a worker starts its tasks in the order of their delivery,
+--   and while one waits unstarted all slots are taken by older ones. DELCONSUMER throws pending entries away, hence the look
 --   before it. An entry that is no task is set aside: see lib/corrupt.lua. Each is moved whole or
 --   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
 --   the list, and adopt gives it another deadline. The grace rule runs here too, before anybody
@@ -59,6 +61,7 @@ if consumer == '' then
 end
 local exact, started = ARGV[7] == 'only', {}
 for at = 8, #ARGV do started[ARGV[at]] = true end
+local slots = not exact and tonumber(look(false, 'HGET', KEYS[9] .. consumer, 'slots') or nil) or nil
 local recovered, dead, broken = 0, 0, {}
 local function bury(entry, task, count)
   local error = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
@@ -85,17 +88,19 @@ end
 local function move(entry)
   local task, fault = read(entry), nil
   if sound(task) then
-    local charged = not exact or started[entry]
+    local charged = started[entry] or not (exact or slots and slots <= 0)
     local count = tonumber(task.recovered) + (charged and 1 or 0)
     if charged and count > MAX_RECOVERIES then
       fault = bury(entry, task, count)
       if not fault then dead = dead + 1 end
+      if slots then slots = slots - 1 end
       return fault
     end
     task.recovered = int(count)
     fault = whole(put_back, entry, task, charged)
     if fault then return fault end
     drop(entry)
+    if charged and slots then slots = slots - 1 end
     -- Its worker knew its name: waiting for one that does begins anew (see park).
     if charged then redis.pcall('HDEL', TASK .. task.id, 'unknown_ms', 'parked_ms') end
     recovered = recovered + 1
@@ -122,7 +127,10 @@ for _ = 1, 50 do -- page after page only past what cannot be moved
   end
   if #page < LIMIT or recovered + dead >= LIMIT then break end
 end
-if #page == LIMIT and recovered + dead > 0 then return { recovered, dead, 1, consumer, broken } end
+if #page == LIMIT and recovered + dead > 0 then
+  if slots then redis.pcall('HSET', KEYS[9] .. consumer, 'slots', int(slots)) end -- for the next call
+  return { recovered, dead, 1, consumer, broken }
+end
 if #broken == 0 and #page < LIMIT then redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer) end
 redis.call('ZREM', KEYS[8], consumer)
 redis.call('DEL', KEYS[9] .. consumer)

@@ -63,6 +63,7 @@ _GONE = (
     rex.ClusterDownError,
     rex.MasterDownError,
     rex.RedisClusterException,
+    rex.InvalidResponse,
     OSError,
 )
 _ELSEWHERE = frozenset(

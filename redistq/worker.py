@@ -464,6 +464,7 @@ def announce(
         "python": platform.python_version(),
         "version": __version__,
         "threads": settings.threads,
+        "slots": slots_of(settings, handlers),
         "group": settings.group,
         "names": "\n".join(sorted(handlers)),
     }
@@ -473,6 +474,12 @@ def announce(
         reply = broker.call(calls.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))
     return details
+
+
+def slots_of(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> int:
+    """How many tasks a worker process runs at a time."""
+    kinds = {handler.is_async for handler in handlers.values()}
+    return settings.threads * (False in kinds) + settings.async_concurrency * (True in kinds)
 
 
 def _compare(settings: WorkerSettings, queue: str, group: str, lease_ms: int) -> None:

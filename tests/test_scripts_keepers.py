@@ -50,6 +50,23 @@ def test_the_first_worker_sets_the_lease_for_all(world: World) -> None:
     assert world.register("x", lease_ms=9000) == [b"workers", 9000]
 
 
+def test_a_worker_nobody_can_ask_is_charged_for_its_slots(world: World) -> None:
+    """Its oldest entries, as many as it runs at a time, in however many calls; all of them when
+    it never said."""
+    for slots, charged in (({"slots": 3}, 3), ({}, 12)):
+        world.call(world.calls.register("w", LEASE_MS, {"host": "h", **slots}))
+        ids = [f"{charged}-{n:02}" for n in range(12)]
+        world.add(*ids)
+        read = [fields["id"] for _, fields in world.fetch("w", 12)]
+        assert read == ids
+        while world.recover(consumer="w", limit=5).more:
+            pass
+        found = {f["id"]: f["recovered"] for _, f in world.entries()}
+        assert [int(found[i]) for i in ids] == [1] * charged + [0] * (12 - charged)
+        world.settle("v", *(outcome(e, f["id"]) for e, f in world.fetch("v", 12)))
+    assert not world.db.exists(world.keys.worker("w"))
+
+
 def test_a_heartbeat_moves_the_deadline(world: World) -> None:
     """A beat answers the server's time, the earliest deadline of all, and whether it is paused."""
     world.register("w")
