@@ -34,6 +34,7 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include batch
 local now, answer = int(now_ms()), {}
 local function cancelled(id, name, attempt, entry, opts, delayed)
+  local batch = countable(batch_of(opts))
   local fault = finished(id, 'cancelled', name, attempt, entry, '', '', '', TTL, '', now)
   if not fault then
     local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'cancelled', 1)
@@ -53,7 +54,7 @@ local function cancelled(id, name, attempt, entry, opts, delayed)
     redis.call('XDEL', STREAM, entry)
   end
   pcall(tell, id, 'cancelled', '', inbox_of(opts), false)
-  tally_one(opts, id, 'cancelled', now)
+  tally_one(batch, id, 'cancelled', now)
   answer[#answer + 1] = 'cancelled'
 end
 redis.call('XDEL', STREAM, '0-0')

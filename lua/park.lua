@@ -68,14 +68,19 @@ local function readable(text)
   if string.find(rest, '[\128-\255]') then text = string.gsub(text, '[\128-\255]', '?') end
   return text
 end
-local function bury(entry, id, name, task, error)
-  local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', error, '0', 'UnknownTask',
+local function bury(entry, id, name, task, body)
+  local batch = countable(batch_of(task.opts))
+  local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', 'UnknownTask',
     int(now), task)
-  if fault then return fault end
+  if fault then return error(fault, 0) end
   local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'failed', 1)
-  if ok then return nil end
-  unfinish(id, 'failed', event)
-  return said(missing)
+  if not ok then
+    unfinish(id, 'failed', event)
+    return error(said(missing), 0)
+  end
+  drop(entry)
+  pcall(tell, id, 'failed', body, inbox_of(task.opts), true)
+  tally_one(batch, id, 'failed', int(now))
 end
 may_drop()
 local answer, earliest = {}, 0
@@ -105,14 +110,9 @@ for at = 7, #ARGV, 3 do
       if handler == 'redistq.call' then
         message = message .. '; a function is run by workers that share the client\'s signing key'
       end
-      local error = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
-      fault = bury(entry, id, name, task, error)
-      if not fault then
-        drop(entry)
-        pcall(tell, id, 'failed', error, inbox_of(task.opts), true)
-        tally_one(task.opts, id, 'failed', int(now))
-        answer[#answer + 1] = 'dead'
-      end
+      local body = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
+      fault = whole(bury, entry, id, name, task, body)
+      if not fault then answer[#answer + 1] = 'dead' end
     else
       local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
       local due

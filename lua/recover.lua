@@ -64,19 +64,20 @@ for at = 8, #ARGV do started[ARGV[at]] = true end
 local slots = not exact and tonumber(look(false, 'HGET', KEYS[9] .. consumer, 'slots') or nil) or nil
 local recovered, dead, broken = 0, 0, {}
 local function bury(entry, task, count)
-  local error = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
+  local batch = countable(batch_of(task.opts))
+  local body = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
     .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
-  local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', error, '0',
+  local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', body, '0',
     'WorkerLost', int(now), task)
-  if fault then return fault end
+  if fault then return error(fault, 0) end
   local ok, missing = pcall(aside, 'HINCRBY', COUNTERS, 'failed', 1)
   if not ok then
     unfinish(task.id, 'failed', event)
-    return said(missing)
+    return error(said(missing), 0)
   end
   drop(entry)
-  pcall(tell, task.id, 'failed', error, inbox_of(task.opts), true)
-  tally_one(task.opts, task.id, 'failed', int(now))
+  pcall(tell, task.id, 'failed', body, inbox_of(task.opts), true)
+  tally_one(batch, task.id, 'failed', int(now))
 end
 local function put_back(entry, task, charged)
   requeue(entry, task, nil, 0, '', now)
@@ -91,7 +92,7 @@ local function move(entry)
     local charged = started[entry] or not (exact or slots and slots <= 0)
     local count = tonumber(task.recovered) + (charged and 1 or 0)
     if charged and count > MAX_RECOVERIES then
-      fault = bury(entry, task, count)
+      fault = whole(bury, entry, task, count)
       if not fault then dead = dead + 1 end
       if slots then slots = slots - 1 end
       return fault

@@ -58,6 +58,11 @@ end
 if #taken == 0 then return refused end
 local now = int(now_ms())
 may_drop()
+local batches = {}
+for n = 1, #taken do
+  local batch = ARGV[11 * taken[n] + 4]
+  if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable(batch) } end
+end
 local settled, events, drops, counts = {}, {}, {}, {}
 for n = 1, #taken do
   local i = taken[n]
@@ -90,21 +95,18 @@ for from = 1, #drops, 1000 do -- unpack has its limit at about 8,000 values
   redis.call('XACK', STREAM, GROUP, unpack(drops, from, to))
   redis.call('XDEL', STREAM, unpack(drops, from, to))
 end
-local batches
 for n = 1, #settled do
   local at = 11 * settled[n] - 6
   local id, state, inbox, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 8], ARGV[at + 10]
   if inbox ~= '' or waited ~= false then pcall(tell, id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0') end
   if batch ~= '' then
-    batches = batches or {}
-    local ends = batches[batch] or { {}, {} }
-    batches[batch] = ends
+    local ends = batches[batch]
     ends[1][#ends[1] + 1] = id
     ends[1][#ends[1] + 1] = state
     ends[2][state] = (ends[2][state] or 0) + 1
   end
 end
-if batches then
-  for batch, ends in pairs(batches) do pcall(tally, batch, ends[1], ends[2], now) end
+for batch, ends in pairs(batches) do
+  if ends[3] ~= '' then pcall(tally, batch, ends[1], ends[2], now) end
 end
 return refused

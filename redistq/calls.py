@@ -259,6 +259,23 @@ class Calls:
         self._purge = self._prefix("purge", k.task_prefix, k.dead)
         self._watch = self._prefix("watch", k.stream, k.task_prefix, k.waiters, argv=[group])
         self._register = self._prefix("register", k.workers, k.worker_prefix, k.meta)
+        self._rights = self._prefix(
+            "rights",
+            k.stream,
+            k.delayed,
+            k.task_prefix,
+            k.history,
+            k.counters,
+            k.dead,
+            k.waiters,
+            k.inbox_prefix,
+            k.workers,
+            k.worker_prefix,
+            k.meta,
+            k.batch_prefix,
+            k.settled_prefix,
+            argv=[group],
+        )
         self._beat = self._prefix("beat", k.workers, k.worker_prefix, k.meta)
         self._adopt = self._prefix("adopt", k.stream, k.workers, argv=[group])
         self._snapshot = self._prefix(
@@ -416,6 +433,16 @@ class Calls:
         return (*self._quarantine, consumer, self._dead_ttl, entry, reason)
 
     # -- keepers ---------------------------------------------------------------------------------
+
+    def rights(self, consumer: str) -> Command:
+        """Ask what a worker will do and its user may not."""
+        return (*self._rights, consumer, self.keys.channel)
+
+    @staticmethod
+    def read_rights(reply: list[bytes]) -> list[str]:
+        """The answer of ``rights``: a command and its key, one text each."""
+        text = [part.decode("utf-8", "replace") for part in reply]
+        return [f"{c} {k}".rstrip() for c, k in zip(text[::3], text[1::3], strict=True)]
 
     def register(self, consumer: str, lease_ms: int, details: dict[str, Any]) -> Command:
         """Announce a worker; the answer is the group and lease in use."""

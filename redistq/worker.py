@@ -470,6 +470,14 @@ def announce(
     }
     if settings.home:
         details["home"] = settings.home
+    for calls in lanes:
+        if missing := Calls.read_rights(broker.call(calls.rights(consumer))):
+            raise ConfigurationError(
+                "the server's ACL forbids what a worker does: "
+                + ", ".join(missing[:10])
+                + ("" if len(missing) <= 10 else f" and {len(missing) - 10} more")
+                + "; allow its user these commands on these keys and channels (ACL SETUSER)"
+            )
     for queue, calls in zip(settings.queues, lanes, strict=True):
         reply = broker.call(calls.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))

@@ -117,6 +117,8 @@ def test_a_queued_task_takes_at_most_200_bytes_and_a_finished_one_430(
 ) -> None:
     """Stream entry and record while it waits; result, times and a whole event of the history after
     (which keeps the last 10,000: with more tasks, each has a smaller share of it)."""
+    with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
+        until(lambda: succeeded(client) == 10, "the scripts are known")
     with counted(client) as queued:
         producer.add_tasks([("noop", k % 100) for k in range(10_000)])
     assert queued.memory / 10_000 <= 200

@@ -313,6 +313,7 @@ BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
     "purge": lambda c, n: c.purge(["x"] * n),
     "quarantine": lambda c, n: c.quarantine(CONSUMER, b"1-1", "why"),
     "recover": lambda c, n: c.recover(2, consumer=CONSUMER, started=["1-1"] * n),
+    "rights": lambda c, n: c.rights(CONSUMER),
     "register": lambda c, n: c.register(CONSUMER, 789, {str(i): i for i in range(n)}),
     "release": lambda c, n: c.release(CONSUMER, [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),

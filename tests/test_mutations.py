@@ -329,7 +329,7 @@ MUTANTS = [
     ),
     Mutant("cancel: the entry stays", DEL.replace("  ", " " * 4, 1), "", ("cancel",)),
     Mutant("cancel: stays delayed", "    redis.call('ZREM', DELAYED, id)\n", "", ("cancel",)),
-    Mutant("cancel: no batch is told", "tally_one(opts, id, 'cancelled', now)", ""),
+    Mutant("cancel: no batch is told", "tally_one(batch, id, 'cancelled', now)", ""),
     Mutant("batch: each end twice", "'HINCRBY', key, state, n)", "'HINCRBY', key, state, 2 * n)"),
     Mutant("batch: replayed and counted", "'HINCRBY', BATCH .. batch, kept[1], -1)", "'PING')"),
     Mutant("enqueue: doubled", DEL.replace("  ", " " * 6, 1), "", ("enqueue",)),

@@ -4,13 +4,19 @@ local function batch_of(opts)
   local ok, decoded = pcall(cjson.decode, opts)
   return ok and type(decoded) == 'table' and type(decoded.batch) == 'string' and decoded.batch or ''
 end
+-- countable(batch): the batch if its ends can be counted, '' when it was deleted, has expired or is no
+-- batch. Raises when the right to count them is missing: to be asked before anything is written,
+-- for a batch that is not told of an end is waited for in vain.
+local function countable(batch)
+  if batch == '' or redis.call('EXISTS', BATCH .. batch) == 0 then return '' end
+  return aside('HINCRBY', BATCH .. batch, 'retried', 0) and batch or ''
+end
 -- tally(batch, ended, counts, now): ends of tasks of one batch (a flat list of id, state; and how
 -- many of each state): its counters, its stream of settled ids in the order of their end, and,
--- with the last of them, its own end. A batch that was deleted or has expired stays away. Raises
--- what fails: the tasks have ended all the same.
+-- with the last of them, its own end. The batch is countable. Raises what fails: the tasks have
+-- ended all the same.
 local function tally(batch, ended, counts, now)
   local key, settled = BATCH .. batch, SETTLED .. batch
-  if redis.call('EXISTS', key) == 0 then return end
   for state, n in pairs(counts) do redis.call('HINCRBY', key, state, n) end
   for from = 1, #ended, 1000 do
     local to = math.min(from + 999, #ended)
@@ -24,8 +30,7 @@ local function tally(batch, ended, counts, now)
   end
   redis.call('PEXPIRE', settled, redis.call('PTTL', key))
 end
--- tally_one(opts, id, state, now): the same for the end of a single task; what fails is passed over.
-local function tally_one(opts, id, state, now)
-  local batch = batch_of(opts)
+-- tally_one(batch, id, state, now): the same for the end of a single task; what fails is passed over.
+local function tally_one(batch, id, state, now)
   if batch ~= '' then pcall(tally, batch, { id, state }, { [state] = 1 }, now) end
 end
