@@ -188,16 +188,17 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
 )
 def test_links_lead_somewhere(name: str) -> None:
     """Relative links are files of the repository, and anchors are headings."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif "://" not in target:
-            assert ((ROOT / name).parent / target).exists(), target
+    here = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", here.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = here.parent / path if path else here
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
+            plain = (re.sub(r"[^\w -]", "", heading) for heading in headings)
+            assert anchor in {text.strip().lower().replace(" ", "-") for text in plain}, target
 
 
 @pytest.fixture
