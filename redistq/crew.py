@@ -536,7 +536,9 @@ class Crew:
         deaths = _deaths(suspects[0])
         is_async = self._loop is not None and self._execution.is_async(flat)
         slots = self.settings.async_concurrency if is_async else self.settings.threads
-        together = max(1, int(slots ** (1 - min(deaths, 3) / 3)))  # from the third death on: alone
+        together = max(
+            1, slots >> min(2 * deaths, 30)
+        )  # of four: alone; of a hundred: 25, 6, alone
         apart_s = min(APART_S * 4.0 ** (min(deaths, 9) - 1), LONGEST_APART_S)
         self._give_back(drained_only=False, suspects=False)
         if len(suspects) > together:  # others may have nothing else to do
