@@ -128,10 +128,8 @@ for _ = 1, 50 do -- page after page only past what cannot be moved
   end
   if #page < LIMIT or recovered + dead >= LIMIT then break end
 end
-if #page == LIMIT and recovered + dead > 0 then
-  if slots then redis.pcall('HSET', KEYS[9] .. consumer, 'slots', int(slots)) end -- for the next call
-  return { recovered, dead, 1, consumer, broken }
-end
+if slots then redis.pcall('HSET', KEYS[9] .. consumer, 'slots', int(slots)) end -- for the next call
+if #page == LIMIT and recovered + dead > 0 then return { recovered, dead, 1, consumer, broken } end
 if #broken == 0 and #page < LIMIT then redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer) end
 redis.call('ZREM', KEYS[8], consumer)
 redis.call('DEL', KEYS[9] .. consumer)

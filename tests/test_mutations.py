@@ -306,7 +306,11 @@ MUTANTS = [
     Mutant("requeue: no payload", "'name', task.name, 'payload', task.payload, ", ""),
     Mutant("requeue: not in the set", "  redis.call('ZADD', DELAYED, due, task.id)\n", ""),
     Mutant("recover: not counted", "(charged and 1 or 0)", "0"),
-    Mutant("recover: all is charged", "not exact or started[entry]", "true"),
+    Mutant(
+        "recover: all is charged",
+        "started[entry] or not (exact or slots and slots <= 0)",
+        "true",
+    ),
     Mutant("recover: no limit", "if charged and count > MAX_RECOVERIES then", "if false then"),
     Mutant(
         "recover: DELCONSUMER with entries pending",
