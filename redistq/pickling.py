@@ -187,7 +187,7 @@ class Sealer:
 @functools.cache
 def _warn_of_old(kind: Kind) -> None:
     log.warning(
-        "read the %s of a task in the last release's format (rq1), bound to no task: upgrade clients "
+        "read the %s of a task in the last release's format (rq1), bound to none: upgrade clients "
         "and workers, and then set %s=1: the next release will not read it",
         *(kind, ENV_REFUSE_OLD),
     )
