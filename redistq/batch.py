@@ -35,7 +35,7 @@ from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_o
 from .html import badge, escape, panel
 from .ids import is_text
 from .notes import say
-from .options import due_after
+from .options import due_after, wait_seconds
 from .plans import BLOCK_LIMIT, LEAST_PATIENCE_S
 from .producer_plans import LEAST_LOOK_S, not_stored
 from .progress import Progress
@@ -286,6 +286,7 @@ class Batch:
         now, ended = time.monotonic(), client.courier.ended
         if ended.is_set():  # what was there before a shutdown can be read after it
             ended = threading.Event()
+        timeout = wait_seconds(timeout)
         end = None if timeout is None else now + timeout
         bar = Progress(self.id, self.total, self._progress)
         wire, last, timeout_s = client.broker.wire(), "0-0", client.broker.timeout

@@ -38,7 +38,7 @@ from .keys import (
     without_priority,
 )
 from .local_modules import bundle_of
-from .options import count, due_after, seconds
+from .options import count, due_after, seconds, wait_seconds
 from .parts import LARGE, dump_parted
 from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
@@ -647,6 +647,7 @@ class Client(_Submitting, Executor):
     ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        timeout = wait_seconds(timeout)
         end = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:

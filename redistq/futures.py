@@ -27,6 +27,7 @@ from .errors import (
 )
 from .html import badge, escape, panel
 from .notes import in_kernel
+from .options import wait_seconds
 from .pickling import Sealer, is_packet, load, task_context
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class TaskFuture(Future[Any]):
         """The task's result; raises its own error, with the worker's traceback as the cause, or
         ResultTimeout (a TimeoutError) after ``timeout`` seconds, which says why if that is known.
         """
+        timeout = wait_seconds(timeout)
         try:
             if self.done():
                 return super().result()
@@ -129,6 +131,7 @@ class TaskFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's error, or None when it succeeded; waits as ``result`` does."""
+        timeout = wait_seconds(timeout)
         try:
             error: BaseException | None = slots.wait(super().exception, timeout, self.done)
             return error

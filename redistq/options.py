@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,8 @@ from .errors import ConfigurationError
 
 MAX_SECONDS = 1_000_000_000.0
 """Longest duration: about 31 years. Every platform's clocks and every server can count it."""
+MAX_WAIT_S = min(MAX_SECONDS, threading.TIMEOUT_MAX / 2)
+"""Longest wait of a caller; some platforms can wait for no more than some weeks."""
 MAX_COUNT = 1_000_000
 """Highest number of retries."""
 LATEST_S = 10_000_000_000.0
@@ -52,6 +55,21 @@ def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> in
     raise ConfigurationError(
         f"{what} is a whole number, {least} or more and at most {most:,}, not {shown(value)}"
     )
+
+
+def wait_seconds(timeout: Any) -> float | None:
+    """How long to wait, in seconds, as far as this platform can; None: for ever.
+
+    Longer than that is as good as for ever, and below 0 is not at all. Raises ConfigurationError
+    for what is no number.
+    """
+    if timeout is None:
+        return None
+    if not _is_number(timeout) or timeout != timeout:  # the last of NaN alone
+        raise ConfigurationError(
+            f"a timeout is a number of seconds, or None to wait for ever, not {shown(timeout)}"
+        )
+    return float(min(max(timeout, 0), MAX_WAIT_S))
 
 
 def milliseconds(duration: float) -> int:

@@ -31,7 +31,7 @@ from .errors import (
 from .handlers import _MARK
 from .ids import check_line, new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
-from .options import count, due_after, due_at, seconds
+from .options import count, due_after, due_at, seconds, wait_seconds
 from .plans import Call, Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis, Wait
@@ -238,6 +238,7 @@ class ProducerPlans:
             return Inbox.new(self.keys)
 
     def _result(self, task_id: str, timeout: float | None) -> Plan[Any]:
+        timeout = wait_seconds(timeout)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         expected = None
         if self._pid == os.getpid() and task_id in self._recent:

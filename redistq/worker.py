@@ -26,6 +26,7 @@ from .handlers import Handler, Registry, default_registry
 from .keeper import how_it_ended, sign_off, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, without_priority
 from .logger import logger
+from .options import wait_seconds
 from .processes import START_TIMEOUT_S, Helper, import_path
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .worker_settings import WorkerSettings
@@ -267,15 +268,16 @@ class TaskWorker:
         another worker; in a thread of this process it cannot be ended, and its outcome will not
         count. Safe to call twice, or before start. Default: ``shutdown_timeout``.
         """
+        timeout = wait_seconds(self.settings.shutdown_timeout if timeout is None else timeout)
+        assert timeout is not None
         with self._life:
             return self._stop(timeout)
 
-    def _stop(self, timeout: float | None) -> bool:
+    def _stop(self, timeout: float) -> bool:
         with self._lock:
             if self._stopped.is_set():
                 return True
             self._stopped.set()
-        timeout = self.settings.shutdown_timeout if timeout is None else timeout
         finished = self._crew.stop(timeout) if self._crew is not None else True
         code = self._end_keeper(timeout if self.processes else 5.0)
         if self._board is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -19,9 +20,16 @@ from servers import Server
 from workers import until
 
 from redistq import Client, ConfigurationError, TaskProducer, TaskWorker
-from redistq.errors import TaskFailed
+from redistq.errors import TaskCancelled, TaskFailed
 from redistq.handlers import Registry
-from redistq.options import MAX_COUNT, MAX_SECONDS, due_after, milliseconds
+from redistq.options import (
+    MAX_COUNT,
+    MAX_SECONDS,
+    MAX_WAIT_S,
+    due_after,
+    milliseconds,
+    wait_seconds,
+)
 from redistq.worker_settings import WorkerSettings
 
 NO_SECONDS = [
@@ -197,3 +205,29 @@ def test_entries_by_hand_with_impossible_counts_are_set_aside(
     (letter,) = doors[0].dead_letters()
     assert letter.error is not None
     assert "no number" in letter.error["message"] or "no count" in letter.error["message"]
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 10**400, 2 * MAX_WAIT_S, MAX_WAIT_S])
+def test_who_waits_longer_than_the_platform_can_waits_as_long_as_it_can(
+    doors: Any, timeout: float
+) -> None:
+    """A wait of any length begins; it is no error of the clock's."""
+    assert wait_seconds(timeout) == MAX_WAIT_S
+    producer, client = doors
+    task_id = producer.add_task("a")
+    producer.cancel(task_id)
+    with pytest.raises(TaskCancelled):
+        producer.get_result(task_id, timeout=timeout)
+    future = client.submit(abs, -1)
+    future.cancel()
+    with pytest.raises(CancelledError):
+        future.result(timeout)
+    assert client.map_batch(abs, [], progress=False).results(timeout=timeout) == []
+
+
+@pytest.mark.parametrize("timeout", [math.nan, "5", True, object()])
+def test_a_wait_that_is_no_number_is_refused(doors: Any, timeout: Any) -> None:
+    """The message names the way out; below 0 is not at all, and None for ever."""
+    with pytest.raises(ConfigurationError, match="None to wait for ever"):
+        doors[0].get_result("x", timeout=timeout)
+    assert (wait_seconds(-1), wait_seconds(-(10**400)), wait_seconds(None)) == (0, 0, None)
