@@ -42,9 +42,13 @@ class Home:
 
     @classmethod
     def here(cls) -> Home:
-        """The home of this process as it is now; raises FileNotFoundError where its working folder
-        has been deleted."""
-        folder, host = os.path.realpath(os.getcwd()), socket.gethostname()
+        """The home of this process as it is now. Where its working folder has been deleted, the
+        folder that was: calls can be sent from there, but no workers started."""
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:
+            folder = os.environ.get("PWD", os.sep)
+        folder, host = os.path.realpath(folder), socket.gethostname()
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         whole = "\0".join((host, folder, os.path.realpath(sys.prefix), python))
         digest = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()

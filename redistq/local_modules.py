@@ -339,16 +339,19 @@ def _runs(module: Any, source: _Source) -> bool:
         code = todo.pop()
         codes.setdefault(code.co_qualname, []).append(code)
         todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
-    live = list(vars(module).values())
-    live += [m for c in live if _is_of(c, type, source.name) for m in vars(c).values()]
-    for value in live:
+    live = list(vars(module).items())
+    for cls in [c for _, c in live if _is_of(c, type, source.name)]:
+        live += [(f"{cls.__qualname__}.{name}", member) for name, member in vars(cls).items()]
+    for path, value in live:
         value = getattr(value, "__func__", value)
         if not _is_of(value, types.FunctionType, source.name):
             continue
         code = value.__code__
         if code.co_filename != source.origin:
             continue
-        if not any(_same_code(code, other) for other in codes.get(code.co_qualname, ())):
+        # By the place it has, too: what replaces a method's code may have compiled it elsewhere.
+        names = (path, value.__qualname__, code.co_qualname)
+        if not any(_same_code(code, other) for name in names for other in codes.get(name, ())):
             return False
     return True
 
