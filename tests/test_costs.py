@@ -112,7 +112,7 @@ def test_tasks_added_in_bulk_share_round_trips_and_send_little_more_than_their_f
     assert costs.bytes_out / 2_000 <= 4
 
 
-def test_a_queued_task_takes_at_most_200_bytes_and_a_finished_one_430(
+def test_a_queued_task_takes_at_most_200_bytes_and_a_finished_one_440(
     client: redis.Redis, producer: TaskProducer, url: str
 ) -> None:
     """Stream entry and record while it waits; result, times and a whole event of the history after
@@ -125,7 +125,7 @@ def test_a_queued_task_takes_at_most_200_bytes_and_a_finished_one_430(
     before: Any = client.info("memory")["used_memory"] - queued.memory
     with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
         until(lambda: succeeded(client) == 10_010, "all tasks settled", timeout=30)
-    assert (client.info("memory")["used_memory"] - before) / 10_000 <= 430
+    assert (client.info("memory")["used_memory"] - before) / 10_000 <= 440
 
 
 def test_a_thousand_tasks_are_drained_in_a_few_dozen_round_trips(
