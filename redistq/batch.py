@@ -72,6 +72,8 @@ class Batch:
     ) -> None:
         self._client, self.id, self.total = client, batch_id, total
         self._options, self._progress = options, progress
+        self._needs: list[str] = []
+        """Functions and arguments that the server keeps for its tasks."""
         self._found = True
         """Whether it was there already, begun by who knows which release."""
 
@@ -103,11 +105,14 @@ class Batch:
             options = replace(options, result_ttl=BATCH_TTL_S)
         # Everything is packed before the first task is sent: an item that cannot be pickled
         # leaves nothing behind.
-        function = client.store_function(fn, options)
+        needs: list[str] = []
+        function = client.store_function(fn, options, needs)
         shared: dict[int, Any] = {}
         all_items = list(items)
         packets = [
-            client.pack_call(_task_id(batch_id, i), function, (item,), {}, options, shared)
+            client.pack_call(
+                _task_id(batch_id, i), function, (item,), {}, options, shared, needs=needs
+            )
             for i, item in enumerate(all_items)
         ]
         calls = _Calls.of(fn, all_items) if name else None
@@ -116,7 +121,7 @@ class Batch:
         created, total = client.broker.call(
             client.calls.open_batch(batch_id, label, len(packets), _OPEN_TTL_MS)
         )
-        batch._found = not created
+        batch._found, batch._needs = not created, needs
         if not created:
             if not resume:
                 raise ConfigurationError(
@@ -321,6 +326,9 @@ class Batch:
                     yield [ended for _, flat in reply[0][1] for ended in self._read(flat)]
                 if not reply and not counts["waiting"]:
                     client.open_batches.discard(self.id)
+                    if counts["succeeded"] == counts["total"]:  # nothing will be sent again
+                        needs, self._needs = self._needs, []
+                        client.blobs.drop(needs)
                     return
                 if end is not None and now >= end and counts["waiting"]:
                     raise self._timed_out(timeout or 0.0, counts)

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from .broker import Broker
-from .errors import PayloadTooLarge, UntrustedPayload
-from .keys import QueueKeys
+from .calls import CALL_LIMIT, Calls
+from .errors import PayloadTooLarge, RedistqError, UntrustedPayload
+from .keys import DEFAULT_GROUP, QueueKeys
+from .parts import LARGE
 from .pickling import MAX_PACKET_BYTES, Kind, Sealer, is_old
 
 BLOB_TTL_S = 7 * 86_400
-"""Seconds that a blob is kept after it was last asked for: a week, as results of batches are."""
+"""Seconds that a blob is kept while somebody may need it: a week, as results of batches are."""
+BRIEF_S = 600
+"""Seconds that a blob is kept once its only user needs it no more."""
 MAX_BLOB_BYTES = MAX_PACKET_BYTES
 """Largest argument that travels through the server (which holds at most 512 MB in a value)."""
 RENEW_S = 86_400.0
@@ -42,29 +48,90 @@ class Blobs:
         self._cache: OrderedDict[tuple[Kind, str], bytes] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
+        self._calls = Calls(keys, DEFAULT_GROUP)
+        self._moving = threading.Lock()  # held while the server hears who needs what
+        self._be_somebody()
 
-    def put(self, kind: Kind, data: Any, keep_s: float = BLOB_TTL_S) -> str:
+    def _be_somebody(self) -> None:
+        self._me = secrets.token_hex(8)
+        self._users: Counter[str] = Counter()
+        self._unneeded: set[str] = set()
+
+    def put(
+        self, kind: Kind, data: Any, keep_s: float = BLOB_TTL_S, needs: list[str] | None = None
+    ) -> str:
         """Store bytes, or memory, packed and signed, unless the server has them; answers their
         name.
 
-        Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
+        It is kept for ``keep_s``. With ``needs``, to which its name is added, ``drop`` says when
+        it is needed no more. Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
         name, now = self._sealer.name_of(kind, data), time.monotonic()
+        self.need((name,), needs)
         # What was stored to be kept longer (a delayed call) serves for shorter too.
         ends = now + max(keep_s, BLOB_TTL_S)
         if self._stored.get(name, -math.inf) > ends - RENEW_S:
             return name
-        key, seconds = self._keys.blob(name), int(max(keep_s, BLOB_TTL_S))
+        with self._moving:
+            self._store(kind, name, data, int(max(keep_s, BLOB_TTL_S)))
+            with self._lock:
+                self._stored[name] = ends
+                if len(self._stored) > 10_000:
+                    self._stored.popitem(last=False)
+        self._tell()
+        return name
+
+    def _store(self, kind: Kind, name: str, data: Any, seconds: int) -> None:
+        hold = self._calls.hold(name, self._me, seconds * 1000, BRIEF_S * 1000)
+        if memoryview(data).nbytes >= LARGE and self._broker.call(hold):
+            return
         packet = self._sealer.pack(kind, name, bytes(data))
         if len(packet) > MAX_BLOB_BYTES:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
-        if not self._broker.call(("EXPIRE", key, seconds)):
-            self._broker.call(("SET", key, packet, "EX", seconds))
+        # Needed by nobody at first: should we die here, it goes soon.
+        store = ("SET", self._keys.blob(name), packet, "EX", BRIEF_S, "NX")
+        for _ in range(3):
+            self._broker.call(store)
+            if self._broker.call(hold):
+                return
+        raise RedistqError(
+            f"{self._broker.address} loses what it has just stored: is it full, and its "
+            "maxmemory-policy not noeviction?"
+        )
+
+    def need(self, names: Iterable[str], needs: list[str] | None) -> None:
+        """Blobs that were put are needed once more."""
         with self._lock:
-            self._stored[name] = ends
-            if len(self._stored) > 10_000:
-                self._stored.popitem(last=False)
-        return name
+            for name in names:
+                self._users[name] += 1
+                if needs is not None:
+                    needs.append(name)
+
+    def drop(self, needs: Iterable[str]) -> None:
+        """What was needed is needed no more: soon the server forgets what nobody else needs."""
+        with self._lock:
+            for name in needs:
+                self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name]
+                    self._stored.pop(name, None)
+                    self._unneeded.add(name)
+        self._tell()
+
+    def _tell(self) -> None:
+        # Whoever is storing something tells of ours, too: nobody waits for a large upload.
+        while self._unneeded and self._moving.acquire(blocking=False):
+            try:
+                with self._lock:
+                    gone = [name for name in self._unneeded if name not in self._users]
+                    self._unneeded.clear()
+                for start in range(0, len(gone), CALL_LIMIT):
+                    part = gone[start : start + CALL_LIMIT]
+                    self._broker.call(self._calls.drop(part, self._me, BRIEF_S * 1000))
+            except RedistqError:
+                pass  # they are kept for a week, then
+            finally:
+                self._moving.release()
 
     def forget(self) -> None:
         """After the server may have lost its memory: store again what is used again."""
@@ -72,8 +139,11 @@ class Blobs:
             self._stored.clear()
 
     def after_fork(self) -> None:
-        """In a forked process, where a thread that is not there may have held the lock."""
-        self._lock = threading.Lock()
+        """In a forked process, where a thread that is not there may have held a lock, and which is
+        another user than its parent."""
+        self._lock, self._moving = threading.Lock(), threading.Lock()
+        self._be_somebody()
+        self._stored.clear()
 
     def argument(self, name: str) -> bytes:
         """The bytes of an argument, or of a part of one; see ``get``."""

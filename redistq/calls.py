@@ -256,6 +256,8 @@ class Calls:
         )
         self._replay = self._prefix("replay", k.stream, k.task_prefix, k.dead, k.batch_prefix)
         self._open_batch = self._prefix("open_batch", k.batches, k.batch_prefix)
+        self._hold = self._prefix("hold", k.blob_prefix)
+        self._drop = self._prefix("drop", k.blob_prefix)
         self._purge = self._prefix("purge", k.task_prefix, k.dead)
         self._watch = self._prefix("watch", k.stream, k.task_prefix, k.waiters, argv=[group])
         self._register = self._prefix("register", k.workers, k.worker_prefix, k.meta)
@@ -363,6 +365,14 @@ class Calls:
     def open_batch(self, batch_id: str, name: str, total: int, ttl_ms: int) -> Command:
         """Open a batch or find it; the answer is whether it was opened now, and its total."""
         return (*self._open_batch, batch_id, name, total, ttl_ms)
+
+    def hold(self, blob: str, client: str, ttl_ms: int, brief_ms: int) -> Command:
+        """Keep a stored function or argument for a client; the answer is whether there is one."""
+        return (*self._hold, blob, client, ttl_ms, brief_ms)
+
+    def drop(self, blobs: Sequence[str], client: str, brief_ms: int) -> Command:
+        """A client needs these no more."""
+        return (*self._drop, client, brief_ms, *blobs)
 
     # -- schedulers ------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from .calls import Calls
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload
 from .courier import Courier, Outgoing
 from .errors import ConfigurationError, PayloadTooLarge, RedistqError
-from .futures import Origin, TaskFuture, in_order
+from .futures import Origin, TaskFuture, flattened, in_order
 from .homes import Home
 from .html import escape, panel
 from .ids import is_call, new_call_id, new_task_id
@@ -397,7 +397,9 @@ class Client(_Submitting, Executor):
             return self._submit_named(fn, args, kwargs, options)
         if not callable(fn):
             raise TypeError(f"submit takes a function or a task's name, not {fn!r:.100}")
-        function = self.store_function(fn, options)
+        needs: list[str] = []
+        function = self.store_function(fn, options, needs)
+        small = len(needs)
         name = f"{CALL}:{options.name or _label(fn)}"
         if options.cache is not None:
             from .fingerprint import fingerprint
@@ -405,8 +407,12 @@ class Client(_Submitting, Executor):
             task_id = "memo-" + self.sealer.name_for(fingerprint(fn, args, kwargs))
         else:
             task_id = new_call_id()
-        packet = self.pack_call(task_id, function, args, kwargs, options)
-        return self._send(task_id, name, packet, options, memo=options.cache is not None)
+        packet = self.pack_call(task_id, function, args, kwargs, options, needs=needs)
+        if len(needs) == small:
+            needs.clear()  # a function alone: who calls it once more need not store it again
+        return self._send(
+            task_id, name, packet, options, memo=options.cache is not None, needs=needs
+        )
 
     def _submit_named(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -416,23 +422,27 @@ class Client(_Submitting, Executor):
         payload = encode_payload(name, args[0] if args else None, self.max_payload_bytes)
         return self._send(new_task_id(), name, payload, options, origin="named")
 
-    def store_function(self, fn: Callable[..., Any], options: CallOptions) -> str:
-        """The function on the server, under the name of its content, with its local modules."""
+    def store_function(
+        self, fn: Callable[..., Any], options: CallOptions, needs: list[str] | None = None
+    ) -> str:
+        """The function on the server, under the name of its content, with its local modules; what
+        was stored is added to ``needs``."""
         seen = Seen()
         pickled = dump(fn, seen)
-        modules = self._store_modules(seen.modules, options)
+        modules = self._store_modules(seen.modules, options, needs)
         if seen.generators:
             from .generators import warn_of_generators
 
             warn_of_generators(fn, seen.generators)
-        return self.blobs.put("function", pickled_function(fn, pickled, modules), _kept_s(options))
+        data = pickled_function(fn, pickled, modules)
+        return self.blobs.put("function", data, _kept_s(options), needs)
 
-    def _store_modules(self, names: set[str], options: CallOptions) -> str:
+    def _store_modules(self, names: set[str], options: CallOptions, needs: list[str] | None) -> str:
         """The name of the bundle, on the server, of the local modules among these and of what they
         import; empty when there are none."""
         if not names or (bundle := bundle_of(names)) is None:
             return ""
-        return self.blobs.put("modules", bundle.data, _kept_s(options))
+        return self.blobs.put("modules", bundle.data, _kept_s(options), needs)
 
     def pack_call(
         self,
@@ -443,25 +453,27 @@ class Client(_Submitting, Executor):
         options: CallOptions,
         shared: Shared | None = None,
         chunk: bool = False,
+        needs: list[str] | None = None,
     ) -> bytes:
         """One call as the payload of that task and no other. Large arguments, and large parts of
         arguments, go to the server under their content's name; ``shared`` remembers arguments of
-        one map by identity.
+        one map by identity. What the server keeps for the call is added to ``needs``.
 
         Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
         shared = {} if shared is None else shared
-        seen = Seen()
+        seen, needs = Seen(), [] if needs is None else needs
 
         def store(part: Any) -> str:
-            return self.blobs.put("argument", part, _kept_s(options))
+            return self.blobs.put("argument", part, _kept_s(options), needs)
 
         def stored(value: Any, sure: bool) -> Any:
             known = shared.get(id(value))
             if known is not None:
                 seen.modules |= known[2]
+                self.blobs.need(known[3], needs)
                 return known[1]
-            own = Seen()
+            own, before = Seen(), len(needs)
             if _looks_large(value):
                 data = dump(value, own)
             elif sure and len(dump(value)) >= LARGE:
@@ -472,7 +484,7 @@ class Client(_Submitting, Executor):
                 return value
             ref = Ref(store(data))
             # The value is kept alive, or its id could mean another object.
-            shared[id(value)] = (value, ref, own.modules)
+            shared[id(value)] = (value, ref, own.modules, needs[before:])
             seen.modules |= own.modules
             return ref
 
@@ -492,7 +504,7 @@ class Client(_Submitting, Executor):
             data = build(sure=False, parted=True)
         if len(data) > LARGE:
             data = build(sure=True, parted=True)
-        if modules := self._store_modules(seen.modules, options):
+        if modules := self._store_modules(seen.modules, options, needs):
             data = with_modules(data, modules)
         packet = self.sealer.pack("call", self.context_of(task_id), data)
         if len(packet) > self.max_payload_bytes:
@@ -526,8 +538,11 @@ class Client(_Submitting, Executor):
         options: CallOptions,
         memo: bool = False,
         origin: Origin = "call",
+        needs: list[str] | None = None,
     ) -> TaskFuture:
         future = TaskFuture(self, task_id, name.removeprefix(CALL + ":"))
+        if needs:
+            future.needs = needs
         if origin != "call":
             future._origin = origin
         if options.result_ttl is None and not memo:
@@ -653,7 +668,8 @@ class Client(_Submitting, Executor):
         def left() -> float | None:
             return None if end is None else end - time.monotonic()
 
-        function = self.store_function(fn, options)
+        stored: list[str] = []
+        function = self.store_function(fn, options, stored)
         name = f"{CALL}:{options.name or _label(fn)}"
         shared: Shared = {}
         rows = zip(*iterables, strict=False)
@@ -661,14 +677,22 @@ class Client(_Submitting, Executor):
         if chunksize == 1:
             for args in rows:
                 task_id = new_call_id()
-                packet = self.pack_call(task_id, function, args, {}, options, shared)
-                futures.append(self._send(task_id, name, packet, options))
+                needs: list[str] = []
+                self.blobs.need(stored, needs)
+                packet = self.pack_call(task_id, function, args, {}, options, shared, needs=needs)
+                futures.append(self._send(task_id, name, packet, options, needs=needs))
+            self.blobs.drop(stored)
             return in_order(futures, left)
         while chunk := tuple(itertools.islice(rows, chunksize)):
             task_id = new_call_id()
-            packet = self.pack_call(task_id, function, chunk, {}, options, shared, chunk=True)
-            futures.append(self._send(task_id, name, packet, options))
-        return itertools.chain.from_iterable(in_order(futures, left))
+            needs = []
+            self.blobs.need(stored, needs)
+            packet = self.pack_call(
+                task_id, function, chunk, {}, options, shared, chunk=True, needs=needs
+            )
+            futures.append(self._send(task_id, name, packet, options, needs=needs))
+        self.blobs.drop(stored)
+        return flattened(in_order(futures, left))
 
     # -- batches ---------------------------------------------------------------------------------
 
@@ -745,7 +769,7 @@ class Client(_Submitting, Executor):
         )
 
 
-Shared = dict[int, tuple[Any, Ref, set[str]]]
+Shared = dict[int, tuple[Any, Ref, set[str], list[str]]]
 """Large arguments of one map by identity: the value, its stand-in, and the modules it needs."""
 
 LocalWorkers = TaskWorker

@@ -11,7 +11,7 @@ import contextlib
 import reprlib
 import sys
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +65,8 @@ class TaskFuture(Future[Any]):
     _told_cancelled = False
     task_name = "redistq.call"
     """What its task is called where workers look for a handler; '' when that is not known."""
+    needs: Sequence[str] = ()
+    """Functions and arguments that the server keeps for the call, until it has succeeded."""
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
     _report: dict[str, Any] | None = None
@@ -401,10 +403,17 @@ def in_order(futures: list[TaskFuture], deadline: Any) -> Iterator[Any]:
     try:
         futures.reverse()
         while futures:
-            result = futures[-1].result(deadline())
-            del futures[-1]  # a result that was given is not kept
-            yield result
+            futures[-1].exception(deadline())
+            yield futures.pop().result()  # and not kept: whoever takes it has the only one
     finally:
         if futures:
             with contextlib.suppress(RedistqError):
                 futures[0]._client.courier.cancel(futures)
+
+
+def flattened(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    """The results of chunks, one by one; none is kept once it was given."""
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()

@@ -1,0 +1,21 @@
+-- drop: a client needs some stored functions and arguments no more.
+-- KEYS:
+--   1 blob_prefix
+-- ARGV:
+--   1 client: who needed them
+--   2 brief: how long they are kept from now on, ms
+--   for each blob (1): name
+-- RETURN: how many nobody needs now
+-- COST: per name GET, and DEL + PEXPIRE
+-- WHY: one that others need too keeps its time. It stays for a moment for whoever sends the same
+--   again, and for a worker that was taken for dead and is late.
+--@include look
+local dropped = 0
+for at = 3, #ARGV do
+  local key = KEYS[1] .. ARGV[at]
+  if look('', 'GET', key .. ':user') == ARGV[1] then
+    redis.call('DEL', key .. ':user')
+    dropped = dropped + redis.call('PEXPIRE', key, ARGV[2])
+  end
+end
+return dropped
