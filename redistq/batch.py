@@ -329,6 +329,8 @@ class Batch:
                     if counts["succeeded"] == counts["total"]:  # nothing will be sent again
                         needs, self._needs = self._needs, []
                         client.blobs.drop(needs)
+                    elif counts["failed"] and self._needs:
+                        client.blobs.keep_for_replay(self._needs)
                     return
                 if end is not None and now >= end and counts["waiting"]:
                     raise self._timed_out(timeout or 0.0, counts)

@@ -8,6 +8,7 @@ it, another blob in its place is refused.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import secrets
 import threading
@@ -23,8 +24,12 @@ from .keys import DEFAULT_GROUP, QueueKeys
 from .parts import LARGE
 from .pickling import MAX_PACKET_BYTES, Kind, Sealer, is_old
 
+log = logging.getLogger("redistq.client")
+
 BLOB_TTL_S = 7 * 86_400
 """Seconds that a blob is kept while somebody may need it: a week, as results of batches are."""
+DEAD_TTL_S = 30 * 86_400
+"""Seconds that those of failed tasks are kept, as the tasks are (a worker's ``dead_ttl``)."""
 BRIEF_S = 600
 """Seconds that a blob is kept once its only user needs it no more."""
 MAX_BLOB_BYTES = MAX_PACKET_BYTES
@@ -118,6 +123,17 @@ class Blobs:
                     self._unneeded.add(name)
         self._tell()
 
+    def keep_for_replay(self, needs: Iterable[str]) -> None:
+        """What failed tasks need is kept for as long as they are kept themselves."""
+        ttl_ms, brief_ms = DEAD_TTL_S * 1000, BRIEF_S * 1000
+        try:
+            for _ in self._broker.call_many(
+                self._calls.hold(name, self._me, ttl_ms, brief_ms) for name in set(needs)
+            ):
+                pass
+        except Exception as error:  # whoever has an error must get it
+            log.debug("what failed tasks need stays for a week only: %s", error)
+
     def _tell(self) -> None:
         # Whoever is storing something tells of ours, too: nobody waits for a large upload.
         while self._unneeded and self._moving.acquire(blocking=False):
@@ -128,8 +144,8 @@ class Blobs:
                 for start in range(0, len(gone), CALL_LIMIT):
                     part = gone[start : start + CALL_LIMIT]
                     self._broker.call(self._calls.drop(part, self._me, BRIEF_S * 1000))
-            except RedistqError:
-                pass  # they are kept for a week, then
+            except Exception as error:  # whoever has a result must get it
+                log.debug("what nobody needs any more stays for a week: %s", error)
             finally:
                 self._moving.release()
 

@@ -371,11 +371,11 @@ class Courier:
 
     def _settle(self, task_id: str, state: str, body: bytes | None) -> None:
         sealer, stream = self._sealer, self._calls.keys.stream
-        if state == "succeeded":  # one that failed may be sent again, as it was
-            self._drop_needs(task_id)
+        if state in ("succeeded", "failed"):
+            self._settle_needs(task_id, state)
         self._resolve(task_id, lambda future: settle_future(future, sealer, stream, state, body))
 
-    def _drop_needs(self, task_id: str) -> None:
+    def _settle_needs(self, task_id: str, state: str) -> None:
         with self._lock:
             found = self.pending.get(task_id, ())
             futures = found if isinstance(found, list) else [found] if found else []
@@ -383,7 +383,10 @@ class Courier:
         if needs:
             for future in futures:
                 future.needs = ()
-            self._blobs.drop(needs)
+            if state == "succeeded":
+                self._blobs.drop(needs)
+            else:  # it may be sent again, as it was
+                self._blobs.keep_for_replay(needs)
 
     def _give_up(self, doubtful: list[str]) -> None:
         for task_id in doubtful:

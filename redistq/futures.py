@@ -92,6 +92,9 @@ class TaskFuture(Future[Any]):
 
     def _settled(self) -> None:
         """It needs its client no more: what a notebook remembers of results keeps no workers."""
+        if self.needs and self.cancelled() and self._held is not None:
+            needs, self.needs = self.needs, ()
+            self._held.blobs.drop(needs)
         self._held = None
 
     # -- the standard library's interface --------------------------------------------------------

@@ -19,15 +19,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 FLOORS = {
     "nouns": (
         *("logger", "errors", "private", "notes", "keys", "options", "codec", "retry", "ids"),
-        *("handlers", "homes", "local_modules", "reducers", "pickling", "tracing"),
+        *("handlers", "homes", "local_modules", "reducers", "pickling", "parts", "tracing"),
     ),
     "places": ("blas", "processes", "notebook", "_embedded_server", "embedded", "settings"),
-    "grammar": ("scripts", "calls", "worker_settings"),
+    "grammar": ("scripts", "calls", "slots", "worker_settings"),
     "wire": ("broker", "async_broker", "board"),
     "door": ("plans", "waiting", "producer_plans", "producer", "scheduler", "blobs"),
     "crew": (
         *("pace", "execution", "async_crew", "crew", "keeper"),
-        *("task_output", "parts", "remote_call", "worker"),
+        *("task_output", "remote_call", "worker"),
     ),
     "windows": ("hosts", "extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
     "street": ("worker_cli", "_child", "_keeper"),
