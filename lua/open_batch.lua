@@ -4,7 +4,7 @@
 --   2 batch_prefix
 -- ARGV:
 --   1 batch
---   2 name: what its tasks are called
+--   2 name: its own, or what its tasks are called
 --   3 total: how many tasks it has
 --   4 ttl: when a batch that is never finished is forgotten, ms
 -- RETURN: 1 when it was opened by this call or 0, and its total

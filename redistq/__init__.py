@@ -58,6 +58,9 @@ if TYPE_CHECKING:
         TimeLimitExceeded as TimeLimitExceeded,
     )
     from .errors import (
+        UnknownBatch as UnknownBatch,
+    )
+    from .errors import (
         UnknownTask as UnknownTask,
     )
     from .futures import TaskFuture as TaskFuture
@@ -104,6 +107,7 @@ _HOMES = {
         "TaskCancelled",
         "TaskFailed",
         "TimeLimitExceeded",
+        "UnknownBatch",
         "UnknownTask",
     ],
 }

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from . import slots
@@ -29,13 +30,14 @@ from .errors import (
     ResultTimeout,
     ServerUnavailable,
     TaskCancelled,
+    UnknownBatch,
     UnknownTask,
 )
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
 from .ids import is_text
 from .notes import say
-from .options import due_after, wait_seconds
+from .options import due_after, shown, wait_seconds
 from .plans import BLOCK_LIMIT, LEAST_PATIENCE_S
 from .producer_plans import LEAST_LOOK_S, not_stored
 from .progress import Progress
@@ -91,8 +93,14 @@ class Batch:
         progress: bool | None,
     ) -> Batch:
         """See Client.map_batch."""
-        from .client import BATCH_TTL_S, _label, unique_name
+        from .client import BATCH_TTL_S, _check_function, _label, unique_name
 
+        _check_function(fn, "map_batch")
+        if not isinstance(items, Iterable):
+            hint = f"; range({items})?" if isinstance(items, int) else ""
+            raise TypeError(f"map_batch takes the items of its calls, not {shown(items)}{hint}")
+        if name is not None and not isinstance(name, str):
+            raise ConfigurationError(f"a batch's name is text, not {shown(name)}")
         batch_id = name or unique_name()
         odd = any(c.isspace() for c in batch_id) or not is_text(batch_id)
         if odd or not 0 < len(batch_id) <= 100:
@@ -119,7 +127,7 @@ class Batch:
         label = options.name or _label(fn)
         batch = cls(client, batch_id, len(packets), options, progress)
         created, total = client.broker.call(
-            client.calls.open_batch(batch_id, label, len(packets), _OPEN_TTL_MS)
+            client.calls.open_batch(batch_id, name or label, len(packets), _OPEN_TTL_MS)
         )
         batch._found, batch._needs = not created, needs
         if not created:
@@ -153,7 +161,9 @@ class Batch:
 
         total = client.broker.call(("HGET", client.keys.batch(batch_id), "total"))
         if total is None:
-            raise UnknownTask(batch_id)
+            newest = client.broker.call(("ZREVRANGE", client.keys.batches, 0, 99))
+            known = [raw.decode("utf-8", "replace") for raw in newest]
+            raise UnknownBatch(batch_id, next(iter(get_close_matches(str(batch_id), known, 1)), ""))
         return cls(client, batch_id, int(total), CallOptions())
 
     def _remember(self, digests: list[bytes]) -> None:
@@ -243,7 +253,7 @@ class Batch:
     def _counts(self, deadline: float | None) -> dict[str, int]:
         raw = self._client.broker.call(("HGETALL", self._client.keys.batch(self.id)), deadline)
         if not raw:
-            raise UnknownTask(self.id)
+            raise UnknownBatch(self.id)
         fields = dict(zip(raw[::2], raw[1::2], strict=True))
         counts = {
             name: int(fields.get(name.encode(), 0))

@@ -98,7 +98,8 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     cancel = add("cancel", "cancel tasks that wait; running ones are left alone", _cancel)
     cancel.add_argument("ids", nargs="+", metavar="id", help="of the tasks")
 
-    live = add("dashboard", "a live screen (q leaves it); piped, one picture", _dashboard)
+    served = "; `redistq dashboard --serve` makes a web page of it (--serve --help: its options)"
+    live = add("dashboard", f"a live screen (q leaves it); piped, one picture{served}", _dashboard)
     live.add_argument(
         "--interval", type=float, default=0.35, help="seconds between pictures (%(default)g)"
     )

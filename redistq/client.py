@@ -38,7 +38,7 @@ from .keys import (
     without_priority,
 )
 from .local_modules import bundle_of
-from .options import count, due_after, seconds, wait_seconds
+from .options import count, due_after, seconds, shown, unknown_option, wait_seconds
 from .parts import LARGE, dump_parted
 from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +220,12 @@ class Client(_Submitting, Executor):
         shared: bool = False,
         home: Home | None = None,
     ) -> None:
+        if url is not None and not isinstance(url, str):
+            hint = f"; for {url} workers: client = Client(); client.start_workers({url})"
+            raise ConfigurationError(
+                f"a client takes a server's URL, not {shown(url)}"
+                + (hint if isinstance(url, int) else "")
+            )
         self._options = CallOptions()
         self.home = home or Home.here()
         """Where calls belong; see homes.py."""
@@ -327,7 +332,7 @@ class Client(_Submitting, Executor):
         shared: bool | None = None,
         **options: Any,
     ) -> TaskWorker:
-        """Start ``n`` worker processes here (default: one a core) and return them, ready.
+        """Start ``n`` worker processes here (default: one a core; 0: none) and return them, ready.
 
         They run this client's functions and the named tasks registered in this process
         (``handlers``, or what ``@task`` registered), in the folder the client was made in. Calls
@@ -337,6 +342,8 @@ class Client(_Submitting, Executor):
         """
         if self.courier.closed:
             raise RuntimeError("cannot start workers after shutdown")
+        if n is not None:
+            n = count("the number of workers", n, most=10_000)
         if self._parent is not None:
             return self._parent.start_workers(
                 n, threads=threads, handlers=handlers, shared=shared, **options
@@ -349,12 +356,14 @@ class Client(_Submitting, Executor):
             group=self.group,
             task_handlers=handlers,
             thread_count=threads,
-            processes=n or os.cpu_count() or 1,
+            processes=(os.cpu_count() or 1) if n is None else n,
             address=self.address,
             signing_key=self._key.hex(),
             folder=self.home.folder,
             **options,
         )
+        if n == 0:
+            return worker  # never started: none was asked for
         worker.start()
         self._workers[:] = [*(w for w in self._workers if w.running), worker]
         return worker
@@ -395,8 +404,7 @@ class Client(_Submitting, Executor):
     ) -> TaskFuture:
         if isinstance(fn, str):
             return self._submit_named(fn, args, kwargs, options)
-        if not callable(fn):
-            raise TypeError(f"submit takes a function or a task's name, not {fn!r:.100}")
+        _check_function(fn, "submit")
         needs: list[str] = []
         function = self.store_function(fn, options, needs)
         small = len(needs)
@@ -419,6 +427,11 @@ class Client(_Submitting, Executor):
     ) -> TaskFuture:
         if kwargs or len(args) > 1:
             raise TypeError("a named task takes one payload: client.submit('name', payload)")
+        if not name or "\n" in name or len(name) > 200:
+            raise ConfigurationError(
+                f"a task's name is one line of 1 to 200 characters, not {shown(name)}; for a call: "
+                "client.submit(fn, ...)"
+            )
         payload = encode_payload(name, args[0] if args else None, self.max_payload_bytes)
         return self._send(new_task_id(), name, payload, options, origin="named")
 
@@ -662,6 +675,9 @@ class Client(_Submitting, Executor):
     ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        _check_function(fn, "map")
+        if not iterables:
+            raise TypeError("map takes one iterable or more: client.map(fn, items)")
         timeout = wait_seconds(timeout)
         end = None if timeout is None else time.monotonic() + timeout
 
@@ -697,7 +713,7 @@ class Client(_Submitting, Executor):
     # -- batches ---------------------------------------------------------------------------------
 
     def batch(self, name: str) -> Batch:
-        """A batch that was started before, by this kernel or another; raises UnknownTask."""
+        """A batch that was started before, by this kernel or another; raises UnknownBatch."""
         from .batch import Batch
 
         for priority in PRIORITIES[:1] + PRIORITIES[2:] if self._parent is None else ():
@@ -829,16 +845,11 @@ def _looks_large(value: Any) -> bool:
 
 
 def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
-    if "cache" in options:
-        options = {**options, "cache": _seconds(options["cache"])}
-    try:
-        changed = replace(base, **options)
-    except TypeError as error:
-        known = [*CallOptions.__dataclass_fields__, "priority"]
-        unknown = next((name for name in options if name not in known), "")
-        raise ConfigurationError(
-            f"a call has no option {unknown!r}; the options are {', '.join(sorted(known))}"
-        ) from error
+    known = [*CallOptions.__dataclass_fields__, "priority"]
+    for name in options:
+        if name not in known:
+            raise unknown_option("a call", name, known)
+    changed = replace(base, **options)
     numbers: dict[str, Any] = {"retries": count("retries", changed.retries)}
     for name in ("delay", "timeout", "result_ttl", "cache"):
         if (value := getattr(changed, name)) is not None:
@@ -846,17 +857,18 @@ def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
     return replace(changed, **numbers)
 
 
-def _seconds(value: Any) -> float | None:
-    """Seconds, or text such as "90s", "30m", "12h", "1d"."""
-    if value is None or not isinstance(value, str):
-        return value
-    text = value.strip()
-    try:
-        return float(text[:-1]) * _UNITS[text[-1]]
-    except (ValueError, KeyError, IndexError):
-        raise ConfigurationError(
-            f"cache is a time such as '90s', '30m', '12h' or '1d', or seconds, not {value!r}"
-        ) from None
+def _check_function(fn: Any, where: str) -> None:
+    """Refuse what is no function, with a word for the usual slip."""
+    if isinstance(fn, str):
+        raise TypeError(
+            f"{where} takes a function, not {shown(fn)}; named tasks are sent one by one, "
+            "client.submit('name', payload), or by TaskProducer.add_tasks"
+        )
+    if not callable(fn):
+        raise TypeError(
+            f"{where} takes a function, not {shown(fn)}; give the function and its arguments "
+            f"apart: client.{where}(fn, ...), not client.{where}(fn(...))"
+        )
 
 
 def _register_joblib() -> None:

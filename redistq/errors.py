@@ -29,6 +29,7 @@ __all__ = [
     "TaskCancelled",
     "TaskFailed",
     "TimeLimitExceeded",
+    "UnknownBatch",
     "UnknownTask",
     "UntrustedPayload",
 ]
@@ -112,6 +113,19 @@ class UnknownTask(RedistqError, LookupError):
         )
 
 
+class UnknownBatch(UnknownTask):
+    """No batch of this name is known: it was never started, or has been forgotten since."""
+
+    def __init__(self, name: str, near: str = "") -> None:
+        self.task_id = self.name = name
+        hint = f"; did you mean {near!r}?" if near else ""
+        LookupError.__init__(
+            self,
+            f"no batch {name!r}: it was never started on this queue, was deleted, or ended more "
+            f"than a week ago{hint}",
+        )
+
+
 class ResultTimeout(RedistqError, TimeoutError):
     """What was waited for did not end in the time given; it goes on, and may be asked for again.
 
@@ -134,7 +148,8 @@ class TaskFailed(RedistqError):
         self.type = str(error.get("type", ""))
         self.message = str(error.get("message", ""))
         self.traceback = str(error.get("traceback", ""))
-        super().__init__(f"task {task_id} failed: {self.type}: {self.message}")
+        words = ": ".join(filter(None, (self.type, self.message)))
+        super().__init__(f"task {task_id} failed: {words or 'no word was said of it'}")
         if self.traceback:
             self.add_note("The traceback on the worker:\n" + self.traceback.rstrip())
 

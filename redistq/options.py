@@ -7,10 +7,12 @@ script, together with the tasks around it; here it fails alone, at once, and by 
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -28,18 +30,33 @@ COUNT_DIGITS = 9
 """Most digits of a count in a stream entry."""
 
 
+_UNITS = {
+    **dict.fromkeys(("ms",), 0.001),
+    **dict.fromkeys(("s", "sec"), 1.0),
+    **dict.fromkeys(("m", "min"), 60.0),
+    "h": 3600.0,
+    "d": 86_400.0,
+    "w": 604_800.0,
+}
+_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|sec|s|min|m|h|d|w)"
+_TEXT = re.compile(rf"(?:{_PART}\s*)+")
+
+
 def seconds(what: str, value: Any, *, positive: bool = False) -> float:
-    """A duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS.
+    """A duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS; a number, or text such
+    as "90s", "1m", "1h30m" or "7d".
 
     Raises ConfigurationError that names the option ``what``, the limit and the next step.
     """
+    if isinstance(value, str) and _TEXT.fullmatch(text := value.strip().lower()):
+        value = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, text))
     if _is_number(value) and 0 <= value <= MAX_SECONDS and (value > 0 or not positive):
         return float(value)
     if positive:
-        wanted = "a number of seconds above 0"
+        wanted = "a number of seconds above 0, or a time such as '90s', '1m' or '1h30m',"
         advice = "leave it out for no limit"
     else:
-        wanted = "a number of seconds, 0 or more"
+        wanted = "a number of seconds, 0 or more, or a time such as '90s', '1m' or '1h30m',"
         advice = "leave it out for the default"
     raise ConfigurationError(
         f"{what} is {wanted} and at most {MAX_SECONDS:,.0f} (31 years), not {shown(value)}; "
@@ -58,13 +75,15 @@ def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> in
 
 
 def wait_seconds(timeout: Any) -> float | None:
-    """How long to wait, in seconds, as far as this platform can; None: for ever.
+    """How long to wait, in seconds or as text ("90s"), as far as this platform can; None: for ever.
 
     Longer than that is as good as for ever, and below 0 is not at all. Raises ConfigurationError
     for what is no number.
     """
     if timeout is None:
         return None
+    if isinstance(timeout, str):
+        timeout = seconds("timeout", timeout)
     if not _is_number(timeout) or timeout != timeout:  # the last of NaN alone
         raise ConfigurationError(
             f"a timeout is a number of seconds, or None to wait for ever, not {shown(timeout)}"
@@ -110,10 +129,23 @@ def check_written(opts: Mapping[str, Any]) -> None:
     must not fail later, when the handler has run. Raises ConfigurationError."""
     if "retries" in opts:
         count("retries", opts["retries"])
+    for name in ("timeout", "result_ttl"):
+        if isinstance(opts.get(name), str):
+            raise ConfigurationError(f"in an entry {name} is a number, not {shown(opts[name])}")
     if opts.get("timeout") is not None:
         seconds("timeout", opts["timeout"], positive=True)
     if "result_ttl" in opts:
         seconds("result_ttl", opts["result_ttl"])
+
+
+def unknown_option(what: str, name: object, known: Iterable[str]) -> ConfigurationError:
+    """The error of an option that there is not: it names one that is near, and all there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigurationError(
+        f"{what} has no option {shown(name)}; {hint}the options are {', '.join(names)}"
+    )
 
 
 def is_count(text: bytes) -> bool:

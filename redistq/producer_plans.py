@@ -31,7 +31,7 @@ from .errors import (
 from .handlers import _MARK
 from .ids import check_line, new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
-from .options import count, due_after, due_at, seconds, wait_seconds
+from .options import count, due_after, due_at, seconds, unknown_option, wait_seconds
 from .plans import Call, Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis, Wait
@@ -399,10 +399,7 @@ def _mapping(item: Any) -> Mapping[str, Any]:
     """An item of a bulk call as keywords of ``_new``."""
     if isinstance(item, Mapping):
         if unknown := set(item) - _ITEM_KEYS:
-            raise ConfigurationError(
-                f"an item has no key {sorted(map(str, unknown))[0]!r}; the keys are "
-                + ", ".join(sorted(_ITEM_KEYS))
-            )
+            raise unknown_option("an item", sorted(map(str, unknown))[0], _ITEM_KEYS)
         if "type" not in item:
             raise ConfigurationError(f"an item needs the key 'type': {item!r:.200}")
         return item

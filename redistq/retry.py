@@ -34,8 +34,8 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         count("retries", self.retries)
-        seconds("backoff", self.backoff)
-        seconds("backoff_cap", self.backoff_cap)
+        for name in ("backoff", "backoff_cap"):
+            object.__setattr__(self, name, seconds(name, getattr(self, name)))
         if not 1 <= self.factor <= MAX_FACTOR:
             raise ConfigurationError(f"factor is between 1 and {MAX_FACTOR:g}, not {self.factor}")
         if not 0 <= self.jitter <= 1:

@@ -163,6 +163,8 @@ def resolve(
     Raises ConfigurationError for a URL that cannot work and EmbeddedServerError when the embedded
     server cannot start.
     """
+    if url is None and isinstance(host, str) and "://" in host:
+        url = host  # TaskProducer("redis://…"): what else could it mean
     if url is not None:
         return _checked(Address(url))
     named = _checked(Address(_tcp_url(host, port, db, password)))

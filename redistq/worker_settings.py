@@ -12,7 +12,7 @@ from .calls import Calls
 from .codec import DEFAULT_MAX_BYTES
 from .errors import ConfigurationError
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
-from .options import MAX_COUNT, count, milliseconds, seconds
+from .options import MAX_COUNT, count, milliseconds, seconds, unknown_option
 from .settings import Address
 from .slots import MOST as MOST_LENT
 
@@ -115,8 +115,5 @@ class WorkerSettings:
         """Settings from keyword options; raises ConfigurationError naming one that is not known."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise ConfigurationError(
-                f"a worker has no option {sorted(unknown)[0]!r}; the options are "
-                + ", ".join(sorted(known))
-            )
+            raise unknown_option("a worker", sorted(unknown)[0], known)
         return cls(**values)

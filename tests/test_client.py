@@ -621,13 +621,13 @@ def test_many_threads_share_a_client(crew: Client) -> None:
 
 def test_options_are_checked_when_they_are_set(idle: Client) -> None:
     """Each mistake is named, with what is possible."""
-    with pytest.raises(ConfigurationError, match="no option 'prio'; the options are cache, delay"):
+    with pytest.raises(ConfigurationError, match=r"no option 'prio'; did you mean 'priority'\? "):
         idle.options(prio=1)
     for options in ({"retries": -1}, {"retries": True}, {"delay": -1}, {"timeout": "x"}):
         with pytest.raises(ConfigurationError, match=next(iter(options))):
             idle.options(**options)
     for cache in ("1y", "", "d", "one"):
-        with pytest.raises(ConfigurationError, match="cache is a time"):
+        with pytest.raises(ConfigurationError, match=r"cache is .* a time such as"):
             idle.options(cache=cache)
 
 
