@@ -62,7 +62,7 @@ def test_submit_needs_something_to_call(crew: Client) -> None:
     """No argument at all, or one that cannot be called, is a TypeError here."""
     with pytest.raises(TypeError):
         crew.submit()  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="function or a task's name, not 5"):
+    with pytest.raises(TypeError, match="submit takes a function, not 5"):
         crew.submit(5)  # type: ignore[arg-type]
 
 

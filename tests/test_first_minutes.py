@@ -198,7 +198,7 @@ def test_a_batch_goes_by_its_own_name_everywhere(idle: Client, url: str, capsys:
     idle.map_batch(abs, [-1])
     with TaskMonitor(url) as monitor:
         assert sorted(monitor.get_batches()["name"]) == ["abs", "pages-november", "pages-october"]
-    shown = Dashboard(idle)._repr_mimebundle_()["text/html"]
+    shown = Dashboard(idle).html()
     assert "pages-november" in shown
     assert "pages-october" in shown
     assert main(["batches", "--url", url]) == 0
