@@ -254,8 +254,10 @@ class ProducerPlans:
             if expected is not None and left > 0:
                 for news in (yield ReadInbox(inbox, left, deadline)) or ():
                     if news.task_id == task_id and news.body is not None:
-                        with contextlib.suppress(*_UNREADABLE):  # the record has the truth
+                        try:
                             return _outcome(task_id, news.state, news.body)
+                        except _UNREADABLE:
+                            break  # the record has the truth
             while True:
                 # The address is left and the record read in one step: see watch.lua. However
                 # little time is left, the question is asked.
@@ -290,8 +292,10 @@ class ProducerPlans:
                         break  # the connection was lost: look at the record again
                     for news in told:
                         if news.task_id == task_id and news.body is not None:
-                            with contextlib.suppress(*_UNREADABLE):
+                            try:
                                 return _outcome(task_id, news.state, news.body)
+                            except _UNREADABLE:
+                                break
                     if any(news.task_id == task_id for news in told):
                         break  # settled; its body was too large to ride along, or unreadable
                     now = time.monotonic()
