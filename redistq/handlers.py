@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from .errors import ConfigurationError
 from .ids import check_line
+from .logger import logger
 from .options import seconds
 from .retry import ExceptionTypes, RetryPolicy
 
 __all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]
+
+log = logger("redistq.worker")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARK = "__redistq_handler__"
@@ -239,6 +243,23 @@ class Registry(Mapping[str, Handler]):
     def add_handler(self, handler: Handler) -> None:
         """Register a handler that is complete as it is, in place of one of the same name."""
         self._handlers[handler.name] = handler
+
+    def warn_of_skipped(self) -> None:
+        """Say which decorators do not run in tasks: those above @task, which was given what is
+        below it, on a function that stands in its module under its own name."""
+        for handler in self._handlers.values():
+            function: Any = handler.function
+            found: Any = sys.modules.get(getattr(function, "__module__", None) or "")
+            for part in str(getattr(function, "__qualname__", "")).split("."):
+                found = getattr(found, part, None)
+            marked = getattr(found, _MARK, None)
+            if isinstance(marked, Handler) and marked is handler and found is not function:
+                log.warning(
+                    "task %s runs without the decorators above @task on %s: put @task on top of "
+                    "them, or give the worker the decorated function in task_handlers",
+                    handler.name,
+                    function.__qualname__,
+                )
 
     def __getitem__(self, name: str) -> Handler:
         return self._handlers[name]

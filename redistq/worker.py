@@ -373,6 +373,7 @@ def registry_from(source: Handlers | Registry | list[str]) -> Registry:
     Raises ConfigurationError when a target cannot be imported or holds no handler.
     """
     if isinstance(source, Registry):
+        source.warn_of_skipped()
         return source
     if isinstance(source, Mapping):
         registry = Registry()
@@ -403,11 +404,13 @@ def _load_target(target: str) -> Registry:
                 f"{module_name} registers no task: decorate a function with @task (from redistq "
                 f"import task), or name its registry: {module_name}:registry"
             )
+        default_registry.warn_of_skipped()
         return default_registry
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if isinstance(found, Registry):
+        found.warn_of_skipped()
         return found
     if isinstance(found, Mapping) and found:
         return registry_from(found)

@@ -384,6 +384,31 @@ def test_a_wrapper_around_a_decorated_task_keeps_its_options() -> None:
     assert handlers["job"].function(5) == 6
 
 
+_skipping = Registry()
+
+
+@plus_one
+@_skipping.task
+def skipped(payload: int) -> int:
+    return payload
+
+
+@_skipping.task
+@plus_one
+def run_whole(payload: int) -> int:
+    return payload
+
+
+def test_decorators_that_do_not_run_are_named(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A decorator above @task is not part of what was registered: a worker says so when it is
+    made, and what to do; one below it, or a function passed on, is nothing to speak of."""
+    TaskWorker(url=url, task_handlers=_skipping)
+    assert [record.args for record in caplog.records] == [("skipped", "skipped")]
+    caplog.clear()
+    TaskWorker(url=url, task_handlers={"skipped": skipped})
+    assert not caplog.records
+
+
 # -- context variables -----------------------------------------------------------------------------
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
