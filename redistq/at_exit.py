@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from .broker import Lost
 from .calls import Calls
 from .errors import RedistqError, UnknownTask
+from .logger import logger
 from .notes import in_kernel, say
 from .remote_call import CALL
 from .waiting import Wait
@@ -27,7 +27,7 @@ from .waiting import Wait
 if TYPE_CHECKING:
     from .client import Client
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 AWAY_S = 15.0
 """Seconds without a server after which the end is not held up any longer."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import sys
 import threading
 import time
@@ -36,6 +35,7 @@ from .errors import (
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
 from .ids import is_text
+from .logger import logger
 from .notes import say
 from .options import due_after, shown, wait_seconds
 from .plans import BLOCK_LIMIT, LEAST_PATIENCE_S
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from .client import CallOptions, Client
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 _Fields = tuple[str, str, bytes, bytes, str]
 _OPEN_TTL_MS = 30 * 86_400_000

@@ -38,6 +38,8 @@ from .keys import (
     without_priority,
 )
 from .local_modules import bundle_of
+from .logger import logger
+from .notes import say
 from .options import count, due_after, seconds, shown, unknown_option, wait_seconds
 from .parts import LARGE, dump_parted
 from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .batch import Batch, BatchScope
+
+log = logger("redistq.client")
 
 BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
@@ -364,9 +368,31 @@ class Client(_Submitting, Executor):
         )
         if n == 0:
             return worker  # never started: none was asked for
+        self._say_what_was_left()
         worker.start()
         self._workers[:] = [*(w for w in self._workers if w.running), worker]
         return worker
+
+    def _say_what_was_left(self) -> None:
+        """Calls of others, of a kernel that died perhaps, that workers started now run first."""
+        if self.courier.pending or self.open_batches:
+            return
+        try:
+            shot = self.producer.snapshot()
+            if not shot.ready or shot.oldest_ms is None:
+                return
+            stream = self.keys.stream
+            oldest = self.broker.call(("XRANGE", stream, shot.oldest_ms, "+", "COUNT", 1))
+        except RedistqError:
+            return  # starting them will say what is wrong
+        if oldest and is_function_call(oldest[0][1]):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(shot.oldest_ms / 1000))
+            say(
+                f"{shot.ready:,} task{'s' if shot.ready > 1 else ''} of other clients, the oldest "
+                f"from {when}, stand before yours in queue {stream!r} and are run first; a queue "
+                "of your own is Client(queue='...')",
+                log,
+            )
 
     def worker_count(self) -> int:
         """How many tasks the workers started here run at a time; at least the number of cores."""
@@ -815,6 +841,12 @@ def _let_go(
         threading.Thread(target=stop, name="redistq-farewell", daemon=True).start()
     except RuntimeError:
         pass  # the interpreter ends: its workers see that by themselves
+
+
+def is_function_call(fields: list[bytes]) -> bool:
+    """Whether the fields of a stream entry are those of a call that some client sent."""
+    name = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"name", b"")
+    return name.partition(b":")[0] == CALL.encode()
 
 
 def _label(fn: Any) -> str:

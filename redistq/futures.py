@@ -237,6 +237,8 @@ class TaskFuture(Future[Any]):
         text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
         if self.state == "failed":
             text += f": {_short(super().exception(0), 100)}"
+        elif (client := self._held) is not None and client.diagnosis.reason:
+            text += f": {client.diagnosis.reason}"
         return text + ">"
 
     def _repr_html_(self) -> str:

@@ -10,6 +10,8 @@ import logging
 import sys
 from typing import Any
 
+from .logger import Logger
+
 
 def in_kernel() -> bool:
     """Whether this process is a notebook's kernel, which can show HTML."""
@@ -18,7 +20,7 @@ def in_kernel() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def say(text: str, log: logging.Logger, level: int = logging.WARNING) -> None:
+def say(text: str, log: logging.Logger | Logger, level: int = logging.WARNING) -> None:
     """Say one line, from any thread: below the cell in a notebook (where what is logged would be a
     red box), else by ``log``, which a program without logging shows on standard error."""
     if in_kernel():

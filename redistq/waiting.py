@@ -7,7 +7,6 @@ results come. Workers that are all busy are no reason: then there is nothing to 
 from __future__ import annotations
 
 import difflib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,9 +15,10 @@ from typing import Any
 from .broker import Wire
 from .calls import Calls, Snapshot, WorkerRow
 from .homes import Home
+from .logger import logger
 from .notes import say
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 WAIT_S = 3.0
 """Seconds without news after which the server is asked why."""

@@ -268,3 +268,28 @@ def test_a_cancelled_task_says_so(idle: Client) -> None:
     for wait in (future.result, future.exception):
         with pytest.raises(concurrent.futures.CancelledError, match="was cancelled before"):
             wait()
+
+
+def test_calls_that_stand_before_ours_are_said(
+    idle: Client, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a client left that is gone is said when workers are started, once, and never our own."""
+    left = [idle.submit(abs, -n) for n in range(3)]
+    until(lambda: idle.producer.snapshot().ready == 3, "all to be sent")
+    with Client(url, signing_key=KEY) as other:
+        other.start_workers(1)
+        (line,) = [r.getMessage() for r in caplog.records if "before yours" in r.getMessage()]
+        assert line.startswith("3 tasks of other clients, the oldest from ")
+        assert [future.result(20) for future in left] == [0, 1, 2]
+        own = [idle.submit(time.sleep, 0.2) for _ in range(3)]
+        idle.start_workers(1)
+        assert [future.result(20) for future in own] == [None] * 3
+    assert len([r for r in caplog.records if "before yours" in r.getMessage()]) == 1
+
+
+def test_a_future_that_waits_shows_why(idle: Client, said: Callable[[], list[str]]) -> None:
+    """Its text gives the reason once it is known."""
+    future = idle.submit(abs, -1)
+    assert repr(future).endswith("pending>")
+    until(said, "a word")
+    assert "pending: no worker serves queue 'tasks'" in repr(future)
