@@ -10,6 +10,7 @@ of them to exactly one end.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ import pytest
 import redis
 from script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome
 from servers import Server
+from workers import until
 
-from redistq import ConfigurationError, TaskWorker, scripts
+from redistq import ConfigurationError, RedistqError, TaskProducer, TaskWorker, scripts
 from redistq.calls import Calls, Command
 
 MINUTE = 60_000
@@ -593,3 +595,162 @@ def test_a_worker_without_a_right_does_not_start(server: Server) -> None:
         with pytest.raises(ConfigurationError, match=r"forbids what a worker does: PEXPIRE task:"):
             TaskWorker(url=url, task_handlers={"a": print}).start()
         assert admin.exists("workers:tasks") == 0
+
+
+# -- whoever calls them --------------------------------------------------------------------------
+
+
+def test_an_outcome_that_cannot_be_written_waits_alone(
+    url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the key of its record holds something else a task's outcome is kept, said once, and
+    tried again; others end meanwhile, and it does not run again."""
+    ran: list[str] = []
+    started, swapped = threading.Event(), threading.Event()
+
+    def handler(what: str) -> None:
+        ran.append(what)
+        if what == "odd":
+            started.set()
+            swapped.wait(10)
+
+    with (
+        TaskProducer(url=url) as producer,
+        TaskWorker(url=url, task_handlers={"a": handler}, thread_count=2),
+    ):
+        producer.add_task("a", "odd", task_id="odd")
+        assert started.wait(10)
+        client.rename("task:tasks:odd", "aside")
+        client.set("task:tasks:odd", "something else")
+        swapped.set()
+        for id in producer.add_tasks([("a", str(n)) for n in range(50)]):
+            producer.get_result(id, 10)
+        until(lambda: "could not be written" in caplog.text, "it is said")
+        producer.get_result(producer.add_task("a", "later"), 10)
+        client.delete("task:tasks:odd")
+        client.rename("aside", "task:tasks:odd")
+        assert producer.get_result("odd", 20) is None
+    assert ran.count("odd") == 1
+    assert caplog.text.count("could not be written") == 1
+    assert client.xlen("tasks") == 0
+
+
+def test_a_right_that_is_taken_away_and_given_again_costs_no_task(
+    server: Server, client: redis.Redis
+) -> None:
+    """A worker whose user may not write results any more keeps them until it may."""
+    client.execute_command(*["ACL", "SETUSER", "law", "reset", "on", ">pw", "~*", "&*", "+@all"])
+    url = f"redis://law:pw@127.0.0.1:{server.port}/0"
+    ran: list[int] = []
+    with (
+        TaskProducer(url=server.url) as producer,
+        TaskWorker(url=url, task_handlers={"a": ran.append}, thread_count=2),
+    ):
+        for command in ("hset", "xack", "pexpire", "hincrby"):
+            client.execute_command("ACL", "SETUSER", "law", f"-{command}")
+            ids = producer.add_tasks([("a", n) for n in range(20)])
+            until(lambda: len(ran) >= 1, "one has run")
+            client.execute_command("ACL", "SETUSER", "law", f"+{command}")
+            for id in ids:
+                assert producer.get_result(id, 20) is None
+            assert sorted(ran) == list(range(20)), command
+            ran.clear()
+    assert client.hget("counters:tasks", "succeeded") == "80"
+
+
+def test_a_task_whose_record_is_something_else_is_refused_by_its_id(
+    url: str, client: redis.Redis
+) -> None:
+    """The producer's error names key and task; what was sent with it is stored."""
+    client.set("task:tasks:odd", "something else")
+    with TaskProducer(url=url) as producer:
+        with pytest.raises(RedistqError, match="'odd' was not stored: the key task:tasks:odd"):
+            producer.add_task("a", task_id="odd")
+        odd = {"type": "a", "task_id": "odd"}
+        with pytest.raises(RedistqError, match="'odd' was not stored"):
+            producer.add_tasks([("a", 1), odd, {**odd, "delay": 60}, ("a", 2)])
+    assert client.xlen("tasks") == 2
+    assert client.get("task:tasks:odd") == "something else"
+
+
+# -- silence -------------------------------------------------------------------------------------
+
+
+def deadlines(world: World) -> dict[str, float]:
+    """Each worker's deadline, counted from now."""
+    now = world.now_ms()
+    rows = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
+    return {consumer.decode(): score - now for consumer, score in rows}
+
+
+def set_deadlines(world: World, **left_ms: int) -> None:
+    """Let workers have so much left of their leases."""
+    now = world.now_ms()
+    world.db.zadd(world.keys.workers, {name: now + left for name, left in left_ms.items()})
+
+
+JUDGES: dict[str, Callable[[World], Any]] = {
+    "beat": lambda w: w.call(w.calls.beat(LEASE_MS, [("a", "=")])),
+    "register": lambda w: w.register("new"),
+    "recover": lambda w: w.recover(),
+}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_silence_shorter_than_the_lease_is_held_against_nobody(
+    every_server: Server, judge: str
+) -> None:
+    """When the freshest deadline is older than a heartbeat and a half, each gets one more lease,
+    whoever comes first: he who beats cannot take the others for dead when theirs pass."""
+    world = World(every_server)
+    world.register("a")
+    world.register("b")
+    set_deadlines(world, a=2000, b=-50)
+    JUDGES[judge](world)
+    assert deadlines(world)["b"] > LEASE_MS - 2000
+    assert world.recover().consumer == ""
+    world.close()
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_the_dead_are_found_while_another_beats(every_server: Server, judge: str) -> None:
+    """One fresh deadline is enough: who is late by himself is dead, without another lease."""
+    world = World(every_server)
+    world.register("a")
+    world.register("b")
+    set_deadlines(world, a=LEASE_MS * 2 // 3, b=-50)
+    done = JUDGES[judge](world)
+    assert (done if judge == "recover" else world.recover()).consumer == "b"
+    world.close()
+
+
+def test_a_lone_slow_keeper_spares_the_dead_only_once(every_server: Server) -> None:
+    """Its beats come so late that each looks like the end of a silence: the second spares nobody
+    who has not beaten since the first, and one who has is spared again."""
+    world = World(every_server)
+    for name in "abc":
+        world.register(name)
+    set_deadlines(world, a=4000, b=1000, c=1000)
+    JUDGES["beat"](world)
+    world.call(world.calls.beat(LEASE_MS, [("c", "=")]))
+    left = deadlines(world)
+    late = {name: int(score) - LEASE_MS // 2 - 2000 for name, score in left.items()}
+    now = world.now_ms()
+    world.db.zadd(world.keys.workers, {"a": now + late["a"], "c": now + late["c"]})
+    world.db.zincrby(world.keys.workers, -(LEASE_MS // 2 + 2000), "b")
+    JUDGES["beat"](world)
+    left = deadlines(world)
+    assert left["b"] < LEASE_MS / 2, "spared twice"
+    assert left["c"] > LEASE_MS - 2000
+    world.close()
+
+
+def test_a_newcomer_after_a_short_silence_keeps_the_queues_settings(every_server: Server) -> None:
+    """A silence is not solitude: group and lease stay those of the workers there are."""
+    world = World(every_server)
+    world.register("a")
+    set_deadlines(world, a=1000)
+    assert world.register("b", lease_ms=3 * LEASE_MS) == [b"workers", LEASE_MS]
+    set_deadlines(world, a=-1, b=-1)
+    assert world.register("c", lease_ms=3 * LEASE_MS) == [b"workers", 3 * LEASE_MS]
+    world.close()
