@@ -296,10 +296,11 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
     attempts = listings.attempts_of(task)
     if args.json:
-        facts = ("id", "name", "state", "attempt", "worker", "payload", "result")
+        facts = ("name", "state", "attempt", "worker", "payload", "result")
         errors = ("error_type", "error", "traceback")
         output.write_json(
-            {name: getattr(task, name) for name in facts + errors}
+            {"task_id": task.id}
+            | {name: getattr(task, name) for name in facts + errors}
             | {"attempts": output.plain(listings.ATTEMPTS, attempts)}
         )
     elif args.csv:

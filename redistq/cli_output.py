@@ -34,7 +34,7 @@ class Shown:
 
 TABLES: dict[str, tuple[Shown, ...]] = {
     "recent": (
-        *(Shown("finished_at", "finished"), Shown("id", "id"), Shown("name", "task", 0, 24)),
+        *(Shown("finished_at", "finished"), Shown("task_id", "id"), Shown("name", "task", 0, 24)),
         *(Shown("state", "state"), Shown("attempt", "try", 100), Shown("wait", "waited", 110)),
         *(Shown("run", "ran"), Shown("worker", "worker", 140), Shown("note", "error", 90)),
     ),
@@ -57,18 +57,18 @@ TABLES: dict[str, tuple[Shown, ...]] = {
         *(Shown("idle", "asked before"), Shown("inactive", "got work before", 100)),
     ),
     "pending": (
-        *(Shown("id", "id"), Shown("name", "task", 0, 24), Shown("held", "held for")),
+        *(Shown("task_id", "id"), Shown("name", "task", 0, 24), Shown("held", "held for")),
         *(Shown("attempt", "try"), Shown("worker", "worker"), Shown("recovered", "recovered", 110)),
         *(Shown("queued_at", "queued", 130), Shown("entry", "entry", 150)),
         Shown("payload", "payload", 170, 60),
     ),
     "delayed": (
-        *(Shown("id", "id"), Shown("name", "task", 0, 24), Shown("due_at", "due")),
+        *(Shown("task_id", "id"), Shown("name", "task", 0, 24), Shown("due_at", "due")),
         *(Shown("due_in", "in"), Shown("reason", "because"), Shown("attempt", "try", 100)),
         *(Shown("error_type", "last error", 110), Shown("payload", "payload", 130, 60)),
     ),
     "dead": (
-        *(Shown("died_at", "died"), Shown("id", "id"), Shown("name", "task", 0, 20)),
+        *(Shown("died_at", "died"), Shown("task_id", "id"), Shown("name", "task", 0, 20)),
         *(Shown("attempt", "try", 100), Shown("error_type", "error", 0, 24)),
         *(Shown("error", "message", 0, 80), Shown("worker", "worker", 160)),
         Shown("payload", "payload", 200, 60),
@@ -200,7 +200,7 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
         kind = kinds[column.name]
         right = kind in ("count", "number", "span")
         # What is fixed in width keeps it; text gives way, with an ellipsis and on one line.
-        fixed = right or kind in ("time", "state") or column.name in ("id", "example_id")
+        fixed = right or kind in ("time", "state") or column.name in ("task_id", "example_id")
         found.add_column(
             column.heading,
             justify="right" if right else "left",

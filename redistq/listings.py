@@ -53,7 +53,7 @@ def _recent(e: Event) -> Row:
 
 RECENT = Listing(
     (
-        *(("finished_at", "time"), ("id", "text"), ("name", "label"), ("state", "state")),
+        *(("finished_at", "time"), ("task_id", "text"), ("name", "label"), ("state", "state")),
         *(("attempt", "count"), ("worker", "label"), ("queued_at", "time")),
         *(("started_at", "time"), ("wait", "span"), ("run", "span"), ("note", "text")),
     ),
@@ -99,15 +99,31 @@ CONSUMERS = Listing(
 
 def _pending(p: PendingRow) -> Row:
     return (
-        *(p.id, p.name, p.worker, p.attempt, p.recovered, p.queued_ms, p.since_ms, p.held_ms),
+        *(
+            p.id,
+            p.name,
+            "running",
+            p.worker,
+            p.attempt,
+            p.recovered,
+            p.queued_ms,
+            p.since_ms,
+            p.held_ms,
+        ),
         *(p.deliveries, p.entry, p.preview),
     )
 
 
 PENDING = Listing(
     (
-        *(("id", "text"), ("name", "label"), ("worker", "label"), ("attempt", "count")),
-        *(("recovered", "count"), ("queued_at", "time"), ("since", "time"), ("held", "span")),
+        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("worker", "label")),
+        *(
+            ("attempt", "count"),
+            ("recovered", "count"),
+            ("queued_at", "time"),
+            ("since", "time"),
+            ("held", "span"),
+        ),
         *(("deliveries", "count"), ("entry", "text"), ("payload", "text")),
     ),
     _pending,
@@ -116,14 +132,25 @@ PENDING = Listing(
 
 def _delayed(d: DelayedRow) -> Row:
     return (
-        *(d.id, d.name, d.due_ms, d.due_in_ms, d.reason, d.attempt, d.recovered, d.error_type),
+        *(
+            d.id,
+            d.name,
+            "delayed",
+            d.due_ms,
+            d.due_in_ms,
+            d.reason,
+            d.attempt,
+            d.recovered,
+            d.error_type,
+        ),
         d.preview,
     )
 
 
 DELAYED = Listing(
     (
-        *(("id", "text"), ("name", "label"), ("due_at", "time"), ("due_in", "span")),
+        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("due_at", "time")),
+        ("due_in", "span"),
         *(("reason", "label"), ("attempt", "count"), ("recovered", "count")),
         *(("error_type", "label"), ("payload", "text")),
     ),
@@ -134,14 +161,15 @@ DELAYED = Listing(
 
 def _dead(d: DeadLetter) -> Row:
     return (
-        *(d.id, d.name, d.died_ms, d.error_type, d.error, d.attempt, d.worker, d.run_ms),
+        *(d.id, d.name, "failed", d.died_ms, d.error_type, d.error, d.attempt, d.worker, d.run_ms),
         *(d.preview, d.traceback),
     )
 
 
 DEAD = Listing(
     (
-        *(("id", "text"), ("name", "label"), ("died_at", "time"), ("error_type", "label")),
+        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("died_at", "time")),
+        ("error_type", "label"),
         *(("error", "text"), ("attempt", "count"), ("worker", "label"), ("run", "span")),
         *(("payload", "text"), ("traceback", "text")),
     ),

@@ -121,9 +121,9 @@ class TaskMonitor:
     def get_recent_tasks(self, n: int = 100) -> pd.DataFrame:
         """The newest ``n`` ends of attempts, newest first.
 
-        finished_at, id, name, state (succeeded, failed, retried, snoozed, recovered, cancelled),
-        attempt, worker, queued_at (the attempt became ready), started_at, wait, run, note (the
-        error's type).
+        finished_at, task_id, name, state (succeeded, failed, retried, snoozed, recovered,
+        cancelled), attempt, worker, queued_at (the attempt became ready), started_at, wait, run,
+        note (the error's type).
         """
         return self._stamp(frames.frame(listings.RECENT, self.records.events(n)), n)
 
@@ -149,24 +149,25 @@ class TaskMonitor:
     def get_pending(self, n: int = 100) -> pd.DataFrame:
         """Tasks handed to workers and not settled, oldest first.
 
-        id, name, worker, attempt, recovered, queued_at, since (handed over), held (for how long),
-        deliveries, entry, payload (its start).
+        task_id, name, state, worker, attempt, recovered, queued_at, since (handed over), held (for
+        how long), deliveries, entry, payload (its start).
         """
         return self._stamp(frames.frame(listings.PENDING, self.records.pending(n)), n)
 
     def get_delayed(self, n: int = 100) -> pd.DataFrame:
         """Tasks that wait for their time, the next due first.
 
-        id, name, due_at, due_in (negative: late), reason (delay, retry, snooze, unknown: no worker
-        has a handler for it), attempt, recovered, error_type (of a retry), payload (its start).
+        task_id, name, state, due_at, due_in (negative: late), reason (delay, retry, snooze,
+        unknown: no worker has a handler for it), attempt, recovered, error_type (of a retry),
+        payload (its start).
         """
         return self._stamp(frames.frame(listings.DELAYED, self.records.delayed(n)), n)
 
     def get_dead(self, n: int = 100) -> pd.DataFrame:
         """Failed tasks that are kept, newest first.
 
-        id, name, died_at, error_type, error (its message), attempt, worker, run, payload (its
-        start), traceback.
+        task_id, name, state, died_at, error_type, error (its message), attempt, worker, run,
+        payload (its start), traceback.
         """
         return self._stamp(frames.frame(listings.DEAD, self.records.dead(n)), n)
 
@@ -189,10 +190,9 @@ class TaskMonitor:
         """
         task = self.records.task(task_id)
         found = frames.frame(listings.ATTEMPTS, listings.attempts_of(task))
-        facts = ("id", "name", "state", "payload", "result", "error_type", "error", "traceback")
-        return frames.stamp(
-            found, queue=self.queue, url=self.url, **{fact: getattr(task, fact) for fact in facts}
-        )
+        facts = ("name", "state", "payload", "result", "error_type", "error", "traceback")
+        told = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
+        return frames.stamp(found, queue=self.queue, url=self.url, **told)
 
     def get_throughput(
         self, window: Any = "5min", freq: Any = "1s", by: str | None = None

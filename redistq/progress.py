@@ -25,7 +25,7 @@ class Progress:
             wanted = in_notebook() or sys.stderr.isatty()
         self._wanted = wanted
 
-    def _open(self) -> None:
+    def _open(self, done: int) -> None:
         try:
             if in_notebook():
                 from tqdm.auto import tqdm
@@ -39,19 +39,25 @@ class Progress:
             )
             return
         self._bar = tqdm(
-            total=self._total, desc=self._label, unit="task", smoothing=0.1, dynamic_ncols=True
+            total=self._total,
+            # Done before we looked: the rate and the time left are those of what runs now.
+            initial=done,
+            desc=self._label,
+            unit="task",
+            smoothing=0.1,
+            dynamic_ncols=True,
         )
 
     def show(self, counts: dict[str, int]) -> None:
         """Draw the counts of a batch; nothing when it was at its end already when first seen."""
+        done = sum(counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
         if self._wanted:
             self._wanted = False
             if counts.get("waiting"):
-                self._open()
+                self._open(done)
         bar = self._bar
         if bar is None:
             return
-        done = sum(counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
         rest = {
             name: counts[name] for name in ("failed", "cancelled", "retried") if counts.get(name)
         }

@@ -498,3 +498,22 @@ def test_a_batch_expires(idle: Client) -> None:
     batch.wait(20)
     for key in (keys.batch("mortal"), keys.settled("mortal"), keys.task("mortal:0")):
         assert 0 < idle.broker.call(("TTL", key)) <= 7 * 86_400
+
+
+@pytest.mark.parametrize("done", [0, 7])
+def test_a_bar_begins_at_what_was_done(done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its rate and the time left are those of what runs now."""
+    import io
+
+    from redistq.progress import Progress
+
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    bar = Progress("resumed", 10, True)
+    bar.show({"succeeded": done, "waiting": 10 - done})
+    try:
+        assert (bar._bar.initial, bar._bar.n) == (done, done)
+        bar.show({"succeeded": done + 2, "waiting": 8 - done})
+        facts = bar._bar.format_dict
+        assert (facts["n"], facts["initial"]) == (done + 2, done)
+    finally:
+        bar.close()

@@ -27,10 +27,12 @@ LISTINGS = {
     "workers": "worker host pid state threads pending running task task_id task_since started_at "
     "deadline_at python version names",
     "consumers": "consumer pending idle_s inactive_s state",
-    "recent": "finished_at id name state attempt worker queued_at started_at wait_s run_s note",
-    "pending": "id name worker attempt recovered queued_at since held_s deliveries entry payload",
-    "delayed": "id name due_at due_in_s reason attempt recovered error_type payload",
-    "dead": "id name died_at error_type error attempt worker run_s payload traceback",
+    "recent": "finished_at task_id name state attempt worker queued_at started_at "
+    "wait_s run_s note",
+    "pending": "task_id name state worker attempt recovered queued_at since held_s "
+    "deliveries entry payload",
+    "delayed": "task_id name state due_at due_in_s reason attempt recovered error_type payload",
+    "dead": "task_id name state died_at error_type error attempt worker run_s payload traceback",
     "failures": "error_type name count first_at last_at example_id error",
     "batches": "batch name state total waiting succeeded failed cancelled retried created_at "
     "finished_at took_s",
@@ -250,7 +252,7 @@ def test_a_reader_that_leaves_is_no_error(farm: Farm, url: str) -> None:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    assert process.stdout.readline().startswith(b"id,")
+    assert process.stdout.readline().startswith(b"task_id,")
     process.stdout.close()
     assert process.wait(20) == 0
     assert process.stderr.read() == b""

@@ -36,7 +36,7 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
         None,
         {
             "finished_at": TIME,
-            "id": TEXT,
+            "task_id": TEXT,
             "name": LABEL,
             "state": STATE,
             "attempt": "int64",
@@ -74,8 +74,9 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
     "get_pending": (
         None,
         {
-            "id": TEXT,
+            "task_id": TEXT,
             "name": LABEL,
+            "state": STATE,
             "worker": LABEL,
             "attempt": "int64",
             "recovered": "int64",
@@ -90,8 +91,9 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
     "get_delayed": (
         None,
         {
-            "id": TEXT,
+            "task_id": TEXT,
             "name": LABEL,
+            "state": STATE,
             "due_at": TIME,
             "due_in": SPAN,
             "reason": LABEL,
@@ -104,8 +106,9 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
     "get_dead": (
         None,
         {
-            "id": TEXT,
+            "task_id": TEXT,
             "name": LABEL,
+            "state": STATE,
             "died_at": TIME,
             "error_type": LABEL,
             "error": TEXT,
@@ -241,7 +244,7 @@ def test_recent_tasks_are_newest_first_and_bounded(farm: Farm) -> None:
     for _ in ids:
         farm.settle("w1", farm.fetch("w1", 1), ms="250")
     recent = farm.monitor.get_recent_tasks(3)
-    assert list(recent["id"]) == ids[:1:-1]
+    assert list(recent["task_id"]) == ids[:1:-1]
     assert recent.attrs["redistq"]["truncated"] is True
     assert set(recent["run"]) == {pd.Timedelta("250ms")}
     assert (recent["finished_at"] - recent["started_at"] == recent["run"]).all()
@@ -319,7 +322,7 @@ def test_pending_pages(farm: Farm) -> None:
     ids = farm.producer.add_tasks([("work", {"n": n}) for n in range(450)])
     farm.fetch("w1", 1000)
     found = farm.monitor.get_pending(430)
-    assert list(found["id"]) == ids[:430]
+    assert list(found["task_id"]) == ids[:430]
     assert set(found["name"]) == {"work"}
     assert found.loc[7, "payload"] == '{"n":7}'
     assert (found["held"] >= pd.Timedelta(0)).all()
@@ -330,11 +333,11 @@ def test_delayed_pages_by_due_time(farm: Farm) -> None:
     items = [{"type": "work", "payload": n, "delay": 1000 - n} for n in range(450)]
     ids = farm.producer.add_tasks(items)
     found = farm.monitor.get_delayed(450)
-    assert list(found["id"]) == ids[::-1]
+    assert list(found["task_id"]) == ids[::-1]
     assert set(found["reason"]) == {"delay"}
     farm.client.zadd("delayed:tasks", {ids[0]: farm.now_ms() - 60_000})
     late = farm.monitor.get_delayed(1)
-    assert late.loc[0, "id"] == ids[0]
+    assert late.loc[0, "task_id"] == ids[0]
     assert late.loc[0, "due_in"] < pd.Timedelta("-59s")
 
 
