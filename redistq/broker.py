@@ -176,7 +176,9 @@ class _DirectLine(_Line):
 
         super().__init__(connection)
         sock = self._sock = connection._sock
-        self._in_kernel = type(sock) is socket.socket and os.name == "posix"
+        # Not one of gevent or eventlet, which have put their own in the place of the kernel's.
+        own = type(sock) is socket.socket and type(sock).__module__ == "socket"
+        self._in_kernel = own and os.name == "posix"
         self._limit: float | None = -1.0  # none was set yet
         self._usual: float | None = None
         self._shortened = False
