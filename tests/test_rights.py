@@ -145,7 +145,7 @@ def test_the_rights_in_the_guide_are_enough_for_everything(
     assert needless == []
 
 
-def tour_of_tasks(producer: TaskProducer, db: redis.Redis, folder: str, worker: Command) -> None:
+def tour_of_tasks(producer: TaskProducer, db: redis.Redis, folder: str) -> None:
     """Every way of a task by name."""
 
     def result(name: str, payload: Any = None, **how: Any) -> Any:
