@@ -478,6 +478,20 @@ def test_closed_standard_streams_cost_no_task(
         assert shell.wait(15) == 0
 
 
+def test_the_input_of_the_command_is_not_that_of_its_handlers(
+    jobs: Path, url: str, producer: TaskProducer
+) -> None:
+    """What comes in there is nobody's, and a handler that reads waits for nothing."""
+    env = {**os.environ, "REDISTQ_URL": url}
+    args = [sys.executable, "-m", "redistq.worker", "jobs"]
+    with subprocess.Popen(args, cwd=jobs, env=env, stdin=subprocess.PIPE) as worker:
+        try:
+            for how in ("program", "itself"):
+                assert producer.get_result(producer.add_task("reads", how), 15) == ""
+        finally:
+            worker.terminate()
+
+
 def test_prints_into_a_pipe_that_nobody_reads_cost_no_task(
     jobs: Path, url: str, producer: TaskProducer
 ) -> None:
