@@ -26,7 +26,7 @@ local WAITERS, INBOX, DEAD, DEAD_TTL = KEYS[6], KEYS[7], nil, nil
 local BATCH, SETTLED = KEYS[8], KEYS[9]
 local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include now
---@include whole
+--@include fault
 --@include pending
 --@include look
 --@include entry

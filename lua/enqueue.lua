@@ -15,9 +15,9 @@
 --   cannot be stored takes back what was written of it, and the others are stored.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 --@include now
+--@include fault
 --@include whole
---@include entry
---@include requeue
+--@include wake
 local function wait(id, record, name, payload, opts, due)
   undoing('HDEL', record, 'entry', 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
   redis.call('HSET', record, 'state', 'delayed', 'reason', 'delay', 'name', name,

@@ -12,6 +12,7 @@
 -- WHY: the list of batches and the batch itself appear together, or neither; sent again, it finds
 --   itself.
 --@include now
+--@include fault
 --@include whole
 local key, now = KEYS[2] .. ARGV[1], now_ms()
 if redis.call('HSETNX', key, 'total', ARGV[3]) == 0 then

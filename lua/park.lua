@@ -34,11 +34,14 @@ local BATCH, SETTLED = KEYS[11], KEYS[12]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local GRACE = tonumber(ARGV[6])
 --@include now
+--@include fault
 --@include whole
 --@include pending
 --@include owned
 --@include entry
+--@include attempt
 --@include requeue
+--@include wake
 --@include look
 --@include finish
 --@include batch

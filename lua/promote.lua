@@ -15,8 +15,9 @@
 --   of schedulers may call it: whoever comes second finds nothing.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 --@include now
+--@include fault
 --@include whole
---@include entry
+--@include attempt
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[1])
 if #due > 0 then redis.call('ZREM', DELAYED, '') end

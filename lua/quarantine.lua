@@ -17,6 +17,7 @@
 local STREAM, TASK, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include now
+--@include fault
 --@include whole
 --@include pending
 --@include owned

@@ -42,9 +42,11 @@ local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
 local GRACE_LIMIT = 1000
 --@include now
+--@include fault
 --@include whole
 --@include pending
 --@include entry
+--@include attempt
 --@include requeue
 --@include finish
 --@include batch

@@ -17,10 +17,12 @@
 local STREAM, TASK, DELAYED = KEYS[1], KEYS[2], nil
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include now
+--@include fault
 --@include whole
 --@include pending
 --@include owned
 --@include entry
+--@include attempt
 --@include requeue
 local entries, held = {}, 0
 for at = 4, #ARGV do entries[#entries + 1] = ARGV[at] end

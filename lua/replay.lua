@@ -18,9 +18,10 @@
 --   A cancelled task goes too, when its payload was put back into its record. Each goes whole or not
 --   at all: the HDEL that forgets its end comes last, after one of nothing has proved it.
 local STREAM, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], nil
+--@include fault
 --@include whole
 --@include look
---@include entry
+--@include attempt
 --@include batch
 local ids = {}
 for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end

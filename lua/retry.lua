@@ -25,11 +25,14 @@ local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local BATCH, SETTLED = KEYS[6], nil
 local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include now
+--@include fault
 --@include whole
 --@include pending
 --@include owned
 --@include entry
+--@include attempt
 --@include requeue
+--@include wake
 local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
 --@include finish
 --@include batch

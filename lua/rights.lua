@@ -23,7 +23,7 @@
 --   for everybody and not on every server: so each command is made, on each key, in a form that
 --   changes nothing (of what is not there; or with an argument that is refused, which a server
 --   sees after it has seen to the rights). The one key that is written is the worker's own.
---@include whole
+--@include fault
 local refused = {}
 local function may(command, ...)
   local reply = redis.pcall(command, ...)

@@ -19,8 +19,8 @@
 --     batch ('' none)
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
--- COST: per call XPENDING, XACK and XDEL (and of nothing, to prove them) and one HINCRBY a state; per
---   outcome HSET + PEXPIRE + XADD; per batch among them a handful (see lib/batch.lua)
+-- COST: per call XPENDING, XDEL of nothing, XACK, XDEL and one HINCRBY a state; per outcome HSET +
+--   PEXPIRE + XADD; per batch among them a handful (see lib/batch.lua)
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
 --   written, whole or not at all, then the entries of those are dropped, and last whoever waits is
@@ -30,7 +30,7 @@ local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local WAITERS, INBOX, BATCH, SETTLED = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 --@include now
---@include whole
+--@include fault
 --@include pending
 --@include owned
 --@include entry
@@ -57,7 +57,7 @@ for i = 1, #entries do
 end
 if #taken == 0 then return refused end
 local now = int(now_ms())
-may_drop()
+redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below, which costs nothing
 local batches = {}
 for n = 1, #taken do
   local batch = ARGV[11 * taken[n] + 4]
@@ -79,20 +79,25 @@ for n = 1, #taken do
     counts[state] = (counts[state] or 0) + 1
   end
 end
+local function none_ended(fault) -- for want of a right
+  for j = 1, #settled do
+    local i = settled[j]
+    unfinish(ARGV[11 * i - 5], ARGV[11 * i - 4], events[i])
+    refused[#refused + 1] = { i, said(fault) }
+  end
+  return refused
+end
 for state, n in pairs(counts) do
   local ok, fault = pcall(aside, 'HINCRBY', KEYS[4], state, n)
-  if not ok then -- no right to it: none of them has ended
-    for j = 1, #settled do
-      local i = settled[j]
-      unfinish(ARGV[11 * i - 5], ARGV[11 * i - 4], events[i])
-      refused[#refused + 1] = { i, said(fault) }
-    end
-    return refused
-  end
+  if not ok then return none_ended(fault) end
 end
 for from = 1, #drops, 1000 do -- unpack has its limit at about 8,000 values
   local to = math.min(from + 999, #drops)
-  redis.call('XACK', STREAM, GROUP, unpack(drops, from, to))
+  local acknowledged = redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))
+  if type(acknowledged) == 'table' then
+    for state, n in pairs(counts) do redis.pcall('HINCRBY', KEYS[4], state, -n) end
+    return none_ended(acknowledged)
+  end
   redis.call('XDEL', STREAM, unpack(drops, from, to))
 end
 for n = 1, #settled do

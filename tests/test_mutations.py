@@ -237,7 +237,7 @@ class Mutant:
 
 ACK = "  redis.call('XACK', STREAM, GROUP, entry)\n"
 DEL = "  redis.call('XDEL', STREAM, entry)\n"
-ACK_MANY = "  redis.call('XACK', STREAM, GROUP, unpack(drops, from, to))\n"
+ACK_MANY = "redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))"
 DEL_MANY = "  redis.call('XDEL', STREAM, unpack(drops, from, to))\n"
 ZREM_DUE = "  redis.call('ZREM', DELAYED, unpack(leaving, from, to))\n"
 ZREM_ONE = "  redis.call('ZREM', DELAYED, due[i])\n"
@@ -264,7 +264,7 @@ MUTANTS = [
     Mutant("the owner is not asked", "entry, entry, 1, consumer)", "entry, entry, 1)"),
     Mutant("the range hint is of all consumers", "2 * n + 64, consumer)", "2 * n + 64)"),
     Mutant("settle: anything", "if mine[entry] then", "if true then", ("settle",)),
-    Mutant("settle: XDEL without XACK", ACK_MANY, ""),
+    Mutant("settle: XDEL without XACK", ACK_MANY, "1"),
     Mutant("settle: XACK without XDEL", DEL_MANY, ""),
     Mutant("settle: sent again it is lost", "record[3] == CONSUMER", "false", ("settle",)),
     Mutant("drop: XDEL without XACK", ACK, ""),

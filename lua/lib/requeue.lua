@@ -29,10 +29,3 @@ local function requeue(entry, task, from, delay_ms, reason, now)
   undoing('ZREM', DELAYED, task.id)
   return due
 end
--- wake(due, channel): schedulers sleep until the earliest due time they know; tell them of an earlier one.
--- What is stored is stored, whether they hear of it now or look by themselves.
-local function wake(due, channel)
-  if due == 0 then return end
-  local first = redis.pcall('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
-  if first[2] and tonumber(first[2]) >= due then redis.pcall('PUBLISH', channel, int(due)) end
-end
