@@ -6,9 +6,17 @@ heavy, so that a worker starts fast.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+
+_module = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
+if _module.removeprefix("-m").startswith(f"{__name__}.") and not sys.flags.safe_path:
+    # ``python -m`` looks in the current folder first. What we need must not be a file of the
+    # user's that happens to be called queue.py or redis.py; what is there alone is still found,
+    # and worker processes look for handlers in the usual order.
+    sys.path.append(sys.path.pop(0))
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from .batch import Batch as Batch
@@ -74,13 +82,6 @@ if TYPE_CHECKING:
     from .worker import TaskWorker as TaskWorker
 
 __version__ = "0.1.0"
-
-_module = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
-if _module.removeprefix("-m").startswith(f"{__name__}.") and not sys.flags.safe_path:
-    # ``python -m`` looks in the current folder first. What we need must not be a file of the
-    # user's that happens to be called queue.py or redis.py; what is there alone is still found,
-    # and worker processes look for handlers in the usual order.
-    sys.path.append(sys.path.pop(0))
 
 _HOMES = {
     "producer": ["AsyncTaskProducer", "TaskProducer"],

@@ -9,11 +9,16 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import email.parser
+import encodings.idna
 import faulthandler
 import logging
 import os
+import pickle
+import secrets
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from typing import Any
@@ -25,12 +30,15 @@ from .errors import RedistqError, ServerUnavailable
 from .handlers import Registry
 from .keeper import sign_off
 from .logger import logger
-from .processes import Starter, use_import_path
+from .processes import Starter, leave_fork, use_import_path
 from .settings import Address, rejoin
 from .worker import announce, registry_from, with_function_calls
 from .worker_settings import WorkerSettings
 
 log = logger("redistq.worker")
+
+_USED_LATER = (email.parser, encodings.idna, pickle, secrets, sysconfig)
+"""What redis and we load at first use, when a file of the user's that is called so comes first."""
 
 SLOW_IMPORT_S = 30.0
 """Seconds after which the import of handlers is said to be slow, and again after as many."""
@@ -40,7 +48,7 @@ ATEXIT_S = 3.0
 
 def begin(starter: Starter) -> None:
     """Run one worker process; ends by ``os._exit`` so that no stuck thread can keep it."""
-    code = 1
+    code, own = 1, os.getpid()
     try:
         code = _run(starter)
     except ServerUnavailable as error:
@@ -48,6 +56,8 @@ def begin(starter: Starter) -> None:
         starter.say({"unavailable": str(error)})  # the keeper tries again
     except BaseException as error:
         # A module may raise anything when it is imported, or end the program.
+        if os.getpid() != own:
+            leave_fork(error)
         if not isinstance(error, RedistqError | SystemExit):
             log.exception("this worker process cannot start")
         starter.say({"failure": _reason(error)})
@@ -124,6 +134,7 @@ class _Orders:
 
 
 def _run(starter: Starter) -> int:
+    own = os.getpid()
     spec = starter.spec()
     if spec is None:
         return 0
@@ -158,6 +169,8 @@ def _run(starter: Starter) -> int:
 
         catch_standard_output()
         import_local_modules()
+    if os.getpid() != own:
+        leave_fork(None)  # a module forked: what took part a second time would lose its tasks
     # At once: whatever could not go on cannot be relied on for a clean end. The keeper, which
     # outlives this process, gives its tasks back.
     crew = Crew(

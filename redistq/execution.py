@@ -7,21 +7,18 @@ the task is returned as an Outcome, which the crew settles.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import ctypes
 import json
 import logging
 import math
 import os
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from . import tracing
 from .board import Board
@@ -39,6 +36,7 @@ from .handlers import Handler, TaskContext
 from .logger import logger
 from .options import check_written, is_count, milliseconds
 from .pace import NAMES, UNKNOWN, RunTimes
+from .processes import leave_fork
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
@@ -172,23 +170,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _leave_fork(error: BaseException | None) -> NoReturn:
-    """End a process that a handler forked and that has come to the end of the handler.
-
-    The task is its parent's, and so are the connections by which its copy would tell the server.
-    """
-    code = 0 if error is None else 1
-    with contextlib.suppress(Exception):
-        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-            code = error.code or 0
-        elif error is not None:
-            traceback.print_exception(error)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(code & 0xFF)
 
 
 class Execution:
@@ -461,7 +442,7 @@ class Execution:
 
     def _returned(self, run: _Run, result: Any, took: int, started: int) -> Outcome:
         if self.forked:
-            _leave_fork(None)
+            leave_fork(None)
         try:
             if run.job.raw:
                 body = check_size(result, MAX_RAW_RESULT)
@@ -482,7 +463,7 @@ class Execution:
 
     def _failed(self, run: _Run, error: BaseException, took: int, started: int) -> Outcome:
         if self.forked:
-            _leave_fork(error)
+            leave_fork(error)
         try:
             return self._judged(run, error, took, started)
         except BaseException as fault:  # the retry policy, or what the error itself says

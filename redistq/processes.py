@@ -21,8 +21,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import ConfigurationError
 
@@ -385,6 +386,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
     )
+
+
+def leave_fork(error: BaseException | None) -> NoReturn:
+    """End a process that a handler, or its module, forked and that has come to the end of it.
+
+    The task is its parent's, and so are the connections by which its copy would tell the server.
+    """
+    code = 0 if error is None else 1
+    with contextlib.suppress(Exception):
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            code = error.code or 0
+        elif error is not None:
+            traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 # -- standard streams ------------------------------------------------------------------------------

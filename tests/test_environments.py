@@ -259,6 +259,32 @@ def test_a_module_that_ends_its_process_ends_the_command(
     assert words in one.output
 
 
+@pytest.mark.parametrize("copy", ["goes on", "fails", "exits"])
+def test_a_process_that_a_module_forked_takes_no_part(
+    worker: Callable[..., Command],
+    jobs: Path,
+    producer: TaskProducer,
+    client: redis.Redis,
+    copy: str,
+) -> None:
+    """The copy ends with the import, however that ends; the worker that imports goes on alone."""
+    ends = {"goes on": "pass", "fails": "raise ValueError", "exits": "raise SystemExit(0)"}[copy]
+    (jobs / "forks.py").write_text(
+        "import os\nfrom redistq import task\n"
+        f"copy = os.fork()\nif not copy: {ends}\n"
+        "@task\ndef code(payload):\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])\n"
+        "@task\ndef where(payload): return os.getpid()\n"
+    )
+    one = worker(module="forks")
+    assert producer.get_result(producer.add_task("code"), 15) == (1 if copy == "fails" else 0)
+    ran = {producer.get_result(producer.add_task("where"), 15) for _ in range(10)}
+    assert ran == set(registered(client).values())
+    one.send(signal.SIGTERM)
+    assert one.wait() == 0
+    assert "cannot start" not in one.output
+
+
 def test_a_worker_that_was_ready_once_is_started_again_for_ever(
     worker: Callable[..., Command], jobs: Path, client: redis.Redis
 ) -> None:
@@ -407,7 +433,8 @@ def test_files_named_like_modules_that_we_need_are_not_taken_for_them(
     worker: Callable[..., Command], jobs: Path, producer: TaskProducer
 ) -> None:
     """A queue.py or redis.py beside the handlers breaks nothing; what we do not use is theirs."""
-    for name in ("queue", "redis", "logging", "random", "socket", "hiredis", "argparse"):
+    taken = "queue redis logging random socket hiredis argparse typing re enum secrets hmac pickle"
+    for name in taken.split():
         (jobs / f"{name}.py").write_text("raise ImportError('the wrong one')\n")
     (jobs / "statistics.py").write_text("own = True\n")
     (jobs / "mine.py").write_text(
