@@ -61,7 +61,8 @@ class Batch:
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
     wait for it without polling; ``failures()`` is a DataFrame; ``retry_failed()`` and ``cancel()``
-    act. ``await batch`` gives its results. An interrupt ends a wait, never the work.
+    act. ``await batch`` gives its results. An interrupt ends a wait, never the work. Until it has
+    ended it keeps its client, and so the workers started there, even where nobody holds either.
     """
 
     def __init__(
@@ -72,12 +73,25 @@ class Batch:
         options: CallOptions,
         progress: bool | None = None,
     ) -> None:
-        self._client, self.id, self.total = client, batch_id, total
+        self._held: Client | None = client
+        """The client, until the batch has ended: what a notebook remembers keeps no workers."""
+        self._known, self._again = client.reference, client.recipe()
+        self.id, self.total = batch_id, total
         self._options, self._progress = options, progress
         self._needs: list[str] = []
         """Functions and arguments that the server keeps for its tasks."""
         self._found = True
         """Whether it was there already, begun by who knows which release."""
+        self._wanted = False
+        """Whether its record says that this client wants its results."""
+
+    @property
+    def _client(self) -> Client:
+        """The client; when that is gone, another like it, which has no workers of its own."""
+        client = self._held or self._known()
+        if client is None:
+            self._held = client = self._again()
+        return client
 
     # -- starting and finding --------------------------------------------------------------------
 
@@ -142,6 +156,8 @@ class Batch:
                     "now: choose another name, or delete it: client.batch(name).delete()"
                 )
         client.open_batches.add(batch_id)
+        client.courier.want(batch_id)  # before its first call is there
+        batch._wanted = True
         earlier = None
         if not created and calls is not None:
             earlier = batch._compare(calls, resume == "items")
@@ -150,8 +166,9 @@ class Batch:
         batch._send(packets, f"{CALL}:{label}", earlier)
         if earlier is not None:
             batch._remember(earlier.digests)
-            if words := earlier.words(batch.id, batch.total):
-                say(words, log)
+        client.courier.hold(batch, begun=True)
+        if earlier is not None and (words := earlier.words(batch.id, batch.total)):
+            say(words, log)
         return batch
 
     @classmethod
@@ -262,6 +279,27 @@ class Batch:
         ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
         return {**counts, "waiting": max(counts["total"] - ended, 0)}
 
+    def look(self) -> None:
+        """See whether it has ended; then it lets go of its client."""
+        try:
+            counts = self.counts()
+        except UnknownBatch:  # it was deleted
+            self._has_ended({})
+        else:
+            if not counts["waiting"]:
+                self._has_ended(counts)
+
+    def _has_ended(self, counts: dict[str, int]) -> None:
+        client = self._client
+        client.open_batches.discard(self.id)
+        if counts and counts["succeeded"] == counts["total"]:  # nothing will be sent again
+            needs, self._needs = self._needs, []
+            client.blobs.drop(needs)
+        elif counts and counts["failed"] and self._needs:
+            client.blobs.keep_for_replay(self._needs)
+        client.courier.let_go(self)
+        self._held = None
+
     @property
     def done(self) -> bool:
         """Whether every task has come to its end."""
@@ -311,6 +349,9 @@ class Batch:
                 # Counters first: once they are complete, all news are in the stream already.
                 counts = self._counts(None if end is None else max(end, now + LEAST_LOOK_S))
                 bar.show(counts)
+                if counts["waiting"] and not self._wanted:
+                    client.courier.want(self.id)
+                    self._wanted = True
                 left = min(BLOCK_LIMIT, max(0.01, wait.left(now)))
                 left = left if end is None else min(left, end - now)
                 block = max(1, int(left * 1000))
@@ -335,12 +376,7 @@ class Batch:
                     client.diagnosis.over()
                     yield [ended for _, flat in reply[0][1] for ended in self._read(flat)]
                 if not reply and not counts["waiting"]:
-                    client.open_batches.discard(self.id)
-                    if counts["succeeded"] == counts["total"]:  # nothing will be sent again
-                        needs, self._needs = self._needs, []
-                        client.blobs.drop(needs)
-                    elif counts["failed"] and self._needs:
-                        client.blobs.keep_for_replay(self._needs)
+                    self._has_ended(counts)
                     return
                 if end is not None and now >= end and counts["waiting"]:
                     raise self._timed_out(timeout or 0.0, counts)
@@ -531,8 +567,15 @@ class Batch:
     def retry_failed(self) -> int:
         """Send the failed tasks again, as they were; answers how many."""
         failed = [self._task_id(i) for i, state in self._states().items() if state == "failed"]
-        self._client.open_batches.add(self.id)
-        return self._client.producer.replay(*failed) if failed else 0
+        client = self._client
+        client.open_batches.add(self.id)
+        client.courier.want(self.id)
+        self._wanted = True
+        again = client.producer.replay(*failed) if failed else 0
+        if again:
+            self._held = client
+            client.courier.hold(self, begun=True)
+        return again
 
     def cancel(self) -> int:
         """Cancel what no worker has yet; answers how many tasks that were."""
@@ -561,7 +604,7 @@ class Batch:
         of_batch = (keys.batch(self.id), keys.settled(self.id), keys.calls(self.id))
         client.broker.call(("UNLINK", *of_batch))
         client.broker.call(("ZREM", client.keys.batches, self.id))
-        client.open_batches.discard(self.id)
+        self._has_ended({})
 
     # -- looks -----------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from .options import count, due_after, seconds, shown, unknown_option, wait_seco
 from .parts import LARGE, dump_parted
 from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
+from .presence import Leftovers
 from .producer import TaskProducer
 from .remote_call import (
     CALL,
@@ -67,6 +68,8 @@ log = logger("redistq.client")
 
 BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
+LEFTOVERS_SEEN = 1000
+"""Most calls that are looked at to say how many were left by clients that have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,21 +312,26 @@ class Client(_Submitting, Executor):
             if priority not in self._siblings:
                 if self.courier.closed:
                     raise RuntimeError("cannot schedule new futures after shutdown")
-                sibling = Client(
-                    queue=queue,
-                    group=self.group,
-                    signing_key=self._key,
-                    allow_pickle=self.allow_pickle,
-                    max_payload_bytes=self.max_payload_bytes,
-                    timeout=self.broker.timeout,
-                    address=self.address,
-                    shared=self.shared,
-                    home=self.home,
-                )
+                sibling = self.recipe(queue)()
                 sibling._parent = self
                 at_exit.forget(sibling)
                 self._siblings[str(priority)] = sibling
             return self._siblings[str(priority)]
+
+    def recipe(self, queue: str | None = None) -> Callable[[], Client]:
+        """What makes another client like this one, of this queue or another."""
+        return functools.partial(
+            Client,
+            queue=queue or self.keys.stream,
+            group=self.group,
+            signing_key=self._key,
+            allow_pickle=self.allow_pickle,
+            max_payload_bytes=self.max_payload_bytes,
+            timeout=self.broker.timeout,
+            address=self.address,
+            shared=self.shared,
+            home=self.home,
+        )
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -383,14 +391,18 @@ class Client(_Submitting, Executor):
                 return
             stream = self.keys.stream
             oldest = self.broker.call(("XRANGE", stream, shot.oldest_ms, "+", "COUNT", 1))
+            named: list[bool] = []
+            if oldest and is_function_call(oldest[0][1]):
+                pages = self._leftovers().pages(LEFTOVERS_SEEN)
+                named = [of_batch for page in pages for _, of_batch in page]
         except RedistqError:
             return  # starting them will say what is wrong
         if oldest and is_function_call(oldest[0][1]):
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(shot.oldest_ms / 1000))
             say(
                 f"{shot.ready:,} task{'s' if shot.ready > 1 else ''} of other clients, the oldest "
-                f"from {when}, stand before yours in queue {stream!r} and are run first; a queue "
-                "of your own is Client(queue='...')",
+                f"from {when}, stand before yours in queue {stream!r} and are run first; "
+                f"{_words_of_leftovers(named)}a queue of your own is Client(queue='...')",
                 log,
             )
 
@@ -745,8 +757,35 @@ class Client(_Submitting, Executor):
         for priority in PRIORITIES[:1] + PRIORITIES[2:] if self._parent is None else ():
             keys = QueueKeys(at_priority(self.keys.stream, priority))
             if self.broker.call(("EXISTS", keys.batch(name))):
-                return Batch.find(self.at_priority(priority), name)
-        return Batch.find(self, name)
+                return self.at_priority(priority).batch(name)
+        found = Batch.find(self, name)
+        if not found.done:
+            self.courier.hold(found, begun=False)
+        return found
+
+    def drop_leftovers(self, *, batches: bool = False, everywhere: bool = False) -> int:
+        """Cancel the calls that clients have left which have ended, of all priorities; answers how
+        many that were.
+
+        What a worker has begun is finished. Calls that somebody waits for are left alone, and so
+        are named tasks, which belong to no client; the calls of batches with a name only go with
+        ``batches``, for a name is given to resume. They are calls of this client's folder and
+        environment, which its workers would run; with ``everywhere`` those of all others too.
+
+        A client has ended when it was closed, when its process on this machine is gone, or when
+        it gave no sign of life for three minutes. Calls of clients of earlier releases, which
+        give none, only count as left after a week.
+        """
+        if self._parent is not None:
+            return self._parent.drop_leftovers(batches=batches, everywhere=everywhere)
+        return sum(self._leftovers(priority, everywhere).drop(batches) for priority in PRIORITIES)
+
+    def _leftovers(self, priority: str = "normal", everywhere: bool = False) -> Leftovers:
+        keys = QueueKeys(at_priority(self.keys.stream, priority))
+        own = frozenset(part.courier.inbox.name for part in self.parts())
+        return Leftovers(
+            self.broker, Calls(keys, self.group), self.home, own, everywhere or self.shared
+        )
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -841,6 +880,17 @@ def _let_go(
         threading.Thread(target=stop, name="redistq-farewell", daemon=True).start()
     except RuntimeError:
         pass  # the interpreter ends: its workers see that by themselves
+
+
+def _words_of_leftovers(named: list[bool]) -> str:
+    """What can be done about calls of clients that have ended; of each whether it is of a batch
+    with a name."""
+    if not named:
+        return ""
+    free, of_batches = named.count(False), named.count(True)
+    verb = "client.drop_leftovers()" if free else "client.drop_leftovers(batches=True)"
+    more = f", batches=True also the {of_batches:,} of named batches" if free and of_batches else ""
+    return f"{len(named):,} of them are of clients that have ended: {verb} drops these{more}; "
 
 
 def is_function_call(fields: list[bytes]) -> bool:

@@ -2,18 +2,22 @@
 
 Made by a Client. Two threads, started with the first call: one sends what waits, many at a time;
 one reads the inbox, and thereby resolves every future with a single blocking read. It knows the
-client only through futures that are outstanding, so a client nobody holds any more can go.
+client only through futures and batches that are outstanding, so a client nobody holds any more can go.
 
 No future hangs. News can be lost with a connection, with the server's memory, or with an inbox
 that expired while a laptop slept: after each new connection, and now and then for those that have
 waited long, the server is asked how the tasks stand. A task it does not know is given up once the
 inbox, where its news may still be, has been read to the end.
+
+From the first call to the end of the client it gives signs of life (see presence.py), and it looks
+now and then whether the batches that were begun have ended: until then it holds their client.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -32,11 +36,13 @@ from .futures import TaskFuture, settle_future
 from .logger import logger
 from .pickling import Sealer
 from .plans import BLOCK_LIMIT, Inbox, ReadInbox
+from .presence import BATCH_CLIENT, LIFE_S, MARK, SIGN_S, me
 from .producer import TaskProducer
 from .producer_plans import not_stored
 from .waiting import Diagnosis, Wait
 
 if TYPE_CHECKING:
+    from .batch import Batch
     from .settings import Address
 
 log = logger("redistq.client")
@@ -46,6 +52,8 @@ CALL_BYTES = 1024 * 1024
 LOOK_S = 30.0
 """Seconds after which futures that still wait are asked for."""
 LOOK_MANY = 1000
+BATCH_LOOK_S = 2.0
+"""Seconds between two looks at batches whose end was not seen."""
 GIVE_UP_S = 120.0
 """Seconds without a server after which futures fail rather than wait for it any longer."""
 DOUBT_S = 0.1
@@ -83,7 +91,7 @@ class Courier:
     ) -> None:
         self._broker, self._calls, self._producer = broker, calls, producer
         self._sealer, self._blobs, self._diagnosis = sealer, blobs, diagnosis
-        self.give_up_s, self.look_s = GIVE_UP_S, LOOK_S
+        self.give_up_s, self.look_s, self.sign_s = GIVE_UP_S, LOOK_S, SIGN_S
         self.closed = False
         """Whether no new work is taken."""
         self.ended = threading.Event()
@@ -92,7 +100,9 @@ class Courier:
         _couriers.add(self)
 
     def _reset(self) -> None:
-        self.inbox = Inbox.new(self._calls.keys)
+        self.inbox = Inbox.new(self._calls.keys, MARK)
+        self._life = self._calls.keys.client(self.inbox.name)
+        self._signed = False
         self.pending: dict[str, TaskFuture | list[TaskFuture]] = {}
         self._outbox: deque[Outgoing] = deque()
         self._sending, self._lock = threading.Lock(), threading.Lock()
@@ -103,6 +113,8 @@ class Courier:
         self._to_look: list[str] = []
         self._away = 0.0  # since when the server is away; 0 while it is there
         self._wait, self._oldest = Wait(), ""
+        self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
+        self._begun: set[Batch] = set()
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -128,6 +140,8 @@ class Courier:
             if self.closed:
                 raise RuntimeError("the client is closed")
             self._remember(future)
+        if not self._signed:
+            self._sign()
         watched = self._watch(future.task_id)
         if watched.state == "unknown":  # nobody will tell us of it
             self._resolve(future.task_id, partial(_give_exception, UnknownTask(future.task_id)))
@@ -145,10 +159,13 @@ class Courier:
             known.append(future)
         else:
             self.pending[future.task_id] = [known, future]
+        self._start()
+
+    def _start(self) -> None:
         if not self._threads:
             for target, role in ((self._send_loop, "send"), (self._inbox_loop, "inbox")):
                 thread = threading.Thread(
-                    target=target, name=f"redistq-{role}-{self.inbox.name[:6]}", daemon=True
+                    target=target, name=f"redistq-{role}-{self.inbox.name[-6:]}", daemon=True
                 )
                 self._threads.append(thread)
                 thread.start()
@@ -197,6 +214,8 @@ class Courier:
 
     def _send_batch(self, batch: list[Outgoing]) -> list[Outgoing]:
         """Those of the batch that the server has already, or could not store."""
+        if not self._signed:
+            self._sign()
         flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
         reply = self._broker.call(self._calls.enqueue(flat))
         if not reply:
@@ -228,13 +247,57 @@ class Courier:
         except Exception as error:
             self._resolve(task_id, partial(_give_exception, error))
 
+    # -- signs of life, and batches --------------------------------------------------------------
+
+    def _sign(self) -> None:
+        """Give the sign by which others know that our calls are wanted; before the first of them,
+        so that no call is ever without."""
+        # A server that is full refuses SET alone.
+        if not self._signed or not self._broker.call(("EXPIRE", self._life, LIFE_S)):
+            self._broker.call(("SET", self._life, me(), "EX", LIFE_S))
+            self._signed = True
+
+    def want(self, batch_id: str) -> None:
+        """Leave in a batch's record that its results are wanted here."""
+        with self._lock:
+            if self.closed:
+                return
+            self._start()
+        if not self._signed:
+            self._sign()
+        mark = BATCH_CLIENT.decode() + self.inbox.name
+        self._broker.call(("HSET", self._calls.keys.batch(batch_id), mark, ""))
+
+    def hold(self, batch: Batch, *, begun: bool) -> None:
+        """Tell a batch when it has ended; one that was ``begun`` here, and with it its client, is
+        held until then, as a future that waits is."""
+        with self._lock:
+            if self.closed:
+                return
+            self._start()
+            self._batches.add(batch)
+            if begun:
+                self._begun.add(batch)
+
+    def let_go(self, batch: Batch) -> None:
+        """A batch has ended."""
+        with self._lock:
+            self._batches.discard(batch)
+            self._begun.discard(batch)
+
+    def _look_at_batches(self) -> None:
+        with self._lock:
+            batches = list(self._batches)
+        for batch in batches:
+            batch.look()
+
     # -- answers ---------------------------------------------------------------------------------
 
     def _inbox_loop(self) -> None:
         wire = self._broker.wire(BLOCK_LIMIT + self._broker.timeout)
         self.inbox.wire = wire
         lost, pause = False, 0.05
-        last_look = last_trim = now = time.monotonic()
+        last_look = last_trim = last_sign = last_batches = now = time.monotonic()
         while not self.ended.is_set():
             try:
                 doubtful = list(self._doubtful)
@@ -257,13 +320,20 @@ class Courier:
                     # News, and what we believe the server has, may be lost with the connection.
                     self._blobs.forget()
                     self._look_at(self._sent())
-                    lost, last_look = False, now
+                    lost, last_look, last_sign = False, now, -math.inf
                 elif self.pending and now - last_look > self.look_s:
                     last_look = now
                     if not self._to_look:
                         self._to_look = self._sent()
                     part, self._to_look = self._to_look[:LOOK_MANY], self._to_look[LOOK_MANY:]
                     self._look_at(part)
+                if self._signed and now - last_sign > self.sign_s:
+                    last_sign = now
+                    with contextlib.suppress(RedistqError):  # a full server; the next may do
+                        self._sign()
+                if self._batches and now - last_batches > BATCH_LOOK_S:
+                    last_batches = now
+                    self._look_at_batches()
                 if not self.pending:
                     self._diagnosis.over()
                 elif self._wait.left(now) <= 0:
@@ -289,9 +359,10 @@ class Courier:
 
     def _patience(self, now: float) -> float:
         """Seconds for which to wait for news at a time."""
+        most = BATCH_LOOK_S if self._batches else BLOCK_LIMIT
         if not self.pending:
-            return BLOCK_LIMIT
-        return min(BLOCK_LIMIT, max(0.01, self._wait.left(now)))
+            return most
+        return min(most, max(0.01, self._wait.left(now)))
 
     def _ask_why(self, now: float) -> None:
         """Nothing may have come for a while: say why. It is the oldest call's answer that counts,
@@ -498,7 +569,9 @@ class Courier:
         if self._threads and not self._away:
             # It expires by itself: no reason to wait for a server that has kept us waiting.
             with contextlib.suppress(RedistqError, Lost, OSError):
-                self._broker.call(("UNLINK", self.inbox.key), started + FAREWELL_S)
+                self._broker.call(("UNLINK", self.inbox.key, self._life), started + FAREWELL_S)
+        with self._lock:
+            self._begun.clear()
         for future in self.outstanding():
             why = RedistqError(
                 f"the client was closed before task {future.task_id} had ended; the task goes on: "

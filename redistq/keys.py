@@ -18,7 +18,7 @@ PRIORITY_MARK = "!"
 LONGEST_NAME = 200
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
-    | {"batches", "batch", "settled", "blob", "logs", "wake"}
+    | {"batches", "batch", "settled", "blob", "logs", "wake", "client"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
@@ -97,6 +97,7 @@ class QueueKeys:
     worker_prefix: str = field(init=False)
     waiters: str = field(init=False)
     inbox_prefix: str = field(init=False)
+    client_prefix: str = field(init=False)
     meta: str = field(init=False)
     batches: str = field(init=False)
     batch_prefix: str = field(init=False)
@@ -129,6 +130,7 @@ class QueueKeys:
         put(self, "worker_prefix", f"worker:{name}:")
         put(self, "waiters", f"waiters:{name}")
         put(self, "inbox_prefix", f"inbox:{name}:")
+        put(self, "client_prefix", f"client:{name}:")
         put(self, "meta", f"meta:{name}")
         put(self, "batches", f"batches:{name}")
         put(self, "batch_prefix", f"batch:{name}:")
@@ -149,6 +151,10 @@ class QueueKeys:
     def inbox(self, client: str) -> str:
         """The stream in which settled tasks are told to one client."""
         return self.inbox_prefix + client
+
+    def client(self, inbox: str) -> str:
+        """The sign of life of the client with that inbox."""
+        return self.client_prefix + inbox
 
     def batch(self, batch_id: str) -> str:
         """The hash with one batch's counters."""

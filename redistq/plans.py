@@ -49,9 +49,9 @@ class Inbox:
     async_wire: AsyncWire | None = None
 
     @classmethod
-    def new(cls, keys: QueueKeys) -> Inbox:
-        """An inbox with a name nobody else has."""
-        name = uuid.uuid4().hex[:16]
+    def new(cls, keys: QueueKeys, mark: str = "") -> Inbox:
+        """An inbox with a name nobody else has, which begins with ``mark``."""
+        name = mark + uuid.uuid4().hex[:16]
         return cls(keys.inbox(name), name)
 
 
