@@ -2,7 +2,7 @@
 
 Made by a Client. Two threads, started with the first call: one sends what waits, many at a time;
 one reads the inbox, and thereby resolves every future with a single blocking read. It knows the
-client only through futures and batches that are outstanding, so a client nobody holds any more can go.
+client only through futures and batches that are outstanding, so a client nobody holds can go.
 
 No future hangs. News can be lost with a connection, with the server's memory, or with an inbox
 that expired while a laptop slept: after each new connection, and now and then for those that have

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .broker import Broker
 from .calls import CALL_LIMIT, Calls

@@ -85,6 +85,7 @@ def done(folder: Path) -> list[int]:
         ([TEN, "raise ValueError"], 1),
         (["client.map_batch(work, range(10))"], 0),
         (["client.map_batch(work, range(10), name='ten')"], 0),
+        (["client.map_batch(work, range(10)); del client; import gc; gc.collect()"], 0),
         (["high = client.options(priority='high')", TEN.replace("client.", "high.")], 0),
         ([TEN, "client.shutdown(wait=False)"], 0),
         ([TEN.replace("client.", "client.options(delay=1).")], 0),
@@ -93,7 +94,18 @@ def done(folder: Path) -> list[int]:
             0,
         ),
     ],
-    ids=["end", "exit", "error", "batch", "named", "high", "no wait", "delayed", "thread"],
+    ids=[
+        "end",
+        "exit",
+        "error",
+        "batch",
+        "named",
+        "dropped",
+        "high",
+        "no wait",
+        "delayed",
+        "thread",
+    ],
 )
 def test_a_program_with_workers_finishes_what_it_submitted(
     program: Callable[..., Any],

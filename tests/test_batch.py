@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from redistq import (
     RedistqError,
     ResultTimeout,
     TaskCancelled,
+    TaskWorker,
     UnknownTask,
 )
 
@@ -517,3 +520,98 @@ def test_a_bar_begins_at_what_was_done(done: int, monkeypatch: pytest.MonkeyPatc
         assert (facts["n"], facts["initial"]) == (done + 2, done)
     finally:
         bar.close()
+
+
+def begun(url: str, *args: Any, **how: Any) -> tuple[Any, TaskWorker, weakref.ref[Client]]:
+    """A batch whose client nobody else holds, its workers, and whether that client is there."""
+    client = Client(url, signing_key=KEY)
+    workers = client.start_workers(1)
+    return client.map_batch(*args, progress=False, **how), workers, client.reference
+
+
+@pytest.mark.parametrize("name", [None, "kept"])
+@pytest.mark.parametrize("held", [True, False], ids=["held", "dropped"])
+def test_an_unfinished_batch_keeps_its_client_and_lets_go_at_its_end(
+    url: str, tmp_path: Path, name: str | None, held: bool
+) -> None:
+    """Also where nobody holds the batch either; what a notebook remembers keeps no workers."""
+    wait_for_it, go = gate(tmp_path)
+    batch, workers, client = begun(url, lambda n: (wait_for_it(), n)[1], range(3), name=name)
+    batch_id = batch.id
+    if not held:
+        del batch
+    gc.collect()
+    assert client() is not None
+    assert workers.running
+    go()
+    with Client(url, signing_key=KEY) as other:
+        assert other.batch(batch_id).results(20) == [0, 1, 2]
+    until(lambda: gc.collect() is not None and client() is None, "its client to go", 20)
+    until(lambda: not workers.running, "its workers to stop", 20)
+    if held:
+        assert batch.results(20) == [0, 1, 2]
+        assert batch.counts()["succeeded"] == 3
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda batch: batch.results(20, on_error="return"),
+        lambda batch: list(batch.as_completed(20, on_error="return")),
+        lambda batch: batch.wait(20),
+    ],
+    ids=["results", "as_completed", "wait"],
+)
+def test_a_batch_that_was_waited_for_is_read_without_its_client(
+    url: str, wait: Callable[[Any], Any]
+) -> None:
+    """Everything works as before; what is sent again waits for workers."""
+    batch, workers, client = begun(url, odd_fails, range(2))
+    wait(batch)
+    gc.collect()
+    until(lambda: client() is None, "its client to go", 20)
+    until(lambda: not workers.running, "its workers to stop", 20)
+    assert batch.results(20, on_error="skip") == [0]
+    assert list(batch.failures()["error"]) == ["ValueError"]
+    assert batch.retry_failed() == 1
+    assert batch.counts()["waiting"] == 1
+    with Client(url, signing_key=KEY) as other:
+        other.start_workers(1)
+        assert batch.wait(20).counts()["failed"] == 1
+
+
+def test_failed_tasks_that_are_sent_again_keep_the_client(url: str, tmp_path: Path) -> None:
+    """It is unfinished once more."""
+    wait_for_it, go = gate(tmp_path)
+
+    def fails_first(n: int) -> str:
+        first = tmp_path / "first"
+        if not first.exists():
+            first.touch()
+            raise ValueError("first")
+        return wait_for_it()
+
+    client = Client(url, signing_key=KEY)
+    workers, gone = client.start_workers(1), client.reference
+    batch = client.map_batch(fails_first, [0], progress=False)
+    batch.wait(20)
+    assert batch.retry_failed() == 1
+    del client
+    gc.collect()
+    assert workers.running
+    go()
+    assert batch.results(20) == ["went"]
+    until(lambda: gc.collect() is not None and gone() is None, "its client to go", 20)
+
+
+def test_a_batch_that_was_found_keeps_its_client_while_it_is_held(idle: Client, url: str) -> None:
+    """Who only looks leaves nothing behind."""
+    idle.map_batch(abs, range(2), name="looked-at", progress=False)
+    found = Client(url, signing_key=KEY).batch("looked-at")
+    gone = found._client.reference
+    gc.collect()
+    assert gone() is not None
+    assert found.counts()["waiting"] == 2
+    del found
+    gc.collect()
+    until(lambda: gone() is None, "the client to go")

@@ -230,6 +230,10 @@ def tour_of_calls(client: Client) -> None:
     assert client.map_batch(lambda n: 1 // n, [1, 0], name="tour", progress=False).wait(20)
     batch.cancel()
     batch.delete()
+    with Client(client.address.url, signing_key=KEY) as other:
+        other.options(delay=600).submit(abs, -1)
+        other.close()
+    assert client.drop_leftovers() == 1
 
 
 def tour_of_views(client: Client, url: str) -> None:
