@@ -75,7 +75,7 @@ def test_calls_of_a_killed_client_are_dropped(
     assert heir.drop_leftovers() == 0
     assert client.xlen("tasks") == 1  # our own
     assert not client.exists("delayed:tasks")
-    assert not client.xlen("tasks!high") and not client.xlen("tasks!low")
+    assert client.xlen("tasks!high") == client.xlen("tasks!low") == 0
     heir.start_workers(1)
     assert left.result(20) == 5
 
