@@ -14,6 +14,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from .logger import logger
 from .notes import say
 from .options import count, due_after, seconds, shown, unknown_option, wait_seconds
 from .parts import LARGE, dump_parted
+from .pickled_functions import PickledFunctions
 from .pickling import Sealer, Seen, dump, key_from, task_context, user_key
 from .plans import BLOCK_LIMIT
 from .presence import Leftovers
@@ -250,6 +252,7 @@ class Client(_Submitting, Executor):
         self._shared_keys = QueueKeys(without_priority(self.keys.stream))
         self.calls = Calls(self.keys, group)
         self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=timeout)
+        self._pickled = PickledFunctions()
         self.blobs = Blobs(self.broker, self._shared_keys, self.sealer)
         self.producer = TaskProducer(
             stream=queue, group=group, address=self.address, timeout=timeout
@@ -478,17 +481,26 @@ class Client(_Submitting, Executor):
     ) -> str:
         """The function on the server, under the name of its content, with its local modules; what
         was stored is added to ``needs``."""
-        seen = Seen()
-        pickled = dump(fn, seen)
-        modules = self._store_modules(seen.modules, options, needs)
-        if seen.generators:
-            from .generators import warn_of_generators
+        known = self._pickled.get(fn)
+        if known is not None:
+            modules = self._store_modules(known.modules, options, needs)
+            pickled = known.pickled
+        else:
+            seen = Seen()
+            pickled = dump(fn, seen)
+            modules = self._store_modules(seen.modules, options, needs)
+            if seen.generators:
+                from .generators import warn_of_generators
 
-            warn_of_generators(fn, seen.generators)
+                warn_of_generators(fn, seen.generators)
+            else:
+                self._pickled.keep(fn, pickled, seen.modules)
         data = pickled_function(fn, pickled, modules)
         return self.blobs.put("function", data, _kept_s(options), needs)
 
-    def _store_modules(self, names: set[str], options: CallOptions, needs: list[str] | None) -> str:
+    def _store_modules(
+        self, names: AbstractSet[str], options: CallOptions, needs: list[str] | None
+    ) -> str:
         """The name of the bundle, on the server, of the local modules among these and of what they
         import; empty when there are none."""
         if not names or (bundle := bundle_of(names)) is None:

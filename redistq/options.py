@@ -48,8 +48,7 @@ def seconds(what: str, value: Any, *, positive: bool = False) -> float:
 
     Raises ConfigurationError that names the option ``what``, the limit and the next step.
     """
-    if isinstance(value, str) and _TEXT.fullmatch(text := value.strip().lower()):
-        value = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, text))
+    value = _from_text(value)
     if _is_number(value) and 0 <= value <= MAX_SECONDS and (value > 0 or not positive):
         return float(value)
     if positive:
@@ -82,11 +81,13 @@ def wait_seconds(timeout: Any) -> float | None:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, str):
-        timeout = seconds("timeout", timeout)
+    if type(timeout) in (int, float) and 0 <= timeout <= MAX_WAIT_S:
+        return timeout  # type: ignore[no-any-return]  # the usual, asked for with every result
+    timeout = _from_text(timeout)
     if not _is_number(timeout) or timeout != timeout:  # the last of NaN alone
         raise ConfigurationError(
-            f"a timeout is a number of seconds, or None to wait for ever, not {shown(timeout)}"
+            "a timeout is a number of seconds, a time such as '90s' or '1m', or None to wait for "
+            f"ever, not {shown(timeout)}"
         )
     return float(min(max(timeout, 0), MAX_WAIT_S))
 
@@ -160,6 +161,13 @@ def shown(value: Any) -> str:
     except Exception:  # an integer of many digits, or anything's own __repr__
         text = f"one of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _from_text(value: Any) -> Any:
+    """The seconds that a text such as "1h30m" names; anything else as it is."""
+    if isinstance(value, str) and _TEXT.fullmatch(text := value.strip().lower()):
+        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, text))
+    return value
 
 
 def _is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .broker import Broker, Lost, Wire
 from .calls import SETTLED, Command
 from .keys import QueueKeys
-from .slots import lent
+from .slots import lent, runner
 
 if TYPE_CHECKING:
     from .async_broker import AsyncBroker, AsyncWire
@@ -91,10 +91,11 @@ class ReadInbox:
 
     def patience(self, timeout: float) -> float:
         """Seconds after which the server is taken to be away, where calls may take ``timeout``."""
+        block_s = self.block_s
         if self.deadline == math.inf:
-            return self.block_s + timeout
+            return block_s + timeout
         left = self.deadline - time.monotonic()
-        return max(min(left, self.block_s + timeout), self.block_s) + LEAST_PATIENCE_S
+        return max(min(left, block_s + timeout), block_s) + LEAST_PATIENCE_S
 
     def command(self) -> Command:
         """The blocking read."""
@@ -156,8 +157,12 @@ def _read(broker: Broker, step: Any) -> list[Told] | None:
     if inbox.wire is None:
         inbox.wire = broker.wire()
     try:
-        with lent():
-            reply = inbox.wire.read(step.command(), step.patience(broker.timeout))
+        command, patience = step.command(), step.patience(broker.timeout)
+        if runner() is None:
+            reply = inbox.wire.read(command, patience)
+        else:
+            with lent():
+                reply = inbox.wire.read(command, patience)
         return step.read(reply)  # type: ignore[no-any-return]
     except Lost:
         return None

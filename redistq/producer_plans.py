@@ -245,7 +245,7 @@ class ProducerPlans:
             with contextlib.suppress(KeyError):  # another thread was faster
                 expected = self._recent.pop(task_id)
                 self._waited = min(self._waited + 1, HABIT)
-        inbox, wait = expected or self._free_inbox(), Wait()
+        inbox = expected or self._free_inbox()
         try:
             if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
                 yield ("XTRIM", inbox.key, "MINID", inbox.last)
@@ -258,6 +258,7 @@ class ProducerPlans:
                             return _outcome(task_id, news.state, news.body)
                         except _UNREADABLE:
                             break  # the record has the truth
+            wait = Wait()
             while True:
                 # The address is left and the record read in one step: see watch.lua. However
                 # little time is left, the question is asked.
