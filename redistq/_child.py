@@ -104,9 +104,20 @@ class _Orders:
             self._working = True
 
     def wait(self) -> float:
-        """Until this process is to end; answers within how many seconds."""
-        while not self._ended.wait(3600):
-            pass
+        """Until this process is to end; answers within how many seconds.
+
+        What a signal handler of the handlers' modules raises strikes here, in the main thread. It
+        is nothing that ends this process, with all the tasks that have no part in it.
+        """
+        while not self._ended.is_set():
+            try:
+                self._ended.wait(3600)
+            except BaseException as error:
+                log.warning(
+                    "%s, raised by a signal handler, reaches no task: those run in other threads, "
+                    "and are given time limits by @task(timeout=...)",
+                    type(error).__name__,
+                )
         return self.timeout
 
     def _listen(self) -> None:

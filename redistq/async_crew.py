@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 log = logger("redistq.worker")
 
+LOOK_S = 1.0
+"""How often the loop looks for work by itself: a handler may have closed the descriptor by which
+other threads wake it, and without this nothing would ever run here again."""
+
 
 class AsyncCrew:
     """Runs up to ``settings.async_concurrency`` coroutines; ``done`` is told every outcome.
@@ -52,6 +56,7 @@ class AsyncCrew:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._look()
         while not self._ending:
             try:
                 self._loop.run_forever()
@@ -84,6 +89,12 @@ class AsyncCrew:
             while True:
                 taken.append(self._waiting.popleft())
         return taken
+
+    def _look(self) -> None:
+        self._loop.call_later(LOOK_S, self._look, context=Context())
+        self._admit()
+        if self._ending:
+            self._loop.stop()
 
     def _admit(self) -> None:
         while self._slots:

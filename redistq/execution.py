@@ -630,12 +630,12 @@ class _TimeLimits:
     def begin(self, seconds: float) -> _Limit:
         limit = _Limit(seconds)
         with self._lock:
-            self._current[limit.thread] = limit
-            early = limit.deadline < self._next
             if self._watcher is None:
                 watcher = self._thread(self._watch, "limits")
-                watcher.start()
+                watcher.start()  # before the limit is kept: without it the task does not begin
                 self._watcher = watcher
+            self._current[limit.thread] = limit
+            early = limit.deadline < self._next
         if early:
             self._bell.set()
         return limit

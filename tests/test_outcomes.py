@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from redistq.board import Board
 from redistq.broker import Broker
 from redistq.calls import Calls
 from redistq.crew import EXIT_FAULT, Crew
+from redistq.execution import _TimeLimits
 from redistq.keys import QueueKeys
 from redistq.retry import RetryPolicy
 from redistq.settings import Address
@@ -586,6 +588,86 @@ def test_what_an_async_handler_starts_cannot_end_the_event_loop(url: str) -> Non
         assert [door.get_result(task_id, 10) for task_id in ids] == list(range(300))
         assert worker.running
         assert not worker.fault
+
+
+DEAF = """
+import gc, os, signal, socket, threading, time
+from redistq import task
+
+def strikes(*_):
+    raise RuntimeError("the alarm of a module")
+
+signal.signal(signal.SIGALRM, strikes)
+
+@task(retries=0)
+def harms(payload):
+    if payload == "alarm":
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        time.sleep(0.2)
+    elif payload == "closes sockets":
+        for each in gc.get_objects():
+            if type(each) is socket.socket:
+                each.close()
+    else:
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                if "socket" in os.readlink(f"/proc/self/fd/{fd}"):
+                    os.close(int(fd))
+            except OSError:
+                pass
+    return os.getpid()
+
+@task
+def sync_pid(payload):
+    return os.getpid()
+
+@task
+async def async_pid(payload):
+    return os.getpid()
+"""
+
+
+@pytest.mark.parametrize("harm", ["alarm", "closes sockets", "closes descriptors"])
+def test_what_a_handler_does_to_its_process_holds_up_nobody(
+    url: str, tmp_path: Path, harm: str
+) -> None:
+    """A signal handler that raises in the main thread, sockets that are closed, the one that wakes
+    the event loop among them: the process goes on with threads and loop alike."""
+    if harm == "closes descriptors" and not Path("/proc/self/fd").is_dir():
+        pytest.skip("descriptors cannot be listed here")
+    (tmp_path / "jobs.py").write_text(DEAF)
+    args = ("-m", "redistq.worker", "jobs", "--threads", "2")
+    with command(tmp_path, *args, url=url) as worker, TaskProducer(url=url) as door:
+        worker.says("ready:")
+        pid = door.get_result(door.add_task("sync_pid"), 20)
+        assert door.get_result(door.add_task("async_pid"), 20) == pid
+        assert door.get_result(door.add_task("harms", harm), 20) == pid
+        for name in ("sync_pid", "async_pid", "async_pid"):
+            assert door.get_result(door.add_task(name), 20) == pid
+        if harm == "alarm":
+            worker.says("raised by a signal handler")
+
+
+def test_a_limit_that_nobody_can_watch_strikes_no_later_task() -> None:
+    """Where no more threads can be started the task does not begin, and its limit is forgotten."""
+    refusals = [RuntimeError("can't start new thread")]
+
+    def thread(target: Callable[[], None], role: str) -> threading.Thread:
+        made = threading.Thread(target=target, daemon=True)
+        if refusals:
+            made.start = lambda: (_ for _ in ()).throw(refusals.pop())  # type: ignore[method-assign]
+        return made
+
+    limits = _TimeLimits(thread)
+    try:
+        with pytest.raises(RuntimeError, match="new thread"):
+            limits.begin(0.05)
+        helper = threading.Thread(target=lambda: limits.end(limits.begin(0.01)))
+        helper.start()
+        helper.join()
+        time.sleep(0.3)  # the limit that was given up would strike here
+    finally:
+        limits.close()
 
 
 # -- a crew that cannot go on ----------------------------------------------------------------------
