@@ -162,7 +162,7 @@ def test_a_mapping_takes_every_option(producer: TaskProducer, client: redis.Redi
         ("a", ConfigurationError, "pair or a mapping"),
         (("a",), ConfigurationError, "pair or a mapping"),
         ({"payload": 1}, ConfigurationError, "needs the key 'type'"),
-        ({"type": "a", "paylod": 1}, ConfigurationError, "no key 'paylod'"),
+        ({"type": "a", "paylod": 1}, ConfigurationError, "'paylod'; did you mean 'payload'"),
         (("", 1), ConfigurationError, "one line of 1 to 200"),
         (("a\nb", 1), ConfigurationError, "one line of 1 to 200"),
         (("a", {1, 2}), PayloadError, "cannot be written as JSON"),
