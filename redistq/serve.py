@@ -27,7 +27,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from .errors import RedistqError
 from .hosts import is_loopback, named_here
@@ -208,6 +208,7 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
                     return self.app.get_handler_delegate(
                         request, ErrorHandler, {"status_code": 403}
                     )
+                _forget_token(request)
                 return find(request, **kwargs)
 
             self.app.find_handler = guarded
@@ -236,6 +237,16 @@ def _refused(request: Any, is_own_name: Callable[[str], bool]) -> str:
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         return f"it comes from a page of {origin!r:.100}"
     return ""
+
+
+def _forget_token(request: Any) -> None:
+    """Take the token out of the address, which libraries write into logs and kernels' environment;
+    among the request's arguments it stays."""
+    kept = [
+        item for item in request.query.split("&") if unquote_plus(item.partition("=")[0]) != "token"
+    ]
+    request.query = "&".join(kept)
+    request.uri = f"{request.path}?{request.query}" if request.query else request.path
 
 
 def _log_request(handler: Any) -> None:

@@ -23,7 +23,10 @@ ENV_URL_FILE = "REDISTQ_URL_FILE"
 _SECRET = re.compile(r"pass|pwd|secret|token|auth|cred", re.IGNORECASE)
 """Options of a URL whose values are not shown."""
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\w*\]|[^:\[\]/?#@\s]*)(?::(\d{1,9}))?")
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s@]*@)?[^\s'\"<>]+")
+"""It may be within quotes, and a password may have quotes of its own: those before its @."""
+_OVERLOOKED = re.compile(r"[\t\r\n]")
+"""What ``urlsplit`` passes over, such as the line's end of a file that a password was read from."""
 _SCHEME = re.compile(r"^(rediss?|unix)(\+sentinel|\+cluster)?$")
 
 
@@ -71,6 +74,7 @@ class Address:
 def redacted(url: str) -> str:
     """The URL without its password, for messages and logs: less of it where it is not certain which
     part is one."""
+    url = _OVERLOOKED.sub("", url)
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -206,8 +206,10 @@ def test_there_is_the_page_and_nothing_else(site: Site, path: str) -> None:
 
 
 def test_neither_token_nor_password_can_be_seen(site: Site, kernel: str) -> None:
-    """Not in the log of requests, the arguments of any process, or the environment of kernels."""
-    site.get(f"/missing?token={site.token}")
+    """Not in what any library logs, the arguments of a process, or the environment of kernels."""
+    for path in ("missing", "voila/static/../../x", "voila/files/x", "api/kernels/x", "logout"):
+        site.get(f"/{path}?token={site.token}")
+        site.get(f"/{path}?a=b&tok%65n={site.token}")
     me = psutil.Process(site.process.pid)
     kernels = me.children(recursive=True)
     assert kernels
@@ -215,7 +217,8 @@ def test_neither_token_nor_password_can_be_seen(site: Site, kernel: str) -> None
         for secret in (PASSWORD, site.token):
             assert secret not in " ".join(process.cmdline())
     for process in kernels:
-        assert PASSWORD not in str(process.environ())
+        for secret in (PASSWORD, site.token):
+            assert secret not in str(process.environ())
     log = site.log.read_text()
     assert log.count(site.token) == 1, "the address to open is all"
     assert PASSWORD not in log

@@ -128,6 +128,11 @@ def test_ports_that_cannot_work_are_refused(port: Any) -> None:
         ("redis+sentinel://u:secret@a:1,b:2/m/0", "redis+sentinel://u:***@a:1,b:2/m/0"),
         ("redis://host:1/0?password=secret", "redis://host:1/0?password=***"),
         ("redis://[bad", "<a URL that cannot be read>"),
+        ("redis://me:secret\n@host:1/0", "redis://me:***@host:1/0"),
+        (
+            "redis://me:\tse\r\ncret@host:1/0?password=sec\nret",
+            "redis://me:***@host:1/0?password=***",
+        ),
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
@@ -185,6 +190,8 @@ def test_a_password_with_marks_of_its_own_is_shown_nowhere(
         ("unix://me:secret@/a@b.sock", "unix://me:***@/a@b.sock"),
         ("http://me:secret@host", "http://me:***@host"),
         ("me:secret@host:6379", "***@host:6379"),
+        ("redis://me:it'secret@host/0", "redis://me:***@host/0"),
+        ('redis://:<secret>"@host/0', "redis://***@host/0"),
     ],
 )
 def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
