@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         Fail as Fail,
     )
     from .errors import (
+        InvalidDelay as InvalidDelay,
+    )
+    from .errors import (
         PayloadError as PayloadError,
     )
     from .errors import (
@@ -42,7 +45,13 @@ if TYPE_CHECKING:
         RedistqError as RedistqError,
     )
     from .errors import (
+        ResultError as ResultError,
+    )
+    from .errors import (
         ResultTimeout as ResultTimeout,
+    )
+    from .errors import (
+        ResultTooLarge as ResultTooLarge,
     )
     from .errors import (
         Retry as Retry,
@@ -71,6 +80,9 @@ if TYPE_CHECKING:
     from .errors import (
         UnknownTask as UnknownTask,
     )
+    from .errors import (
+        UntrustedPayload as UntrustedPayload,
+    )
     from .futures import TaskFuture as TaskFuture
     from .handlers import Registry as Registry
     from .handlers import TaskContext as TaskContext
@@ -97,10 +109,13 @@ _HOMES = {
         "ConfigurationError",
         "EmbeddedServerError",
         "Fail",
+        "InvalidDelay",
         "PayloadError",
         "PayloadTooLarge",
         "RedistqError",
+        "ResultError",
         "ResultTimeout",
+        "ResultTooLarge",
         "Retry",
         "ServerFull",
         "ServerUnavailable",
@@ -110,6 +125,7 @@ _HOMES = {
         "TimeLimitExceeded",
         "UnknownBatch",
         "UnknownTask",
+        "UntrustedPayload",
     ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
