@@ -559,7 +559,9 @@ def meaning_of(error: BaseException) -> BaseException:
     if isinstance(error, BlockingIOError):
         return Lost("no answer in time")
     if isinstance(error, _GONE):
-        return Lost(f"{type(error).__name__}: {error}")
+        # With too many clients a server says so and hangs up.
+        kind = Refused if "max number of clients" in str(error) else Lost
+        return kind(f"{type(error).__name__}: {error}")
     if isinstance(error, UnicodeEncodeError):
         return ConfigurationError(
             f"a name or id holds characters that are no text (lone surrogates): {error.object!r}"

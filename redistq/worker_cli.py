@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .broker import Broker
-from .errors import ConfigurationError, RedistqError
+from .broker import Broker, Refused
+from .errors import ConfigurationError, RedistqError, ServerUnavailable
 from .keeper import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Keeper, warn_about_server
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from .logger import logger
@@ -196,6 +196,20 @@ def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Addres
     return server
 
 
+def _wait_while_refused(broker: Broker) -> None:
+    """Return when the server takes commands, however long it is loading or busy, say; raises
+    ServerUnavailable when there is none, or not the right one."""
+    while True:
+        try:
+            broker.call(("PING",))
+            return
+        except ServerUnavailable as error:
+            refusal = error.__cause__
+            if not isinstance(refusal, Refused) or str(refusal).startswith("MOVED"):
+                raise
+            log.warning("waiting to start: %s", refusal)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run until a signal; answers the exit code."""
     mend_standard_streams()
@@ -233,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         lanes = settings.lanes_for(address)
         broker = Broker(address, slot_key=lanes[0].keys.stream, timeout=5.0)
         try:
-            broker.call(("PING",))
+            _wait_while_refused(broker)
             warn_about_server(broker)
         finally:
             broker.close()

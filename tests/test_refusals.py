@@ -16,7 +16,7 @@ import redis
 from redis import exceptions as rex
 from redis.utils import HIREDIS_AVAILABLE
 from servers import Server, free_port
-from workers import Command, history, registered, until
+from workers import Command, command, history, registered, until
 
 from redistq import (
     AsyncTaskProducer,
@@ -248,6 +248,48 @@ def test_workers_and_clients_live_through_a_server_that_refuses(
         assert "Traceback" not in worker.output
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize("how", ["no primary", "busy", "too many clients"])
+def test_a_worker_waits_to_start_while_its_server_refuses(
+    private_server: Callable[..., Server],
+    tmp_path: Path,
+    how: str,
+) -> None:
+    """Started beside a server that is loading or without its primary it is ready when that is; one
+    that is told to end meanwhile ends."""
+    server = private_server()
+    (tmp_path / "jobs.py").write_text(JOBS)
+    # Only how long one question may take; the wait has no end of its own.
+    (tmp_path / "quick.py").write_text(
+        "import sys\n"
+        "from redistq import worker_cli\n"
+        "Broker = worker_cli.Broker\n"
+        "worker_cli.Broker = lambda *a, **k: Broker(*a, **{**k, 'timeout': 0.3})\n"
+        "sys.exit(worker_cli.main())\n"
+    )
+    with server.client(retry=None) as db, contextlib.ExitStack() as workers:
+        if how == "too many clients":
+            db.config_set("maxclients", 1)
+            block: Any = contextlib.nullcontext()
+        else:
+            db.config_set("replica-serve-stale-data", "no")
+            block = refusing(server, how)
+        with block:
+            one, other = (
+                workers.enter_context(command(tmp_path, "quick.py", "jobs", url=server.url))
+                for _ in range(2)
+            )
+            for each in (one, other):
+                each.says("waiting to start")
+            other.process.terminate()
+            assert other.process.wait(10) == 0
+            time.sleep(0.5)  # longer than one question
+            assert one.process.poll() is None
+        db.config_set("maxclients", 1000)
+        one.says("ready:")
+        with TaskProducer(url=server.url) as producer:
+            assert producer.get_result(producer.add_task("double", 3), 10) == 6
 
 
 # -- servers that lack something -------------------------------------------------------------------
