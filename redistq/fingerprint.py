@@ -37,6 +37,8 @@ _NOT_OF_A_CLASS = frozenset(
         *("__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"),
         *("__firstlineno__", "__static_attributes__", "__annotations_cache__", "__annotate_func__"),
         *("__annotate__", "__classdictcell__", "__qualname__"),
+        # What pydantic makes of fields, decorators and configuration; it names classes by address.
+        *("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__"),
     }
 )
 _NOT_OF_AN_ENUM = frozenset(
@@ -136,9 +138,13 @@ class _Seen:
         if isinstance(value, set | frozenset):
             content = sorted(self.of(part) for part in value)
             return _hash(b"set", self.of(kind), *content, self._by_name(vars(value)))
+        if kind.__module__ == "pydantic._internal._decorators" and hasattr(value, "cls_ref"):
+            # Its class stands there by address; func is bound to it.
+            own = (value.cls_var_name, value.func, value.shim, value.info)
+            return _hash(b"decorator", self.of(own))
         if kind is functools.cached_property:
             return _hash(b"property", self.of(value.func))
-        if callable(getattr(value, "cache_parameters", None)) and hasattr(value, "__wrapped__"):
+        if kind is functools._lru_cache_wrapper:
             parameters = sorted(value.cache_parameters().items())
             return _hash(b"cached", self.of(value.__wrapped__), self.of(parameters))
         return self._object(value, kind)

@@ -136,6 +136,20 @@ def rebuilt_cache(function: Callable[..., Any], maxsize: int | None, typed: bool
     return functools.lru_cache(maxsize, typed)(function)
 
 
+def _reduce_property(value: Any) -> Any:
+    # Until Python 3.12 it holds a lock; what it made is in the objects.
+    return rebuilt_property, (value.func, value.attrname, value.__doc__)
+
+
+def rebuilt_property(function: Callable[[Any], Any], name: str | None, doc: str | None) -> Any:
+    """A ``cached_property`` under the name that its class gave it."""
+    made: functools.cached_property[Any] = functools.cached_property(function)
+    made.__doc__ = doc
+    if name is not None:
+        made.__set_name__(object, name)
+    return made
+
+
 def _is_importable(value: Any) -> bool:
     """Whether a module that workers can import holds it under its own name."""
     import cloudpickle
@@ -183,6 +197,7 @@ def rebuilt_proxy(rebuild: Callable[..., Any], args: tuple[Any, ...], key: bytes
 
 _REDUCERS: dict[type, Reducer] = {
     functools._lru_cache_wrapper: _reduce_cache,
+    functools.cached_property: _reduce_property,
     WeakKeyDictionary: _reduce_weak,
     MappingProxyType: _reduce_view,
 }

@@ -53,6 +53,35 @@ def test_cached_functions_travel(crew: Client) -> None:
     assert crew.submit(functools.partial(table, 3)).result(10) == 21
 
 
+def test_cached_properties_and_methods_by_type_travel(crew: Client) -> None:
+    """Of a class of the notebook: what is in an object's cache goes with the object."""
+
+    class Model:
+        @functools.cached_property
+        def weight(self) -> int:
+            """How heavy."""
+            return 9
+
+        @functools.singledispatchmethod
+        def show(self, value: Any) -> str:
+            return "any"
+
+        @show.register
+        def _(self, value: int) -> str:
+            return "int"
+
+    model = Model()
+    assert crew.submit(lambda: (Model().weight, Model.weight.__doc__)).result(10) == (
+        9,
+        "How heavy.",
+    )
+    model.__dict__["weight"] = 4
+    assert crew.submit(lambda: (model.weight, model.show(1), model.show(""))).result(10) == (
+        *(4, "int", "any"),
+    )
+    assert crew.submit(model.show, 1).result(10) == "int"
+
+
 def test_a_cached_function_of_a_module_travels_by_its_name() -> None:
     """What workers can import is not copied: both sides keep one cache each."""
     import tokenize

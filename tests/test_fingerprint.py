@@ -311,6 +311,54 @@ def test_frames_count_with_their_content() -> None:
     assert before not in {fingerprint(len, (other,), {}) for other in others}
 
 
+PYDANTIC = """
+import pydantic
+class Size(pydantic.BaseModel):
+    width: int = pydantic.Field(1, gt=0)
+    @pydantic.field_validator("width")
+    @classmethod
+    def check(cls, value): return value + 10
+class Box(Size):
+    size: Size = Size()
+    model_config = pydantic.ConfigDict(frozen=True)
+BOX = Box()
+def f(x): return Box(width=x), BOX
+"""
+
+
+def test_models_of_pydantic_count_with_their_fields_validators_and_settings() -> None:
+    """In every kernel alike, although what it makes of them holds addresses."""
+    pytest.importorskip("pydantic")
+    before = notebook(PYDANTIC)
+    assert notebook("padding = [object() for _ in range(5000)]\n" + PYDANTIC, seed="7") == before
+    changes = [("(1, gt=0)", "(2, gt=0)"), ("gt=0", "gt=-1"), ("value + 10", "value + 11")]
+    changes += [("width: int", "width: float"), ("frozen=True", "frozen=False")]
+    changes += [("BOX = Box()", "BOX = Box(width=5)")]
+    others = [notebook(PYDANTIC.replace(old, new)) for old, new in changes]
+    assert len({before, *others}) == len(changes) + 1
+
+
+class Agreeable:
+    """Has every attribute that it is asked for, as mocks have."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args: self
+
+    def __call__(self, x: int) -> int:
+        return x + self.value
+
+
+def test_objects_that_have_every_attribute_are_looked_into() -> None:
+    """They are taken for what their type is, not for what they answer to."""
+    assert fingerprint(Agreeable(1), (), {}) == fingerprint(Agreeable(1), (), {})
+    assert fingerprint(Agreeable(1), (), {}) != fingerprint(Agreeable(2), (), {})
+
+
 class Holder:
     """Holds something, deep inside."""
 
