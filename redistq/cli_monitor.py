@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_m
     args = parser(prog).parse_args(argv)
     # Warnings about the server are the workers' to give; a log line would tear a table apart.
     logging.getLogger("redistq").addHandler(logging.NullHandler())
+    if sys.stdout is None:  # closed by who wants the exit code alone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a glyph that the terminal cannot show
     try:

@@ -262,6 +262,13 @@ def test_a_reader_that_leaves_is_no_error(farm: Farm, url: str) -> None:
 # -- verbs ---------------------------------------------------------------------------------------
 
 
+def test_a_closed_output_leaves_the_exit_code(farm: Farm, url: str) -> None:
+    """``stats --check >&-`` is not taken for a server that is away."""
+    line = f"exec {sys.executable} -m redistq.cli_monitor --url {url} stats >&-"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_pause_and_resume(farm: Farm, run: Run) -> None:
     """They change the queue and say so."""
     assert run("pause")[:2] == (0, "queue tasks is paused\n")
