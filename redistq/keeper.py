@@ -89,7 +89,7 @@ class Member:
 
 
 @dataclass(slots=True)
-class Obituary:
+class Death:
     """A worker process that has gone, until the server has been told of it, twice."""
 
     consumer: str
@@ -124,7 +124,7 @@ class Keeper:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._kill = threading.Event()
-        self._obituaries: list[Obituary] = []
+        self._deaths: list[Death] = []
         self._failed_boot, self._booted = "", False
         self._starts, self._failed_starts = 0, set[int]()
         self._drain_timeout = settings.shutdown_timeout
@@ -217,7 +217,7 @@ class Keeper:
             self.request_stop(min(self.settings.shutdown_timeout, ORPHAN_TIMEOUT_S))
             return
         self._beat_if_due()
-        self._send_obituaries()
+        self._send_death_reports()
         self._check_limits()
 
     def _nap(self) -> float:
@@ -225,8 +225,8 @@ class Keeper:
         until = min(self._next_beat, now + 1.0)
         if self._earliest is not None:
             until = min(until, self._earliest)
-        for obituary in self._obituaries:
-            until = min(until, obituary.due)
+        for death in self._deaths:
+            until = min(until, death.due)
         if self._wanted > len(self._members):
             until = min(until, self._restart_at)
         return max(0.002, until - now)
@@ -341,20 +341,20 @@ class Keeper:
             return False
         return True
 
-    def _send_obituaries(self) -> None:
+    def _send_death_reports(self) -> None:
         """Tell the server of workers that have gone, until it hears it: what had been started is
         known here alone. Told once more later, for the server may hand a task to a blocking read
         before it sees that nobody reads there."""
         now = time.monotonic()
-        for obituary in [o for o in self._obituaries if o.due <= now]:
-            if not self._report(obituary.consumer, obituary.started):
-                obituary.due = time.monotonic() + AWAY_PAUSE_S
+        for death in [d for d in self._deaths if d.due <= now]:
+            if not self._report(death.consumer, death.started):
+                death.due = time.monotonic() + AWAY_PAUSE_S
                 return  # the next will not be heard either
-            if obituary.heard:
-                self._obituaries.remove(obituary)
+            if death.heard:
+                self._deaths.remove(death)
             else:
-                obituary.heard, obituary.started = True, []
-                obituary.due = time.monotonic() + REPORT_AGAIN_S
+                death.heard, death.started = True, []
+                death.due = time.monotonic() + REPORT_AGAIN_S
 
     # -- children --------------------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class Keeper:
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
         started = member.board.running()
-        self._obituaries.append(Obituary(member.consumer, started))
+        self._deaths.append(Death(member.consumer, started))
         self._settled_by_dead += member.board.settled
         member.helper.let_go()
         if self._stopping.is_set():
@@ -536,10 +536,10 @@ class Keeper:
 
     def _end_children(self, kill: bool) -> bool:
         clean = served = True
-        for obituary in self._obituaries:
+        for death in self._deaths:
             # Of a server that is away it is enough to have heard once.
-            served = served and self._report(obituary.consumer, obituary.started)
-        self._obituaries.clear()
+            served = served and self._report(death.consumer, death.started)
+        self._deaths.clear()
         for member in self._members:
             if kill and member.process is not None and member.process.poll() is None:
                 member.process.kill()

@@ -191,7 +191,7 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
 ) -> None:
     """The keeper alone knows what had been started; it tells it as soon as it is heard."""
     from redistq.errors import ServerUnavailable
-    from redistq.keeper import Obituary
+    from redistq.keeper import Death
 
     broker = Broker(Address(url))
     calls = Calls(QueueKeys("tasks"))
@@ -210,7 +210,7 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
         return real(*args)
 
     monkeypatch.setattr(keeper._broker, "call", away)
-    keeper._obituaries.append(Obituary("gone", entries[:1]))
+    keeper._deaths.append(Death("gone", entries[:1]))
     thread = threading.Thread(target=keeper.run, name="redistq-keeper")
     thread.start()
     until(lambda: not client.exists("worker:tasks:gone"), "the report")
