@@ -257,7 +257,9 @@ class Client(_Submitting, Executor):
         self.producer = TaskProducer(
             stream=queue, group=group, address=self.address, timeout=timeout
         )
-        self.max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = count(
+            "max_payload_bytes", max_payload_bytes, least=1, most=1 << 40
+        )
         self.group = group
         self.pid = os.getpid()
         self.open_batches: set[str] = set()
@@ -357,6 +359,8 @@ class Client(_Submitting, Executor):
         """
         if self.courier.closed:
             raise RuntimeError("cannot start workers after shutdown")
+        if "processes" in options:
+            raise TypeError("the number of workers comes first: client.start_workers(4)")
         if n is not None:
             n = count("the number of workers", n, most=10_000)
         if self._parent is not None:
@@ -638,6 +642,8 @@ class Client(_Submitting, Executor):
 
         It fails with UnknownTask when the server does not know the task, or no more.
         """
+        if not isinstance(task_id, str):
+            raise TypeError(f"client.future takes a task's id, not {shown(task_id)}")
         future = TaskFuture(self, task_id, name)
         future._origin = "call" if is_call(task_id) else "unknown"
         future.task_name = ANY_NAME
@@ -766,6 +772,8 @@ class Client(_Submitting, Executor):
         """A batch that was started before, by this kernel or another; raises UnknownBatch."""
         from .batch import Batch
 
+        if not isinstance(name, str):
+            raise TypeError(f"client.batch takes a batch's name, not {shown(name)}")
         for priority in PRIORITIES[:1] + PRIORITIES[2:] if self._parent is None else ():
             keys = QueueKeys(at_priority(self.keys.stream, priority))
             if self.broker.call(("EXISTS", keys.batch(name))):

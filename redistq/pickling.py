@@ -468,13 +468,13 @@ def _made_key(folder: int, path: Path) -> bytes:
 def key_from(given: str | bytes | None) -> bytes | None:
     """A signing key from an argument or the environment; None when there is none.
 
-    Raises ConfigurationError for one that is too short to protect anything.
+    Raises ConfigurationError for one that is no text or bytes, or too short to protect anything.
     """
     given = given if given is not None else os.environ.get(ENV_KEY)
     if not given:
         return None
     key = given.encode() if isinstance(given, str) else given
-    if len(key) < 16:
+    if not isinstance(key, bytes) or len(key) < 16:
         raise ConfigurationError("a signing key has at least 16 bytes: secrets.token_hex(32)")
     return key
 

@@ -167,7 +167,12 @@ def resolve(
     Raises ConfigurationError for a URL that cannot work and EmbeddedServerError when the embedded
     server cannot start.
     """
-    if url is None and isinstance(host, str) and "://" in host:
+    if not isinstance(host, str):
+        raise ConfigurationError(
+            f"a server is given by its host's name or URL, not by {type(host).__name__}; that of a "
+            "client is TaskMonitor(address=client.address, stream=...)"
+        )
+    if url is None and "://" in host:
         url = host  # TaskProducer("redis://…"): what else could it mean
     if url is not None:
         return _checked(Address(url))

@@ -149,6 +149,13 @@ def test_an_entry_holds_numbers_only() -> None:
         (lambda c: c.options(retrys=3), r"no option 'retrys'; did you mean 'retries'\?"),
         (lambda c: c.start_workers(1, thread=2), r"no option 'thread'; did you mean 'threads'\?"),
         (lambda c: c.producer.add_tasks([{"type": "x", "delays": 1}]), "did you mean 'delay'"),
+        (lambda c: c.start_workers(processes=2), r"comes first: client.start_workers\(4\)"),
+        (lambda c: c.batch(5), "takes a batch's name, not 5"),
+        (lambda c: c.future(None), "takes a task's id, not None"),
+        (lambda c: TaskMonitor(4), "not by int"),
+        (lambda c: TaskMonitor(c), r"not by Client; .* TaskMonitor\(address=client.address"),
+        (lambda c: Client(c.address.url, signing_key=5), "a signing key has at least 16 bytes"),
+        (lambda c: Client(c.address.url, max_payload_bytes="8MB"), "max_payload_bytes is a whole"),
     ],
 )
 def test_a_slip_is_said_before_anything_is_sent(
