@@ -93,7 +93,9 @@ def redacted(url: str) -> str:
         url = before + mark + after.replace(parts.query, "&".join(items), 1)
     if "@" in parts.netloc:
         secret, _, host = parts.netloc.rpartition("@")
-        user = secret.partition(":")[0]
+        user, named, _ = secret.partition(":")
+        if not named:
+            user = ""  # "redis://password@host" is a common slip
         shown = f"//{user}:***@{host}" if user else f"//***@{host}"
         url = url.replace(f"//{parts.netloc}", shown, 1)
     return url
@@ -134,6 +136,7 @@ def what_is_wrong(address: Address) -> str:
         "pass password="
     )
     try:
+        address.url.encode()  # a lone surrogate is no text
         parts = urlsplit(address.url)
     except ValueError:
         return encode

@@ -190,6 +190,7 @@ def test_a_password_with_marks_of_its_own_is_shown_nowhere(
         ("unix://me:secret@/a@b.sock", "unix://me:***@/a@b.sock"),
         ("http://me:secret@host", "http://me:***@host"),
         ("me:secret@host:6379", "***@host:6379"),
+        ("redis://secret@host/0", "redis://***@host/0"),
         ("redis://me:it'secret@host/0", "redis://me:***@host/0"),
         ('redis://:<secret>"@host/0', "redis://***@host/0"),
     ],
@@ -206,6 +207,7 @@ def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     ("url", "why"),
     [
         ("redis://:a#b@host:1/0", "quote"),
+        ("redis://:a\udc80b@host:1/0", "quote"),
         ("redis://user:12/34@host:1/0", "quote"),
         ("redis://host:port/0", "1 to 65535"),
         ("redis://host:70000/0", "1 to 65535"),
