@@ -23,6 +23,7 @@ import threading
 import traceback
 from typing import Any
 
+from . import slots
 from .board import Board
 from .broker import Broker
 from .crew import EXIT_FAULT, Crew
@@ -191,6 +192,7 @@ def _run(starter: Starter) -> int:
 
     details = announce(broker, lanes, settings, spec["consumer"], registry)
     orders.work_begins()
+    slots.serve_process(crew)
     crew.start()
     starter.say({"ready": True, "details": details})
     starter.fall_silent()

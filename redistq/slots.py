@@ -52,6 +52,7 @@ class Runner:
 
 
 _here = threading.local()
+_process: Lender | None = None
 
 
 def serve(lender: Lender) -> None:
@@ -59,9 +60,21 @@ def serve(lender: Lender) -> None:
     _here.runner = Runner(lender)
 
 
+def serve_process(lender: Lender) -> None:
+    """This process does nothing but run the tasks of that crew: a thread that a handler started,
+    and that waits for tasks, holds up its handler, and so a slot."""
+    global _process
+    _process = lender
+
+
 def runner() -> Runner | None:
-    """The runner whose thread this is."""
-    return getattr(_here, "runner", None)
+    """The runner whose thread this is, or which one of its tasks' threads stands for."""
+    found: Runner | None = getattr(_here, "runner", None)
+    if found is None and _process is not None:
+        if threading.current_thread().name.startswith("redistq-"):
+            return None  # our own threads hold up nothing
+        found = _here.runner = Runner(_process)
+    return found
 
 
 @contextlib.contextmanager

@@ -92,9 +92,16 @@ def by_shutdown(client: Any, call: Any) -> Any:
     return future.result()
 
 
+def by_threads(client: Any, call: Any) -> Any:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda _: client.submit(*call).result(), range(2)))[1]
+
+
 WAYS = [
     *(by_result, by_timeout, by_exception, by_map, by_wait, by_as_completed, by_batch),
-    *(by_await, by_shutdown),
+    *(by_await, by_shutdown, by_threads),
 ]
 
 
