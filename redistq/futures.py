@@ -13,11 +13,13 @@ import sys
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import slots
 from .codec import loads
 from .errors import (
+    PayloadError,
     RedistqError,
     ResultTimeout,
     TaskFailed,
@@ -348,7 +350,20 @@ def decode_result(
             raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
         return loads(body)
     old = old or origin == "unknown"
-    return load(sealer.unpack("result", task_context(stream, task_id), body, old=old))
+    return _unpickled(sealer.unpack("result", task_context(stream, task_id), body, old=old))
+
+
+def _unpickled(data: bytes) -> Any:
+    """The object that a worker sent. Its own code runs here; where that raises what would end this
+    process or the thread that reads for all futures, PayloadError is raised instead."""
+    try:
+        return load(data)
+    except Exception:
+        raise
+    except BaseException as end:
+        if isinstance(end, KeyboardInterrupt) and current_thread() is main_thread():
+            raise  # somebody stops the wait
+        raise PayloadError(f"what the worker sent raises {end!r} when it is unpickled") from end
 
 
 def decode_error(
@@ -366,7 +381,7 @@ def decode_error(
     if pickled := report.pop("pickle", None):
         try:
             packet = base64.b64decode(pickled)
-            own = load(sealer.unpack("error", task_context(stream, task_id), packet, old=old))
+            own = _unpickled(sealer.unpack("error", task_context(stream, task_id), packet, old=old))
             # What would end this process (SystemExit and its kin) is told, not done.
             if isinstance(own, Exception):
                 error = own

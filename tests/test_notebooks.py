@@ -51,26 +51,28 @@ def test_the_tutorials_are_there() -> None:
 
 
 @needs_kernel
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize("name", BOOKS)
 def test_a_notebook_runs_and_says_what_it_said(name: str, short_home: str) -> None:
-    """Every cell runs, and those whose output does not vary print what is stored; within a minute,
-    on the embedded server."""
+    """Every cell runs, and those whose output does not vary print what is stored; within a minute
+    where the machine has nothing else to do, on the embedded server."""
     began = time.monotonic()
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "--nbval", f"notebooks/{name}"),
-            *("--nbval-current-env", "--nbval-cell-timeout=60"),
-            *("--nbval-kernel-startup-timeout=60", "-p", "no:cacheprovider"),
+            *("--nbval-current-env", "--nbval-cell-timeout=120"),
+            *("--nbval-kernel-startup-timeout=120", "-p", "no:cacheprovider"),
             "--nbval-sanitize-with=tests/nbval_sanitize.cfg",
         ],
         cwd=ROOT,
         env=environment(short_home),
         capture_output=True,
         text=True,
-        timeout=115,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert time.monotonic() - began < LIMIT_S
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - began < LIMIT_S * crowd
 
 
 @pytest.mark.parametrize("name", BOOKS)
