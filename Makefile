@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SMALL := $(VENV)/.installed
 STAMP := $(VENV)/.installed-for-tests
 
-.PHONY: demo test lint servers bench clean
+.PHONY: demo test lint servers browser executors bench clean
 
 $(SMALL): pyproject.toml
 	@echo "installing redistq into $(VENV) ..."
@@ -28,6 +28,13 @@ servers:
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1; } || \
 	  echo "redis-server is not installed: its tests are skipped"
 
+# CPython's own tests of executors run on a client where Debian has them for this Python; elsewhere they are skipped.
+executors: $(STAMP)
+	@$(BIN)/python -c 'import test.test_concurrent_futures' 2>/dev/null || { v=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  ls /usr/lib/python$$v/test/test_concurrent_futures* >/dev/null 2>&1 || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libpython$$v-testsuite; } >/dev/null 2>&1; } || \
+	  echo "CPython's tests for Python $$v are not installed: they are skipped"; }
+
 # The dashboard is tested in Debian's Chromium where apt can bring it; elsewhere that is skipped.
 browser:
 	@command -v chromium chromium-browser >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
@@ -39,7 +46,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) servers browser lint
+test: $(STAMP) servers browser executors lint
 	$(BIN)/python -m pytest
 
 # Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.

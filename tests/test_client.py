@@ -23,7 +23,7 @@ from clients import KEY, gate, serving, threads_of
 from servers import Server
 from workers import until
 
-from redistq import Client, ConfigurationError, PayloadError, RedistqError, UnknownTask
+from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskFailed, UnknownTask
 from redistq.futures import RemoteTraceback
 
 
@@ -210,6 +210,54 @@ def test_callbacks_run_once_before_or_after_the_end(crew: Client) -> None:
     assert told.wait(10)
     future.add_done_callback(lambda f: seen.append("late"))
     assert seen == [3, "late"]
+
+
+def ends_with(kind: str) -> None:
+    raise {"exit": SystemExit, "interrupt": KeyboardInterrupt, "other": BaseException}[kind]("no")
+
+
+class Ending:
+    """Its unpickling raises what would end a thread or a process."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ends_with, (self.kind,)
+
+
+class EndingError(Exception):
+    """Its unpickling raises likewise."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ends_with, (self.args[0],)
+
+
+def fail_with(kind: str) -> None:
+    raise EndingError(kind)
+
+
+@pytest.mark.parametrize("kind", ["exit", "interrupt", "other"])
+def test_an_answer_whose_unpickling_would_end_its_reader_is_an_error(
+    crew: Client, kind: str
+) -> None:
+    """Results and errors of one call fail alone, and the answers after them arrive."""
+    with pytest.raises(PayloadError, match="when it is unpickled"):
+        crew.submit(Ending, kind).result(10)
+    with pytest.raises(TaskFailed, match="EndingError"):
+        crew.submit(fail_with, kind).result(10)
+    assert crew.submit(divide, 1, 2).result(10) == 0.5
+
+
+def test_a_batch_with_an_answer_that_would_end_its_reader_gives_the_others(crew: Client) -> None:
+    """What cannot be unpickled is an error of its item."""
+
+    def made(n: int) -> Any:
+        return Ending("exit") if n == 1 else n
+
+    batch = crew.map_batch(made, range(3))
+    assert batch.results(10, on_error="skip") == [0, 2]
+    batch.delete()
 
 
 def test_a_callback_that_exits_does_not_stop_the_answers(crew: Client) -> None:
