@@ -26,7 +26,7 @@ import cloudpickle
 import pytest
 from clients import KEY, serving
 
-from redistq import Client, PayloadError, RedistqError
+from redistq import Client, PayloadError, TaskFailed
 from redistq.futures import RemoteTraceback, TaskFuture
 
 VERSION = "{}.{}".format(*sys.version_info)
@@ -128,7 +128,9 @@ def load() -> Any:
         alone = re.sub(r"(?m)^from \.\w+ import (\([^)]*\)|.*)$", emptied, text)
         exec(compile(alone, str(file), "exec"), vars(module))
     vars(module).update(
-        BrokenProcessPool=RedistqError, PicklingError=PayloadError, RemoteTraceback=RemoteTraceback
+        BrokenProcessPool=(TaskFailed, PayloadError),
+        PicklingError=PayloadError,
+        RemoteTraceback=RemoteTraceback,
     )
     return module
 
