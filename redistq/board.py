@@ -65,6 +65,12 @@ class Board:
             os.close(self.descriptor)
         self.descriptor = -1
 
+    def unmap(self) -> None:
+        """Let go of the memory too, which holds a descriptor of its own. Nobody may use the board
+        any more."""
+        self.close()
+        self._map.close()
+
     def begin(self, slot: int, entry: bytes) -> None:
         """Slot ``slot`` starts to run ``entry``."""
         at = _HEADER + slot * _SLOT

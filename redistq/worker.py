@@ -283,7 +283,10 @@ class TaskWorker:
         if self._board is not None:
             if code is None:
                 self._report_by_ourselves()
-            self._board.close()
+            if finished:
+                self._board.unmap()
+            else:
+                self._board.close()  # a handler that does not end still writes to it
         if self._broker is not None:
             self._broker.close()
         self._crew = self._board = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import itertools
 import logging
 import os
@@ -878,6 +879,24 @@ def test_workers_that_disagree_are_told_so(url: str, caplog: pytest.LogCaptureFi
 
 
 # -- the board -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors cannot be listed")
+def test_a_worker_that_stopped_holds_no_descriptor(url: str) -> None:
+    """Started and stopped again and again, without the garbage collector's help."""
+
+    def descriptors() -> int:
+        with TaskWorker(url=url, task_handlers={"add_one": add_one}), TaskProducer(url=url) as one:
+            assert one.get_result(one.add_task("add_one", 1), timeout=10) == 2
+        return len(os.listdir("/proc/self/fd"))
+
+    gc.collect()
+    gc.disable()
+    try:
+        first = descriptors()
+        assert [descriptors() for _ in range(3)] == [first] * 3
+    finally:
+        gc.enable()
 
 
 def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
