@@ -47,7 +47,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP) servers browser executors lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile  # they wait more than they compute
 
 # Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.
 bench: $(STAMP)

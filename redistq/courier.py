@@ -243,6 +243,10 @@ class Courier:
                 self._producer.replay(task_id)
                 self._broker.call(self._calls.enqueue(item.fields))
                 watched = self._watch(task_id)
+                if watched.state in SETTLED:
+                    # Its end is in our inbox, too. Taken from the record, that message would be
+                    # left for the next call of the same code, and give it this one's end.
+                    return
             self._take(task_id, watched)
         except Exception as error:
             self._resolve(task_id, partial(_give_exception, error))

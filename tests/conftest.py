@@ -34,7 +34,12 @@ def clean_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     leaked = []
     for thread in set(threading.enumerate()) - before:
         if thread.name.startswith("redistq"):
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while True:
+                try:
+                    thread.join(max(0.0, deadline - time.monotonic()))
+                    break
+                except RuntimeError:  # it is being started just now
+                    time.sleep(0.001)
             if thread.is_alive():
                 leaked.append(thread.name)
     if leaked:

@@ -364,8 +364,9 @@ def test_a_cached_call_that_failed_is_tried_again(crew: Client, tmp_path: Path) 
         return "fine"
 
     cached = crew.options(cache="1h")
-    assert isinstance(cached.submit(may_fail).exception(10), OSError)
-    assert isinstance(cached.submit(may_fail).exception(10), OSError)
+    for _ in range(10):  # none is given the end of the one before
+        assert isinstance(cached.submit(may_fail).exception(10), OSError)
+        assert isinstance(cached.submit(may_fail).exception(10), OSError)
     flag.touch()
     assert cached.submit(may_fail).result(10) == "fine"
     flag.unlink()
