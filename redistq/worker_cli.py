@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Addres
     return server
 
 
-def _wait_while_refused(broker: Broker) -> None:
+def _wait_while_refused(broker: Broker, told_to_end: threading.Event) -> None:
     """Return when the server takes commands, however long it is loading or busy, say; raises
     ServerUnavailable when there is none, or not the right one."""
     while True:
@@ -208,14 +209,23 @@ def _wait_while_refused(broker: Broker) -> None:
             if not isinstance(refusal, Refused) or str(refusal).startswith("MOVED"):
                 raise
             log.warning("waiting to start: %s", refusal)
+            if told_to_end.is_set():
+                # The signal came while the line was written, where no exit gets through.
+                sys.exit(EXIT_OK)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run until a signal; answers the exit code."""
     mend_standard_streams()
     # Until there is something to drain. Process 1 of a container would not even notice otherwise.
+    told_to_end = threading.Event()
+
+    def end(*_: object) -> None:
+        told_to_end.set()
+        sys.exit(EXIT_OK)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(EXIT_OK))
+        signal.signal(number, end)
     args = parser().parse_args(argv)
     logging.basicConfig(
         level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -247,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         lanes = settings.lanes_for(address)
         broker = Broker(address, slot_key=lanes[0].keys.stream, timeout=5.0)
         try:
-            _wait_while_refused(broker)
+            _wait_while_refused(broker, told_to_end)
             warn_about_server(broker)
         finally:
             broker.close()
