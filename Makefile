@@ -47,7 +47,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP) servers browser executors lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile  # they wait more than they compute
+	@# Three at a time, for they wait more than they compute. What fails beside others is run again by itself:
+	@# that failure is printed too, and a test that fails alone fails the whole.
+	$(BIN)/python -m pytest -n 3 --dist loadfile || { echo "once more, by themselves:"; \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.
 bench: $(STAMP)
