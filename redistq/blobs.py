@@ -8,7 +8,6 @@ it, another blob in its place is refused.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import secrets
 import threading
@@ -21,10 +20,11 @@ from .broker import Broker
 from .calls import CALL_LIMIT, Calls
 from .errors import PayloadTooLarge, RedistqError, UntrustedPayload
 from .keys import DEFAULT_GROUP, QueueKeys
+from .logger import logger
 from .parts import LARGE
 from .pickling import MAX_PACKET_BYTES, Kind, Sealer, is_old
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 BLOB_TTL_S = 7 * 86_400
 """Seconds that a blob is kept while somebody may need it: a week, as results of batches are."""

@@ -8,7 +8,6 @@ Used by producers; a plan never touches a connection itself.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 import uuid
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .broker import Broker, Lost, Wire
 from .calls import SETTLED, Command
 from .keys import QueueKeys
+from .logger import logger
 from .slots import lent, runner
 
 if TYPE_CHECKING:
     from .async_broker import AsyncBroker, AsyncWire
 
-log = logging.getLogger("redistq.client")
+log = logger("redistq.client")
 
 T = TypeVar("T")
 
