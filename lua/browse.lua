@@ -9,7 +9,7 @@
 --   1 group
 --   2 kind: pending (by age), delayed (by due time), dead (newest first) or history (newest first)
 --   3 limit: most rows looked at
---   4 from: where the page begins: the last page's `next`, or ''
+--   4 start: where the page begins: the last page's `next`, or ''
 --   5 full: 1 sends whole errors, else their type and the start of their message
 --   6 id: of the task whose history is wanted, else ''
 -- RETURN: the server's time in ms, rows, next ('' at the end). A row of pending: entry, consumer,

@@ -18,6 +18,8 @@ from .keys import DEFAULT_GROUP, QueueKeys
 
 Command = tuple[Any, ...]
 
+_flat = chain.from_iterable
+
 HISTORY_MAX = 10_000
 """Events kept in the history stream, about."""
 DEAD_TTL_MS = 30 * 86_400_000
@@ -171,149 +173,17 @@ class Calls:
         dead_ttl_ms: int = DEAD_TTL_MS,
     ) -> None:
         self.keys, self.group = keys, group
-        k = keys
-        history, dead_ttl = str(history_max), str(dead_ttl_ms)
-        self._enqueue = self._prefix(
-            "enqueue", k.stream, k.delayed, k.task_prefix, argv=[k.channel]
+        self._scripts = scripts.QueueScripts(
+            keys,
+            {
+                "group": group,
+                "history_max": str(history_max),
+                "dead_ttl": str(dead_ttl_ms),
+                "channel": keys.channel,
+            },
         )
-        self._group = self._prefix("group", k.stream, argv=[group])
-        self._promote = self._prefix("promote", k.stream, k.delayed, k.task_prefix)
-        self._settle = self._prefix(
-            "settle",
-            k.stream,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.dead,
-            k.waiters,
-            k.inbox_prefix,
-            k.batch_prefix,
-            k.settled_prefix,
-            argv=[group],
-        )
-        self._settle_tail = (history, dead_ttl)
-        self._retry = self._prefix(
-            "retry",
-            k.stream,
-            k.delayed,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.batch_prefix,
-            argv=[group],
-        )
-        self._retry_tail = (history, k.channel)
-        self._release = self._prefix("release", k.stream, k.task_prefix, argv=[group])
-        self._park = self._prefix(
-            "park",
-            k.stream,
-            k.delayed,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.dead,
-            k.waiters,
-            k.inbox_prefix,
-            k.workers,
-            k.worker_prefix,
-            k.batch_prefix,
-            k.settled_prefix,
-            argv=[group],
-        )
-        self._park_tail = (history, dead_ttl, k.channel)
-        self._quarantine = self._prefix(
-            "quarantine", k.stream, k.task_prefix, k.dead, k.counters, argv=[group]
-        )
-        self._dead_ttl = dead_ttl
-        self._recover = self._prefix(
-            "recover",
-            k.stream,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.dead,
-            k.waiters,
-            k.inbox_prefix,
-            k.workers,
-            k.worker_prefix,
-            k.batch_prefix,
-            k.settled_prefix,
-            k.meta,
-            argv=[group, history, dead_ttl],
-        )
-        self._cancel = self._prefix(
-            "cancel",
-            k.stream,
-            k.delayed,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.waiters,
-            k.inbox_prefix,
-            k.batch_prefix,
-            k.settled_prefix,
-            argv=[group, history],
-        )
-        self._replay = self._prefix("replay", k.stream, k.task_prefix, k.dead, k.batch_prefix)
-        self._open_batch = self._prefix("open_batch", k.batches, k.batch_prefix)
-        self._hold = self._prefix("hold", k.blob_prefix)
-        self._drop = self._prefix("drop", k.blob_prefix)
-        self._purge = self._prefix("purge", k.task_prefix, k.dead)
-        self._watch = self._prefix("watch", k.stream, k.task_prefix, k.waiters, argv=[group])
-        self._register = self._prefix("register", k.workers, k.worker_prefix, k.meta)
-        self._rights = self._prefix(
-            "rights",
-            k.stream,
-            k.delayed,
-            k.task_prefix,
-            k.history,
-            k.counters,
-            k.dead,
-            k.waiters,
-            k.inbox_prefix,
-            k.workers,
-            k.worker_prefix,
-            k.meta,
-            k.batch_prefix,
-            k.settled_prefix,
-            argv=[group],
-        )
-        self._beat = self._prefix("beat", k.workers, k.worker_prefix, k.meta)
-        self._adopt = self._prefix("adopt", k.stream, k.workers, argv=[group])
-        self._snapshot = self._prefix(
-            "snapshot",
-            k.stream,
-            k.delayed,
-            k.dead,
-            k.counters,
-            k.workers,
-            k.worker_prefix,
-            k.meta,
-            k.history,
-            argv=[group],
-        )
-        self._tick = self._prefix(
-            "tick",
-            k.stream,
-            k.delayed,
-            k.dead,
-            k.counters,
-            k.workers,
-            k.worker_prefix,
-            k.meta,
-            k.history,
-            k.task_prefix,
-            k.batches,
-            k.batch_prefix,
-            argv=[group],
-        )
-        self._browse = self._prefix(
-            "browse", k.stream, k.delayed, k.dead, k.task_prefix, k.history, argv=[group]
-        )
-
-    @staticmethod
-    def _prefix(verb: str, *keys: str, argv: Sequence[str] = ()) -> Command:
-        return ("EVALSHA", scripts.load(verb).sha, len(keys), *keys, *argv)
+        self._enqueue: Command = self._scripts.enqueue(())
+        self._settle = self._scripts.settle
 
     # -- producers -------------------------------------------------------------------------------
 
@@ -341,19 +211,19 @@ class Calls:
 
     def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
         """Cancel waiting tasks; the answer is one word a task."""
-        return (*self._cancel, ttl_ms, *ids)
+        return self._scripts.cancel(ids, ttl=ttl_ms)
 
     def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
         """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
-        return (*self._replay, CALL_LIMIT, before, offset, *ids)
+        return self._scripts.replay(ids, limit=CALL_LIMIT, before=before, offset=offset)
 
     def purge(self, ids: Sequence[str], before: str = "+inf") -> Command:
         """Delete dead letters: these ids, or the oldest CALL_LIMIT."""
-        return (*self._purge, CALL_LIMIT, before, *ids)
+        return self._scripts.purge(ids, limit=CALL_LIMIT, before=before)
 
     def watch(self, task_id: str, inbox: str = "") -> Command:
         """How a task stands; with an inbox, be told when it settles."""
-        return (*self._watch, task_id, inbox)
+        return self._scripts.watch(id=task_id, inbox=inbox)
 
     @staticmethod
     def read_watch(reply: list[Any]) -> Watched:
@@ -364,21 +234,21 @@ class Calls:
 
     def open_batch(self, batch_id: str, name: str, total: int, ttl_ms: int) -> Command:
         """Open a batch or find it; the answer is whether it was opened now, and its total."""
-        return (*self._open_batch, batch_id, name, total, ttl_ms)
+        return self._scripts.open_batch(batch=batch_id, name=name, total=total, ttl=ttl_ms)
 
     def hold(self, blob: str, client: str, ttl_ms: int, brief_ms: int) -> Command:
         """Keep a stored function or argument for a client; the answer is whether there is one."""
-        return (*self._hold, blob, client, ttl_ms, brief_ms)
+        return self._scripts.hold(name=blob, client=client, ttl=ttl_ms, brief=brief_ms)
 
     def drop(self, blobs: Sequence[str], client: str, brief_ms: int) -> Command:
         """A client needs these no more."""
-        return (*self._drop, client, brief_ms, *blobs)
+        return self._scripts.drop(blobs, client=client, brief=brief_ms)
 
     # -- schedulers ------------------------------------------------------------------------------
 
     def promote(self, limit: int = CALL_LIMIT) -> Command:
         """Move due tasks to the stream."""
-        return (*self._promote, limit)
+        return self._scripts.promote(limit=limit)
 
     @staticmethod
     def read_promote(reply: list[Any]) -> Promoted:
@@ -390,7 +260,7 @@ class Calls:
 
     def create_group(self) -> Command:
         """Create stream and group where they are missing."""
-        return self._group
+        return self._scripts.group()
 
     def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
         """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
@@ -419,11 +289,11 @@ class Calls:
     def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
         """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
         batch)."""
-        return (*self._settle, consumer, *self._settle_tail, *chain.from_iterable(outcomes))
+        return self._settle(_flat(outcomes), consumer)
 
     def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
         """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
-        return (*self._retry, consumer, *self._retry_tail, *chain.from_iterable(attempts))
+        return self._scripts.retry(_flat(attempts), consumer)
 
     def release(
         self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
@@ -432,21 +302,21 @@ class Calls:
 
         ``drained_only``: only when nothing else is unread, else the answer is 0.
         """
-        return (*self._release, consumer, int(drained_only), *entries)
+        return self._scripts.release(entries, consumer=consumer, drained_only=int(drained_only))
 
     def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
         """Put (entry, id, name) back for a worker that knows the name."""
-        return (*self._park, consumer, *self._park_tail, grace_ms, *chain.from_iterable(tasks))
+        return self._scripts.park(_flat(tasks), consumer=consumer, grace=grace_ms)
 
     def quarantine(self, consumer: str, entry: bytes, reason: str) -> Command:
         """Set a corrupt entry aside."""
-        return (*self._quarantine, consumer, self._dead_ttl, entry, reason)
+        return self._scripts.quarantine(consumer=consumer, entry=entry, reason=reason)
 
     # -- keepers ---------------------------------------------------------------------------------
 
     def rights(self, consumer: str) -> Command:
         """Ask what a worker will do and its user may not."""
-        return (*self._rights, consumer, self.keys.channel)
+        return self._scripts.rights(consumer=consumer)
 
     @staticmethod
     def read_rights(reply: list[bytes]) -> list[str]:
@@ -456,11 +326,11 @@ class Calls:
 
     def register(self, consumer: str, lease_ms: int, details: dict[str, Any]) -> Command:
         """Announce a worker; the answer is the group and lease in use."""
-        return (*self._register, lease_ms, self.group, consumer, *chain(*details.items()))
+        return self._scripts.register(chain(*details.items()), consumer=consumer, lease=lease_ms)
 
     def beat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
         """One heartbeat for (consumer, running) of each worker."""
-        return (*self._beat, lease_ms, *chain.from_iterable(workers))
+        return self._scripts.beat(_flat(workers), lease=lease_ms)
 
     @staticmethod
     def read_beat(reply: list[Any]) -> Beat:
@@ -479,8 +349,13 @@ class Calls:
 
         ``started`` lists what it was running (None: nobody knows, all of it may have been).
         """
-        known = ("*",) if started is None else ("only", *started)
-        return (*self._recover, limit, max_recoveries, consumer, *known)
+        return self._scripts.recover(
+            () if started is None else started,
+            limit=limit,
+            max_recoveries=max_recoveries,
+            consumer=consumer,
+            started="*" if started is None else "only",
+        )
 
     @staticmethod
     def read_recover(reply: list[Any]) -> Recovered:
@@ -490,13 +365,13 @@ class Calls:
 
     def adopt(self, lease_ms: int) -> Command:
         """Give ownerless consumers a deadline; the answer counts them."""
-        return (*self._adopt, lease_ms)
+        return self._scripts.adopt(lease=lease_ms)
 
     # -- monitors --------------------------------------------------------------------------------
 
     def snapshot(self, workers: int = 100) -> Command:
         """Every figure at one instant."""
-        return (*self._snapshot, workers)
+        return self._scripts.snapshot(limit=workers)
 
     def tick(
         self,
@@ -511,14 +386,22 @@ class Calls:
         batches: int,
     ) -> Command:
         """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
-        limits = (workers, after, events, running, dead, batches)
-        return (*self._tick, *limits, f" {' '.join(held)} ", *chain.from_iterable(known_dead))
+        return self._scripts.tick(
+            _flat(known_dead),
+            after=after,
+            workers_limit=workers,
+            events=events,
+            running=running,
+            dead_limit=dead,
+            batches_limit=batches,
+            held=f" {' '.join(held)} ",
+        )
 
     def browse(
         self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""
     ) -> Command:
         """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
-        return (*self._browse, kind, limit, start, int(full), task_id)
+        return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:

@@ -93,9 +93,10 @@ class World:
     # -- calls -----------------------------------------------------------------------------------
 
     def call(self, command: Sequence[Any]) -> Any:
-        """One call as a broker sends it."""
+        """One call as a broker sends it, when it is as the script's header says."""
         if command[0] != "EVALSHA":
             return self._request(*command)
+        scripts.check(command)
         sha, text = self._texts.get(command[1]) or (command[1], scripts.text_of(command[1]))
         try:
             return self._request("EVALSHA", sha, *command[2:])

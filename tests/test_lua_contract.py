@@ -1,7 +1,7 @@
-"""The Lua headers are a contract: what they say is compared with the bodies and with calls.py.
+"""The Lua headers are a contract: calls are made of them, and they are compared with the bodies.
 
-One can write a call from a header without reading the body. That is worth something only while
-every header is true, so each is parsed here and held against what the script does.
+A call is written from a header without reading the body. That is worth something only while every
+header is true, so each is held against what the script does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,72 +17,11 @@ from servers import Server
 from redistq import scripts
 from redistq.calls import Calls, Command
 from redistq.keys import QueueKeys
+from redistq.scripts import QueueScripts
 
 FOLDER = Path(__file__).resolve().parent.parent / "lua"
 VERBS = sorted(path.stem for path in FOLDER.glob("*.lua"))
 FRAGMENTS = sorted(path.stem for path in (FOLDER / "lib").glob("*.lua"))
-SECTIONS = ["KEYS", "ARGV", "RETURN", "COST", "WHY"]
-
-_SLOT = re.compile(r"^  (\d+) (\w+)(?::.*)?$")
-_GROUP = re.compile(r"^  for each [\w ]+ \((\d+)\): (.+)$")
-
-
-@dataclass
-class Header:
-    """A script's header as parsed."""
-
-    verb: str = ""
-    purpose: str = ""
-    sections: dict[str, str] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
-    argv: list[str] = field(default_factory=list)
-    group_size: int = 0
-    group: list[str] = field(default_factory=list)
-
-
-def parse(verb: str) -> Header:
-    """The header of a verb; fails when it does not follow the convention."""
-    lines = []
-    for line in (FOLDER / f"{verb}.lua").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("--") or line.startswith("--@"):
-            break
-        lines.append(line.removeprefix("--").removeprefix(" "))
-    header = Header()
-    header.verb, _, header.purpose = lines[0].partition(": ")
-    section, items = "", {name: [] for name in SECTIONS}
-    for line in lines[1:]:
-        title, colon, rest = line.partition(":")
-        if colon and title in SECTIONS:
-            section = title
-            header.sections[section] = rest.strip()
-        elif line.startswith("  ") and section:
-            if line.startswith("   ") or section not in ("KEYS", "ARGV") or not _starts(line):
-                items[section][-1:] = [" ".join([*items[section][-1:], line.strip()])]
-            else:
-                items[section].append(line)
-            header.sections[section] += " " + line.strip()
-        else:
-            pytest.fail(f"{verb}.lua: no part of a header: {line!r}")
-    for line in items["KEYS"]:
-        match = _SLOT.match(line)
-        assert match, f"{verb}.lua: no slot: {line!r}"
-        header.keys.append(match[2])
-        assert int(match[1]) == len(header.keys), f"{verb}.lua: KEYS are not numbered in order"
-    for line in items["ARGV"]:
-        assert not header.group, f"{verb}.lua: the repeated group comes last"
-        if group := _GROUP.match(line):
-            header.group_size = int(group[1])
-            header.group = re.split(r", (?![^(]*\))", group[2])
-        else:
-            match = _SLOT.match(line)
-            assert match, f"{verb}.lua: no slot: {line!r}"
-            header.argv.append(match[2])
-            assert int(match[1]) == len(header.argv), f"{verb}.lua: ARGV are not numbered in order"
-    return header
-
-
-def _starts(line: str) -> bool:
-    return bool(re.match(r"^  (\d+ \w|for each )", line))
 
 
 def body(verb: str) -> str:
@@ -102,42 +40,89 @@ def includes(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_header_has_every_part_in_order(verb: str) -> None:
-    """A header names its file, says its purpose in one line, and has all five parts in order."""
-    header = parse(verb)
-    assert header.verb == verb
+    """A header names its file, says its purpose in one line, and each of its parts says something;
+    its keys are keys of a queue."""
+    header = scripts.header_of(verb)
     assert header.purpose.endswith(".")
-    assert list(header.sections) == SECTIONS
     for name in ("RETURN", "COST", "WHY"):
-        assert header.sections[name], f"{name} says nothing"
+        assert header.parts[name], f"{name} says nothing"
+    assert set(header.keys) <= set(QueueKeys.__slots__)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_key_and_argument_is_documented_and_read(verb: str) -> None:
     """The fixed KEYS and ARGV slots of header and body are the same: none unread, none unsaid."""
-    header, text = parse(verb), body(verb)
+    header, text = scripts.header_of(verb), body(verb)
     keys = {int(n) for n in re.findall(r"KEYS\[(\d+)\]", text)}
     assert keys == set(range(1, len(header.keys) + 1))
     argv = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", text)}
-    assert argv == set(range(1, len(header.argv) + 1))
+    assert argv == set(range(1, len(header.args) + 1))
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_repeated_group_matches_the_stride_of_the_body(verb: str) -> None:
-    """A repeated group has as many names as it says, and the body steps and reads just so far."""
-    header, text = parse(verb), body(verb)
-    assert len(header.group) == header.group_size
+def test_repeated_values_match_the_stride_of_the_body(verb: str) -> None:
+    """The body steps and reads just so far as the header repeats values."""
+    header, text = scripts.header_of(verb), body(verb)
     loops = re.findall(r"for at = (\d+), #ARGV(?:, (\d+))? do", text)
-    if not header.group:
+    if not header.repeated:
         assert "#ARGV" not in text
         return
-    assert loops, "the group is never read"
+    assert loops, "the repeated values are never read"
     for start, stride in loops:
-        assert int(start) == len(header.argv) + 1
-        assert int(stride or 1) == header.group_size
+        assert int(start) == len(header.args) + 1
+        assert int(stride or 1) == len(header.repeated)
     offsets = {int(n) for n in re.findall(r"ARGV\[at \+ (\d+)\]", text)}
     if "ARGV[at]" in text:
         offsets.add(0)
-    assert offsets == set(range(header.group_size))
+    assert offsets == set(range(len(header.repeated)))
+
+
+GOOD = """\
+-- verb: what it is for.
+-- KEYS:
+--   1 stream
+-- ARGV:
+--   1 group
+--   2 limit: most of them,
+--     on two lines
+--   for each task (2): id, name (what it
+--     is called, or none)
+-- RETURN: what comes back
+-- COST: one command
+-- WHY: the reason
+local x = 1
+"""
+
+
+def test_a_header_is_read() -> None:
+    """Slots by name, repeated values with their explanations, the rest as text on one line."""
+    header = scripts.parse("verb", GOOD)
+    assert (header.verb, header.purpose) == ("verb", "what it is for.")
+    assert (header.keys, header.args) == (("stream",), ("group", "limit"))
+    assert header.repeated == ("id", "name (what it is called, or none)")
+    assert header.parts["WHY"] == "the reason"
+    assert header.parts["ARGV"].startswith("1 group 2 limit: most of them, on two lines for each")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("-- verb:", "-- other:", "does not begin with '-- verb: '"),
+        ("--   2 limit", "--   3 limit", "not slot 2"),
+        ("--   2 limit", "--   2 Limit", "not slot 2"),
+        ("--   2 limit", "--   2 from", "cannot be the name"),
+        ("--   2 limit", "--   2 group", "cannot be the name"),
+        ("(2): id", "(3): id", "of 3 repeated values 2 are named"),
+        ("-- COST: one command\n", "", "not KEYS, ARGV, RETURN, COST, WHY"),
+        ("-- RETURN", "-- Return", "no part of a header"),
+        ("-- COST", "-- WHY: first\n-- COST", "no part of a header"),
+    ],
+)
+def test_a_header_that_is_none_is_refused(old: str, new: str, words: str) -> None:
+    """The error names the file and what is wrong with it."""
+    assert old in GOOD
+    with pytest.raises(ValueError, match=r"^verb\.lua: .*" + re.escape(words)):
+        scripts.parse("verb", GOOD.replace(old, new))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -282,25 +267,14 @@ def test_every_script_loads_under_its_sha(every_server: Server) -> None:
             assert scripts.text_of(script.sha) == script.text
 
 
-def test_names_are_the_files() -> None:
-    """The loader knows every verb there is."""
-    assert scripts.names() == VERBS
+def test_verbs_are_the_files() -> None:
+    """The loader knows every script there is, and no other."""
+    assert sorted(scripts.VERBS) == VERBS
 
 
 # -- calls ---------------------------------------------------------------------------------------
 
-CONSUMER = "the-consumer"
-LEADING = {
-    "group": "the-group",
-    "history_max": "123",
-    "dead_ttl": "456",
-    "channel": "wake:q",
-    "consumer": CONSUMER,
-    "lease": 789,
-    "grace": 321,
-    "ttl": 654,
-}
-BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
+CALLS: dict[str, Callable[[Calls, int], Command]] = {
     "adopt": lambda c, n: c.adopt(789),
     "beat": lambda c, n: c.beat(789, [("w", "=")] * n),
     "browse": lambda c, n: c.browse("pending", 10),
@@ -310,41 +284,77 @@ BUILDERS: dict[str, Callable[[Calls, int], Command]] = {
     "group": lambda c, n: c.create_group(),
     "hold": lambda c, n: c.hold("x", "x", 654, 321),
     "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),
-    "park": lambda c, n: c.park(CONSUMER, 321, [("x",) * 3] * n),
+    "park": lambda c, n: c.park("me", 321, [("x",) * 3] * n),
     "promote": lambda c, n: c.promote(),
     "purge": lambda c, n: c.purge(["x"] * n),
-    "quarantine": lambda c, n: c.quarantine(CONSUMER, b"1-1", "why"),
-    "recover": lambda c, n: c.recover(2, consumer=CONSUMER, started=["1-1"] * n),
-    "rights": lambda c, n: c.rights(CONSUMER),
-    "register": lambda c, n: c.register(CONSUMER, 789, {str(i): i for i in range(n)}),
-    "release": lambda c, n: c.release(CONSUMER, [b"1-1"] * n),
+    "quarantine": lambda c, n: c.quarantine("me", b"1-1", "why"),
+    "recover": lambda c, n: c.recover(2, consumer="me", started=["1-1"] * n),
+    "rights": lambda c, n: c.rights("me"),
+    "register": lambda c, n: c.register("me", 789, {str(i): i for i in range(n)}),
+    "release": lambda c, n: c.release("me", [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),
-    "retry": lambda c, n: c.retry(CONSUMER, [("x",) * 9] * n),
-    "settle": lambda c, n: c.settle(CONSUMER, [("x",) * 11] * n),
+    "retry": lambda c, n: c.retry("me", [("x",) * 9] * n),
+    "settle": lambda c, n: c.settle("me", [("x",) * 11] * n),
     "snapshot": lambda c, n: c.snapshot(),
     "tick": lambda c, n: c.tick(
         "", [("x", "1")] * n, workers=1, events=1, running=1, dead=1, batches=1
     ),
     "watch": lambda c, n: c.watch("x"),
 }
+OWN = {"group": "the-group", "history_max": "123", "dead_ttl": "456", "channel": "wake:q"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_calls_are_built_as_the_header_says(verb: str) -> None:
-    """calls.py sends the documented keys in the documented order, and the arguments likewise."""
-    assert verb in BUILDERS, f"say in BUILDERS how a call of {verb} is built"
-    header, keys = parse(verb), QueueKeys("q")
+def test_a_typed_call_sends_what_the_header_says(verb: str) -> None:
+    """Its keys, what is the queue's own, and as many values as its items have."""
+    header, keys = scripts.header_of(verb), QueueKeys("q")
     calls = Calls(keys, "the-group", history_max=123, dead_ttl_ms=456)
-    known = {f.name: getattr(keys, f.name) for f in dataclasses.fields(keys)}
-    for repeated in (0, 1, 3) if header.group else (0,):
-        command = BUILDERS[verb](calls, repeated)
+    for items in (0, 1, 3) if header.repeated else (0,):
+        command = CALLS[verb](calls, items)
+        scripts.check(command)
         assert command[:3] == ("EVALSHA", scripts.load(verb).sha, len(header.keys))
         sent, argv = command[3 : 3 + command[2]], command[3 + command[2] :]
-        assert list(sent) == [known[name] for name in header.keys]
-        assert len(argv) == len(header.argv) + repeated * header.group_size
-        for name, value in zip(header.argv, argv, strict=False):
-            if name in LEADING:
-                assert value == LEADING[name], name
+        assert list(sent) == [getattr(keys, name) for name in header.keys]
+        assert len(argv) == len(header.args) + items * len(header.repeated)
+        for name, value in zip(header.args, argv, strict=False):
+            assert value == {**OWN, "consumer": "me"}.get(name, value)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_missing_or_unknown_argument_is_an_error_at_the_call(verb: str) -> None:
+    """Arguments go by their names in the header, whatever their order; Python refuses others."""
+    header, call = scripts.header_of(verb), getattr(QueueScripts(QueueKeys("q"), OWN), verb)
+    given = {name: name for name in header.args if name not in OWN}
+    items = [["a"] * len(header.repeated)] if header.repeated else []
+    command = call(*items, **dict(reversed(given.items())))
+    scripts.check(command)
+    names = [OWN.get(name, name) for name in header.args] + ["a"] * len(header.repeated)
+    assert list(command[3 + len(header.keys) :]) == names
+    for name in given:
+        with pytest.raises(TypeError, match=name):
+            call(*items, **{other: other for other in given if other != name})
+    with pytest.raises(TypeError, match="no_such_argument"):
+        call(*items, **given, no_such_argument=1)
+
+
+def test_a_script_that_there_is_not_cannot_be_called() -> None:
+    """It is an error that names it."""
+    with pytest.raises(AttributeError, match="no script 'nothing'"):
+        _ = QueueScripts(QueueKeys("q"), OWN).nothing
+
+
+def test_values_that_make_no_whole_items_are_found() -> None:
+    """The tests of the scripts check each call so: too few or too many values, or keys."""
+    calls = Calls(QueueKeys("q"))
+    for command in (
+        calls.enqueue(["x"] * 6),
+        (*calls.snapshot(), "more"),
+        calls.settle("me", [("x",) * 10]),
+        (*calls.watch("x")[:2], 2, *calls.watch("x")[3:]),
+        calls.watch("x")[:-1],
+    ):
+        with pytest.raises(ValueError, match=r"keys|values"):
+            scripts.check(command)
 
 
 def test_one_task_is_enqueued_like_many() -> None:

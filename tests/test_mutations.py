@@ -348,7 +348,7 @@ MUTANTS = [
 def mutated(mutant: Mutant) -> dict[str, str]:
     """The texts of all scripts that a mutant changes; fails when it changes none."""
     changed = {}
-    for verb in mutant.verbs or scripts.names():
+    for verb in mutant.verbs or scripts.VERBS:
         text = scripts.load(verb).text
         if mutant.old in text:
             changed[verb] = text.replace(mutant.old, mutant.new)
