@@ -762,8 +762,14 @@ class Broker:
         Raises ServerUnavailable when there was no answer in that time, ServerFull,
         ConfigurationError, NoGroup, or ServerError.
         """
+        # As _take_wire and _put_back, in place: every call comes along here.
         until = time.monotonic() + self._timeout
-        wire = self._take_wire()
+        if self._pid != os.getpid():
+            self._forget_parent()
+        try:
+            wire = self._idle.pop()
+        except IndexError:
+            wire = self._new_wire()
         try:
             if deadline is None or deadline >= until:
                 return wire.request(command, until)
@@ -772,7 +778,10 @@ class Broker:
         except Lost as error:
             return self._again(wire, command, error, until)
         finally:
-            self._put_back(wire)
+            idle = self._idle  # another since then, when it was closed
+            idle.append(wire)
+            if len(idle) > KEPT_IDLE:
+                self._close_one(idle)
 
     def call_many(self, commands: Iterable[Command]) -> Iterator[Any]:
         """Answers to many calls in order; as ``call``, with two of them under way at once.
@@ -808,24 +817,33 @@ class Broker:
 
     def _take_wire(self) -> Wire:
         if self._pid != os.getpid():
-            # After a fork: the parent's connections are not ours to use.
-            self._idle, self._wires = [], weakref.WeakSet()
-            self._wires_lock = threading.RLock()
-            self._pid = os.getpid()
+            self._forget_parent()
         try:
             return self._idle.pop()
         except IndexError:
-            wire = Wire(self._connector.connect, self._timeout)
-            with self._wires_lock:
-                self._wires.add(wire)
-            return wire
+            return self._new_wire()
 
     def _put_back(self, wire: Wire) -> None:
         idle = self._idle
         idle.append(wire)
         if len(idle) > KEPT_IDLE:
-            with contextlib.suppress(IndexError):  # other threads were faster
-                idle.pop(0).close()
+            self._close_one(idle)
+
+    def _new_wire(self) -> Wire:
+        wire = Wire(self._connector.connect, self._timeout)
+        with self._wires_lock:
+            self._wires.add(wire)
+        return wire
+
+    def _forget_parent(self) -> None:
+        """After a fork: the parent's connections are not ours to use."""
+        self._idle, self._wires = [], weakref.WeakSet()
+        self._wires_lock = threading.RLock()
+        self._pid = os.getpid()
+
+    def _close_one(self, idle: list[Wire]) -> None:
+        with contextlib.suppress(IndexError):  # other threads were faster
+            idle.pop(0).close()
 
     def _again(self, wire: Wire, command: Command, error: Lost, deadline: float) -> Any:
         tries = 0

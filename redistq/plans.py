@@ -32,6 +32,8 @@ BLOCK_LIMIT = 5.0
 """Longest single blocking read in seconds, so that an interrupt and a lost server are noticed."""
 LEAST_PATIENCE_S = 0.25
 """How long an answer is waited for at least, however near the caller's own time limit is."""
+_STATES = {state.encode(): state for state in SETTLED}
+_FIELDS = [b"id", b"state", b"body"]
 
 
 @dataclass(slots=True)
@@ -72,7 +74,6 @@ class Call:
     deadline: float
 
 
-@dataclass(slots=True)
 class ReadInbox:
     """A step: wait for what is new in an inbox, at most ``seconds``.
 
@@ -80,22 +81,24 @@ class ReadInbox:
     when nothing came back until ``deadline`` (monotonic clock).
     """
 
-    inbox: Inbox
-    seconds: float
-    deadline: float = math.inf
+    __slots__ = ("block_s", "deadline", "inbox")
 
-    @property
-    def block_s(self) -> float:
+    def __init__(self, inbox: Inbox, seconds: float, deadline: float = math.inf) -> None:
+        self.inbox, self.deadline = inbox, deadline
+        self.block_s = seconds if seconds < BLOCK_LIMIT else BLOCK_LIMIT
         """Seconds that the server may wait for news."""
-        return min(self.seconds, BLOCK_LIMIT)
 
     def patience(self, timeout: float) -> float:
-        """Seconds after which the server is taken to be away, where calls may take ``timeout``."""
+        """Seconds after which the server is taken to be away, where calls may take ``timeout``.
+
+        In tenths, so that it is the same for one read after the other: each change is two calls to
+        the kernel.
+        """
         block_s = self.block_s
-        if self.deadline == math.inf:
-            return block_s + timeout
-        left = self.deadline - time.monotonic()
-        return max(min(left, block_s + timeout), block_s) + LEAST_PATIENCE_S
+        seconds, left = block_s + timeout, self.deadline - time.monotonic()
+        if left < seconds:
+            seconds = left if left > block_s else block_s
+        return math.ceil(10 * (seconds + LEAST_PATIENCE_S)) / 10
 
     def command(self) -> Command:
         """The blocking read."""
@@ -109,10 +112,12 @@ class ReadInbox:
             self.inbox.last = entry.decode()
             self.inbox.kept += 1
             try:
-                fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                task_id, state = fields[b"id"].decode(), fields[b"state"].decode()
-                if state not in SETTLED:
-                    raise ValueError(state)
+                if flat[::2] == _FIELDS:  # the usual
+                    _, raw_id, _, raw_state, _, body = flat
+                else:
+                    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                    raw_id, raw_state, body = fields[b"id"], fields[b"state"], fields.get(b"body")
+                task_id, state = raw_id.decode(), _STATES[raw_state]
             except (LookupError, ValueError, TypeError) as error:
                 # Anyone who can write to the server may have left it, or a newer release.
                 if not self.inbox.complained:
@@ -123,7 +128,7 @@ class ReadInbox:
                         error,
                     )
                 continue
-            told.append(Told(task_id, state, fields.get(b"body")))
+            told.append(Told(task_id, state, body))
         return told
 
 
@@ -139,7 +144,7 @@ def drive(broker: Broker, plan: Plan[T]) -> T:
             try:
                 if type(step) is tuple:
                     answer: Any = broker.call(step)
-                elif isinstance(step, Call):
+                elif type(step) is Call:
                     answer = broker.call(step.command, step.deadline)
                 else:
                     answer = _read(broker, step)

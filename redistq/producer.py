@@ -60,7 +60,7 @@ class TaskProducer(ProducerPlans):
 
         Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
         """
-        new_id, command = self._adding(
+        fields = self._new(
             type,
             payload,
             retries=retries,
@@ -69,7 +69,10 @@ class TaskProducer(ProducerPlans):
             timeout=timeout,
             result_ttl=result_ttl,
         )
-        self._check_stored(self.broker.call(command))
+        new_id, command = self._sending(fields, task_id is None)
+        reply = self.broker.call(command)
+        if reply:
+            self._check_stored(reply)
         return new_id
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:

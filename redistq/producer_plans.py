@@ -56,6 +56,7 @@ LEAST_LOOK_S = 1.0
 """How long the server may take to say how a task stands, however little time a waiter gave."""
 _UNREADABLE = (ValueError, RecursionError, AttributeError)
 """What reading a body that no worker wrote raises."""
+_NOT_HERE: Any = object()
 _CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset(
     {"type", "payload", "retries", "delay", "task_id", "execute_at", "timeout", "result_ttl"}
@@ -115,6 +116,7 @@ class ProducerPlans:
         self._recent: OrderedDict[str, Inbox | None] = OrderedDict()
         self._waited = 0  # how many of them were waited for, one after the other
         self._pid = os.getpid()
+        self._checked: str | None = None  # the name of the last new task, which can be one
         self._diagnosis = Diagnosis(self.calls, self.address)
 
     # -- adding ----------------------------------------------------------------------------------
@@ -133,7 +135,9 @@ class ProducerPlans:
     ) -> Fields:
         """The fields of one new task; every complaint about them is raised here."""
         name = type if isinstance(type, str) else _name_of(type)
-        check_line("a task's type", name)
+        if name is not self._checked:
+            check_line("a task's type", name)
+            self._checked = name
         data = encode_payload(name, payload, self._max_bytes)
         if task_id is None:
             task_id = new_task_id()
@@ -156,8 +160,10 @@ class ProducerPlans:
 
     def _adding(self, type: TaskName, payload: Any, **options: Any) -> tuple[str, Command]:
         """A new task's id and the call that adds it; ``options`` are those of ``_new``."""
-        fields = self._new(type, payload, **options)
-        if fields[4] or options.get("task_id") is not None:
+        return self._sending(self._new(type, payload, **options), options.get("task_id") is None)
+
+    def _sending(self, fields: Fields, id_is_new: bool) -> tuple[str, Command]:
+        if fields[4] or not id_is_new:
             return fields[0], self.calls.enqueue_one(*fields)
         return fields[0], self._enqueue_now(fields)
 
@@ -240,11 +246,13 @@ class ProducerPlans:
     def _result(self, task_id: str, timeout: float | None) -> Plan[Any]:
         timeout = wait_seconds(timeout)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        expected = None
-        if self._pid == os.getpid() and task_id in self._recent:
-            with contextlib.suppress(KeyError):  # another thread was faster
-                expected = self._recent.pop(task_id)
-                self._waited = min(self._waited + 1, HABIT)
+        expected: Inbox | None = None
+        if self._pid == os.getpid():
+            added = self._recent.pop(task_id, _NOT_HERE)
+            if added is not _NOT_HERE:
+                expected = added
+                if self._waited < HABIT:
+                    self._waited += 1
         inbox = expected or self._free_inbox()
         try:
             if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
