@@ -15,8 +15,8 @@
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
 --   again in the meantime and others cannot be replayed. `from` says that a replay put the task
 --   back: the same ids sent again are counted as they were the first time while it is unsettled.
---   A cancelled task goes too, when its payload was put back into its record. Each goes whole or not
---   at all: the HDEL that forgets its end comes last, after one of nothing has proved it.
+--   Each goes whole or not at all: the HDEL that forgets its end comes last, after one of nothing has
+--   proved it.
 local STREAM, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], nil
 --@include fault
 --@include whole
@@ -51,7 +51,7 @@ for i = 1, #ids do
   local kept = look('', 'HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from', 'entry')
   if kept == '' then
     kept_back = kept_back + 1 -- something else stands where its record was
-  elseif (kept[1] == 'failed' or kept[1] == 'cancelled') and kept[3] and kept[3] ~= '' and not kept[5] then
+  elseif kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
     local fault = whole(go, ids[i], record, kept, redis.call('PTTL', record), redis.call('ZSCORE', DEAD, ids[i]))
     if fault then return redis.error_reply(fault) end
     replayed = replayed + 1

@@ -34,7 +34,7 @@ from .errors import (
 )
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .html import badge, escape, panel
-from .ids import is_text
+from .ids import is_text, new_task_id
 from .logger import logger
 from .notes import say
 from .options import due_after, shown, wait_seconds
@@ -222,40 +222,30 @@ class Batch:
         client = self._client
         opts = client.task_options(self._options, batch=self.id)
         due = "" if self._options.delay is None else due_after(self._options.delay)
-        ended = dict(earlier.states) if earlier is not None else {}
-        outdated = sorted(earlier.outdated) if earlier is not None else []
-        for _ in _ask(client, (("UNLINK", client.keys.task(self._task_id(i))) for i in outdated)):
-            pass
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
         parts = list(_parts(fields))
-        commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
+        if earlier is None:
+            commands = [client.calls.enqueue([f for one in part for f in one]) for _, part in parts]
+        else:
+            outdated = earlier.outdated
+            commands = [self._resubmission(start, part, earlier, outdated) for start, part in parts]
         for (start, part), reply in zip(parts, _ask(client, commands), strict=True):
             if reply and (error := not_stored(client.keys, reply)) is not None:
                 raise error
-            if ended:
-                # Results that have expired since are made again: they are counted anew.
-                new = set(range(len(part))) - {position - 1 for position in reply}
-                for index in (start + i for i in new if start + i in ended):
-                    key = client.keys.batch(self.id)
-                    client.broker.call(("HINCRBY", key, ended.pop(index), -1))
-                    if earlier is not None:
-                        earlier.reused.discard(index)
-        # What failed or was cancelled before runs again, with the function of now.
-        again = [i for i, state in ended.items() if state in ("failed", "cancelled")]
-        again = [i for i in again if i < len(packets)]
-        for _ in _ask(
-            client,
-            (
-                (
-                    *("HSET", client.keys.task(self._task_id(i)), "payload", packets[i]),
-                    *("opts", opts, "name", name),
-                )
-                for i in again
-            ),
-        ):
-            pass
-        if again:
-            client.producer.replay(*(self._task_id(i) for i in again))
+            if earlier is not None:
+                # Results that have expired since are made again.
+                kept = {start + position - 1 for position in reply}
+                earlier.reused -= set(range(start, start + len(part))) - kept
+
+    def _resubmission(
+        self, start: int, part: list[_Fields], earlier: _Earlier, outdated: set[int]
+    ) -> Command:
+        """The call by which some tasks run again, as they are now, unless their results count."""
+        rows = (
+            (*fields, earlier.states.get(i, ""), "1" if i in outdated else "")
+            for i, fields in enumerate(part, start)
+        )
+        return self._client.calls.resubmit(new_task_id(), rows)
 
     def _task_id(self, index: int) -> str:
         return _task_id(self.id, index)

@@ -200,7 +200,7 @@ class Calls:
 
     @staticmethod
     def read_refused(reply: list[Any]) -> Refused:
-        """The answer of ``enqueue``, ``settle`` or ``retry``."""
+        """The answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
         lost, broken = [], {}
         for item in reply:
             if type(item) is list:
@@ -216,6 +216,14 @@ class Calls:
     def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
         """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
         return self._scripts.replay(ids, limit=CALL_LIMIT, before=before, offset=offset)
+
+    def resubmit(self, call: str, tasks: Iterable[Sequence[Any]]) -> Command:
+        """Run tasks of (id, name, payload, opts, due, counted, outdated) as they are given now.
+
+        Those that wait, run or have a result that counts stay as they are: ``read_refused`` calls
+        them "lost". ``call`` names the call: sent again under this name it changes nothing more.
+        """
+        return self._scripts.resubmit(_flat(tasks), call=call)
 
     def purge(self, ids: Sequence[str], before: str = "+inf") -> Command:
         """Delete dead letters: these ids, or the oldest CALL_LIMIT."""

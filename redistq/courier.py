@@ -33,6 +33,7 @@ from .broker import Broker, Lost, NoGroup
 from .calls import CALL_LIMIT, SETTLED, Calls, Watched
 from .errors import RedistqError, ServerUnavailable, UnknownTask
 from .futures import TaskFuture, settle_future
+from .ids import new_task_id
 from .logger import logger
 from .pickling import Sealer
 from .plans import BLOCK_LIMIT, Inbox, ReadInbox
@@ -229,24 +230,23 @@ class Courier:
 
     def _known(self, item: Outgoing) -> None:
         """A call that the server has already: a cached one, or one whose first answer was lost."""
-        task_id, name, packet, opts, _ = item.fields
+        task_id = item.fields[0]
         if item.refused is not None:
             self._resolve(task_id, partial(_give_exception, item.refused))
             return
         try:
             watched = self._watch(task_id)
             if item.memo and watched.state in ("failed", "cancelled"):
-                # A cached call that failed is tried again, with the function as stored now. Sent
-                # once more in case that its record had just expired: a known id costs nothing.
-                record = self._calls.keys.task(task_id)
-                self._broker.call(("HSET", record, "payload", packet, "opts", opts, "name", name))
-                self._producer.replay(task_id)
-                self._broker.call(self._calls.enqueue(item.fields))
-                watched = self._watch(task_id)
-                if watched.state in SETTLED:
-                    # Its end is in our inbox, too. Taken from the record, that message would be
+                # A cached call that failed is tried again, with the function as stored now.
+                again = self._calls.resubmit(new_task_id(), [(*item.fields, "", "")])
+                reply = self._broker.call(again)
+                if (error := not_stored(self._calls.keys, reply)) is not None:
+                    raise error
+                if not reply:
+                    # Its end will be in our inbox. Taken from the record, that message would be
                     # left for the next call of the same code, and give it this one's end.
                     return
+                watched = self._watch(task_id)  # somebody else was first
             self._take(task_id, watched)
         except Exception as error:
             self._resolve(task_id, partial(_give_exception, error))

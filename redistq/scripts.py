@@ -23,7 +23,7 @@ from .errors import ConfigurationError
 VERBS = (
     *("enqueue", "promote", "settle", "retry", "release", "park", "quarantine"),
     *("rights", "register", "beat", "recover", "adopt", "group"),
-    *("cancel", "watch", "replay", "purge", "open_batch", "hold", "drop"),
+    *("cancel", "watch", "replay", "resubmit", "purge", "open_batch", "hold", "drop"),
     *("snapshot", "tick", "browse"),
 )
 """Every script there is; a package inside a zip cannot list its files."""

@@ -64,6 +64,22 @@ def attempt_ended(
     return (entry, id, state, name, attempt, run_ms, error, delay_ms, note)
 
 
+def resubmitted(
+    id: str,
+    *,
+    name: str = "job",
+    payload: str | None = None,
+    opts: str = '{"batch":"b"}',
+    due: str = "",
+    counted: str = "",
+    outdated: bool | None = None,
+) -> Outcome:
+    """One task as ``resubmit`` takes it; one called "outdated" is."""
+    old = id == "outdated" if outdated is None else outdated
+    payload = payload_of(id) if payload is None else payload
+    return (id, name, payload, opts, due, counted, "1" if old else "")
+
+
 class World:
     """One queue on one server. ``mutants`` replaces the text of scripts by their name."""
 
@@ -147,6 +163,10 @@ class World:
     def cancel(self, *ids: str) -> list[str]:
         """Cancel tasks."""
         return [word.decode() for word in self.call(self.calls.cancel(ids, int(TTL)))]
+
+    def resubmit(self, call: str, *tasks: Outcome) -> Any:
+        """Run tasks again as they are given now."""
+        return self.call(self.calls.resubmit(call, tasks))
 
     def register(self, consumer: str, names: str = "job", lease_ms: int = LEASE_MS) -> Any:
         """Announce a worker."""

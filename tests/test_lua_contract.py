@@ -293,6 +293,7 @@ CALLS: dict[str, Callable[[Calls, int], Command]] = {
     "register": lambda c, n: c.register("me", 789, {str(i): i for i in range(n)}),
     "release": lambda c, n: c.release("me", [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),
+    "resubmit": lambda c, n: c.resubmit("x", [("x",) * 7] * n),
     "retry": lambda c, n: c.retry("me", [("x",) * 9] * n),
     "settle": lambda c, n: c.settle("me", [("x",) * 11] * n),
     "snapshot": lambda c, n: c.snapshot(),

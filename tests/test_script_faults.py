@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import redis
-from script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome
+from script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome, resubmitted
 from servers import Server
 from workers import until
 
@@ -206,6 +206,43 @@ def replay(world: World) -> Scene:
     return Scene([world.calls.replay(ids)], ids, replays=dict.fromkeys(ids, 1))
 
 
+def resubmit(world: World) -> Scene:
+    """Failed, cancelled and outdated tasks of a batch go again, now and later; one runs, one has a
+    result that counts, one is new, and the record of one has expired."""
+    ids = with_batch(world, "runs")
+    fetched(world)
+    ids += with_batch(world, "a", VICTIM, "later", "outdated", "counts", "expired")
+    world.cancel("later")
+    read = fetched(world)
+    ends = {"a": "failed", VICTIM: "failed"}
+    rows = [
+        outcome(entry, id, ends.get(id, "succeeded"), body="{}", batch="b")
+        for id, entry in read.items()
+    ]
+    world.settle("w", *rows)
+    world.db.delete(world.keys.task("expired"))
+    again = [id for id in ids if id not in ("runs", "counts")]
+    items = [
+        resubmitted(
+            id,
+            due="+60000" if id == "later" else "",
+            counted="succeeded" if id == "expired" else "",
+        )
+        for id in (*ids, "new")
+    ]
+    call = world.calls.resubmit("call", items)
+    return Scene([call], [*ids, "new"], replays=dict.fromkeys(again, 1), added=True)
+
+
+def resubmit_later(world: World) -> Scene:
+    """Failed tasks go again at a later time."""
+    ids = with_batch(world, "a", VICTIM)
+    read = fetched(world)
+    world.settle("w", *(outcome(read[id], id, "failed", body="{}", batch="b") for id in ids))
+    call = world.calls.resubmit("call", [resubmitted(id, due="+60000") for id in ids])
+    return Scene([call], ids, replays=dict.fromkeys(ids, 1))
+
+
 def maintenance(world: World) -> Scene:
     """What moves no task: workers come and beat, ownerless ones get a deadline, somebody looks."""
     ids = with_batch(world, "a", VICTIM)
@@ -227,7 +264,8 @@ def maintenance(world: World) -> Scene:
 
 SCENES: list[Callable[[World], Scene]] = [
     *(enqueue, enqueue_later, promote, settle, settle_failed, retry, release, park, park_all),
-    *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay, maintenance),
+    *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
+    *(resubmit, resubmit_later, maintenance),
 ]
 
 
@@ -306,8 +344,7 @@ def check(world: World, scene: Scene, *, replayed: bool, history: bool = True) -
     there = [id for id in scene.tasks if not scene.added or world.record(id)]
     counts = dict.fromkeys(there, 0)
     for id in there:
-        gone_again = world.record(id).get("from") == "replay" and id not in world.dead()
-        if id in scene.replays and (replayed or gone_again):
+        if id in scene.replays and (replayed or gone_again(world, id)):
             counts[id] = scene.replays[id]
     for dead in world.dead():
         if dead.startswith("corrupt-"):
@@ -315,6 +352,12 @@ def check(world: World, scene: Scene, *, replayed: bool, history: bool = True) -
     odd = [entry for entry, fields in world.entries() if "id" not in fields]
     if not odd:
         world.check(counts, history=history and not corrupt(world))
+
+
+def gone_again(world: World, id: str) -> bool:
+    """Whether a task has been put back after its end."""
+    by = world.record(id).get("from", "")
+    return by in ("replay", "resubmit call") and id not in world.dead()
 
 
 def corrupt(world: World) -> bool:

@@ -1,0 +1,103 @@
+-- resubmit: tasks run again as they are given now, unless they wait, run, or have a result that counts.
+-- KEYS:
+--   1 stream
+--   2 delayed
+--   3 task_prefix
+--   4 dead
+--   5 batch_prefix
+-- ARGV:
+--   1 channel: where schedulers listen for an earlier due time
+--   2 call: a name of this very call; under the same name it may be sent again
+--   for each task (7): id, name, payload, opts, due (as for enqueue), counted (the end that its batch has
+--     counted, which is asked only where there is no record: succeeded|failed|cancelled, '' none),
+--     outdated (1: a result that is there is no answer to this call)
+-- RETURN: the tasks for which nothing was written: a position (from 1) when the task waits, runs or has
+--   a result that counts; a position, an error's words and its id when the key of its record holds
+--   something else. All others run again, by this call or by the same call sent before
+-- COST: XADD, XDEL, and ZREM twice, of nothing; per task HMGET, and of one that runs again PTTL + ZSCORE +
+--   HDEL of nothing + XADD (or ZADD) + HSET + HDEL, ZREM of a dead letter, PERSIST of what expires, and
+--   EXISTS + HINCRBY twice + HDEL for its batch
+-- WHY: a client that dies in the midst leaves each task as it was, or waiting as it was given: payload,
+--   options, place and the count of its batch change in one step. Otherwise a batch is complete
+--   before its tasks are, or never. A task whose record has expired is added anew, and the end that
+--   its batch has counted is counted no more. `from` says which call did it, so that a call sent
+--   again after a lost reply does not run once more what has ended in the meantime. First
+--   what a full server refuses, then the proofs that each step can be undone, then each task, whole or
+--   not at all: the HDEL that forgets its end, and the counts of its batch, come last.
+local STREAM, DELAYED, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], nil
+local FROM = 'resubmit ' .. ARGV[2]
+--@include now
+--@include fault
+--@include whole
+--@include attempt
+--@include batch
+--@include wake
+local answer, now, earliest = {}, now_ms(), 0
+-- Where a task waits from now on; answers its entry, '' in the delayed set.
+local function placed(at, due)
+  local id = ARGV[at]
+  if due == 0 then
+    local entry = add(id, ARGV[at + 1], ARGV[at + 2], '1', '0', ARGV[at + 3])
+    undoing('XDEL', STREAM, entry)
+    return entry
+  end
+  redis.call('ZADD', DELAYED, int(due), id)
+  undoing('ZREM', DELAYED, id)
+  return ''
+end
+local function again(at, due, record, kept)
+  local id, opts, ended = ARGV[at], ARGV[at + 3], kept[1] or ARGV[at + 5]
+  local batch = batch_of(opts)
+  -- An end of another batch stays counted there.
+  if kept[4] and kept[4] ~= '' and batch_of(kept[4]) ~= batch then ended = '' end
+  batch = ended ~= '' and countable(batch) or ''
+  local left, died = redis.call('PTTL', record), redis.call('ZSCORE', DEAD, id)
+  redis.call('HDEL', record, '')
+  local entry = placed(at, due)
+  if died then
+    redis.call('ZREM', DEAD, id)
+    undoing('ZADD', DEAD, died, id)
+  end
+  if left > 0 then
+    redis.call('PERSIST', record)
+    undoing('PEXPIRE', record, left)
+  end
+  if due == 0 then
+    redis.call('HSET', record, 'entry', entry, 'from', FROM)
+    redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered')
+  else
+    redis.call('HSET', record, 'entry', '', 'from', FROM, 'state', 'delayed', 'reason', 'delay',
+      'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
+  end
+  redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
+  if batch ~= '' then
+    redis.pcall('HINCRBY', BATCH .. batch, ended, -1)
+    redis.pcall('HDEL', BATCH .. batch, 'finished_ms')
+  end
+end
+local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
+if not string.find(full.err, 'greater than 0-0', 1, true) then return full end
+redis.call('XDEL', STREAM, '0-0')
+redis.call('ZREM', DELAYED, '')
+redis.call('ZREM', DEAD, '')
+for at = 3, #ARGV, 7 do
+  local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
+  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'from', 'opts', 'corrupt')
+  if kept.err then
+    if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
+    answer[#answer + 1] = { (at + 4) / 7, kept.err, ARGV[at] }
+  elseif kept[3] ~= FROM then
+    local waits = kept[1] == 'delayed' or (kept[2] and not kept[1])
+    if waits or kept[5] or (kept[1] == 'succeeded' and ARGV[at + 6] ~= '1') then
+      answer[#answer + 1] = (at + 4) / 7
+    else
+      if when ~= '' then due = string.sub(when, 1, 1) == '+' and now + tonumber(when) or tonumber(when) end
+      if due <= now then due = 0 end
+      local fault = whole(again, at, due, record, kept)
+      if fault then return redis.error_reply(fault) end
+      if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
+    end
+  end
+end
+wake(earliest, ARGV[1])
+return answer
