@@ -20,12 +20,11 @@
 -- WHY: a client that dies in the midst leaves each task as it was, or waiting as it was given: payload,
 --   options, place and the count of its batch change in one step. Otherwise a batch is complete
 --   before its tasks are, or never. A task whose record has expired is added anew, and the end that
---   its batch has counted is counted no more. `from` says which call did it, so that a call sent
---   again after a lost reply does not run once more what has ended in the meantime. First
+--   its batch has counted is counted no more. The record says which call did it, so that a call
+--   sent again after a lost reply does not run once more what has ended in the meantime. First
 --   what a full server refuses, then the proofs that each step can be undone, then each task, whole or
 --   not at all: the HDEL that forgets its end, and the counts of its batch, come last.
 local STREAM, DELAYED, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], nil
-local FROM = 'resubmit ' .. ARGV[2]
 --@include now
 --@include fault
 --@include whole
@@ -63,10 +62,11 @@ local function again(at, due, record, kept)
     undoing('PEXPIRE', record, left)
   end
   if due == 0 then
-    redis.call('HSET', record, 'entry', entry, 'from', FROM)
+    redis.call('HSET', record, 'entry', entry, 'from', 'resubmit', 'resubmission', ARGV[2])
     redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered')
   else
-    redis.call('HSET', record, 'entry', '', 'from', FROM, 'state', 'delayed', 'reason', 'delay',
+    redis.call('HSET', record, 'entry', '', 'from', 'resubmit', 'resubmission', ARGV[2],
+      'state', 'delayed', 'reason', 'delay',
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
   end
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
@@ -82,11 +82,11 @@ redis.call('ZREM', DELAYED, '')
 redis.call('ZREM', DEAD, '')
 for at = 3, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
-  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'from', 'opts', 'corrupt')
+  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
     answer[#answer + 1] = { (at + 4) / 7, kept.err, ARGV[at] }
-  elseif kept[3] ~= FROM then
+  elseif kept[3] ~= ARGV[2] then
     local waits = kept[1] == 'delayed' or (kept[2] and not kept[1])
     if waits or kept[5] or (kept[1] == 'succeeded' and ARGV[at + 6] ~= '1') then
       answer[#answer + 1] = (at + 4) / 7

@@ -374,6 +374,7 @@ class Walk:
         self.held: list[tuple[str, str, dict[str, str]]] = []  # consumer, entry, fields; ever read
         self.sent: list[Sequence[Any]] = []
         self.watched: dict[str, str] = {}
+        self.resubmissions = 0
         self._moves = [
             *[self._add] * 3,
             *[self._fetch] * 5,
@@ -386,6 +387,7 @@ class Walk:
             self._beat,
             self._cancel,
             self._replay,
+            *[self._resubmit] * 2,
             self._watch,
             *[self._again] * 4,
         ]
@@ -552,6 +554,25 @@ class Walk:
             for id in ids:
                 self.accepted[id] += 1
 
+    def _resubmit(self) -> None:
+        ids = self.random.sample(sorted(self.batched), min(len(self.batched), 4))
+        due = self.random.choice(["", "", "+60000"])
+        rows = [resubmitted(id, due=due, outdated=self.random.random() < 0.3) for id in ids]
+        ended = {id: self.world.record(id).get("state") for id in ids}
+        command = self.world.calls.resubmit(f"call-{self.random.random()}", rows)
+        # Not through _send: sent again after another resubmission it would be one more.
+        kept = {ids[position - 1] for position in self.world.call(command)}
+        if self.random.random() < 0.5:
+            self.world.call(command)
+        for id, _, _, _, _, _, outdated in rows:
+            again = ended[id] in ("failed", "cancelled") or (
+                ended[id] == "succeeded" and outdated == "1"
+            )
+            if again == (id in kept):
+                raise Broken(f"{id}, {ended[id]}, was resubmitted: {again}, but {kept} were kept")
+            self.accepted[id] += again
+            self.resubmissions += again
+
     def _watch(self) -> None:
         for id in self._some_ids():
             if id in self.watched:
@@ -576,7 +597,7 @@ def _batch_of(fields: Mapping[str, str]) -> str:
 
 
 def _entry(entry: bytes, flat: list[bytes]) -> Entry:
-    text = [item.decode() for item in flat]
+    text = [item.decode("utf-8", "replace") for item in flat]
     return entry.decode(), dict(zip(text[::2], text[1::2], strict=True))
 
 

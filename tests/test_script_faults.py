@@ -356,8 +356,7 @@ def check(world: World, scene: Scene, *, replayed: bool, history: bool = True) -
 
 def gone_again(world: World, id: str) -> bool:
     """Whether a task has been put back after its end."""
-    by = world.record(id).get("from", "")
-    return by in ("replay", "resubmit call") and id not in world.dead()
+    return world.record(id).get("from") in ("replay", "resubmit") and id not in world.dead()
 
 
 def corrupt(world: World) -> bool:

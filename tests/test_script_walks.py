@@ -34,11 +34,12 @@ def test_walks_do_all_there_is(server: Server) -> None:
         walk.run(150)
         happened |= set(world.counters())
         happened |= {"replayed"} if any(walk.accepted.values()) else set()
+        happened |= {"resubmitted"} if walk.resubmissions else set()
         happened |= {"told"} if walk.watched else set()
         world.close()
     assert happened == {
         *("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered"),
-        *("replayed", "told"),
+        *("replayed", "resubmitted", "told"),
     }
 
 
