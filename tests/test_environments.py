@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import redis
-from workers import Command, alive, command, history, registered, until
+from workers import Command, alive, command, history, registered, until, worker_commands
 
 import redistq
 from redistq import ConfigurationError, TaskProducer, _child, processes
@@ -136,20 +136,9 @@ def jobs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def worker(jobs: Path, url: str) -> Iterator[Callable[..., Command]]:
-    """Starts the worker command with options for the interpreter, ready when it returns."""
-    started: list[Command] = []
-
-    def start(*flags: str, module: str = "jobs", ready: bool = True, **environment: str) -> Command:
-        args = (*flags, "-m", "redistq.worker", module, "--threads", "1")
-        one = Command(jobs, *args, url=url, **environment)
-        started.append(one)
-        if ready:
-            one.says("ready:")
-        return one
-
-    yield start
-    for one in started:
-        one.close()
+    """Starts the worker command with one thread."""
+    with worker_commands(jobs, url, "jobs", "--threads", "1") as start:
+        yield start
 
 
 @pytest.fixture
@@ -343,7 +332,7 @@ def test_handlers_run_with_the_options_of_the_command(
     worker: Callable[..., Command], producer: TaskProducer
 ) -> None:
     """-O, -W, -X and -B hold in worker processes; the command line of ours is not theirs."""
-    worker("-O", "-B", "-W", "error::UserWarning", "-X", "own=1")
+    worker(flags=("-O", "-B", "-W", "error::UserWarning", "-X", "own=1"))
     assert producer.get_result(producer.add_task("flags"), 10) == {
         "debug": False,
         "warning": "raised",
@@ -359,7 +348,7 @@ def test_a_safe_path_still_finds_handlers(
     worker: Callable[..., Command], producer: TaskProducer, flag: str
 ) -> None:
     """Options that keep the current folder off the path leave it last, where handlers are found."""
-    worker(flag)
+    worker(flags=(flag,))
     flags = producer.get_result(producer.add_task("flags"), 10)
     assert flags["isolated"] == (flag == "-I")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import redis
-from workers import Command, alive, history, registered, until
+from workers import Command, alive, history, registered, until, worker_commands
 
 from redistq import TaskFailed, TaskProducer
 from redistq.broker import Broker
@@ -59,17 +59,8 @@ def worker(
     """Starts ``python -m redistq.worker jobs``, ready when it returns."""
     monkeypatch.setenv("JOBS_URL", url)
     (tmp_path / "jobs.py").write_text(JOBS)
-    started: list[Command] = []
-
-    def start(*args: str) -> Command:
-        one = Command(tmp_path, "-m", "redistq.worker", "jobs", *args, url=url)
-        started.append(one)
-        one.says("ready:")
-        return one
-
-    yield start
-    for one in started:
-        one.close()
+    with worker_commands(tmp_path, url) as start:
+        yield start
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 from servers import Server, free_port
-from workers import Command, alive, command, history, lapse, registered, until
+from workers import Command, alive, command, history, lapse, registered, until, worker_commands
 
 from redistq import ConfigurationError, ServerUnavailable, TaskProducer, TaskWorker
 from redistq.keeper import Keeper
@@ -89,18 +89,8 @@ def jobs(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def worker(jobs: Path, url: str) -> Iterator[Callable[..., Command]]:
     """Starts ``python -m redistq.worker jobs:registry``, ready when it returns."""
-    started: list[Command] = []
-
-    def start(*args: str, ready: bool = True) -> Command:
-        one = Command(jobs, "-m", "redistq.worker", "jobs:registry", "--lease", "2", *args, url=url)
-        started.append(one)
-        if ready:
-            one.says("ready:")
-        return one
-
-    yield start
-    for one in started:
-        one.close()
+    with worker_commands(jobs, url, "jobs:registry", "--lease", "2") as start:
+        yield start
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,34 @@ def command(folder: Path, *args: str, **options: Any) -> Iterator[Command]:
         yield started
     finally:
         started.close()
+
+
+@contextlib.contextmanager
+def worker_commands(
+    folder: Path, url: str, handlers: str = "jobs", *usual: str
+) -> Iterator[Callable[..., Command]]:
+    """What starts ``python -m redistq.worker`` in a folder, ready when it returns; all that it
+    started end with the block.
+
+    ``usual`` are options of every command. A single one is given more of them, options of the
+    interpreter (``flags``), another ``module`` of handlers, and variables of its environment.
+    """
+    with contextlib.ExitStack() as started:
+
+        def start(
+            *options: str,
+            flags: Sequence[str] = (),
+            module: str = handlers,
+            ready: bool = True,
+            **environment: str,
+        ) -> Command:
+            args = (*flags, "-m", "redistq.worker", module, *usual, *options)
+            one = started.enter_context(command(folder, *args, url=url, **environment))
+            if ready:
+                one.says("ready:")
+            return one
+
+        yield start
 
 
 class Proxy:
