@@ -215,6 +215,12 @@ class Registry(Mapping[str, Handler]):
         ``name`` defaults to the function's own. See RetryPolicy for the retry options and Handler
         for ``timeout`` and ``result_ttl`` (both in seconds).
         """
+        if function is not None and not callable(function):
+            wish = f"name={function!r}" if isinstance(function, str) else "name=..., retries=..."
+            raise ConfigurationError(
+                f"@task takes its options by name: write @task({wish}), "
+                f"not @task({function!r:.200})"
+            )
         policy = RetryPolicy(
             retries=retries,
             backoff=backoff,

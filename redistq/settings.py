@@ -43,6 +43,11 @@ class Address:
     embedded: bool = False
 
     def __post_init__(self) -> None:
+        if not _is_text(self.url):
+            raise ConfigurationError(
+                f"{redacted(self.url)!r} holds characters that are no text (lone surrogates): "
+                "decode it, or its password, as UTF-8"
+            )
         scheme = self.url.split("://", 1)[0]
         if "://" not in self.url or not _SCHEME.match(scheme) or scheme.startswith("unix+"):
             raise ConfigurationError(
@@ -74,7 +79,7 @@ class Address:
 def redacted(url: str) -> str:
     """The URL without its password, for messages and logs: less of it where it is not certain which
     part is one."""
-    url = _OVERLOOKED.sub("", url)
+    url = _OVERLOOKED.sub("", url).encode("utf-8", "backslashreplace").decode()
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -136,7 +141,6 @@ def what_is_wrong(address: Address) -> str:
         "pass password="
     )
     try:
-        address.url.encode()  # a lone surrogate is no text
         parts = urlsplit(address.url)
     except ValueError:
         return encode
@@ -170,6 +174,8 @@ def resolve(
     Raises ConfigurationError for a URL that cannot work and EmbeddedServerError when the embedded
     server cannot start.
     """
+    if url is not None and not isinstance(url, str):
+        raise ConfigurationError(f"url is text such as redis://host:6379/0, not {type(url)!r}")
     if not isinstance(host, str):
         raise ConfigurationError(
             f"a server is given by its host's name or URL, not by {type(host).__name__}; that of a "
@@ -221,9 +227,23 @@ def _url_in_file() -> str:
 def _tcp_url(host: str, port: int, db: int, password: str | None) -> str:
     if not isinstance(port, int) or not 0 < port < 65536:
         raise ConfigurationError(f"redis_port is a number from 1 to 65535, not {port!r}")
+    if not _is_text(password or ""):
+        raise ConfigurationError(
+            "the password holds characters that are no text (lone surrogates): decode it as UTF-8"
+            if isinstance(password, str)
+            else f"a password is text, not a {type(password).__name__}: decode it first"
+        )
     secret = f":{quote(password, safe='')}@" if password else ""
     address = f"[{host}]" if ":" in host else host
     return f"redis://{secret}{address}:{port}/{db}"
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that can be sent: half of a surrogate pair cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _answers(host: str, port: int) -> bool:

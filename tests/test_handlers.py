@@ -222,3 +222,12 @@ def test_policies_that_cannot_work_are_refused(options: dict[str, Any], words: s
     """Each impossible value is named when the policy is made."""
     with pytest.raises(ConfigurationError, match=words):
         RetryPolicy(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"), [("resize", r"@task\(name='resize'\)"), (3, r"@task\(name=\.\.\.")]
+)
+def test_options_without_a_name_are_refused_with_what_to_write(given: Any, advice: str) -> None:
+    """@task("resize") is a name given as if it were the function: the error says how to name it."""
+    with pytest.raises(ConfigurationError, match=advice):
+        Registry().task(given)

@@ -207,7 +207,7 @@ def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     ("url", "why"),
     [
         ("redis://:a#b@host:1/0", "quote"),
-        ("redis://:a\udc80b@host:1/0", "quote"),
+        ("redis://:a\udc80b@host:1/0", "no text"),
         ("redis://user:12/34@host:1/0", "quote"),
         ("redis://host:port/0", "1 to 65535"),
         ("redis://host:70000/0", "1 to 65535"),
@@ -489,3 +489,34 @@ def test_a_sentinel_url_without_a_service_is_refused() -> None:
     for url in ("redis+sentinel://host:1", "redis+sentinel:///main"):
         with pytest.raises(ConfigurationError, match="a Sentinel URL names its service"):
             TaskProducer(url=url, timeout=0.2).add_task("a")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"password": "s3cret\ud800"},
+        {"password": b"s3cret"},
+        {"url": "redis://:s3cret\ud800@127.0.0.1:1/0"},
+        {"url": "redis://127.0.0.1:1/0?password=s3cret\udc80"},
+        {"url": "redis+sentinel://me:s3cret\ud800@127.0.0.1:1/main/0"},
+        {"host": "redis://me:s3cret\ud800@127.0.0.1:1/0"},
+        {"url": b"redis://:s3cret@127.0.0.1:1/0"},
+        {"host": "a\ud800"},
+    ],
+)
+def test_what_is_no_text_is_refused_without_the_password(given: dict[str, Any]) -> None:
+    """Half of a surrogate pair cannot be sent: the error says so, can be printed, and neither it
+    nor what led to it holds the password."""
+    with pytest.raises(ConfigurationError, match=r"no text|is text") as found:
+        resolve(**given)
+    error: BaseException | None = found.value
+    while error is not None:
+        assert "s3cret" not in str(error) + repr(error) + repr(error.args)
+        str(error).encode()
+        error = error.__context__
+
+
+def test_an_address_made_by_hand_is_text_too() -> None:
+    """The connection would fail with a UnicodeEncodeError that holds the password."""
+    with pytest.raises(ConfigurationError, match="no text"):
+        Address("redis://:s3cret\ud800@127.0.0.1:1/0")
