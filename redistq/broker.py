@@ -95,6 +95,10 @@ class NoGroup(Exception):
     """The stream or its consumer group is not there (a new queue, FLUSHDB, a failover)."""
 
 
+class WrongKind(ConfigurationError):
+    """A key of the queue holds something else: a string where a stream belongs."""
+
+
 class ServerError(RedistqError, rex.ResponseError):
     """The server answered with an error that redistq knows nothing about: its words."""
 
@@ -592,7 +596,7 @@ def _meaning_of_answer(error: Exception) -> Exception:
         words = text[text.find(f"-{code}") + 1 :] if f"-{code}" in text else text
         return Refused(words if words.startswith(code) else f"{code} {words}")
     if code == "WRONGTYPE":
-        return ConfigurationError(
+        return WrongKind(
             f"a key of this queue holds something else: {text}; choose another name for the queue "
             "or another database, or delete that key"
         )

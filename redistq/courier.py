@@ -29,14 +29,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .blobs import Blobs
-from .broker import Broker, Lost, NoGroup
+from .broker import Broker, Lost, NoGroup, Wire, WrongKind
 from .calls import CALL_LIMIT, SETTLED, Calls, Watched
 from .errors import RedistqError, ServerUnavailable, UnknownTask
 from .futures import TaskFuture, settle_future
 from .ids import new_task_id
 from .logger import logger
 from .pickling import Sealer
-from .plans import BLOCK_LIMIT, Inbox, ReadInbox
+from .plans import BLOCK_LIMIT, NOTICE_S, Inbox, ReadInbox, Told
 from .presence import BATCH_CLIENT, LIFE_S, MARK, SIGN_S, me
 from .producer import TaskProducer
 from .producer_plans import not_stored
@@ -65,6 +65,8 @@ map over large results must not fill the server for a day."""
 FAREWELL_S = 1.0
 """Seconds that the end of a client may take to remove its inbox."""
 BURST_S = 0.001
+QUIET_S = 10.0
+"""Seconds after the last call from which on the inbox is read in long waits again."""
 INBOX_PAGE = 1000
 
 
@@ -141,8 +143,7 @@ class Courier:
             if self.closed:
                 raise RuntimeError("the client is closed")
             self._remember(future)
-        if not self._signed:
-            self._sign()
+        self._sign_once()
         watched = self._watch(future.task_id)
         if watched.state == "unknown":  # nobody will tell us of it
             self._resolve(future.task_id, partial(_give_exception, UnknownTask(future.task_id)))
@@ -215,8 +216,7 @@ class Courier:
 
     def _send_batch(self, batch: list[Outgoing]) -> list[Outgoing]:
         """Those of the batch that the server has already, or could not store."""
-        if not self._signed:
-            self._sign()
+        self._sign_once()
         flat = tuple(itertools.chain.from_iterable(item.fields for item in batch))
         reply = self._broker.call(self._calls.enqueue(flat))
         if not reply:
@@ -253,9 +253,13 @@ class Courier:
 
     # -- signs of life, and batches --------------------------------------------------------------
 
+    def _sign_once(self) -> None:
+        """Give the first sign of life: before the first call, so that none is ever without."""
+        if not self._signed:
+            self._sign()
+
     def _sign(self) -> None:
-        """Give the sign by which others know that our calls are wanted; before the first of them,
-        so that no call is ever without."""
+        """Give the sign by which others know that our calls are wanted."""
         # A server that is full refuses SET alone.
         if not self._signed or not self._broker.call(("EXPIRE", self._life, LIFE_S)):
             self._broker.call(("SET", self._life, me(), "EX", LIFE_S))
@@ -267,8 +271,7 @@ class Courier:
             if self.closed:
                 return
             self._start()
-        if not self._signed:
-            self._sign()
+        self._sign_once()
         mark = BATCH_CLIENT.decode() + self.inbox.name
         self._broker.call(("HSET", self._calls.keys.batch(batch_id), mark, ""))
 
@@ -306,7 +309,7 @@ class Courier:
             try:
                 doubtful = list(self._doubtful)
                 step = ReadInbox(self.inbox, DOUBT_S if doubtful or lost else self._patience(now))
-                told = step.read(wire.request(step.command()))
+                told = self._read_inbox(wire, step)
                 for news in told:
                     self._told(news.task_id, news.state, news.body)
                 if len(told) < INBOX_PAGE:  # read to the end: what is not known by now is lost
@@ -315,7 +318,9 @@ class Courier:
                 now = time.monotonic()
                 if told and (now - last_trim > 1 or len(told) == INBOX_PAGE):
                     last_trim = now
-                    self._broker.call(("XTRIM", self.inbox.key, "MINID", _after(self.inbox.last)))
+                    with contextlib.suppress(WrongKind):  # the next read tells
+                        trim = ("XTRIM", self.inbox.key, "MINID", _after(self.inbox.last))
+                        self._broker.call(trim)
                 del told
                 if self._away:
                     log.warning("the server is back at %s", self._broker.address)
@@ -361,12 +366,21 @@ class Courier:
                 pause = min(pause * 2, 2.0)
         wire.close()
 
+    def _read_inbox(self, wire: Wire, step: ReadInbox) -> list[Told]:
+        """Return what the inbox tells, once more of every task where the inbox was overwritten."""
+        try:
+            return step.read(wire.request(step.command()))
+        except WrongKind:
+            self._broker.call(self.inbox.clearing())
+            self._look_at(self._sent())
+            return []
+
     def _patience(self, now: float) -> float:
         """Seconds for which to wait for news at a time."""
         most = BATCH_LOOK_S if self._batches else BLOCK_LIMIT
         if not self.pending:
-            return most
-        return min(most, max(0.01, self._wait.left(now)))
+            return most if now - self._last_submit > QUIET_S else min(most, NOTICE_S)
+        return min(most, NOTICE_S, max(0.01, self._wait.left(now)))
 
     def _ask_why(self, now: float) -> None:
         """Nothing may have come for a while: say why. It is the oldest call's answer that counts,

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .broker import Broker, Lost, Wire
+from .broker import Broker, Lost, Wire, WrongKind
 from .calls import SETTLED, Command
 from .keys import QueueKeys
 from .logger import logger
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 BLOCK_LIMIT = 5.0
 """Longest single blocking read in seconds, so that an interrupt and a lost server are noticed."""
+NOTICE_S = 1.0
+"""The same while something is waited for: the server wakes nobody whose inbox is overwritten."""
 LEAST_PATIENCE_S = 0.25
 """How long an answer is waited for at least, however near the caller's own time limit is."""
 _STATES = {state.encode(): state for state in SETTLED}
@@ -49,6 +51,15 @@ class Inbox:
     """Whether it was said that something in it is no note."""
     wire: Wire | None = None
     async_wire: AsyncWire | None = None
+
+    def clearing(self) -> Command:
+        """The command that removes what somebody else has put at this key, which is then said."""
+        log.warning(
+            "%s held something that is no inbox and was deleted: somebody else wrote to this key; "
+            "results are taken from the tasks' records",
+            self.key,
+        )
+        return ("UNLINK", self.key)
 
     @classmethod
     def new(cls, keys: QueueKeys, mark: str = "") -> Inbox:
@@ -169,6 +180,9 @@ def _read(broker: Broker, step: Any) -> list[Told] | None:
             with lent():
                 reply = inbox.wire.read(command, patience)
         return step.read(reply)  # type: ignore[no-any-return]
+    except WrongKind:
+        broker.call(inbox.clearing())
+        return None
     except Lost:
         return None
 
@@ -203,5 +217,8 @@ async def _read_async(broker: AsyncBroker, step: Any) -> list[Told] | None:
     try:
         reply = await inbox.async_wire.request(step.command(), deadline)
         return step.read(reply)  # type: ignore[no-any-return]
+    except WrongKind:
+        await broker.call(inbox.clearing())
+        return None
     except Lost:
         return None

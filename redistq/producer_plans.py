@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from . import tracing
-from .broker import DEFAULT_TIMEOUT
+from .broker import DEFAULT_TIMEOUT, WrongKind
 from .calls import CALL_LIMIT, SETTLED, Calls, Command, Snapshot, Watched, words_of
 from .codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
 from .errors import (
@@ -32,7 +32,7 @@ from .handlers import _MARK
 from .ids import check_line, new_task_id
 from .keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .options import count, due_after, due_at, seconds, unknown_option, wait_seconds
-from .plans import Call, Inbox, Plan, ReadInbox
+from .plans import NOTICE_S, Call, Inbox, Plan, ReadInbox
 from .settings import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from .waiting import ANY_NAME, Diagnosis, Wait
 
@@ -256,7 +256,8 @@ class ProducerPlans:
         inbox = expected or self._free_inbox()
         try:
             if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
-                yield ("XTRIM", inbox.key, "MINID", inbox.last)
+                with contextlib.suppress(WrongKind):  # the next read tells
+                    yield ("XTRIM", inbox.key, "MINID", inbox.last)
                 inbox.kept = 0
             left = min(EXPECTED_S, deadline - time.monotonic())
             if expected is not None and left > 0:
@@ -295,7 +296,7 @@ class ProducerPlans:
                     left = min(deadline, look_again) - now
                     if left <= 0:
                         break
-                    seconds = min(left, max(0.01, wait.left(now)))
+                    seconds = min(left, NOTICE_S, max(0.01, wait.left(now)))
                     told = yield ReadInbox(inbox, seconds, deadline)
                     if told is None:
                         break  # the connection was lost: look at the record again

@@ -281,6 +281,78 @@ def test_odd_messages_do_not_stop_a_clients_futures(url: str, client: redis.Redi
             assert forged.done()
 
 
+def said_of_overwriting(caplog: pytest.LogCaptureFixture) -> int:
+    """How often it was said."""
+    return sum("no inbox" in record.getMessage() for record in caplog.records)
+
+
+def test_an_inbox_that_somebody_overwrote_costs_a_client_a_second(
+    url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A string where a client's inbox was: said in one warning, removed, and the results come from
+    the tasks' records."""
+    with Client(url, signing_key="k" * 32) as futures:
+        waiting = [futures.submit("double", n) for n in range(3)]
+        key = futures.courier.inbox.key
+        with TaskWorker(url=url, task_handlers={"double": lambda n: n * 2}) as worker:
+            assert [future.result(20) for future in waiting] == [0, 2, 4]
+            worker.stop()
+            waiting = [futures.submit("double", n) for n in range(3)]
+            time.sleep(0.1)  # the blocking read begins; nothing tells of it
+            client.delete(key)
+            client.set(key, "not an inbox")
+        with TaskWorker(url=url, task_handlers={"double": lambda n: n * 2}):
+            with within(1.5):
+                assert [future.result(20) for future in waiting] == [0, 2, 4]
+            assert futures.submit("double", 4).result(20) == 8
+        assert client.type(key) == "stream"
+        assert said_of_overwriting(caplog) == 1
+        assert "is away" not in caplog.text
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_inbox_that_somebody_overwrote_costs_a_producer_a_second(
+    url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture, awaited: bool
+) -> None:
+    """The same for who waits for one result, with and without ``await``."""
+
+    async def wait_for(task_id: str) -> Any:
+        async with AsyncTaskProducer(url=url) as producer:
+            return await producer.get_result(task_id, 20)
+
+    with TaskProducer(url=url) as producer:
+        task_id = producer.add_task("double", 2)
+        found: list[Any] = []
+
+        def wait() -> None:
+            found.append(
+                asyncio.run(wait_for(task_id)) if awaited else producer.get_result(task_id, 20)
+            )
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        inbox = until(lambda: client.hget("waiters:tasks", task_id), "the waiter's address")
+        client.set(f"inbox:tasks:{inbox}", "not an inbox")
+        with TaskWorker(url=url, task_handlers={"double": lambda n: n * 2}), within(1.5):
+            waiter.join(20)
+        assert found == [4]
+        assert said_of_overwriting(caplog) == 1
+
+
+def test_an_overwritten_inbox_stops_no_producer_that_empties_it(
+    url: str, client: redis.Redis
+) -> None:
+    """It is emptied now and then before a wait, and may be anything by then."""
+    handlers = {"double": lambda n: n * 2}
+    with TaskProducer(url=url) as producer, TaskWorker(url=url, task_handlers=handlers):
+        assert producer.get_result(producer.add_task("double", 1), 20) == 2
+        (inbox,) = producer._inboxes
+        inbox.kept = 1_000
+        client.delete(inbox.key)
+        client.set(inbox.key, "not an inbox")
+        assert producer.get_result(producer.add_task("double", 2, delay=0.1), 20) == 4
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 WRONG_NAMES = ["", " ", "a b", "a:b", "a\nb", "a\0", "\ud800", "{}", "a{b", "{a}{b}", "}a{"]
