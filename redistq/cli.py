@@ -10,6 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .cli_stdout import written
+
 SERVE = ("serve", "main")
 """What ``redistq dashboard --serve`` runs: a module of this package and its function, which takes
 the rest of the command line and answers the exit code."""
@@ -48,17 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return monitor(["dashboard", *rest], prog="redistq")
     if command in ("-h", "--help", "help"):
-        print(_USAGE, end="")
-        return 0
+        return written(lambda: _say(_USAGE))
     if command == "--version":
         from . import __version__
 
-        print(f"redistq {__version__}")
-        return 0
+        return written(lambda: _say(f"redistq {__version__}\n"))
     print(_USAGE, end="", file=sys.stderr)
     if command:
         print(f"redistq: there is no command {command!r}", file=sys.stderr)
     return 2
+
+
+def _say(text: str) -> int:
+    print(text, end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import cli_output as output
 from . import listings
+from .cli_stdout import written
 from .dashboard_words import clean, duration
 from .errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from .extras import need
@@ -32,8 +33,8 @@ where the server is:
   --url, else $REDISTQ_URL, else localhost:6379 when it answers, else the embedded server.
 
 exit codes:
-  0 done, 1 the server is not available, 2 a setting or an optional package is missing or wrong,
-  3 no such task, or (stats --check) the queue is not well
+  0 done, 1 the server is not available or the output cannot be written, 2 a setting or an
+  optional package is missing or wrong, 3 no such task, or (stats --check) the queue is not well
 """
 
 Command = Callable[[TaskMonitor, argparse.Namespace], int]
@@ -111,6 +112,10 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_monitor") -> int:
     """Run one command; answers the exit code."""
+    return written(lambda: _main(argv, prog))
+
+
+def _main(argv: Sequence[str] | None, prog: str) -> int:
     args = parser(prog).parse_args(argv)
     # Warnings about the server are the workers' to give; a log line would tear a table apart.
     logging.getLogger("redistq").addHandler(logging.NullHandler())
@@ -127,7 +132,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_m
             timeout=getattr(args, "timeout", 1.0 if args.command == "dashboard" else 5.0),
         ) as monitor:
             code: int = args.run(monitor, args)
-            sys.stdout.flush()
             return code
     except (ConfigurationError, ImportError) as error:
         return _complain(error, EXIT_USAGE)
@@ -137,10 +141,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_m
         return _complain(error, EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, a closed pager) has seen enough; nothing is left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
 
 
 def _server_error() -> type[Exception]:

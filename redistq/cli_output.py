@@ -167,10 +167,17 @@ def write_csv(
 # -- for people ----------------------------------------------------------------------------------
 
 
-def console(**options: Any) -> Any:
-    """Standard output for tables; raises ImportError without rich."""
-    rich_console = need("rich.console", "cli", "tables")
-    return rich_console.Console(highlight=False, **options)
+def console(what: str = "tables", **options: Any) -> Any:
+    """Standard output for ``what``; raises ImportError without rich."""
+    rich_console = need("rich.console", "cli", what)
+    found = rich_console.Console(highlight=False, **options)
+    found.on_broken_pipe = _raise_it  # rich would end the process with 1
+    return found
+
+
+def _raise_it() -> None:
+    """In the handler of a BrokenPipeError: raise it, for ``cli_stdout.written``."""
+    raise
 
 
 def human(kind: str, value: Any, now_ms: float) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .cli_output import console as output_console
 from .dashboard_words import Point, alerts, clean, clock, duration, one_line, rate_now, rates
 from .dashboard_words import View as Picture
 from .errors import RedistqError
@@ -393,7 +394,7 @@ def drawn(lines: list[Line], width: int) -> Any:
 
 def run(monitor: TaskMonitor, *, interval: float = 0.35) -> int:
     """Show the queue until q (0) or a signal (130, 143); piped, one picture."""
-    console = need("rich.console", "cli", "the live screen").Console(highlight=False)
+    console = output_console("the live screen")
     screen = Screen(monitor)
     screen.tick = None
     first = monitor.tick(events=EVENTS_KEPT, dead=DEAD_KEPT, batches=1)  # or ServerUnavailable

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
+from .cli_stdout import written
 from .errors import RedistqError
 from .hosts import is_loopback, named_here
 from .keys import DEFAULT_QUEUE
@@ -78,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal; answers the exit code (2: a setting or package is missing or wrong)."""
+    return written(lambda: _serve(argv))
+
+
+def _serve(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     try:
         from voila.app import Voila

@@ -450,9 +450,8 @@ def test_arrows_move_and_enter_shows(farm: Farm, screen: Any) -> None:
     terminal.press(b"\t")
     terminal.until(lambda _: f"{MARKUP}: " in marked(), "the first dead letter is marked")
     terminal.press(b"\r")
-    text = terminal.shows("Traceback")
-    assert "Recent (" not in text
-    assert "Esc back" in text
+    terminal.shows("Traceback")
+    assert "Recent (" not in terminal.shows("Esc back")
     terminal.press(b"\x1b")
     terminal.shows("Recent (")
     terminal.press(b"\x1b[Z\x1bOA\x1b[5~\x1b[99~z")  # back, up, page up, and keys of no meaning
@@ -519,3 +518,51 @@ def test_keys_without_a_terminal() -> None:
         assert not keys.there
         assert keys.read(0.001) is None
     assert not Keys(nothing).there
+
+
+COMMANDS = [
+    ("redistq.cli_monitor", "stats"),
+    ("redistq.cli_monitor", "stats", "--json"),
+    ("redistq.cli_monitor", "recent", "--csv"),
+    ("redistq.cli_monitor", "dashboard"),
+    ("redistq.cli_monitor", "resume"),
+    ("redistq.cli", "--help"),
+    ("redistq.cli", "--version"),
+]
+
+
+def _ended(url: str, arguments: tuple[str, ...], stdout: Any) -> tuple[int, str]:
+    """How a command ended, and what it said on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, "REDISTQ_URL": url},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_one_line(url: str, arguments: tuple[str, ...]) -> None:
+    """A full disk behind standard output: one line that says so, and exit code 1."""
+    with open("/dev/full", "w") as full:
+        code, said = _ended(url, arguments, full)
+    assert (code, said) == (
+        1,
+        "redistq: its output cannot be written: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_reader_that_has_gone_is_no_error(url: str, arguments: tuple[str, ...]) -> None:
+    """``| head`` closes the pipe before all was written: nothing is said."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert _ended(url, arguments, write) == (0, "")
+    finally:
+        os.close(write)

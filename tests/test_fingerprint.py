@@ -328,7 +328,6 @@ def f(x): return Box(width=x), BOX
 
 def test_models_of_pydantic_count_with_their_fields_validators_and_settings() -> None:
     """In every kernel alike, although what it makes of them holds addresses."""
-    pytest.importorskip("pydantic")
     before = notebook(PYDANTIC)
     assert notebook("padding = [object() for _ in range(5000)]\n" + PYDANTIC, seed="7") == before
     changes = [("(1, gt=0)", "(2, gt=0)"), ("gt=0", "gt=-1"), ("value + 10", "value + 11")]
