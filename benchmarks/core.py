@@ -84,7 +84,7 @@ def drain(server: Server, client: redis.Redis, n: int, rounds: int, threads: int
             producer.add_tasks([("noop", k) for k in range(200)])
             wait_until(lambda q=queue: succeeded(client, q) >= 200)
             producer.pause()
-            time.sleep(0.3)  # the keeper passes the pause on
+            time.sleep(0.3)  # the supervisor passes the pause on
             producer.add_tasks([("noop", k) for k in range(n)])
             started = time.perf_counter()
             producer.resume()
@@ -120,7 +120,7 @@ def single(server: Server, client: redis.Redis, n: int, rounds: int) -> None:
     producer = TaskProducer(url=server.unix_url, stream="single")
     producer.add_task("noop", {"n": 1})
     bare = redis.Redis.from_url(server.unix_url, protocol=2)
-    command = producer.calls.enqueue_one("0" * 20, "noop", b'{"n":1}', "", "")
+    command = producer.commands.enqueue_one("0" * 20, "noop", b'{"n":1}', "", "")
     sha, keys_and_args = command[1], list(command[3:])
     ours, theirs = [], []
     for r in range(rounds):

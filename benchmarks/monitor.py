@@ -27,7 +27,7 @@ import redis
 from servers import Server
 
 from redistq import TaskMonitor, TaskProducer
-from redistq.records import STATS_EVENTS
+from redistq.monitor.records import STATS_EVENTS
 
 LIMIT_MS = 20.0
 WORKERS, HELD, DEAD, ENDED = 20, 8, 1000, 11_000
@@ -59,7 +59,7 @@ def add(producer: TaskProducer, queued: int, delayed: int) -> None:
 
 def people(producer: TaskProducer, seconds: float) -> str:
     """Workers that hold tasks, dead letters and a full history; answers one settled task's id."""
-    call, calls = producer.broker.call, producer.calls
+    call, calls = producer.broker.call, producer.commands
     call(calls.create_group())
     error = json.dumps({"type": "ValueError", "message": "no", "traceback": "x" * 4000}).encode()
     settled = ""
@@ -98,7 +98,7 @@ def settle(calls: Any, name: str, outcomes: list[tuple[Any, ...]]) -> Any:
     """The settling call, whose outcomes have as many fields as the script takes."""
     import re
 
-    from redistq import scripts
+    from redistq.protocol import scripts
 
     text = (scripts.folder() / "settle.lua").read_text(encoding="utf-8")
     found = re.search(r"for each outcome \((\d+)\)", text)

@@ -19,10 +19,11 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from .batch import Batch as Batch
-    from .client import Client as Client
-    from .client import LocalWorkers as LocalWorkers
-    from .dashboard import Dashboard as Dashboard
+    from .client.batch import Batch as Batch
+    from .client.client import Client as Client
+    from .client.client import LocalWorkers as LocalWorkers
+    from .client.futures import TaskFuture as TaskFuture
+    from .dashboard.dashboard import Dashboard as Dashboard
     from .errors import (
         ConfigurationError as ConfigurationError,
     )
@@ -83,15 +84,14 @@ if TYPE_CHECKING:
     from .errors import (
         UntrustedPayload as UntrustedPayload,
     )
-    from .futures import TaskFuture as TaskFuture
     from .handlers import Registry as Registry
     from .handlers import TaskContext as TaskContext
     from .handlers import task as task
-    from .monitor import TaskMonitor as TaskMonitor
-    from .producer import AsyncTaskProducer as AsyncTaskProducer
-    from .producer import TaskProducer as TaskProducer
-    from .scheduler import TaskScheduler as TaskScheduler
-    from .worker import TaskWorker as TaskWorker
+    from .monitor.monitor import TaskMonitor as TaskMonitor
+    from .producer.producer import AsyncTaskProducer as AsyncTaskProducer
+    from .producer.producer import TaskProducer as TaskProducer
+    from .scheduler.scheduler import TaskScheduler as TaskScheduler
+    from .worker.worker import TaskWorker as TaskWorker
 
 __version__ = "0.1.0"
 
@@ -99,9 +99,9 @@ _HOMES = {
     "producer": ["AsyncTaskProducer", "TaskProducer"],
     "worker": ["TaskWorker"],
     "client": ["Client", "LocalWorkers"],
-    "batch": ["Batch"],
+    "client.batch": ["Batch"],
     "dashboard": ["Dashboard"],
-    "futures": ["TaskFuture"],
+    "client.futures": ["TaskFuture"],
     "scheduler": ["TaskScheduler"],
     "monitor": ["TaskMonitor"],
     "handlers": ["Registry", "TaskContext", "task"],

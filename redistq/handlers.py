@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from .errors import ConfigurationError
-from .ids import check_line
 from .logger import logger
-from .options import seconds
+from .protocol.ids import check_line
+from .protocol.options import seconds
 from .retry import ExceptionTypes, RetryPolicy
 
 __all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]

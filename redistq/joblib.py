@@ -23,12 +23,12 @@ from joblib.parallel import (
     SequentialBackend,
 )
 
-from .blas import limited
-from .client import Client
-from .client import _label as label
+from .client.client import Client
+from .client.client import _label as label
+from .client.futures import TaskFuture
 from .errors import PayloadError
-from .futures import TaskFuture
-from .pickling import dump, load
+from .functions.pickling import dump, load
+from .system.blas import limited
 
 
 class CannotPickle(PayloadError, PicklingError):
@@ -113,7 +113,7 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def _cancel(self) -> None:
         if self._client is not None and self._futures:
-            self._client.courier.cancel(list(self._futures))
+            self._client.sender.cancel(list(self._futures))
 
 
 @dataclass(frozen=True, slots=True)

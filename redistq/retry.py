@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigurationError
-from .options import count, seconds
+from .protocol.options import count, seconds
 
 ExceptionTypes = tuple[type[BaseException], ...]
 

@@ -2,8 +2,8 @@
 
 A task that submits calls to the queue it came from, and waits for them, holds the slot that they
 need: with all slots taken by such tasks nothing would ever end. So whatever waits here says so, and
-the crew runs one more task meanwhile. Used by crews, and by all that waits for results; in a thread
-that is no runner it does nothing.
+the processor runs one more task meanwhile. Used by processors, and by all that waits for results;
+in a thread that is no runner it does nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEP_S = 0.5
 
 
 class Lender(Protocol):
-    """A crew, as its runners know it."""
+    """A processor, as its runners know it."""
 
     def lend(self) -> None:
         """Run one more task at a time from now on; raises RedistqError beyond MOST."""
@@ -56,13 +56,13 @@ _process: Lender | None = None
 
 
 def serve(lender: Lender) -> None:
-    """This thread is a runner of that crew."""
+    """This thread is a runner of that processor."""
     _here.runner = Runner(lender)
 
 
 def serve_process(lender: Lender) -> None:
-    """This process does nothing but run the tasks of that crew: a thread that a handler started,
-    and that waits for tasks, holds up its handler, and so a slot."""
+    """This process does nothing but run the tasks of that processor: a thread that a handler
+    started, and that waits for tasks, holds up its handler, and so a slot."""
     global _process
     _process = lender
 

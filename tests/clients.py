@@ -52,5 +52,5 @@ def serving(workers: int = 2, **options: Any) -> Iterator[Any]:
 
 
 def threads_of(client: Any) -> list[threading.Thread]:
-    """The threads of a client's courier."""
-    return list(client.courier._threads)
+    """The threads of a client's sender."""
+    return list(client.sender._threads)

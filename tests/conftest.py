@@ -28,7 +28,7 @@ def clean_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setenv("REDISTQ_HOME", str(tmp_path / "redistq-home"))
     before = set(threading.enumerate())
     yield
-    embedded = sys.modules.get("redistq.embedded")
+    embedded = sys.modules.get("redistq.connection.embedded")
     if embedded is not None:
         embedded.leave()  # a server that the test started in this home ends with the test
     deadline = time.monotonic() + THREAD_GRACE_S

@@ -21,17 +21,17 @@ class Farm:
     def __init__(self, url: str, client: redis.Redis) -> None:
         self.monitor = TaskMonitor(url=url)
         self.producer, self.client = self.monitor.producer, client
-        self.call, self.calls = self.monitor.broker.call, self.monitor.calls
-        self.call(self.calls.create_group())
+        self.call, self.commands = self.monitor.broker.call, self.monitor.commands
+        self.call(self.commands.create_group())
 
     def register(self, consumer: str, **details: Any) -> None:
         """A worker that has just announced itself."""
         known = {"host": "here", "pid": 7, "threads": 2, "names": "work", **details}
-        self.call(self.calls.register(consumer, 10_000, known))
+        self.call(self.commands.register(consumer, 10_000, known))
 
     def fetch(self, consumer: str, count: int = 100) -> list[tuple[bytes, list[bytes]]]:
         """Entries handed to a consumer."""
-        reply = self.call(self.calls.fetch(consumer, count, None))
+        reply = self.call(self.commands.fetch(consumer, count, None))
         return list(reply[0][1]) if reply else []
 
     def settle(
@@ -50,7 +50,7 @@ class Farm:
                 (e, f[1], state, f[3], f[7], ms, body, "60000", "", note, "")
                 for e, f in entries[start : start + 200]
             ]
-            assert self.call(self.calls.settle(consumer, outcomes)) == []
+            assert self.call(self.commands.settle(consumer, outcomes)) == []
 
     def event(self, at_ms: int, **fields: Any) -> str:
         """One event of the history, as a script would have written it."""

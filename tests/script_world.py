@@ -15,9 +15,9 @@ from typing import Any
 import redis
 from servers import Server
 
-from redistq import scripts
-from redistq.calls import Calls
-from redistq.keys import QueueKeys
+from redistq.protocol import scripts
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
 
 LEASE_MS = 10_000
 TTL = "600000"
@@ -94,7 +94,7 @@ class World:
         self.db, self.port = server.client(decode_responses=False), server.port
         self._wire = self.db.connection_pool.get_connection()
         self.keys = QueueKeys(queue)
-        self.calls = Calls(self.keys, history_max=history_max)
+        self.commands = Commands(self.keys, history_max=history_max)
         self._texts: dict[str, tuple[str, str]] = {}
         for name, text in (mutants or {}).items():
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -126,18 +126,18 @@ class World:
 
     def ensure_group(self) -> None:
         """Make stream and group when they are not there."""
-        self.call(self.calls.create_group())
+        self.call(self.commands.create_group())
 
     def add(self, *ids: str, due: str = "", opts: str = "", name: str = "job") -> list[int]:
         """Enqueue tasks; each one's payload says its id."""
         fields: list[Any] = []
         for id in ids:
             fields += [id, name, payload_of(id), opts, due]
-        return self.call(self.calls.enqueue(fields))
+        return self.call(self.commands.enqueue(fields))
 
     def fetch(self, consumer: str, count: int = 10) -> list[Entry]:
         """Read new entries for a consumer."""
-        reply = self.call(self.calls.fetch(consumer, count, None))
+        reply = self.call(self.commands.fetch(consumer, count, None))
         return [_entry(entry, flat) for entry, flat in (reply[0][1] if reply else ())]
 
     def one(self, consumer: str) -> tuple[str, str]:
@@ -147,44 +147,44 @@ class World:
 
     def settle(self, consumer: str, *outcomes: Outcome) -> list[int]:
         """Settle outcomes."""
-        return self.call(self.calls.settle(consumer, outcomes))
+        return self.call(self.commands.settle(consumer, outcomes))
 
     def retry(self, consumer: str, *attempts: Outcome) -> list[int]:
         """Retry attempts."""
-        return self.call(self.calls.retry(consumer, attempts))
+        return self.call(self.commands.retry(consumer, attempts))
 
     def park(
         self, consumer: str, *tasks: tuple[str, str, str], grace_ms: int = 60_000
     ) -> list[str]:
         """Park tasks of (entry, id, name)."""
-        answer = self.call(self.calls.park(consumer, grace_ms, tasks))
+        answer = self.call(self.commands.park(consumer, grace_ms, tasks))
         return ["broken" if type(word) is list else word.decode() for word in answer]
 
     def cancel(self, *ids: str) -> list[str]:
         """Cancel tasks."""
-        return [word.decode() for word in self.call(self.calls.cancel(ids, int(TTL)))]
+        return [word.decode() for word in self.call(self.commands.cancel(ids, int(TTL)))]
 
     def resubmit(self, call: str, *tasks: Outcome) -> Any:
         """Run tasks again as they are given now."""
-        return self.call(self.calls.resubmit(call, tasks))
+        return self.call(self.commands.resubmit(call, tasks))
 
     def register(self, consumer: str, names: str = "job", lease_ms: int = LEASE_MS) -> Any:
         """Announce a worker."""
-        return self.call(self.calls.register(consumer, lease_ms, {"host": "h", "names": names}))
+        return self.call(self.commands.register(consumer, lease_ms, {"host": "h", "names": names}))
 
     def recover(self, **options: Any) -> Any:
         """Recover one dead worker's tasks."""
-        return Calls.read_recover(
-            self.call(self.calls.recover(options.pop("max_recoveries", 2), **options))
+        return Commands.read_recover(
+            self.call(self.commands.recover(options.pop("max_recoveries", 2), **options))
         )
 
     def promote(self) -> Any:
         """Move due tasks."""
-        return Calls.read_promote(self.call(self.calls.promote()))
+        return Commands.read_promote(self.call(self.commands.promote()))
 
     def watch(self, id: str, inbox: str = "") -> Any:
         """How a task stands."""
-        return Calls.read_watch(self.call(self.calls.watch(id, inbox)))
+        return Commands.read_watch(self.call(self.commands.watch(id, inbox)))
 
     def state(self, id: str) -> str:
         """A task's state."""
@@ -223,7 +223,7 @@ class World:
     @property
     def keys_group(self) -> str:
         """The consumer group."""
-        return self.calls.group
+        return self.commands.group
 
     def entries(self) -> list[Entry]:
         """Everything in the stream."""
@@ -393,7 +393,7 @@ class Walk:
         ]
         for consumer in self.CONSUMERS:
             world.register(consumer, names="other")  # so that parked tasks are of no known name
-        world.call(world.calls.open_batch("b", "job", 1_000_000, int(TTL)))
+        world.call(world.commands.open_batch("b", "job", 1_000_000, int(TTL)))
 
     def run(self, steps: int, check_every: int = 8) -> None:
         """Walk; raises Broken at the first check that fails."""
@@ -457,7 +457,7 @@ class Walk:
             self.accepted[id] = 0
         if opts:
             self.batched.update(ids)
-        self._send(self.world.calls.enqueue(fields))
+        self._send(self.world.commands.enqueue(fields))
 
     def _fetch(self) -> None:
         consumer = self.random.choice(self.CONSUMERS)
@@ -489,7 +489,7 @@ class Walk:
                 outcome(entry, f["id"], state, attempt=f["attempt"], ttl=ttl, batch=_batch_of(f))
                 for _, entry, f in held
             ]
-            self._send(self.world.calls.settle(held[0][0], rows))
+            self._send(self.world.commands.settle(held[0][0], rows))
 
     def _retry(self) -> None:
         if held := self._some_held():
@@ -499,24 +499,24 @@ class Walk:
                 attempt_ended(entry, f["id"], state, attempt=f["attempt"], delay_ms=delay)
                 for _, entry, f in held
             ]
-            self._send(self.world.calls.retry(held[0][0], rows))
+            self._send(self.world.commands.retry(held[0][0], rows))
 
     def _park(self) -> None:
         if held := self._some_held():
             grace = self.random.choice([60_000, 60_000, 0])
             rows = [(entry, f["id"], f["name"]) for _, entry, f in held]
-            self._send(self.world.calls.park(held[0][0], grace, rows))
+            self._send(self.world.commands.park(held[0][0], grace, rows))
 
     def _release(self) -> None:
         if held := self._some_held():
             drained = self.random.random() < 0.3
             entries = [entry for _, entry, _ in held]
-            self._send(self.world.calls.release(held[0][0], entries, drained))
+            self._send(self.world.commands.release(held[0][0], entries, drained))
 
     def _promote(self) -> None:
         if self.random.random() < 0.7:
             self.world.make_due()
-        self._send(self.world.calls.promote(self.random.randint(1, 10)))
+        self._send(self.world.commands.promote(self.random.randint(1, 10)))
 
     def _die(self) -> None:
         consumer = self.random.choice(self.CONSUMERS)
@@ -527,14 +527,16 @@ class Walk:
         limit = self.random.choice([2, 200])
         if self.random.random() < 0.5:
             self.world.expire(consumer)
-            command = self.world.calls.recover(2, started=started, limit=limit)
+            command = self.world.commands.recover(2, started=started, limit=limit)
         else:
-            command = self.world.calls.recover(2, consumer=consumer, started=started, limit=limit)
+            command = self.world.commands.recover(
+                2, consumer=consumer, started=started, limit=limit
+            )
         self._send(command)
 
     def _beat(self) -> None:
-        self._send(self.world.calls.beat(LEASE_MS, [(c, "=") for c in self.CONSUMERS]))
-        self._send(self.world.calls.adopt(LEASE_MS))
+        self._send(self.world.commands.beat(LEASE_MS, [(c, "=") for c in self.CONSUMERS]))
+        self._send(self.world.commands.adopt(LEASE_MS))
 
     def _some_ids(self) -> list[str]:
         ids = list(self.accepted)
@@ -542,13 +544,13 @@ class Walk:
 
     def _cancel(self) -> None:
         if ids := self._some_ids():
-            self._send(self.world.calls.cancel(ids, int(TTL)))
+            self._send(self.world.commands.cancel(ids, int(TTL)))
 
     def _replay(self) -> None:
         ids = self.world.dead()[:3]
         if ids:
             # Not through _send: sent again later it would be another replay, not the same one.
-            reply = self.world.call(self.world.calls.replay(ids))
+            reply = self.world.call(self.world.commands.replay(ids))
             if reply != [len(ids), 0, 0]:
                 raise Broken(f"replay of {len(ids)} dead letters answered {reply}")
             for id in ids:
@@ -559,7 +561,7 @@ class Walk:
         due = self.random.choice(["", "", "+60000"])
         rows = [resubmitted(id, due=due, outdated=self.random.random() < 0.3) for id in ids]
         ended = {id: self.world.record(id).get("state") for id in ids}
-        command = self.world.calls.resubmit(f"call-{self.random.random()}", rows)
+        command = self.world.commands.resubmit(f"call-{self.random.random()}", rows)
         # Not through _send: sent again after another resubmission it would be one more.
         kept = {ids[position - 1] for position in self.world.call(command)}
         if self.random.random() < 0.5:

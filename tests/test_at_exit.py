@@ -67,7 +67,9 @@ def said(tmp_path: Path) -> Callable[..., list[str]]:
     def wait(program: subprocess.Popen[str]) -> list[str]:
         program.wait(30)
         lines = (tmp_path / "said").read_text().splitlines()
-        return [x for x in lines if not any(w in x for w in ("appendonly", "keeper", "scheduler"))]
+        return [
+            x for x in lines if not any(w in x for w in ("appendonly", "supervisor", "scheduler"))
+        ]
 
     return wait
 
@@ -198,7 +200,7 @@ def test_a_server_that_is_gone_is_not_waited_for(
     """The end comes within a moment, and says why."""
     server = private_server()
     running = program(
-        "from redistq import at_exit",
+        "from redistq.client import at_exit",
         "at_exit.AWAY_S = 1.0",
         "for n in range(5): client.submit(long, n)",
         at=server.url,

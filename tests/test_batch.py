@@ -395,7 +395,7 @@ def test_an_interrupted_wait_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("redistq.batch.Batch._counts", interrupt)
+        patch.setattr("redistq.client.batch.Batch._counts", interrupt)
         with pytest.raises(KeyboardInterrupt):
             batch.results()
     said = capsys.readouterr().err
@@ -508,7 +508,7 @@ def test_a_bar_begins_at_what_was_done(done: int, monkeypatch: pytest.MonkeyPatc
     """So its rate and the time left are those of what runs now."""
     import io
 
-    from redistq.progress import Progress
+    from redistq.client.progress import Progress
 
     monkeypatch.setattr("sys.stderr", io.StringIO())
     bar = Progress("resumed", 10, True)

@@ -201,7 +201,7 @@ def test_a_change_that_is_cut_off_leaves_nothing_old(
     """Whatever was sent before the end: the next run has the results of its own items."""
     work = square(str(tmp_path / "log"))
     run(crew, work, [1, 2, 3], "cut")
-    from redistq.batch import Batch
+    from redistq.client.batch import Batch
 
     real = Batch._remember
 

@@ -16,9 +16,9 @@ from clients import KEY, gate, serving
 from workers import until
 
 from redistq import Client
-from redistq.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S
-from redistq.parts import LARGE
-from redistq.worker_settings import WorkerSettings
+from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S
+from redistq.functions.parts import LARGE
+from redistq.worker.settings import WorkerSettings
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import redis
 from farm import EVIL, Farm, fill
+from redistq.cli.main import monitor as cli_monitor
 from servers import Server
 from terminals import Terminal
 
-from redistq import cli, cli_monitor
+from redistq.cli import main as cli
 
 MARKUP = "[bold red]x[/]"
 CLEAR = "\x1b[2J\x1b]0;owned\x07\u202eevil"
@@ -512,7 +513,7 @@ def test_a_small_terminal_still_works(farm: Farm, screen: Any) -> None:
 
 def test_keys_without_a_terminal() -> None:
     """Input that is no terminal, or closed, gives no keys and no error."""
-    from redistq.live_keys import Keys
+    from redistq.cli.main import Keys
 
     with open(os.devnull) as nothing, Keys(nothing) as keys:
         assert not keys.there

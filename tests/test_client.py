@@ -24,7 +24,7 @@ from servers import Server
 from workers import until
 
 from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskFailed, UnknownTask
-from redistq.futures import RemoteTraceback
+from redistq.client.futures import RemoteTraceback
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_a_callback_that_exits_does_not_stop_the_answers(crew: Client) -> None:
 
 
 def test_callbacks_may_submit_and_cancel(crew: Client) -> None:
-    """Chains of calls are made in callbacks, on the courier's own thread."""
+    """Chains of calls are made in callbacks, on the sender's own thread."""
     ends: list[int] = []
     done = threading.Event()
 
@@ -381,7 +381,7 @@ def test_map_that_is_left_cancels_the_rest(idle: Client) -> None:
     with pytest.raises(TimeoutError):
         next(results)
     assert idle.producer.snapshot().ready == 0
-    assert idle.courier.pending == {}
+    assert idle.sender.pending == {}
 
 
 # -- cancel --------------------------------------------------------------------------------------
@@ -508,22 +508,22 @@ def test_an_interrupt_stops_the_wait_and_says_that_work_goes_on(
 
 def test_an_interrupted_send_loses_no_call(crew: Client, monkeypatch: Any) -> None:
     """Calls that another thread was sending when the interrupt came are sent again, once each."""
-    real, first = crew.courier._broker.call, [True]
+    real, first = crew.sender._broker.call, [True]
 
     def interrupted(command: Any) -> Any:
-        if first and command[0] == "EVALSHA" and command[1] == crew.calls._enqueue[1]:
+        if first and command[0] == "EVALSHA" and command[1] == crew.commands._enqueue[1]:
             first.clear()
             real(command)
             raise KeyboardInterrupt  # it arrived, and its answer was not read
         return real(command)
 
-    crew.courier._last_submit = 0.0
+    crew.sender._last_submit = 0.0
     with monkeypatch.context() as patch:
-        patch.setattr(crew.courier._broker, "call", interrupted)
+        patch.setattr(crew.sender._broker, "call", interrupted)
         with pytest.raises(KeyboardInterrupt):
             crew.submit(abs, -1)
         assert crew.submit(abs, -2).result(10) == 2
-    until(lambda: not crew.courier.pending, "both to be resolved")
+    until(lambda: not crew.sender.pending, "both to be resolved")
 
 
 # -- the end -------------------------------------------------------------------------------------
@@ -573,11 +573,11 @@ def test_shutdown_can_cancel_what_waits(url: str) -> None:
 
 
 def test_shutdown_in_a_callback_does_not_wait_for_itself(url: str) -> None:
-    """The courier's thread, which runs callbacks, cannot wait for what it has to bring."""
+    """The sender's thread, which runs callbacks, cannot wait for what it has to bring."""
     client = Client(url, signing_key=KEY)
     client.start_workers(1)
     client.submit(abs, 1).add_done_callback(lambda f: client.shutdown())
-    until(client.courier.ended.is_set, "the end")
+    until(client.sender.ended.is_set, "the end")
 
 
 def test_closing_ends_every_wait_with_an_error(url: str, idle: Client) -> None:

@@ -29,11 +29,20 @@ from servers import Server
 from workers import command, until
 
 from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
-from redistq.blobs import MAX_BLOB_BYTES, Blobs, digest_of
 from redistq.errors import UntrustedPayload
-from redistq.parts import LARGE
-from redistq.pickling import MAGIC, OLD_MAGIC, PYTHON, Sealer, dump, key_from, load, user_key
-from redistq.remote_call import Call, ModuleMissing, WrongPython, load_function
+from redistq.functions.blobs import MAX_BLOB_BYTES, Blobs, digest_of
+from redistq.functions.call import Call, ModuleMissing, WrongPython, load_function
+from redistq.functions.parts import LARGE
+from redistq.functions.pickling import (
+    MAGIC,
+    OLD_MAGIC,
+    PYTHON,
+    Signer,
+    dump,
+    key_from,
+    load,
+    user_key,
+)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +193,7 @@ def test_another_minor_version_of_python_is_refused_in_words(crew: Client) -> No
     with pytest.raises(WrongPython, match=r"sent by Python 3.99 and this worker runs 3\.\d+"):
         load_function(strange)
     digest = crew.blobs.put("function", strange)
-    packet = crew.sealer.pack("call", crew.context_of("strange"), Call(digest, (1,), {}).pickled())
+    packet = crew.signer.pack("call", crew.context_of("strange"), Call(digest, (1,), {}).pickled())
     future = crew._send("strange", "redistq.call:strange", packet, crew._options)
     error = future.exception(10)
     assert isinstance(error, WrongPython)
@@ -255,10 +264,10 @@ def test_arrays_and_frames_travel_both_ways(crew: Client) -> None:
 
 def test_what_compresses_is_compressed(crew: Client) -> None:
     """Zeros cross as a few bytes, random bytes as they are."""
-    sealer = crew.sealer
-    assert len(sealer.pack("argument", "x", bytes(1_000_000))) < 20_000
+    signer = crew.signer
+    assert len(signer.pack("argument", "x", bytes(1_000_000))) < 20_000
     noise = numpy.random.default_rng(1).bytes(1_000_000)
-    assert 0 < len(sealer.pack("argument", "x", noise)) - 1_000_000 < 100
+    assert 0 < len(signer.pack("argument", "x", noise)) - 1_000_000 < 100
 
 
 def test_a_large_result_comes_back(crew: Client) -> None:
@@ -274,7 +283,7 @@ def test_a_large_result_does_not_stay_long_on_the_server(crew: Client) -> None:
         future.result(10)
         key = crew.keys.task(future.task_id)
         until(lambda: crew.broker.call(("TTL", key)) > 0, "a time to live")
-        time.sleep(0.05)  # the courier shortens it after it has told us
+        time.sleep(0.05)  # the sender shortens it after it has told us
         return int(crew.broker.call(("TTL", key)))
 
     noise = numpy.random.default_rng(3).bytes
@@ -295,7 +304,7 @@ def test_limits_say_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     client = Client(url, signing_key=KEY, max_payload_bytes=1000)
     with pytest.raises(PayloadTooLarge, match=r"limit is 1,000; .* raise max_payload_bytes"):
         client.submit(print, *range(1000))
-    monkeypatch.setattr("redistq.blobs.MAX_BLOB_BYTES", 100_000)
+    monkeypatch.setattr("redistq.functions.blobs.MAX_BLOB_BYTES", 100_000)
     with pytest.raises(PayloadTooLarge, match="pass its path") as caught:
         client.submit(len, numpy.random.default_rng(1).bytes(200_000))
     assert caught.value.limit == 100_000
@@ -335,7 +344,7 @@ def test_a_cached_call_is_made_once(crew: Client, tmp_path: Path) -> None:
 
 def test_other_code_or_arguments_are_another_cached_call(crew: Client) -> None:
     """What a function does, has closed over and calls decides; its name does not."""
-    from redistq.fingerprint import fingerprint
+    from redistq.functions.fingerprint import fingerprint
 
     def make(n: int, twice: bool) -> Any:
         def helper(x: int) -> int:
@@ -409,14 +418,14 @@ def test_an_ordinary_call_is_never_made_again_by_a_lost_answer(
 
     def lossy(asked: Any) -> Any:
         answer = real(asked)
-        if first and asked[:2] == crew.calls._enqueue[:2]:
+        if first and asked[:2] == crew.commands._enqueue[:2]:
             first.clear()
             until(lambda: path.exists(), "the first run")
             time.sleep(0.1)  # its failure is settled
             return real(asked)  # as the broker does when the connection broke in between
         return answer
 
-    monkeypatch.setattr(crew.courier._broker, "call", lossy)
+    monkeypatch.setattr(crew.sender._broker, "call", lossy)
     assert isinstance(crew.submit(fail).exception(10), ValueError)
     assert path.read_text() == "x"
 
@@ -632,13 +641,13 @@ def test_an_unsigned_payload_is_not_unpickled(crew: Client, tmp_path: Path) -> N
 @pytest.mark.parametrize("at", ["flags", "signature", "data", "cut"])
 def test_a_tampered_payload_is_not_unpickled(crew: Client, at: str) -> None:
     """Each byte counts."""
-    good = bytearray(crew.sealer.pack("call", "c", Call("f", (1,), {}).pickled()))
+    good = bytearray(crew.signer.pack("call", "c", Call("f", (1,), {}).pickled()))
     if at == "cut":
         del good[-1]
     else:
         good[{"flags": 4, "signature": 10, "data": -1}[at]] ^= 1
     with pytest.raises(UntrustedPayload):
-        crew.sealer.unpack("call", "c", bytes(good))
+        crew.signer.unpack("call", "c", bytes(good))
 
 
 def test_a_tampered_blob_is_not_unpickled(crew: Client, tmp_path: Path) -> None:
@@ -649,7 +658,7 @@ def test_a_tampered_blob_is_not_unpickled(crew: Client, tmp_path: Path) -> None:
     for name in (good, digest_of(evil)):
         crew.broker.call(("SET", crew.keys.blob(name), evil))
         context = crew.context_of(f"evil-{name}")
-        packet = crew.sealer.pack("call", context, Call(name, (), {}).pickled())
+        packet = crew.signer.pack("call", context, Call(name, (), {}).pickled())
         error = crew._send(f"evil-{name}", "redistq.call", packet, crew._options).exception(10)
         assert error is not None
         assert re.search("not what its name says|not signed", str(error))
@@ -664,7 +673,7 @@ def test_a_result_without_our_signature_is_not_unpickled(url: str, tmp_path: Pat
     client = Client(url, signing_key=KEY)
     future = client.submit(abs, 1)
     evil = MAGIC + b"\0" + pickle.dumps(Bomb(str(trap)))
-    told = ("XADD", client.courier.inbox.key, "*", "id")
+    told = ("XADD", client.sender.inbox.key, "*", "id")
     client.broker.call((*told, future.task_id, "state", "succeeded", "body", evil))
     with pytest.raises(UntrustedPayload, match="not signed"):
         future.result(10)
@@ -727,15 +736,15 @@ def test_any_value_survives_its_packet_and_no_other_key_opens_it(
     value: Any, key: bytes, other: bytes
 ) -> None:
     """Packing and unpacking give the same back; a packet is never taken for JSON."""
-    packet = Sealer(key).pack("result", "t", dump(value))
+    packet = Signer(key).pack("result", "t", dump(value))
     assert packet[:1] == b"\0"
-    back = load(Sealer(key).unpack("result", "t", packet))
+    back = load(Signer(key).unpack("result", "t", packet))
     assert back == value
     assert type(back) is type(value)
-    assert load(Sealer(None, allow_unsigned=True).unpack("result", "t", packet)) == value
+    assert load(Signer(None, allow_unsigned=True).unpack("result", "t", packet)) == value
     if other != key:
         with pytest.raises(UntrustedPayload):
-            Sealer(other).unpack("result", "t", packet)
+            Signer(other).unpack("result", "t", packet)
 
 
 @settings(max_examples=150, deadline=None)
@@ -744,12 +753,12 @@ def test_noise_is_no_packet(noise: bytes) -> None:
     """Whatever is in its place, unpacking raises UntrustedPayload and nothing else."""
     for data in (noise, MAGIC + noise, OLD_MAGIC + noise):
         with pytest.raises(UntrustedPayload):
-            Sealer(b"k" * 16).unpack("call", "c", data, old=True)
+            Signer(b"k" * 16).unpack("call", "c", data, old=True)
 
 
 def test_blobs_are_stored_once_renewed_and_expire(crew: Client) -> None:
     """A second put sends nothing; what is put for longer is kept for longer."""
-    blobs = Blobs(crew.broker, crew.keys, crew.sealer)
+    blobs = Blobs(crew.broker, crew.keys, crew.signer)
     name = blobs.put("argument", b"some data")
     key = crew.keys.blob(name)
     week = 7 * 86_400

@@ -26,8 +26,8 @@ from redistq import Client, ServerUnavailable, UnknownTask
 
 def sent(client: Client) -> bool:
     """Whether nothing is on its way to the server."""
-    courier = client.courier
-    return not courier._outbox and not courier._sending.locked()
+    sender = client.sender
+    return not sender._outbox and not sender._sending.locked()
 
 
 # -- servers -------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_flushall_fails_what_was_outstanding(private_server: Callable[..., Serve
     """No connection is lost, so the client finds out when it asks; then it goes on."""
     server = private_server()
     client = Client(server.url, signing_key=KEY)
-    client.courier.look_s = 0.2
+    client.sender.look_s = 0.2
     futures = [client.submit(abs, -n) for n in range(50)]
     until(lambda: sent(client), "all to be sent, and the answers read")
     with server.client() as db:
@@ -132,7 +132,7 @@ def test_a_server_that_stays_away_ends_the_wait(private_server: Callable[..., Se
     """After a time futures fail with ServerUnavailable, naming how to ask again."""
     server = private_server()
     client = Client(server.url, signing_key=KEY, timeout=0.5)
-    client.courier.give_up_s = 1.0
+    client.sender.give_up_s = 1.0
     future = client.submit(abs, 1)
     server.kill()
     with pytest.raises(ServerUnavailable, match="asks for it again"):

@@ -28,9 +28,14 @@ def test_every_print_of_the_guide_says_what_it_prints() -> None:
 
 def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     """Limits and times that it states."""
-    from redistq import batch, blobs, client, codec, courier, execution, parts, task_output
-    from redistq.client import CallOptions
-    from redistq.worker_settings import WorkerSettings
+    from redistq.client import batch, client
+    from redistq.client import sender as sender
+    from redistq.client.client import CallOptions
+    from redistq.functions import blobs, parts
+    from redistq.functions import output as task_output
+    from redistq.protocol import codec
+    from redistq.worker import executor as execution
+    from redistq.worker.settings import WorkerSettings
 
     assert codec.DEFAULT_MAX_BYTES == 8 * 1024**2
     assert blobs.MAX_BLOB_BYTES == execution.MAX_RAW_RESULT == 256 * 1024**2
@@ -38,9 +43,9 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert blobs.BLOB_TTL_S == client.BATCH_TTL_S == 7 * 86_400
     assert batch._OPEN_TTL_MS == 30 * 86_400_000
     assert parts.LARGE == 64 * 1024
-    assert courier.GIVE_UP_S == 120
+    assert sender.GIVE_UP_S == 120
     assert WorkerSettings().result_ttl == 86_400
-    assert courier.TAKEN_TTL_S == 600
+    assert sender.TAKEN_TTL_S == 600
     (row,) = re.findall(r"^\| `options\(\.\.\.\)` \|.* with (.*) \|$", GUIDE, re.M)
     named = set(re.findall(r"`(\w+)`", row))
     assert named == {*CallOptions.__dataclass_fields__, "priority"}

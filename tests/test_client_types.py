@@ -14,7 +14,7 @@ from clients import serving
 
 from redistq import Client
 from redistq.errors import TaskFailed
-from redistq.pickling import by_value, error_by_value, load
+from redistq.functions.pickling import by_value, error_by_value, load
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistq.codec import dumps, encode_error, encode_payload, encode_result, loads
 from redistq.errors import PayloadError, ResultError
+from redistq.protocol.codec import dumps, encode_error, encode_payload, encode_result, loads
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -18,10 +18,10 @@ from servers import Server
 from workers import until
 
 from redistq import TaskProducer, TaskWorker
-from redistq.broker import Broker
-from redistq.calls import Calls
-from redistq.keys import QueueKeys
-from redistq.settings import Address
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
 
 LEASE_MS = 10_000
 BEAT_EVERY_S = LEASE_MS / 3 / 1000
@@ -148,7 +148,7 @@ def test_a_settled_batch_is_one_script_with_seven_commands_of_its_own(
 ) -> None:
     """XPENDING is the fence, XACK and XDEL are variadic, XDEL is proved; clock and counter come
     once."""
-    calls = Calls(QueueKeys("tasks"))
+    calls = Commands(QueueKeys("tasks"))
     broker.call(calls.create_group())
     producer.add_tasks([("noop", k) for k in range(90)])
     entries = broker.call(calls.fetch("me", 100, None))[0][1]
@@ -168,11 +168,11 @@ def test_a_settled_batch_is_one_script_with_seven_commands_of_its_own(
         assert costs.commands.get(name, 0) <= most, (name, costs.commands)
 
 
-def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_keeper(
+def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
     client: redis.Redis, broker: Broker
 ) -> None:
     """Five commands and one a process, every third of a lease: under two a second, all counted."""
-    calls = Calls(QueueKeys("tasks"))
+    calls = Commands(QueueKeys("tasks"))
     for name in ("a", "b", "c"):
         broker.call(calls.register(name, LEASE_MS, {"host": "here"}))
     broker.call(calls.beat(LEASE_MS, [("a", "=")]))

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from servers import Server
 
-from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker, elements
-from redistq import dashboard_html as show
-from redistq.calls import Snapshot, WorkerRow
-from redistq.dashboard_words import Point, View, alerts, clean, duration, line, plain, rates
-from redistq.palette import LOOKS, WARNING
-from redistq.tick import BatchRow, DeadLetter, Event, Running, Tick
+from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
+from redistq.dashboard import page as show
+from redistq.dashboard.view import Point, View, alerts, line, plain, rates
+from redistq.display import elements
+from redistq.display.palette import LOOKS, WARNING
+from redistq.display.text import clean, duration
+from redistq.monitor.tick import BatchRow, DeadLetter, Event, Running, Tick
+from redistq.protocol.commands import Snapshot, WorkerRow
 
 NOW = 1_790_000_000_000
 HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
@@ -348,14 +350,14 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A played notebook; afterwards no thread and no comm of a dashboard may be left."""
     comm = pytest.importorskip("comm")
     pytest.importorskip("ipywidgets")
-    from redistq import notebook
-    from redistq.ticker import ticker
+    from redistq.dashboard.refresher import refresher
+    from redistq.display import notebook
 
     played = Stage()
     monkeypatch.setattr(notebook, "_publish", played.publish)
     before = set(comm.get_comm_manager().comms)
     yield played
-    for panel in ticker.panels():
+    for panel in refresher.panels():
         panel.end("the test is over")  # type: ignore[attr-defined]
     assert not ui_threads()
     assert set(comm.get_comm_manager().comms) <= before
@@ -367,7 +369,7 @@ def ui_threads() -> list[threading.Thread]:
 
 
 def wait(condition: Callable[[], Any], failure: str, seconds: float = 15.0) -> None:
-    """Wait for the ticker's thread, which has no signal for us."""
+    """Wait for the refresher's thread, which has no signal for us."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, failure
@@ -494,7 +496,7 @@ def test_it_ends_when_its_output_is_cleared(
     stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen by one front end, then by none: it leaves nothing behind, though it is still kept."""
-    from redistq import dashboard_panel
+    from redistq.dashboard import widget_panel as dashboard_panel
 
     monkeypatch.setattr(dashboard_panel, "GONE_AFTER_S", 0.2)
     made = opened(producer)
@@ -508,7 +510,7 @@ def test_it_ends_when_nobody_keeps_or_sees_it(
     stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deleted dashboard that no front end shows ends; one that is shown goes on."""
-    from redistq import dashboard_panel
+    from redistq.dashboard import widget_panel as dashboard_panel
 
     monkeypatch.setattr(dashboard_panel, "UNSEEN_AFTER_S", 0.2)
     made = opened(producer)
@@ -525,7 +527,7 @@ def test_it_ends_when_nobody_keeps_or_sees_it(
 
 def test_it_ends_when_a_cell_is_interrupted(stage: Stage, producer: TaskProducer) -> None:
     """A KeyboardInterrupt in any cell stops all dashboards; other errors do not."""
-    from redistq import notebook
+    from redistq.display import notebook
 
     first, second = opened(producer), opened(producer)
     notebook._cells._after_cell(SimpleNamespace(error_in_exec=ValueError()))
@@ -640,7 +642,7 @@ def test_all_that_knows_its_queue_is_a_source(url: str) -> None:
 def test_cancelling_all_leaves_what_runs_and_what_comes_later(url: str) -> None:
     """A thousand waiting tasks are cancelled in bounded calls; a running one is left alone, and
     so is one that was added after the button."""
-    from redistq.dashboard_panel import cancel_waiting
+    from redistq.dashboard.widget_panel import cancel_waiting
 
     started, go_on = threading.Event(), threading.Event()
 
@@ -754,7 +756,7 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
     assert "KeyboardInterrupt" in [m["content"].get("ename") for m in stopped]
     wait(lambda: cells.printed(LOOK) == "left 0 0\n", "something was left behind")
 
-    cells.run("from redistq import dashboard_panel\ndashboard_panel.UNSEEN_AFTER_S = 0.3")
+    cells.run("from redistq.dashboard import widget_panel\nwidget_panel.UNSEEN_AFTER_S = 0.3")
     cells.run("display(Dashboard(queue='seen'))")
     wait(lambda: cells.printed(LOOK) == "left 0 0\n", "a dashboard that nobody keeps goes on", 25)
 
@@ -764,7 +766,7 @@ def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
     import json
     from pathlib import Path
 
-    from redistq import serve
+    from redistq.dashboard import serve
 
     path = Path(__file__).resolve().parent.parent / "notebooks" / "dashboard.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -774,7 +776,7 @@ def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
 
 def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
     """Loopback by default."""
-    from redistq import serve
+    from redistq.dashboard import serve
 
     page = __import__("pathlib").Path("page.ipynb")
     usual = serve._voila(serve.parser().parse_args([]), page)

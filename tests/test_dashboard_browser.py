@@ -350,7 +350,7 @@ def test_the_page_is_served_to_people_without_a_notebook(
     with TaskProducer(url=server.url, stream=QUEUE) as producer:
         producer.add_tasks(("resize", n) for n in range(123))
     port = free_port()
-    command = ["-m", "redistq.cli", "dashboard", "--serve", "--url", server.url, "--queue", QUEUE]
+    command = ["-m", "redistq", "dashboard", "--serve", "--url", server.url, "--queue", QUEUE]
     with (tmp_path / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port)],

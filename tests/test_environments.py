@@ -22,8 +22,10 @@ import redis
 from workers import Command, alive, command, history, registered, until, worker_commands
 
 import redistq
-from redistq import ConfigurationError, TaskProducer, _child, processes
-from redistq.processes import Helper, interpreter
+from redistq import ConfigurationError, TaskProducer
+from redistq.system import processes
+from redistq.system.processes import Helper, interpreter
+from redistq.worker.worker import child as _child
 
 JOBS = """
 import asyncio, atexit, multiprocessing, os, signal, subprocess, sys, time, warnings
@@ -297,7 +299,8 @@ def test_a_worker_that_was_ready_once_is_started_again_for_ever(
 def test_a_worker_that_still_imports_is_ended_at_once(
     worker: Callable[..., Command], jobs: Path, end: signal.Signals
 ) -> None:
-    """An import without end holds up neither a stop nor, once the keeper is gone, the process."""
+    """An import without end holds up neither a stop nor, once the supervisor is gone, the
+    process."""
     (jobs / "endless.py").write_text(
         "import os, time\nprint('child', os.getpid(), flush=True)\nwhile True: time.sleep(0.01)\n"
     )
@@ -441,8 +444,8 @@ def test_the_package_works_out_of_a_zip(tmp_path: Path, url: str) -> None:
     package = Path(redistq.__file__).parent
     scripts = package / "_lua" if (package / "_lua").is_dir() else package.parent / "lua"
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as app:
-        for path in package.glob("*.py"):
-            app.write(path, f"redistq/{path.name}")
+        for path in package.rglob("*.py"):
+            app.write(path, f"redistq/{path.relative_to(package)}")
         for path in scripts.rglob("*.lua"):
             app.write(path, f"redistq/_lua/{path.relative_to(scripts)}")
     program = (
@@ -552,8 +555,8 @@ def test_exit_functions_that_do_not_end_hold_up_nothing(
 ) -> None:
     """They get a few seconds; then the process ends, cleanly."""
     (jobs / "lingers.py").write_text(
-        "import atexit, time\nfrom redistq import _child, task\n"
-        "_child.ATEXIT_S = 0.2\natexit.register(time.sleep, 600)\n"
+        "import atexit, time\nfrom redistq import task\nfrom redistq.worker import child\n"
+        "child.ATEXIT_S = 0.2\natexit.register(time.sleep, 600)\n"
         "@task\ndef ok(payload): return payload\n"
     )
     one = worker(module="lingers")
@@ -613,7 +616,7 @@ def test_a_process_that_does_not_listen_holds_nobody_up(
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o755)
     monkeypatch.setenv("REDISTQ_PYTHON", str(sleeper))
-    helper = Helper("redistq._child")
+    helper = Helper("redistq.worker.child")
     helper.introduce({"handlers": "x" * 1_000_000}, timeout=0.2)
     assert helper.news(0.1) is None
     helper.tell("stop 30")
@@ -628,14 +631,14 @@ def test_sockets_of_coroutine_libraries_keep_their_own_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """gevent and eventlet put their own sockets in place: a limit in the kernel is none there."""
-    from redistq.broker import _DirectLine
+    from redistq.connection.broker import SocketTransport
 
     green = type("socket", (socket.socket,), {"__module__": "gevent._socket3"})
     for kind, timeout in ((green, 1.5), (socket.socket, None)):
         monkeypatch.setattr(socket, "socket", kind)
         with kind() as sock:
             parser = SimpleNamespace(parse_error=Exception)
-            line = _DirectLine(SimpleNamespace(_sock=sock, _parser=parser))
+            line = SocketTransport(SimpleNamespace(_sock=sock, _parser=parser))
             line.limit(1.5)
             assert sock.gettimeout() == timeout
 
@@ -643,7 +646,7 @@ def test_sockets_of_coroutine_libraries_keep_their_own_time(
 def test_pipes_are_no_standard_streams() -> None:
     """Though those be closed, a pipe takes no number of theirs: a child's own would replace it."""
     code = (
-        "import os, sys\nfrom redistq.processes import pipe\n"
+        "import os, sys\nfrom redistq.system.processes import pipe\n"
         "for n in (0, 1): os.close(n)\n"
         "ends = pipe()\n"
         "print(min(ends) > 2, [*map(os.get_inheritable, ends)], file=sys.stderr)"

@@ -27,7 +27,7 @@ import pytest
 from clients import KEY, serving
 
 from redistq import Client, PayloadError, TaskFailed
-from redistq.futures import RemoteTraceback, TaskFuture
+from redistq.client.futures import RemoteTraceback, TaskFuture
 
 VERSION = "{}.{}".format(*sys.version_info)
 WORKERS = 3

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from redistq import PayloadError
-from redistq.fingerprint import fingerprint
+from redistq.functions.fingerprint import fingerprint
 
 SETUP = """
 import abc, collections, dataclasses, datetime, enum, functools, random, typing
@@ -23,8 +23,8 @@ import numpy as np
 
 def notebook(source: str, folder: Path | None = None, seed: str = "0") -> str:
     """The fingerprint of ``f(1)`` after cells with that source, in a process of its own."""
-    code = f"{SETUP}\n{textwrap.dedent(source)}\nfrom redistq.fingerprint import fingerprint\n"
-    code += "print(fingerprint(f, (1,), {}))"
+    code = f"{SETUP}\n{textwrap.dedent(source)}\n"
+    code += "from redistq.functions.fingerprint import fingerprint\nprint(fingerprint(f, (1,), {}))"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=folder,

@@ -21,9 +21,9 @@ from redistq import (
     TaskWorker,
     UnknownBatch,
     UnknownTask,
-    options,
 )
 from redistq.handlers import Registry
+from redistq.protocol import options
 from redistq.retry import RetryPolicy
 
 
@@ -197,7 +197,7 @@ def test_an_error_without_words_has_a_text(idle: Client) -> None:
 def test_a_batch_goes_by_its_own_name_everywhere(idle: Client, url: str, capsys: Any) -> None:
     """In frames, on dashboards and at the command line; one without a name goes by its function."""
     pytest.importorskip("pandas")
-    from redistq.cli_monitor import main
+    from redistq.cli.monitor import main
     from redistq.dashboard import Dashboard
 
     idle.map_batch(abs, [-1], name="pages-november")

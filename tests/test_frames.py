@@ -11,7 +11,7 @@ from clients import serving
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from redistq import Client
-from redistq.dataframes import map_groups
+from redistq.client.dataframes import map_groups
 
 
 @pytest.fixture(scope="module")

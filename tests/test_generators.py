@@ -14,7 +14,8 @@ import pytest
 from clients import gate, serving
 from numpy.random import rand as drawn_by_numpy
 
-from redistq import Client, generators
+from redistq import Client
+from redistq.functions import generators
 
 
 @pytest.fixture(scope="module")

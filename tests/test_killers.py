@@ -1,4 +1,5 @@
-"""Tasks that kill their process, and a keeper that breaks or dies: who is charged, who waits."""
+"""Tasks that kill their process, and a supervisor that breaks or dies: who is charged, who
+waits."""
 
 from __future__ import annotations
 
@@ -15,12 +16,11 @@ import redis
 from workers import Command, alive, history, registered, until, worker_commands
 
 from redistq import TaskFailed, TaskProducer
-from redistq.broker import Broker
-from redistq.calls import Calls
-from redistq.keeper import Keeper
-from redistq.keys import QueueKeys
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
+from redistq.worker.worker import Supervisor, WorkerSettings
 
 JOBS = """
 import os, signal, time
@@ -130,11 +130,11 @@ def test_killers_do_not_hold_up_a_healthy_batch(
     assert time.monotonic() - at < 30  # with pauses that double it took minutes
 
 
-def test_a_killed_keeper_charges_nothing_that_had_not_started(
+def test_a_killed_supervisor_charges_nothing_that_had_not_started(
     worker: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
     """Its processes sign off themselves: what waits goes back uncounted, before the lease ends."""
-    keeper = worker("--threads", "1", "--lease", "4")
+    supervisor = worker("--threads", "1", "--lease", "4")
     for n in range(40):
         producer.get_result(producer.add_task("double", n), 10)
     busy, behind = held_back(
@@ -146,7 +146,7 @@ def test_a_killed_keeper_charges_nothing_that_had_not_started(
     )
     until(lambda: client.lpop("started") == busy, "the start")
     children = list(registered(client).values())
-    keeper.send(signal.SIGKILL)
+    supervisor.send(signal.SIGKILL)
     at = time.monotonic()
     until(lambda: not any(alive(pid) for pid in children), "the end of its processes")
     until(lambda: not registered(client), "their sign-off", 1)
@@ -157,22 +157,24 @@ def test_a_killed_keeper_charges_nothing_that_had_not_started(
     assert history(client, busy)[:1] == ["recovered"]
 
 
-def test_a_keeper_goes_on_after_any_error(url: str, client: redis.Redis) -> None:
+def test_a_supervisor_goes_on_after_any_error(url: str, client: redis.Redis) -> None:
     """What breaks in its loop is logged; it beats again, and ends when it is told to."""
-    keeper = Keeper(WorkerSettings(lease=1.0, scheduler=False), Address(url))
+    supervisor = Supervisor(WorkerSettings(lease=1.0, scheduler=False), Address(url))
     beats = []
 
     def beat() -> None:
         beats.append(time.monotonic())
-        keeper._next_beat = time.monotonic() + 0.05
+        supervisor._next_beat = time.monotonic() + 0.05
         raise RuntimeError("broken")
 
-    keeper.beat = beat  # type: ignore[method-assign]
+    supervisor.beat = beat  # type: ignore[method-assign]
     codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(keeper.run()), name="redistq-keeper")
+    thread = threading.Thread(
+        target=lambda: codes.append(supervisor.run()), name="redistq-supervisor"
+    )
     thread.start()
     until(lambda: len(beats) >= 3, "three beats")
-    keeper.request_stop(0.0)
+    supervisor.request_stop(0.0)
     thread.join(10)
     assert codes == [0]
 
@@ -180,19 +182,19 @@ def test_a_keeper_goes_on_after_any_error(url: str, client: redis.Redis) -> None
 def test_a_dead_process_is_reported_when_the_server_is_back(
     url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper alone knows what had been started; it tells it as soon as it is heard."""
+    """The supervisor alone knows what had been started; it tells it as soon as it is heard."""
     from redistq.errors import ServerUnavailable
-    from redistq.keeper import Death
+    from redistq.worker.worker import Death
 
     broker = Broker(Address(url))
-    calls = Calls(QueueKeys("tasks"))
+    calls = Commands(QueueKeys("tasks"))
     broker.call(calls.create_group())
     broker.call(calls.register("gone", 60_000, {"host": "here"}))
     with TaskProducer(url=url) as producer:
         ids = producer.add_tasks([("double", n) for n in range(3)])
     entries = [entry.decode() for entry, _ in broker.call(calls.fetch("gone", 3, None))[0][1]]
-    keeper = Keeper(WorkerSettings(scheduler=False), Address(url))
-    real, refused = keeper._broker.call, []
+    supervisor = Supervisor(WorkerSettings(scheduler=False), Address(url))
+    real, refused = supervisor._broker.call, []
 
     def away(*args: Any) -> Any:
         if len(refused) < 2:
@@ -200,12 +202,12 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
             raise ServerUnavailable("away")
         return real(*args)
 
-    monkeypatch.setattr(keeper._broker, "call", away)
-    keeper._deaths.append(Death("gone", entries[:1]))
-    thread = threading.Thread(target=keeper.run, name="redistq-keeper")
+    monkeypatch.setattr(supervisor._broker, "call", away)
+    supervisor._deaths.append(Death("gone", entries[:1]))
+    thread = threading.Thread(target=supervisor.run, name="redistq-supervisor")
     thread.start()
     until(lambda: not client.exists("worker:tasks:gone"), "the report")
-    keeper.request_stop(0.0)
+    supervisor.request_stop(0.0)
     thread.join(10)
     broker.close()
     assert len(refused) == 2

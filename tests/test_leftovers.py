@@ -16,7 +16,7 @@ from clients import KEY
 from workers import until
 
 from redistq import Client, TaskCancelled, TaskProducer
-from redistq.presence import LIFE_S, has_ended, me
+from redistq.client.presence import LIFE_S, has_ended, me
 
 DIES = f"""
 import os, signal, sys
@@ -24,7 +24,7 @@ from redistq import Client
 client = Client(sys.argv[1], signing_key={KEY!r})
 {{lines}}
 for part in client.parts():
-    part.courier._flush(patient=True)  # all is with the server
+    part.sender._flush(patient=True)  # all is with the server
 os.kill(os.getpid(), signal.SIGKILL)
 """
 THREE = "for n in range(3): client.submit(abs, -n)"
@@ -125,7 +125,7 @@ def test_a_client_that_is_closed_has_ended(heir: Client, url: str, client: redis
     """Though its process lives; and its sign goes with it."""
     with Client(url, signing_key=KEY) as other:
         other.submit(abs, -1)
-        assert client.exists(f"client:tasks:{other.courier.inbox.name}")
+        assert client.exists(f"client:tasks:{other.sender.inbox.name}")
         assert heir.drop_leftovers() == 0
         other.close()
     assert not client.keys("client:tasks:*")
@@ -147,9 +147,9 @@ def test_clients_of_other_machines_live_as_long_as_their_sign(
 
 def test_a_sign_of_life_is_given_again(heir: Client, client: redis.Redis) -> None:
     """Before it expires, and when the server has lost it."""
-    heir.courier.sign_s = 0.01
+    heir.sender.sign_s = 0.01
     heir.submit(abs, -1)
-    key = f"client:tasks:{heir.courier.inbox.name}"
+    key = f"client:tasks:{heir.sender.inbox.name}"
     client.expire(key, 5)
     until(lambda: client.ttl(key) > 100, "another sign", 20)
     client.delete(key)

@@ -16,7 +16,7 @@ import pytest
 from clients import serving
 
 from redistq import Client
-from redistq.local_modules import bundle_of, is_local
+from redistq.functions.local_modules import bundle_of, is_local
 
 Edit = Callable[..., None]
 

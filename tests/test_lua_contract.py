@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from servers import Server
 
-from redistq import scripts
-from redistq.calls import Calls, Command
-from redistq.keys import QueueKeys
-from redistq.scripts import QueueScripts
+from redistq.protocol import scripts
+from redistq.protocol.commands import Command, Commands
+from redistq.protocol.keys import QueueKeys
+from redistq.protocol.scripts import QueueScripts
 
 FOLDER = Path(__file__).resolve().parent.parent / "lua"
 VERBS = sorted(path.stem for path in FOLDER.glob("*.lua"))
@@ -274,7 +274,7 @@ def test_verbs_are_the_files() -> None:
 
 # -- calls ---------------------------------------------------------------------------------------
 
-CALLS: dict[str, Callable[[Calls, int], Command]] = {
+CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "adopt": lambda c, n: c.adopt(789),
     "beat": lambda c, n: c.beat(789, [("w", "=")] * n),
     "browse": lambda c, n: c.browse("pending", 10),
@@ -309,7 +309,7 @@ OWN = {"group": "the-group", "history_max": "123", "dead_ttl": "456", "channel":
 def test_a_typed_call_sends_what_the_header_says(verb: str) -> None:
     """Its keys, what is the queue's own, and as many values as its items have."""
     header, keys = scripts.header_of(verb), QueueKeys("q")
-    calls = Calls(keys, "the-group", history_max=123, dead_ttl_ms=456)
+    calls = Commands(keys, "the-group", history_max=123, dead_ttl_ms=456)
     for items in (0, 1, 3) if header.repeated else (0,):
         command = CALLS[verb](calls, items)
         scripts.check(command)
@@ -346,7 +346,7 @@ def test_a_script_that_there_is_not_cannot_be_called() -> None:
 
 def test_values_that_make_no_whole_items_are_found() -> None:
     """The tests of the scripts check each call so: too few or too many values, or keys."""
-    calls = Calls(QueueKeys("q"))
+    calls = Commands(QueueKeys("q"))
     for command in (
         calls.enqueue(["x"] * 6),
         (*calls.snapshot(), "more"),
@@ -360,6 +360,6 @@ def test_values_that_make_no_whole_items_are_found() -> None:
 
 def test_one_task_is_enqueued_like_many() -> None:
     """The call for a single task is the same as the bulk call with one."""
-    calls = Calls(QueueKeys("q"))
+    calls = Commands(QueueKeys("q"))
     one = calls.enqueue_one("id", "name", b"1", "", "+5")
     assert one == calls.enqueue(["id", "name", b"1", "", "+5"])

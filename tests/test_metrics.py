@@ -26,7 +26,7 @@ from workers import until
 
 from redistq import ConfigurationError, Fail, Snooze, TaskMonitor, TaskProducer, TaskWorker, tracing
 from redistq.handlers import Registry
-from redistq.metrics import MetricsServer
+from redistq.monitor.metrics import MetricsServer
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_a_strange_context_does_no_harm(url: str, spans: InMemorySpanExporter) -
     with TaskProducer(url=url) as producer:
         for carrier in ('{"trace":[1,2]}', '{"trace":{"traceparent":"junk"}}'):
             fields = ("id" + carrier[9:11], "work", b"1", carrier, "")
-            producer.broker.call(producer.calls.enqueue_one(*fields))
+            producer.broker.call(producer.commands.enqueue_one(*fields))
         with TaskWorker(url=url, task_handlers={"work": lambda payload: payload}):
             assert producer.get_result("id[1", timeout=20) == 1
             assert producer.get_result('id{"', timeout=20) == 1

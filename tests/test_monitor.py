@@ -18,7 +18,7 @@ from workers import until
 from redistq import ConfigurationError, TaskMonitor, TaskWorker, UnknownTask
 from redistq.errors import ServerUnavailable
 from redistq.handlers import Registry
-from redistq.tick import Tick
+from redistq.monitor.tick import Tick
 
 TIME, SPAN, LABEL, STATE = "datetime64[ms, UTC]", "timedelta64[us]", "category", "category"
 TEXT = str(pd.Series(["x"]).dtype)
@@ -630,7 +630,7 @@ def test_a_pickled_payload_is_only_named(farm: Farm) -> None:
     """The packet of a function call is no text: its preview says what it is."""
     farm.register("w1")
     packet = b"\0rq1\x00" + bytes(range(256))
-    farm.call(farm.calls.enqueue_one("call-1", "call:f", packet, "", ""))
+    farm.call(farm.commands.enqueue_one("call-1", "call:f", packet, "", ""))
     assert farm.fetch("w1")
     assert farm.monitor.tick().running[0].preview == "(a pickled call)"
     assert farm.monitor.get_pending().loc[0, "payload"] == "(a pickled call)"

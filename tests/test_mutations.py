@@ -15,7 +15,7 @@ import redis
 from script_world import LEASE_MS, Broken, Walk, World, attempt_ended, outcome
 from servers import Server
 
-from redistq import scripts
+from redistq.protocol import scripts
 
 WALKS = 12
 MINUTE = 60_000
@@ -34,7 +34,7 @@ def handed_out_again(world: World) -> None:
     """The same entry given to another consumer is no longer the first one's."""
     world.add("a", "b", "c")
     read = world.fetch("old")
-    world.db.xgroup_destroy(world.keys.stream, world.calls.group)
+    world.db.xgroup_destroy(world.keys.stream, world.commands.group)
     world.ensure_group()
     world.fetch("new")
     lost = world.settle("old", *(outcome(entry, f["id"]) for entry, f in read))
@@ -51,8 +51,8 @@ def anothers_work(world: World) -> None:
     world.settle("w", *(outcome(entry, id) for entry, id in read))
     world.retry("w", *(attempt_ended(entry, id) for entry, id in read))
     world.park("w", *((entry, id, "job") for entry, id in read))
-    world.call(world.calls.release("w", [entry for entry, _ in read]))
-    world.call(world.calls.quarantine("w", read[0][0], "no task"))
+    world.call(world.commands.release("w", [entry for entry, _ in read]))
+    world.call(world.commands.quarantine("w", read[0][0], "no task"))
     expect(world.fingerprint() == before, "a consumer changed what is not its own")
 
 
@@ -64,13 +64,13 @@ def full_server(world: World) -> None:
     world.make_due()
     read = [(entry, f["id"]) for entry, f in world.fetch("w")]
     world.expire("w")
-    beats = [world.calls.beat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
+    beats = [world.commands.beat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
     world.db.config_set("maxmemory", 1)
     try:
         expect(world.settle("w", outcome(*read[0])) == [], "a full server settles nothing")
         expect(world.retry("w", attempt_ended(*read[1])) == [], "a full server retries nothing")
         expect(world.park("w", (*read[2], "job")) == ["parked"], "a full server parks nothing")
-        expect(world.call(world.calls.release("w", [read[3][0]])) == 1, "nothing was given back")
+        expect(world.call(world.commands.release("w", [read[3][0]])) == 1, "nothing was given back")
         for beat in beats:  # after a silence, and as usual
             world.call(beat)
         expect(world.db.zscore(world.keys.workers, "v"), "a heartbeat was swallowed")
@@ -100,10 +100,10 @@ def silence(world: World) -> None:
     world.register("v")
     world.expire("w")
     world.expire("v")
-    world.call(world.calls.beat(LEASE_MS, [("w", "=")]))
+    world.call(world.commands.beat(LEASE_MS, [("w", "=")]))
     expect(world.recover().consumer == "", "a silence was held against a worker")
     world.expire("v")
-    world.call(world.calls.beat(LEASE_MS, [("w", "=")]))
+    world.call(world.commands.beat(LEASE_MS, [("w", "=")]))
     expect(world.recover().consumer == "v", "a dead worker was spared")
     expect(world.recover().consumer == "", "a living worker was recovered")
 
@@ -122,8 +122,8 @@ def earliest(world: World) -> None:
             world.register(consumer, lease_ms=lease_ms)
         for consumer in late:
             world.expire(consumer, by_ms=5000)
-        beat = world.calls.beat(LEASE_MS, [(consumer, "=") for consumer in beating])
-        answer = world.calls.read_beat(world.call(beat)).earliest_deadline_ms
+        beat = world.commands.beat(LEASE_MS, [(consumer, "=") for consumer in beating])
+        answer = world.commands.read_beat(world.call(beat)).earliest_deadline_ms
         least = world.db.zrange(world.keys.workers, 0, 0, withscores=True)[0][1]
         expect(answer == least, f"{answer} is not the earliest deadline, {least} is")
 
@@ -192,7 +192,7 @@ def results_expire(world: World) -> None:
     world.settle("w", outcome(read[0][0], "a"), outcome(read[1][0], "b", "failed", body="{}"))
     world.cancel("c")
     expect(all(world.ttl_ms(id) > 0 for id in "abc"), "a record is kept for ever")
-    world.call(world.calls.replay(["b"]))
+    world.call(world.commands.replay(["b"]))
     expect(world.ttl_ms("b") == -1, "a replayed task's record expires")
 
 
@@ -201,7 +201,7 @@ def order(world: World) -> None:
     for id, score in (("c", 3), ("a", 1), ("b", 2)):
         world.add(id, due="+60000")
         world.db.zadd(world.keys.delayed, {id: score})
-    world.call(world.calls.promote(2))
+    world.call(world.commands.promote(2))
     expect([f["id"] for _, f in world.entries()] == ["a", "b"], "due tasks out of order")
 
 

@@ -22,7 +22,7 @@ from workers import until
 from redistq import Client, ConfigurationError, TaskProducer, TaskWorker
 from redistq.errors import TaskCancelled, TaskFailed
 from redistq.handlers import Registry
-from redistq.options import (
+from redistq.protocol.options import (
     MAX_COUNT,
     MAX_SECONDS,
     MAX_WAIT_S,
@@ -30,7 +30,7 @@ from redistq.options import (
     milliseconds,
     wait_seconds,
 )
-from redistq.worker_settings import WorkerSettings
+from redistq.worker.settings import WorkerSettings
 
 NO_SECONDS = [
     math.inf,

@@ -37,15 +37,15 @@ from redistq import (
     TaskWorker,
     tracing,
 )
-from redistq.board import Board
-from redistq.broker import Broker
-from redistq.calls import Calls
-from redistq.crew import EXIT_FAULT, Crew
-from redistq.execution import _TimeLimits
-from redistq.keys import QueueKeys
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
 from redistq.retry import RetryPolicy
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.worker.executor import _TimeLimits
+from redistq.worker.processor import EXIT_FAULT, Processor
+from redistq.worker.scoreboard import Scoreboard
+from redistq.worker.settings import WorkerSettings
 
 registry = Registry()
 
@@ -473,7 +473,7 @@ def broken_logging(request: pytest.FixtureRequest) -> Iterator[None]:
     logging.getLogger("redistq").setLevel(level)
 
 
-def crew_threads() -> set[int]:
+def processor_threads() -> set[int]:
     """The threads of all crews in this process."""
     parts = tuple(f"redistq-{part}-" for part in ("run", "fetch", "settle", "loop", "watch"))
     return {t.ident or 0 for t in threading.enumerate() if t.name.startswith(parts)}
@@ -497,11 +497,11 @@ def test_logging_that_fails_costs_no_thread(
         raise ValueError("told")
 
     with TaskWorker(url=url, task_handlers=handlers, thread_count=2), TaskProducer(url=url) as door:
-        before = crew_threads()
+        before = processor_threads()
         for name in ("fails", "async_fails") * 3:
             with pytest.raises(TaskFailed, match="told"):
                 door.get_result(door.add_task(name), 10)
-        assert before == crew_threads() != set()
+        assert before == processor_threads() != set()
     assert "failed for good: ValueError: told (logging failed:" in capfd.readouterr().err
 
 
@@ -726,7 +726,7 @@ def test_a_worker_inside_a_program_stops_and_says_so(
     """The program goes on, ``running`` and ``fault`` tell, and its tasks go to others."""
     worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2).start()
     consumer = worker.consumer
-    worker._crew._execution.times = None  # a mistake of ours, in the fetcher
+    worker._processor._executor.times = None  # a mistake of ours, in the fetcher
     with TaskProducer(url=url) as door:
         task_id = door.add_task("echo", 7)
         until(lambda: not worker.running, "its end", 20)
@@ -752,15 +752,15 @@ def _refusing(refused: Callable[[Any], Exception | None]) -> type[Broker]:
     return Refusing
 
 
-def _crew(
+def _processor(
     url: str, tmp_path: Path, refused: Callable[[Any], Exception | None]
-) -> tuple[Crew, list[str]]:
+) -> tuple[Processor, list[str]]:
     """A crew whose server refuses some calls, and why it could not go on."""
-    broker, calls = _refusing(refused)(Address(url)), Calls(QueueKeys())
+    broker, calls = _refusing(refused)(Address(url)), Commands(QueueKeys())
     faults: list[str] = []
     settings = WorkerSettings(lease=1, threads=1)
-    board = Board.create(200)
-    return Crew(settings, registry, broker, [calls], "me", board, faults.append), faults
+    scoreboard = Scoreboard.create(200)
+    return Processor(settings, registry, broker, [calls], "me", scoreboard, faults.append), faults
 
 
 def _settles(command: Any, task_id: str) -> bool:
@@ -775,7 +775,7 @@ def test_an_outcome_that_cannot_be_sent_fails_alone(
     def refused(command: Any) -> Exception | None:
         return TypeError("not this one") if _settles(command, "odd") else None
 
-    crew, faults = _crew(url, tmp_path, refused)
+    crew, faults = _processor(url, tmp_path, refused)
     crew.start()
     with TaskProducer(url=url) as door:
         door.add_tasks([{"type": "echo", "payload": n, "task_id": f"t{n}"} for n in range(9)])
@@ -791,12 +791,12 @@ def test_an_outcome_that_cannot_be_sent_fails_alone(
 def test_an_outcome_that_the_server_refuses_ends_the_crew_and_is_charged(
     url: str, tmp_path: Path
 ) -> None:
-    """The others are settled meanwhile; after a lease the board says which task it was."""
+    """The others are settled meanwhile; after a lease the scoreboard says which task it was."""
 
     def refused(command: Any) -> Exception | None:
         return redis.ResponseError("odd") if any("odd" in str(part) for part in command) else None
 
-    crew, faults = _crew(url, tmp_path, refused)
+    crew, faults = _processor(url, tmp_path, refused)
     with TaskProducer(url=url) as door:
         door.add_task("echo", 1, task_id="odd")
         entry = door.get_task("odd") and redis.Redis.from_url(url).xrange("tasks")[0][0].decode()
@@ -805,7 +805,7 @@ def test_an_outcome_that_the_server_refuses_ends_the_crew_and_is_charged(
         assert [door.get_result(f"t{n}", 10) for n in range(9)] == list(range(9))
         until(lambda: faults, "the fault", 20)
     assert "refuses an outcome" in faults[0]
-    assert crew.board.running() == [entry]
+    assert crew.scoreboard.running() == [entry]
     crew.stop(0.1)
     crew.broker.close()
 
@@ -814,7 +814,7 @@ def test_settling_that_hangs_ends_the_crew(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A settling call that never comes back is seen from outside."""
-    monkeypatch.setattr("redistq.crew.SLACK_S", 0.1)
+    monkeypatch.setattr("redistq.worker.processor.SLACK_S", 0.1)
     go = threading.Event()
 
     def refused(command: Any) -> Exception | None:
@@ -822,7 +822,7 @@ def test_settling_that_hangs_ends_the_crew(
             go.wait(30)
         return None
 
-    crew, faults = _crew(url, tmp_path, refused)
+    crew, faults = _processor(url, tmp_path, refused)
     crew.broker.timeout = 0.5
     crew.start()
     with TaskProducer(url=url) as door:
@@ -881,20 +881,21 @@ def test_an_async_entry_with_its_fields_in_another_order_runs(
 
 
 def test_what_is_shown_while_an_entry_is_opened(url: str, tmp_path: Path) -> None:
-    """A payload that ends the process when it is read is charged: its entry stands on the board."""
-    crew, _ = _crew(url, tmp_path, lambda command: None)
+    """A payload that ends the process when it is read is charged: its entry stands on the
+    scoreboard."""
+    crew, _ = _processor(url, tmp_path, lambda command: None)
     shown: list[list[str]] = []
-    opened = crew._execution._open
+    opened = crew._executor._open
 
     def look(task: Any) -> Any:
-        shown.append(crew.board.running())
+        shown.append(crew.scoreboard.running())
         return opened(task)
 
-    crew._execution._open = look  # type: ignore[method-assign]
+    crew._executor._open = look  # type: ignore[method-assign]
     fields = [b"id", b"x", b"name", b"echo", b"payload", b"1", b"attempt", b"1"]
     task = (b"1-0", [*fields, b"recovered", b"0", b"opts", b""], 0)
-    assert json.loads(crew._execution.runner(0)(task).args[6]) == 1
-    assert asyncio.run(crew._execution.run_async((b"2-0", [b"id", b"x"], 0), 1)).entry == b"2-0"
+    assert json.loads(crew._executor.runner(0)(task).args[6]) == 1
+    assert asyncio.run(crew._executor.run_async((b"2-0", [b"id", b"x"], 0), 1)).entry == b"2-0"
     assert shown == [["1-0"], ["2-0"]]
-    assert crew.board.running() == []
+    assert crew.scoreboard.running() == []
     crew.broker.close()

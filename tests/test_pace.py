@@ -14,23 +14,31 @@ import pytest
 import redis
 
 from redistq import Registry, TaskProducer
-from redistq.board import Board
-from redistq.broker import Broker
-from redistq.calls import Calls
-from redistq.crew import PREFETCH_TASKS, Crew
-from redistq.execution import Execution, Task
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
 from redistq.handlers import Handler
-from redistq.keys import QueueKeys
-from redistq.pace import NAMES, UNKNOWN, UNSEEN_NS, Forecast, RunTimes, fitting, total_ns
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
+from redistq.worker.durations import (
+    NAMES,
+    UNKNOWN,
+    UNSEEN_NS,
+    Durations,
+    Forecast,
+    fitting,
+    total_ns,
+)
+from redistq.worker.executor import Delivery, Executor
+from redistq.worker.processor import PREFETCH_TASKS, Processor
+from redistq.worker.scoreboard import Scoreboard
+from redistq.worker.settings import WorkerSettings
 
 MS = 1_000_000
 
 
-def ran(ms: float, times: int = 100, threaded: bool = True) -> RunTimes:
+def ran(ms: float, times: int = 100, threaded: bool = True) -> Durations:
     """A name whose tasks took so long."""
-    found = RunTimes(threaded)
+    found = Durations(threaded)
     found.busy_ns, found.done = int(ms * MS * times), times
     return found
 
@@ -40,7 +48,7 @@ def ran(ms: float, times: int = 100, threaded: bool = True) -> RunTimes:
 
 def test_a_name_that_never_ran_counts_as_long() -> None:
     """Until its first task has ended; then that one is all there is to go by."""
-    times = RunTimes()
+    times = Durations()
     assert times.mean_ns() == UNSEEN_NS
     times.busy_ns, times.done = 3 * MS, 1
     assert times.mean_ns() == 3 * MS
@@ -73,7 +81,7 @@ def test_lost_additions_of_runners_do_no_harm() -> None:
 
 def test_many_threads_and_a_reader_need_no_lock() -> None:
     """Whoever adds or asks when, nothing breaks, and the mean is a time."""
-    times, seen, interval = RunTimes(), [], sys.getswitchinterval()
+    times, seen, interval = Durations(), [], sys.getswitchinterval()
 
     def add() -> None:
         for _ in range(20_000):
@@ -121,7 +129,7 @@ def test_the_forecast_is_the_mixture_that_came_last() -> None:
     for _ in range(200):
         forecast.read(Counter([short]))
     assert forecast.mean_ns() == pytest.approx(MS, rel=0.05)
-    new = RunTimes()
+    new = Durations()
     forecast.read(Counter([new] * 20))
     assert forecast.mean_ns() == UNSEEN_NS
     new.busy_ns, new.done = 16 * MS, 16  # what is learnt counts at once
@@ -132,9 +140,9 @@ def test_names_with_labels_are_kept_apart_up_to_a_number() -> None:
     """``handler:label`` has a mean of its own; beyond the limit it shares its handler's."""
     registry = Registry({"work": lambda payload: payload})
     registry.add_handler(Handler.of("call", lambda payload: payload, raw=True))
-    execution = Execution(WorkerSettings(), registry, "me", None)  # type: ignore[arg-type]
+    execution = Executor(WorkerSettings(), registry, "me", None)  # type: ignore[arg-type]
 
-    def of(name: str) -> RunTimes:
+    def of(name: str) -> Durations:
         fields = [b"id", b"1", b"name", name.encode()]
         (times,) = execution.times([(b"1-0", fields, 0)])
         return times
@@ -156,22 +164,22 @@ class Fetcher:
 
     def __init__(self, url: str, tmp_path: Path, threads: int = 1) -> None:
         handlers = {name: lambda payload: payload for name in ("short", "long", "new")}
-        self.broker, self.calls = Broker(Address(url)), Calls(QueueKeys())
+        self.broker, self.commands = Broker(Address(url)), Commands(QueueKeys())
         self.sent: list[str] = []
         settings = WorkerSettings(lease=2, threads=threads)
-        board = Board.create(200)
+        scoreboard = Scoreboard.create(200)
         registry = Registry(handlers)
-        self.crew = Crew(settings, registry, self.broker, [self.calls], "me", board)
-        self.broker.call(self.calls.create_group())
+        self.crew = Processor(settings, registry, self.broker, [self.commands], "me", scoreboard)
+        self.broker.call(self.commands.create_group())
         for name, ms in (("short", 0.01), ("long", 20)):
-            times = self.crew._execution._jobs[name.encode()].times
+            times = self.crew._executor._bound[name.encode()].times
             times.busy_ns, times.done = int(ms * MS * 100), 100
-        self.crew._forecast.read(Counter(self.crew._execution.times([named("short")])))
+        self.crew._forecast.read(Counter(self.crew._executor.times([named("short")])))
 
     def read(self, room: int) -> list[str]:
         """Read as the fetcher does; the payloads it keeps unstarted."""
-        wire = self.broker.wire(5)
-        tasks = self.crew._read(wire.request(self.calls.fetch("me", room, None)))
+        wire = self.broker.connection(5)
+        tasks = self.crew._read(wire.request(self.commands.fetch("me", room, None)))
         wire.close()
         self.crew._take(tasks, drained=len(tasks) < room)
         return self.kept()
@@ -181,7 +189,7 @@ class Fetcher:
         return [flat[5].decode() for _, flat, _ in self.crew._ready]
 
 
-def named(name: str) -> Task:
+def named(name: str) -> Delivery:
     """An entry of a task."""
     return (b"1-0", [b"id", b"1", b"name", name.encode()], 0)
 
@@ -264,7 +272,7 @@ def test_others_that_have_enough_to_do_are_asked_seldom(
     numbers, asked = [str(n) for n in range(30)], []
     release = fetcher.crew._release
 
-    def late(tasks: list[Task], drained_only: bool) -> bool:
+    def late(tasks: list[Delivery], drained_only: bool) -> bool:
         if not asked:
             producer.add_task("short", "late")  # comes between the reading and the offer
         asked.append(len(tasks))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from redistq import Client, PayloadError
-from redistq.parts import LARGE, Parted, dump_parted, load_whole
+from redistq.functions.parts import LARGE, Parted, dump_parted, load_whole
 
 BIG = LARGE // 8  # numbers of eight bytes
 
@@ -177,7 +177,7 @@ def test_a_pool_shares_the_cores_out(
     monkeypatch: pytest.MonkeyPatch, mine: dict[str, str], seen: str
 ) -> None:
     """As many worker processes as cores bring one BLAS thread each, unless the user says more."""
-    from redistq.blas import VARIABLES, cores, environment
+    from redistq.system.blas import VARIABLES, cores, environment
 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

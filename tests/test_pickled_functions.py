@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from redistq.pickled_functions import PickledFunctions
+from redistq.functions.pickled import PickledFunctions
 
 CELL = """
 import json

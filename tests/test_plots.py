@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from redistq import ConfigurationError, TaskMonitor, TaskWorker
-from redistq.palette import LOOKS
+from redistq.display.palette import LOOKS
 
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 
-from redistq import frames, listings, plots  # noqa: E402 - after the skips
-from redistq.tick import Event  # noqa: E402
+from redistq.monitor import columns as listings  # noqa: E402 - after the skips
+from redistq.monitor import frames, plots  # noqa: E402
+from redistq.monitor.tick import Event  # noqa: E402
 
 NOW = 1_790_000_000_000
 ALL = (plots.throughput, plots.latency, plots.timeline, plots.failures)

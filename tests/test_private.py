@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from redistq import ConfigurationError, embedded, private
-from redistq.embedded import EmbeddedServerError
-from redistq.pickling import user_key
-from redistq.worker_cli import _key_in
+from redistq import ConfigurationError
+from redistq.cli.worker import _key_in
+from redistq.connection import embedded
+from redistq.connection.embedded import EmbeddedServerError
+from redistq.functions.pickling import user_key
+from redistq.system import private
 
 ROOT = os.geteuid() == 0
 STRANGER = 12_345

@@ -36,9 +36,9 @@ from redistq import (
     TaskWorker,
     UnknownTask,
 )
-from redistq.broker import Broker, _DirectLine, _Line
-from redistq.producer_plans import HABIT, INBOX_KEPT, RECENT
-from redistq.settings import Address
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker, SocketTransport, Transport
+from redistq.producer.operations import HABIT, INBOX_KEPT, RECENT
 
 registry = Registry()
 go = threading.Event()
@@ -790,7 +790,9 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A version of redis-py that hides its socket, or has no hiredis, works as well."""
-    monkeypatch.setattr("redistq.broker._line_over", lambda connection: _Line(connection))
+    monkeypatch.setattr(
+        "redistq.connection.broker.transport_over", lambda connection: Transport(connection)
+    )
     with (
         TaskProducer(url=url) as producer,
         TaskWorker(url=url, task_handlers=registry, lease=2) as worker,
@@ -801,16 +803,16 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
         assert len(producer.get_result(producer.add_task("big", 300_000), 10)) == 300_000
         with pytest.raises(TaskFailed, match="on purpose"):
             producer.get_result(producer.add_task("fails", "on purpose"), 10)
-        assert type(producer.broker._idle[-1]._line) is _Line
-        assert worker._crew.lost == 0
+        assert type(producer.broker._idle[-1]._transport) is Transport
+        assert worker._processor.lost == 0
 
 
 def test_the_wire_of_a_plain_connection_is_direct(producer: TaskProducer) -> None:
     """With hiredis and a socket no layer stands between; a call keeps its time limit."""
     producer.add_task("a")
-    line = producer.broker._idle[-1]._line
-    assert type(line) is _DirectLine
-    sock = producer.broker._idle[-1]._connection._sock
+    line = producer.broker._idle[-1]._transport
+    assert type(line) is SocketTransport
+    sock = producer.broker._idle[-1]._link._sock
     seconds, micros = struct.unpack(
         "ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
     )

@@ -10,9 +10,9 @@ import redis
 from workers import until
 
 from redistq import ConfigurationError, TaskProducer, TaskWorker
-from redistq.keys import QueueKeys, at_priority, without_priority
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.connection.address import Address
+from redistq.protocol.keys import QueueKeys, at_priority, without_priority
+from redistq.worker.settings import WorkerSettings
 
 QUEUES = ("jobs!high", "jobs", "jobs!low")
 
@@ -60,7 +60,9 @@ def test_a_pause_holds_back_its_own_queue_alone(url: str) -> None:
         url=url, queues=QUEUES[:2], task_handlers={"echo": lambda p: p}, lease=2
     ) as worker:
         normal.pause()
-        until(lambda: worker._board is not None and worker._board.paused == 2, "it hears it")
+        until(
+            lambda: worker._scoreboard is not None and worker._scoreboard.paused == 2, "it hears it"
+        )
         waits = normal.add_task("echo", 1)
         assert high.get_result(high.add_task("echo", 2), 5) == 2
         assert normal.get_task(waits).state == "queued"

@@ -96,8 +96,8 @@ def written(value: object) -> str:
 def test_the_settings_table_is_complete_and_right() -> None:
     """Every option of TaskWorker and of the command is there, with its default."""
     from redistq import TaskWorker
-    from redistq.worker_cli import parser
-    from redistq.worker_settings import WorkerSettings
+    from redistq.cli.worker import parser
+    from redistq.worker.settings import WorkerSettings
 
     own_names = {"queue": "stream", "threads": "thread_count"}
     defaults = {own_names.get(f.name, f.name): f.default for f in fields(WorkerSettings)}
@@ -122,7 +122,7 @@ def test_the_settings_table_is_complete_and_right() -> None:
 
 def test_commands_in_the_readme_are_accepted() -> None:
     """The worker command lines parse, in the README, in operations and in the systemd unit."""
-    from redistq.worker_cli import parser
+    from redistq.cli.worker import parser
 
     commands = re.findall(r"-m redistq\.worker (.*)$", README + OPERATIONS, re.M)
     assert len(commands) >= 4
@@ -132,7 +132,7 @@ def test_commands_in_the_readme_are_accepted() -> None:
 
 def test_the_systemd_unit_gives_the_worker_time_to_drain() -> None:
     """TimeoutStopSec is longer than the shutdown timeout and the grace after it."""
-    from redistq.keeper import KILL_GRACE_S
+    from redistq.worker.supervisor import KILL_GRACE_S
 
     (unit,) = (block.text for block in blocks(OPERATIONS) if block.language == "ini")
     config = configparser.ConfigParser()
@@ -163,9 +163,12 @@ def test_make_targets_exist() -> None:
 
 def test_numbers_in_the_text_are_those_of_the_code() -> None:
     """Limits and defaults that the prose states."""
-    from redistq import broker, codec, errors, execution
+    from redistq import errors
+    from redistq.connection import broker
+    from redistq.protocol import codec
     from redistq.retry import RetryPolicy
-    from redistq.worker_settings import WorkerSettings
+    from redistq.worker import executor as execution
+    from redistq.worker.settings import WorkerSettings
 
     policy = RetryPolicy()
     assert (policy.retries, policy.factor, policy.jitter) == (3, 2.0, 0.25)
@@ -264,7 +267,7 @@ def test_deleting_a_queue_leaves_nothing(used_queue: dict[str, str], client: red
 
 def test_internals_lists_every_key() -> None:
     """The table of keys has all that keys.py makes, and no other."""
-    from redistq.keys import QueueKeys
+    from redistq.protocol.keys import QueueKeys
 
     keys = QueueKeys("tasks")
     options = ("delayed_key", "clustered")

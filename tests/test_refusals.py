@@ -30,7 +30,7 @@ from redistq import (
     TaskScheduler,
     TaskWorker,
 )
-from redistq.broker import Lost, NoGroup, Refused, ServerError, meaning_of
+from redistq.connection.broker import ConnectionLost, GroupMissing, Refused, ServerError, meaning_of
 
 JOBS = "from redistq import task\n\n@task\ndef double(payload):\n    return payload * 2\n"
 
@@ -73,7 +73,7 @@ IN_SCRIPTS = [text for text in PASSING if text.split()[0] not in ("ERR", "no", "
 @pytest.mark.parametrize("text", PASSING)
 def test_refusals_that_pass_are_told_from_others(text: str) -> None:
     """Whatever a server or a proxy says that will be otherwise soon is asked again."""
-    assert isinstance(meaning_of(parsed(text)), Lost)
+    assert isinstance(meaning_of(parsed(text)), ConnectionLost)
 
 
 @pytest.mark.parametrize("text", IN_SCRIPTS)
@@ -88,7 +88,7 @@ def test_refusals_that_pass_are_told_from_others(text: str) -> None:
 def test_refusals_inside_a_script_are_recognised(text: str, wrapped: str) -> None:
     """Each server reports the error of a script's command in its own way; its words are kept."""
     meaning = meaning_of(parsed(wrapped.format(text)))
-    assert isinstance(meaning, Lost)
+    assert isinstance(meaning, ConnectionLost)
     assert text.split()[-1].strip(".") in str(meaning)
 
 
@@ -114,7 +114,7 @@ def test_refusals_inside_a_script_are_recognised(text: str, wrapped: str) -> Non
         ("DENIED Redis is running in protected mode", ConfigurationError, "from here"),
         ("ERR DB index is out of range", ConfigurationError, "database"),
         ("OOM command not allowed when used memory > 'maxmemory'.", ServerFull, "maxmemory"),
-        ("NOGROUP No such key 'tasks' or consumer group 'workers'", NoGroup, "NOGROUP"),
+        ("NOGROUP No such key 'tasks' or consumer group 'workers'", GroupMissing, "NOGROUP"),
         ("ERR value is not an integer or out of range", ServerError, "out of range"),
     ],
 )
@@ -122,7 +122,7 @@ def test_what_does_not_pass_is_said_at_once(text: str, kind: type, advice: str) 
     """Settings, rights and keys that are wrong stay wrong; the message says what to do."""
     meaning = meaning_of(parsed(text))
     assert isinstance(meaning, kind)
-    assert not isinstance(meaning, Lost)
+    assert not isinstance(meaning, ConnectionLost)
     with pytest.raises(kind, match=advice):
         raise meaning
 
@@ -263,7 +263,7 @@ def test_a_worker_waits_to_start_while_its_server_refuses(
     # Only how long one question may take; the wait has no end of its own.
     (tmp_path / "quick.py").write_text(
         "import sys\n"
-        "from redistq import worker_cli\n"
+        "from redistq.cli import worker as worker_cli\n"
         "Broker = worker_cli.Broker\n"
         "worker_cli.Broker = lambda *a, **k: Broker(*a, **{**k, 'timeout': 0.3})\n"
         "sys.exit(worker_cli.main())\n"
@@ -352,7 +352,7 @@ def test_a_refusal_is_no_answer_of_the_next_call(
                     producer.add_task("a")
         wire = producer.broker._idle[-1]
         assert wire.opened == 1
-        assert wire._line is not None
-        assert wire._line._limit == 0.4  # type: ignore[attr-defined]
+        assert wire._transport is not None
+        assert wire._transport._limit == 0.4  # type: ignore[attr-defined]
         assert producer.snapshot().ready == 1
-    assert issubclass(Refused, Lost)
+    assert issubclass(Refused, ConnectionLost)

@@ -15,15 +15,15 @@ from script_world import TERMINAL, TTL, World, attempt_ended, outcome, payload_o
 from servers import Server
 
 from redistq import Client
-from redistq.broker import Broker
-from redistq.calls import Calls
+from redistq.connection.broker import Broker
+from redistq.protocol.commands import Commands
 
 
 @pytest.fixture
 def world(every_server: Server) -> Iterator[World]:
     """An empty queue on each server in turn, with an open batch "b"."""
     made = World(every_server)
-    made.call(made.calls.open_batch("b", "job", 10, int(TTL)))
+    made.call(made.commands.open_batch("b", "job", 10, int(TTL)))
     yield made
     made.close()
 
@@ -162,7 +162,7 @@ def test_it_may_wait_for_its_time(world: World) -> None:
 def test_an_end_that_another_batch_counted_stays_counted(world: World) -> None:
     """The id was used in two batches: each counts its own."""
     failed(world, "a")
-    world.call(world.calls.open_batch("c", "job", 10, int(TTL)))
+    world.call(world.commands.open_batch("c", "job", 10, int(TTL)))
     assert world.resubmit("call", resubmitted("a", opts='{"batch":"c"}')) == []
     assert counts(world)["failed"] == 1
     assert counts(world, "c") == dict.fromkeys(TERMINAL, 0)
@@ -182,11 +182,11 @@ def test_what_is_no_task_is_refused_alone(world: World) -> None:
     failed(world, "a")
     world.db.set(world.keys.task("odd"), "something else")
     world.db.xadd(world.keys.stream, {"odd": "1"})
-    ((entry, _),) = world.call(world.calls.fetch("w", 1, None))[0][1]
-    world.call(world.calls.quarantine("w", entry, "no task"))
+    ((entry, _),) = world.call(world.commands.fetch("w", 1, None))[0][1]
+    world.call(world.commands.quarantine("w", entry, "no task"))
     corrupt = f"corrupt-{entry.decode()}"
     reply = world.resubmit("call", *(resubmitted(id) for id in ("odd", corrupt, "a")))
-    refused = Calls.read_refused(reply)
+    refused = Commands.read_refused(reply)
     assert refused.lost == [1]
     assert list(refused.broken) == [0]
     assert "WRONGTYPE" in refused.broken[0]
@@ -290,7 +290,7 @@ def begun(world: World, url: str) -> None:
             if f["id"] != "b:5"
         ]
         assert world.settle("w", *rows) == []
-    world.call(world.calls.release("w", [e.encode() for e, f in entries if f["id"] == "b:5"]))
+    world.call(world.commands.release("w", [e.encode() for e, f in entries if f["id"] == "b:5"]))
     world.db.delete(world.keys.task("b:2"))
     assert wrong(world) == ""
 

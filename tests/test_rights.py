@@ -29,7 +29,7 @@ from redistq import (
     TaskProducer,
     TaskScheduler,
 )
-from redistq.keys import QueueKeys
+from redistq.protocol.keys import QueueKeys
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 USER, PASSWORD = "queue-user", "pw"
@@ -238,7 +238,7 @@ def tour_of_calls(client: Client) -> None:
 
 def tour_of_views(client: Client, url: str) -> None:
     """Every look: frames, figures, dashboards."""
-    from redistq.cli_monitor import main as monitor_command
+    from redistq.cli.monitor import main as monitor_command
     from redistq.dashboard import Dashboard
 
     with TaskMonitor(url=url) as monitor:

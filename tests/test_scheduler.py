@@ -13,7 +13,7 @@ from servers import Server
 from workers import Proxy, commands_in, history, lapse, until
 
 from redistq import TaskProducer, TaskScheduler, TaskWorker
-from redistq.scheduler import LONGEST_SLEEP
+from redistq.scheduler.scheduler import LONGEST_SLEEP
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ from script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome, r
 from servers import Server
 from workers import until
 
-from redistq import ConfigurationError, RedistqError, TaskProducer, TaskWorker, scripts
-from redistq.calls import Calls, Command
+from redistq import ConfigurationError, RedistqError, TaskProducer, TaskWorker
+from redistq.protocol import scripts
+from redistq.protocol.commands import Command, Commands
 
 MINUTE = 60_000
 VICTIM = "victim"
@@ -36,9 +37,9 @@ entry stays. To prove the right first would cost every task that is added a comm
 
 @dataclass
 class Scene:
-    """A queue in which a verb has something to do: its calls, and every task there is."""
+    """A queue in which a verb has something to do: its commands, and every task there is."""
 
-    calls: list[Command]
+    commands: list[Command]
     tasks: list[str]
     replays: dict[str, int] = field(default_factory=dict)
     added: bool = False
@@ -47,7 +48,7 @@ class Scene:
 
 def with_batch(world: World, *ids: str, due: str = "") -> list[str]:
     """Tasks of one batch that a client waits for."""
-    world.call(world.calls.open_batch("b", "job", 1000, int(TTL)))
+    world.call(world.commands.open_batch("b", "job", 1000, int(TTL)))
     world.add(*ids, due=due, opts='{"batch":"b","inbox":"box"}')
     return list(ids)
 
@@ -63,7 +64,7 @@ def enqueue(world: World) -> Scene:
     fields: list[Any] = []
     for id, due in (("a", ""), (VICTIM, ""), ("later", "+60000"), ("known", ""), ("b", "")):
         fields += [id, "job", f'{{"of":"{id}"}}', "", due]
-    return Scene([world.calls.enqueue(fields)], ["known", "a", VICTIM, "later", "b"], added=True)
+    return Scene([world.commands.enqueue(fields)], ["known", "a", VICTIM, "later", "b"], added=True)
 
 
 def enqueue_later(world: World) -> Scene:
@@ -71,7 +72,7 @@ def enqueue_later(world: World) -> Scene:
     fields: list[Any] = []
     for id in (VICTIM, "a"):
         fields += [id, "job", f'{{"of":"{id}"}}', "", "+60000"]
-    return Scene([world.calls.enqueue(fields)], [VICTIM, "a"], added=True)
+    return Scene([world.commands.enqueue(fields)], [VICTIM, "a"], added=True)
 
 
 def promote(world: World) -> Scene:
@@ -79,7 +80,7 @@ def promote(world: World) -> Scene:
     ids = with_batch(world, "a", VICTIM, "b", due="+60000")
     world.make_due()
     world.add("later", due="+60000")
-    return Scene([world.calls.promote()], [*ids, "later"])
+    return Scene([world.commands.promote()], [*ids, "later"])
 
 
 def settle(world: World) -> Scene:
@@ -96,7 +97,7 @@ def settle(world: World) -> Scene:
         outcome(read["c"], "c", inbox="box", batch="b"),
     ]
     world.add("unread")
-    return Scene([world.calls.settle("w", rows)], ["zero", *ids, "unread"])
+    return Scene([world.commands.settle("w", rows)], ["zero", *ids, "unread"])
 
 
 def settle_failed(world: World) -> Scene:
@@ -104,7 +105,7 @@ def settle_failed(world: World) -> Scene:
     ids = with_batch(world, "a", VICTIM)
     read = fetched(world)
     rows = [outcome(read[id], id, "failed", body="{}", inbox="box", batch="b") for id in ids]
-    return Scene([world.calls.settle("w", rows)], ids)
+    return Scene([world.commands.settle("w", rows)], ids)
 
 
 def retry(world: World) -> Scene:
@@ -117,7 +118,7 @@ def retry(world: World) -> Scene:
         attempt_ended(read["b"], "b", "snoozed", delay_ms=MINUTE),
         attempt_ended(read["c"], "c", error="{}"),
     ]
-    return Scene([world.calls.retry("w", rows)], ids)
+    return Scene([world.commands.retry("w", rows)], ids)
 
 
 def release(world: World) -> Scene:
@@ -125,8 +126,8 @@ def release(world: World) -> Scene:
     ids = with_batch(world, "a", VICTIM, "b")
     read = fetched(world)
     calls = [
-        world.calls.release("w", [read["a"].encode()], True),
-        world.calls.release("w", [read[VICTIM].encode(), read["b"].encode()]),
+        world.commands.release("w", [read["a"].encode()], True),
+        world.commands.release("w", [read[VICTIM].encode(), read["b"].encode()]),
     ]
     return Scene(calls, ids)
 
@@ -137,7 +138,7 @@ def park(world: World) -> Scene:
     ids = with_batch(world, "a", VICTIM, "b", "c")
     read = fetched(world)
     rows = [(read[id], id, "job") for id in ids]
-    calls = [world.calls.park("w", MINUTE, rows[:3:2]), world.calls.park("w", 0, rows[1::2])]
+    calls = [world.commands.park("w", MINUTE, rows[:3:2]), world.commands.park("w", 0, rows[1::2])]
     return Scene(calls, ids)
 
 
@@ -146,15 +147,15 @@ def park_all(world: World) -> Scene:
     world.register("other", names="job")
     ids = with_batch(world, "a", VICTIM)
     read = fetched(world)
-    return Scene([world.calls.park("w", MINUTE, [(read[id], id, "job") for id in ids])], ids)
+    return Scene([world.commands.park("w", MINUTE, [(read[id], id, "job") for id in ids])], ids)
 
 
 def quarantine(world: World) -> Scene:
     """An entry that is no task, among tasks."""
     world.db.xadd(world.keys.stream, {"odd": "1"})
     ids = with_batch(world, "a")
-    ((odd, _),) = world.call(world.calls.fetch("w", 1, None))[0][1]
-    return Scene([world.calls.quarantine("w", odd, "no task")], ids)
+    ((odd, _),) = world.call(world.commands.fetch("w", 1, None))[0][1]
+    return Scene([world.commands.quarantine("w", odd, "no task")], ids)
 
 
 def recover(world: World) -> Scene:
@@ -169,16 +170,16 @@ def recover(world: World) -> Scene:
     world.register("alive")
     fetched(world)
     world.expire("w")
-    return Scene([world.calls.recover(2)], ids)
+    return Scene([world.commands.recover(2)], ids)
 
 
 def recover_reported(world: World) -> Scene:
-    """The same of a worker that its keeper reports."""
+    """The same of a worker that its supervisor reports."""
     world.register("w")
     world.register("alive")
     ids = with_batch(world, "a", VICTIM, "b")
     read = fetched(world)
-    return Scene([world.calls.recover(2, consumer="w", started=[read["a"], read[VICTIM]])], ids)
+    return Scene([world.commands.recover(2, consumer="w", started=[read["a"], read[VICTIM]])], ids)
 
 
 def cancel(world: World) -> Scene:
@@ -188,13 +189,13 @@ def cancel(world: World) -> Scene:
     ids += with_batch(world, "a", VICTIM)
     ids += with_batch(world, "later", due="+60000")
     world.watch("a", "other")
-    return Scene([world.calls.cancel(["runs", "a", VICTIM, "later", "nobody"], int(TTL))], ids)
+    return Scene([world.commands.cancel(["runs", "a", VICTIM, "later", "nobody"], int(TTL))], ids)
 
 
 def cancel_delayed(world: World) -> Scene:
     """Delayed tasks."""
     ids = with_batch(world, "a", VICTIM, due="+60000")
-    return Scene([world.calls.cancel(ids, int(TTL))], ids)
+    return Scene([world.commands.cancel(ids, int(TTL))], ids)
 
 
 def replay(world: World) -> Scene:
@@ -203,7 +204,7 @@ def replay(world: World) -> Scene:
     read = fetched(world)
     rows = [outcome(read[id], id, "failed", body="{}", batch="b") for id in ids]
     world.settle("w", *rows)
-    return Scene([world.calls.replay(ids)], ids, replays=dict.fromkeys(ids, 1))
+    return Scene([world.commands.replay(ids)], ids, replays=dict.fromkeys(ids, 1))
 
 
 def resubmit(world: World) -> Scene:
@@ -230,7 +231,7 @@ def resubmit(world: World) -> Scene:
         )
         for id in (*ids, "new")
     ]
-    call = world.calls.resubmit("call", items)
+    call = world.commands.resubmit("call", items)
     return Scene([call], [*ids, "new"], replays=dict.fromkeys(again, 1), added=True)
 
 
@@ -239,7 +240,7 @@ def resubmit_later(world: World) -> Scene:
     ids = with_batch(world, "a", VICTIM)
     read = fetched(world)
     world.settle("w", *(outcome(read[id], id, "failed", body="{}", batch="b") for id in ids))
-    call = world.calls.resubmit("call", [resubmitted(id, due="+60000") for id in ids])
+    call = world.commands.resubmit("call", [resubmitted(id, due="+60000") for id in ids])
     return Scene([call], ids, replays=dict.fromkeys(ids, 1))
 
 
@@ -250,13 +251,13 @@ def maintenance(world: World) -> Scene:
     fetched(world, "ownerless")
     return Scene(
         [
-            world.calls.create_group(),
-            world.calls.register("v", LEASE_MS, {"host": "h", "names": "job"}),
-            world.calls.beat(LEASE_MS, [("w", "1-1"), ("v", "="), ("new", "2-2")]),
-            world.calls.adopt(LEASE_MS),
-            world.calls.watch(VICTIM, "other"),
-            world.calls.open_batch("c", "job", 3, int(TTL)),
-            world.calls.open_batch("c", "job", 3, int(TTL)),
+            world.commands.create_group(),
+            world.commands.register("v", LEASE_MS, {"host": "h", "names": "job"}),
+            world.commands.beat(LEASE_MS, [("w", "1-1"), ("v", "="), ("new", "2-2")]),
+            world.commands.adopt(LEASE_MS),
+            world.commands.watch(VICTIM, "other"),
+            world.commands.open_batch("c", "job", 3, int(TTL)),
+            world.commands.open_batch("c", "job", 3, int(TTL)),
         ],
         ids,
     )
@@ -403,19 +404,19 @@ def try_fault(
         scene = make(world)
         undisturbed: dict[str, str] = {}
         if only_victim or no_harm:
-            answers(world, scene.calls)
+            answers(world, scene.commands)
             undisturbed = states(world, scene.tasks)
             world.db.flushall()
             world.ensure_group()
             scene = make(world)
         with fault(world):
-            answers(world, scene.calls)
+            answers(world, scene.commands)
         for id, state in undisturbed.items():
             if id != VICTIM or no_harm:
                 assert world.state(id) == state, f"{id} is {world.state(id)}, not {state}"
         check(world, scene, replayed=False, history=history)
         for _ in range(2):  # as a caller does that had an error, or no answer
-            for answer in answers(world, scene.calls):
+            for answer in answers(world, scene.commands):
                 assert not isinstance(answer, Exception), answer
         drain(world, scene, history)
     except Exception as error:
@@ -428,7 +429,7 @@ def try_fault(
 def test_a_right_that_is_missing_loses_nothing(every_server: Server, make: Any) -> None:
     """Each command of the scripts is refused in turn: what was not done whole was not done."""
     world = World(every_server)
-    commands = {c for call in make(world).calls for c in commands_of(call)}
+    commands = {c for call in make(world).commands for c in commands_of(call)}
     world.close()
     assert len(commands) > 3
     for command in sorted(commands):
@@ -452,7 +453,7 @@ def test_a_key_that_holds_something_else_loses_nothing(every_server: Server, mak
     """Each key of the calls is of another type in turn: a task's own record stops that task alone,
     and what is beside the tasks stops none."""
     world = World(every_server)
-    keys = keys_of(world, make(world).calls)
+    keys = keys_of(world, make(world).commands)
     world.close()
     for name, key in keys.items():
         try_fault(
@@ -487,13 +488,13 @@ def test_numbers_that_no_server_takes_stop_their_own_task_alone(
         outcome(read[VICTIM], VICTIM, ttl=number),
         outcome(read["b"], "b"),
     )
-    assert list(Calls.read_refused(refused).broken) == [1]
+    assert list(Commands.read_refused(refused).broken) == [1]
     refused = world.retry(
         "w",
         attempt_ended(read["c"], "c", delay_ms=MINUTE),
         attempt_ended(read["late"], "late", delay_ms=number),  # type: ignore[arg-type]
     )
-    broken = list(Calls.read_refused(refused).broken)
+    broken = list(Commands.read_refused(refused).broken)
     assert broken == ([] if number.startswith("-") else [1])  # before now is now
     world.check(dict.fromkeys(read, 0))
     states_now = states(world, ["a", "b", VICTIM, "c"])
@@ -543,7 +544,7 @@ def test_entries_that_cannot_be_taken_back_hold_up_no_others(every_server: Serve
     assert world.db.zscore(world.keys.workers, "w") is None
     for id, record in kept.items():
         world.db.restore(world.keys.task(id), 0, record, replace=True)
-    assert world.call(world.calls.adopt(LEASE_MS)) == 1
+    assert world.call(world.commands.adopt(LEASE_MS)) == 1
     world.expire("w")
     while world.recover(limit=5).consumer:
         pass
@@ -561,11 +562,11 @@ def test_monitors_see_the_rest(every_server: Server) -> None:
     world.settle("w", outcome(read["a"], "a", "failed", body="{}"), outcome(read["b"], "b"))
     world.add("later", due="+60000")
     looks = [
-        world.calls.snapshot(),
-        world.calls.tick("", [], workers=9, events=9, running=9, dead=9, batches=9),
-        *(world.calls.browse(kind, 9) for kind in ("pending", "delayed", "dead")),
-        world.calls.browse("history", 9, task_id="a"),
-        *(world.calls.watch(id) for id in ids),
+        world.commands.snapshot(),
+        world.commands.tick("", [], workers=9, events=9, running=9, dead=9, batches=9),
+        *(world.commands.browse(kind, 9) for kind in ("pending", "delayed", "dead")),
+        world.commands.browse("history", 9, task_id="a"),
+        *(world.commands.watch(id) for id in ids),
     ]
     keys = [*keys_of(world, looks).values(), world.keys.task("a"), world.keys.task("later")]
     whole = answers(world, looks)
@@ -594,7 +595,7 @@ KEYS_OF_WORKERS = (
 def missing(world: World, **user: str) -> list[str]:
     """What a worker would be told to lack."""
     with without_right(world, user.get("command", ""), user.get("rights", "")):
-        return Calls.read_rights(world.call(world.calls.rights("me")))
+        return Commands.read_rights(world.call(world.commands.rights("me")))
 
 
 def test_every_missing_right_shows_before_a_task_is_touched(every_server: Server) -> None:
@@ -732,7 +733,7 @@ def set_deadlines(world: World, **left_ms: int) -> None:
 
 
 JUDGES: dict[str, Callable[[World], Any]] = {
-    "beat": lambda w: w.call(w.calls.beat(LEASE_MS, [("a", "=")])),
+    "beat": lambda w: w.call(w.commands.beat(LEASE_MS, [("a", "=")])),
     "register": lambda w: w.register("new"),
     "recover": lambda w: w.recover(),
 }
@@ -766,7 +767,7 @@ def test_the_dead_are_found_while_another_beats(every_server: Server, judge: str
     world.close()
 
 
-def test_a_lone_slow_keeper_spares_the_dead_only_once(every_server: Server) -> None:
+def test_a_lone_slow_supervisor_spares_the_dead_only_once(every_server: Server) -> None:
     """Its beats come so late that each looks like the end of a silence: the second spares nobody
     who has not beaten since the first, and one who has is spared again."""
     world = World(every_server)
@@ -774,7 +775,7 @@ def test_a_lone_slow_keeper_spares_the_dead_only_once(every_server: Server) -> N
         world.register(name)
     set_deadlines(world, a=4000, b=1000, c=1000)
     JUDGES["beat"](world)
-    world.call(world.calls.beat(LEASE_MS, [("c", "=")]))
+    world.call(world.commands.beat(LEASE_MS, [("c", "=")]))
     left = deadlines(world)
     late = {name: int(score) - LEASE_MS // 2 - 2000 for name, score in left.items()}
     now = world.now_ms()

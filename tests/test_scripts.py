@@ -14,7 +14,7 @@ import redis
 from script_world import LEASE_MS, TTL, World, attempt_ended, outcome, payload_of
 from servers import Server
 
-from redistq import scripts
+from redistq.protocol import scripts
 
 MINUTE = 60_000
 
@@ -126,7 +126,7 @@ def test_two_schedulers_move_each_task_once(world: World, every_server: Server) 
     world.make_due()
     wires = [world._wire, other._wire] * 20
     for wire in wires:  # all are sent before any answer is read
-        wire.send_command(*_as_eval(world.calls.promote(7)))
+        wire.send_command(*_as_eval(world.commands.promote(7)))
     moved = sum(wire.read_response()[0] for wire in wires)
     other.close()
     assert moved == 100
@@ -161,7 +161,7 @@ def test_promote_that_breaks_off_is_made_good_by_the_next(world: World) -> None:
     )
     assert broken != whole
     with pytest.raises(redis.exceptions.ResponseError, match="injected"):
-        world.db.eval(broken, *world.calls.promote()[2:])
+        world.db.eval(broken, *world.commands.promote()[2:])
     assert len(world.entries()) == 2
     world.promote()
     assert [f["id"] for _, f in world.entries()] == ["a", "b", "c"]
@@ -308,14 +308,14 @@ def test_the_same_entry_handed_out_again_is_the_new_owners(world: World) -> None
     """After a failover that lost a delivery another gets the entry: its first owner is refused."""
     world.add("a", "b")
     read = world.fetch("old", 2)
-    world.db.xgroup_destroy(world.keys.stream, world.calls.group)
+    world.db.xgroup_destroy(world.keys.stream, world.commands.group)
     world.ensure_group()  # the new primary never saw the delivery
     assert world.fetch("new", 2) == read
     rows = [outcome(entry, f["id"]) for entry, f in read]
     assert world.settle("old", *rows) == [1, 2]
     assert world.retry("old", attempt_ended(read[0][0], "a")) == [1]
     assert world.park("old", (read[0][0], "a", "job")) == ["lost"]
-    assert world.call(world.calls.quarantine("old", read[0][0], "x")) == 0
+    assert world.call(world.commands.quarantine("old", read[0][0], "x")) == 0
     assert world.pending() == dict.fromkeys([entry for entry, _ in read], "new")
     assert world.settle("new", *rows) == []
     world.check({"a": 0, "b": 0})
@@ -328,7 +328,7 @@ def test_every_verb_bears_that_the_group_has_gone(world: World, loss: str) -> No
     world.add("a", "b", "c")
     (one, _), *_ = world.fetch("w", 3)
     if loss == "group destroyed":
-        world.db.xgroup_destroy(world.keys.stream, world.calls.group)
+        world.db.xgroup_destroy(world.keys.stream, world.commands.group)
     elif loss == "stream deleted":
         world.db.delete(world.keys.stream)
     else:
@@ -337,11 +337,11 @@ def test_every_verb_bears_that_the_group_has_gone(world: World, loss: str) -> No
     assert world.settle("w", *[outcome(one, id) for id in "abc"]) == [1, 2, 3]
     assert world.retry("w", attempt_ended(one, "a")) == [1]
     assert world.park("w", (one, "a", "job")) == ["lost"]
-    assert world.call(world.calls.release("w", [one], True)) == 1
-    assert world.call(world.calls.quarantine("w", one, "x")) == 0
-    assert world.call(world.calls.adopt(LEASE_MS)) == 0
+    assert world.call(world.commands.release("w", [one], True)) == 1
+    assert world.call(world.commands.quarantine("w", one, "x")) == 0
+    assert world.call(world.commands.adopt(LEASE_MS)) == 0
     assert world.state("a") == ("queued" if loss == "group destroyed" else "unknown")
-    assert world.calls.read_snapshot(world.call(world.calls.snapshot())).pending == 0
+    assert world.commands.read_snapshot(world.call(world.commands.snapshot())).pending == 0
     assert world.promote().moved == 0
     assert world.fingerprint() == before
     assert world.recover(consumer="w").recovered == 0
@@ -464,6 +464,6 @@ def test_a_task_whose_entry_was_taken_away_is_forgotten(world: World) -> None:
 
 
 def _as_eval(command: tuple[Any, ...]) -> tuple[Any, ...]:
-    from redistq.scripts import text_of
+    from redistq.protocol.scripts import text_of
 
     return ("EVAL", text_of(command[1]), *command[2:])

@@ -93,7 +93,7 @@ def test_a_late_retry_or_park_is_told_that_its_work_was_taken_away(world: World,
     if way == "recovered":
         world.recover(consumer="late")
     else:
-        world.call(world.calls.release("late", [entry]))
+        world.call(world.commands.release("late", [entry]))
     before = world.fingerprint()
     assert world.retry("late", attempt_ended(entry, "a", delay_ms=MINUTE)) == [1]
     assert world.park("late", (entry, "a", "job")) == ["lost"]
@@ -109,7 +109,7 @@ def test_odd_counts_in_an_entry_lose_nothing(world: World) -> None:
     read = [entry for entry, _ in world.fetch("w")]
     assert world.retry("w", *(attempt_ended(e, "a") for e in read)) == [1, 2, 3]
     assert world.park("w", *((e, "a", "job") for e in read)) == ["lost"] * 3
-    assert world.call(world.calls.release("w", read)) == 0
+    assert world.call(world.commands.release("w", read)) == 0
     assert list(world.pending()) == read
     assert world.recover(consumer="w").dead == 3
     assert world.pending() == {}
@@ -125,7 +125,7 @@ def test_an_entry_that_others_deleted_while_it_ran_is_let_go(world: World) -> No
     (one, _), (two, _), (three, _) = read
     assert world.retry("w", attempt_ended(one, "a")) == [1]
     assert world.park("w", (two, "b", "job")) == ["lost"]
-    assert world.call(world.calls.release("w", [three])) == 1
+    assert world.call(world.commands.release("w", [three])) == 1
     assert world.pending() == {}
 
 
@@ -136,7 +136,7 @@ def test_released_work_goes_back_uncounted(world: World) -> None:
     """Unstarted entries go back to the stream as they were, and count neither way."""
     world.add("a", "b", "c", opts="{}")
     read = [entry for entry, _ in world.fetch("w")]
-    assert world.twice(lambda: world.call(world.calls.release("w", read[:2]))) == 2
+    assert world.twice(lambda: world.call(world.commands.release("w", read[:2]))) == 2
     assert world.pending() == {read[2]: "w"}
     again = [fields for _, fields in world.fetch("v")]
     assert [(f["id"], f["attempt"], f["recovered"]) for f in again] == [
@@ -151,11 +151,11 @@ def test_only_a_drained_queue_takes_back(world: World) -> None:
     """With `drained_only` nothing goes back while something is unread; sent again it answers so."""
     world.add("a", "b", "unread")
     read = [entry for entry, _ in world.fetch("w", 2)]
-    assert world.twice(lambda: world.call(world.calls.release("w", read, True))) == 0
+    assert world.twice(lambda: world.call(world.commands.release("w", read, True))) == 0
     assert list(world.pending()) == read
     world.one("v")
     # The second call finds what the first put back unread, and still says that it was done.
-    assert world.twice(lambda: world.call(world.calls.release("w", read, True))) == 2
+    assert world.twice(lambda: world.call(world.commands.release("w", read, True))) == 2
     assert [f["id"] for _, f in world.fetch("v")] == ["a", "b"]
     world.check(dict.fromkeys(["a", "b", "unread"], 0))
 
@@ -164,7 +164,7 @@ def test_anothers_entries_are_not_released(world: World) -> None:
     """Entries of another consumer stay where they are; they are off the caller's hands."""
     world.add("a")
     entry, _ = world.one("v")
-    assert world.call(world.calls.release("w", [entry])) == 1
+    assert world.call(world.commands.release("w", [entry])) == 1
     assert world.pending() == {entry: "v"}
 
 
@@ -231,9 +231,9 @@ def test_a_name_nobody_knows_ends_as_a_dead_letter(world: World) -> None:
 )
 def test_any_name_makes_a_readable_error(world: World, name: str | bytes, shown: str) -> None:
     """A name in bytes that are no UTF-8, or one without end, leaves an error that can be read."""
-    world.call(world.calls.enqueue(["a", name, "1", "", ""]))
-    ((entry, _),) = world.call(world.calls.fetch("w", 1, None))[0][1]
-    assert world.call(world.calls.park("w", 0, [(entry, "a", name)])) == [b"dead"]
+    world.call(world.commands.enqueue(["a", name, "1", "", ""]))
+    ((entry, _),) = world.call(world.commands.fetch("w", 1, None))[0][1]
+    assert world.call(world.commands.park("w", 0, [(entry, "a", name)])) == [b"dead"]
     error = json.loads(world.db.hget(world.keys.task("a"), "error").decode())
     assert error["message"].startswith(f"no handler named {shown};")
 
@@ -292,7 +292,7 @@ def test_a_worker_past_its_deadline_is_recovered_and_removed(world: World) -> No
     assert (done.recovered, done.dead, done.more, done.consumer) == (2, 0, False, "w")
     assert world.db.zrange(world.keys.workers, 0, -1) == [b"alive"]
     assert not world.db.exists(world.keys.worker("w"))
-    assert world.db.xinfo_consumers(world.keys.stream, world.calls.group) == []
+    assert world.db.xinfo_consumers(world.keys.stream, world.commands.group) == []
     assert [f["recovered"] for _, f in world.fetch("v")] == ["1", "1"]
     assert world.twice(lambda: world.recover().consumer) == ""
     world.check({"a": 0, "b": 0})
@@ -386,10 +386,10 @@ def test_a_dead_workers_list_is_no_hint_for_others(world: World) -> None:
 def test_an_entry_that_is_no_task_is_set_aside(world: World) -> None:
     """Its raw fields, bytes and all, are kept with a dead letter of its own; no task is touched."""
     entry = world.db.xadd(world.keys.stream, {b"odd\xff": b"\x00\xfe", "name": "n"}).decode()
-    world.call(world.calls.fetch("w", 1, None))
-    call = world.calls.quarantine("w", entry, "no task: no id")
+    world.call(world.commands.fetch("w", 1, None))
+    call = world.commands.quarantine("w", entry, "no task: no id")
     assert world.twice(lambda: world.call(call)) == 1
-    assert world.call(world.calls.quarantine("v", entry, "no task")) == 0
+    assert world.call(world.commands.quarantine("v", entry, "no task")) == 0
     raw = world.db.hgetall(world.keys.task(f"corrupt-{entry}"))
     assert raw[b"raw:odd\xff"] == b"\x00\xfe"
     assert json.loads(raw[b"error"])["message"] == "no task: no id"
@@ -404,5 +404,5 @@ def test_anothers_entry_is_not_quarantined(world: World) -> None:
     """A consumer cannot set aside what is pending for another."""
     world.add("a")
     entry, _ = world.one("v")
-    assert world.twice(lambda: world.call(world.calls.quarantine("w", entry, "x"))) == 0
+    assert world.twice(lambda: world.call(world.commands.quarantine("w", entry, "x"))) == 0
     world.check({"a": 0})

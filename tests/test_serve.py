@@ -25,7 +25,8 @@ import pytest
 from servers import Server, free_port
 from workers import until
 
-from redistq import hosts, serve
+from redistq.dashboard import serve
+from redistq.system import hosts
 
 pytestmark = pytest.mark.skipif(find_spec("voila") is None, reason="needs voila")
 PASSWORD = "s3cret-w0rd"
@@ -70,7 +71,7 @@ def serving(server: Server, folder: Path, *options: str) -> Iterator[Site]:
     with log.open("wb") as file:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "redistq.cli", "dashboard", "--serve"),
+                *(sys.executable, "-m", "redistq", "dashboard", "--serve"),
                 *("--port", str(port), *options),
             ],
             stdout=file,
@@ -277,7 +278,7 @@ def test_a_port_that_is_taken_ends_it(server: Server) -> None:
     """Exit code 1 and a word, no page at another port."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "redistq.cli", "dashboard", "--serve"),
+            *(sys.executable, "-m", "redistq", "dashboard", "--serve"),
             *("--url", server.url, "--port", str(server.port)),
         ],
         capture_output=True,

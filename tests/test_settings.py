@@ -14,7 +14,7 @@ import pytest
 import redis
 from servers import Server, free_port
 
-import redistq.settings as settings
+import redistq.connection as settings
 from redistq import (
     AsyncTaskProducer,
     Client,
@@ -25,9 +25,9 @@ from redistq import (
     TaskScheduler,
     TaskWorker,
 )
-from redistq.keys import QueueKeys
-from redistq.settings import Address, redacted, rejoin, resolve
-from redistq.worker_settings import WorkerSettings
+from redistq.connection.address import Address, redacted, rejoin, resolve
+from redistq.protocol.keys import QueueKeys
+from redistq.worker.worker import WorkerSettings
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_password_in_a_variable_is_not_reported(url: str) -> None:
 def test_a_password_is_in_the_arguments_of_no_process(
     private_server: Callable[..., Server], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Keepers and worker processes are told where the server is in another way."""
+    """Supervisors and worker processes are told where the server is in another way."""
     server = private_server()
     with server.client() as db:
         db.config_set("requirepass", "s3cret")

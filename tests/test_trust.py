@@ -18,17 +18,17 @@ from clients import KEY, gate, serving
 from workers import until
 
 from redistq import Client, TaskFailed, TaskWorker
-from redistq import pickling as packets
-from redistq.blobs import digest_of
-from redistq.broker import Broker
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
 from redistq.errors import PayloadTooLarge, UnknownTask, UntrustedPayload
+from redistq.functions import pickling as packets
+from redistq.functions.blobs import digest_of
+from redistq.functions.call import CALL, Call
+from redistq.functions.pickling import OLD_MAGIC, PYTHON, Kind, Signer, dump, load
 from redistq.handlers import Registry
-from redistq.keys import PRIORITIES, at_priority
-from redistq.pickling import OLD_MAGIC, PYTHON, Kind, Sealer, dump, load
-from redistq.remote_call import CALL, Call
-from redistq.settings import Address
-from redistq.worker import with_function_calls
-from redistq.worker_settings import WorkerSettings
+from redistq.protocol.keys import PRIORITIES, at_priority
+from redistq.worker.settings import WorkerSettings
+from redistq.worker.worker import with_function_calls
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -84,41 +84,41 @@ def how_it_ended(client: Client, task_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("written", "read"), [*itertools.product(KINDS, KINDS)])
 def test_a_packet_is_good_for_its_own_kind_alone(written: Kind, read: Kind) -> None:
     """A result is no call, an error no result, an argument no function."""
-    sealer = Sealer(b"k" * 16)
-    packet = sealer.pack(written, "tasks\na", b"data")
+    signer = Signer(b"k" * 16)
+    packet = signer.pack(written, "tasks\na", b"data")
     if written == read:
-        assert sealer.unpack(read, "tasks\na", packet) == b"data"
+        assert signer.unpack(read, "tasks\na", packet) == b"data"
     else:
         with pytest.raises(UntrustedPayload):
-            sealer.unpack(read, "tasks\na", packet)
+            signer.unpack(read, "tasks\na", packet)
 
 
 @pytest.mark.parametrize("other", ["tasks\nb", "tasks!high\na", "{tasks}\na", "tasks\na\0", ""])
 def test_a_packet_is_good_for_its_own_task_and_queue_alone(other: str) -> None:
     """Neither another id nor another queue will do, whatever the data begins with."""
-    sealer = Sealer(b"k" * 16)
+    signer = Signer(b"k" * 16)
     for data in (b"data", b"1:a", b"\n\0"):
-        packet = sealer.pack("call", "tasks\na", data)
+        packet = signer.pack("call", "tasks\na", data)
         with pytest.raises(UntrustedPayload):
-            sealer.unpack("call", other, packet)
+            signer.unpack("call", other, packet)
 
 
 def test_a_packet_of_today_is_none_of_the_last_release() -> None:
     """What is signed for one task cannot be passed for what was signed for any."""
-    sealer = Sealer(b"k" * 16)
-    packet = sealer.pack("result", "tasks\na", b"data")
+    signer = Signer(b"k" * 16)
+    packet = signer.pack("result", "tasks\na", b"data")
     for downgraded in (
         OLD_MAGIC + packet[4:],
         # What is under today's signature, as data under the old one, which covers flags and data.
         OLD_MAGIC + b"7" + packet[5:37] + b":tasks\na" + packet[4:5] + packet[37:],
     ):
         with pytest.raises(UntrustedPayload):
-            sealer.unpack("result", "tasks\na", downgraded, old=True)
+            signer.unpack("result", "tasks\na", downgraded, old=True)
 
 
 def test_the_name_of_a_blob_tells_nothing_without_the_key() -> None:
     """Whoever guesses an argument cannot look whether it is there; equal ones are stored once."""
-    mine, theirs = Sealer(b"k" * 16), Sealer(b"l" * 16)
+    mine, theirs = Signer(b"k" * 16), Signer(b"l" * 16)
     assert mine.name_of("argument", b"x") == mine.name_of("argument", b"x")
     names = {s.name_of(kind, b"x") for s in (mine, theirs) for kind in ("argument", "function")}
     assert len(names) == 4
@@ -129,7 +129,7 @@ def test_what_is_unpacked_is_bounded(kind: Kind, monkeypatch: pytest.MonkeyPatch
     """A packet that swells beyond what anybody packs is refused before the memory is taken, and
     nobody packs one."""
     monkeypatch.setitem(packets._UNPACKED, kind, 1_000_000)
-    open_to_all = Sealer(None, allow_unsigned=True)
+    open_to_all = Signer(None, allow_unsigned=True)
     whole = open_to_all.pack(kind, "c", bytes(1_000_000))
     assert open_to_all.unpack(kind, "c", whole) == bytes(1_000_000)
     for magic in (packets.MAGIC, OLD_MAGIC):
@@ -200,7 +200,7 @@ def test_one_stored_value_is_not_taken_for_another(crew: Client, what: str) -> N
 def told(client: Client, task_id: str, state: str, body: bytes | str) -> None:
     """News by hand, in the inbox of a client."""
     fields = ("id", task_id, "state", state, "body", body)
-    write(client, "XADD", client.courier.inbox.key, "*", *fields)
+    write(client, "XADD", client.sender.inbox.key, "*", *fields)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_a_future_takes_its_own_result_alone(crew: Client, tmp_path: Path, forge
     bodies: dict[str, bytes] = {
         "another's result": other,
         "JSON": b'"forged"',
-        "its own call": crew.sealer.pack("call", context, dump("forged")),
-        "an error's packet": crew.sealer.pack("error", context, dump(ValueError())),
+        "its own call": crew.signer.pack("call", context, dump("forged")),
+        "an error's packet": crew.signer.pack("error", context, dump(ValueError())),
         "nothing": b"",
     }
     try:
@@ -289,7 +289,7 @@ def test_an_error_keeps_its_type_in_its_own_task_alone(crew: Client, tmp_path: P
     failed = crew.submit(fail)
     assert isinstance(failed.exception(20), ZeroDivisionError)
     body = write(crew, "HGET", record_of(crew, failed.task_id), "error")
-    result = base64.b64encode(crew.sealer.pack("result", "", dump(Odd()))).decode()
+    result = base64.b64encode(crew.signer.pack("result", "", dump(Odd()))).decode()
     plain = json.dumps({"type": "WorkerLost", "message": "it died", "pickle": result})
     for forged, text in ((body, "its own"), (plain, "WorkerLost: it died"), (b"[1]", "failed")):
         future = crew.submit("nobody-has-it")
@@ -305,10 +305,10 @@ def test_an_error_keeps_its_type_in_its_own_task_alone(crew: Client, tmp_path: P
 
 def old_call(client: Client, fn: Any, *args: Any) -> bytes:
     """A call as a client of the last release sends it, its function stored."""
-    packet = client.sealer.pack("function", "", dump((PYTHON, {}, dump(fn))), old=True)
+    packet = client.signer.pack("function", "", dump((PYTHON, {}, dump(fn))), old=True)
     name = digest_of(packet)
     write(client, "SET", client.keys.blob(name), packet)
-    return client.sealer.pack("call", "", Call(name, args, {}).pickled(), old=True)
+    return client.signer.pack("call", "", Call(name, args, {}).pickled(), old=True)
 
 
 def test_a_call_of_the_last_release_is_run_and_answered_in_kind(crew: Client) -> None:
@@ -316,7 +316,7 @@ def test_a_call_of_the_last_release_is_run_and_answered_in_kind(crew: Client) ->
     add_entry(crew, "0123456789abcdef0000", old_call(crew, abs, -5))
     packet = how_it_ended(crew, "0123456789abcdef0000")["result"]
     assert packet[:4] == OLD_MAGIC
-    assert load(crew.sealer.unpack("result", "", packet, old=True)) == 5
+    assert load(crew.signer.unpack("result", "", packet, old=True)) == 5
     assert crew.future("0123456789abcdef0000").result(20) == 5
 
 
@@ -325,7 +325,7 @@ def test_an_old_call_gives_nothing_to_a_task_of_today(crew: Client, tmp_path: Pa
     of another one, and the answer is refused there."""
     future = crew.submit("nobody-has-it")
     future._origin = "call"
-    opts = json.dumps({"inbox": crew.courier.inbox.name})
+    opts = json.dumps({"inbox": crew.sender.inbox.name})
     add_entry(crew, future.task_id, old_call(crew, abs, -6), opts)
     with pytest.raises(UntrustedPayload, match="the last release"):
         future.result(20)
@@ -334,7 +334,7 @@ def test_an_old_call_gives_nothing_to_a_task_of_today(crew: Client, tmp_path: Pa
 def test_a_batch_of_the_last_release_is_read(crew: Client) -> None:
     """A batch that was found again may be that old; one that was begun here is not."""
     batch = crew.map_batch(abs, [-1], name="of-old", progress=False).wait(20)
-    old = crew.sealer.pack("result", "", dump("old"), old=True)
+    old = crew.signer.pack("result", "", dump("old"), old=True)
     write(crew, "HSET", record_of(crew, "of-old:0"), "result", old)
     assert crew.batch("of-old").results(20) == ["old"]
     with pytest.raises(UntrustedPayload):
@@ -345,14 +345,14 @@ def test_the_last_releases_format_can_be_refused(
     crew: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line says that such packets are still read, and a setting ends it."""
-    old = crew.sealer.pack("call", "", b"data", old=True)
+    old = crew.signer.pack("call", "", b"data", old=True)
     packets._warn_of_old.cache_clear()
     for _ in range(3):
-        assert crew.sealer.unpack("call", "c", old, old=True) == b"data"
+        assert crew.signer.unpack("call", "c", old, old=True) == b"data"
     assert [r.getMessage().count("REDISTQ_REFUSE_RQ1") for r in caplog.records] == [1]
     monkeypatch.setenv("REDISTQ_REFUSE_RQ1", "1")
     with pytest.raises(UntrustedPayload, match="REDISTQ_REFUSE_RQ1"):
-        Sealer(crew.sealer.key).unpack("call", "c", old, old=True)
+        Signer(crew.signer.key).unpack("call", "c", old, old=True)
 
 
 # -- names ---------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from clients import KEY, gate
 from servers import Server
 from workers import until
 
-from redistq import AsyncTaskProducer, Client, ResultTimeout, TaskProducer, TaskWorker, waiting
+from redistq import AsyncTaskProducer, Client, ResultTimeout, TaskProducer, TaskWorker
+from redistq.producer import diagnosis as waiting
 
 SOON = 0.3
 """What stands for three seconds here."""

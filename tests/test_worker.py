@@ -32,7 +32,7 @@ from redistq import (
     TaskWorker,
     UnknownTask,
 )
-from redistq.board import Board
+from redistq.worker.scoreboard import Scoreboard
 
 registry = Registry()
 seen: dict[str, list[Any]] = {}
@@ -567,7 +567,10 @@ def test_a_paused_queue_starts_nothing(farm: Farm) -> None:
     """While paused, added tasks wait, for the tasks that run too; resume lets them go."""
     farm.producer.pause()
     try:
-        until(lambda: farm.worker._board and farm.worker._board.paused, "the worker hears it")
+        until(
+            lambda: farm.worker._scoreboard and farm.worker._scoreboard.paused,
+            "the worker hears it",
+        )
         key = fresh_key()
         ids = [farm.producer.add_task(add_one, 1), farm.producer.add_task(waits, {"key": key})]
         ids.append(farm.producer.add_task(async_add_one, 1))
@@ -589,7 +592,7 @@ def test_waiting_tasks_can_be_cancelled_and_running_ones_cannot(farm: Farm) -> N
     for key in keys:
         assert events[key + "started"].wait(10)
     farm.producer.pause()  # so that no worker takes what is queued
-    until(lambda: farm.worker._board and farm.worker._board.paused, "the worker hears it")
+    until(lambda: farm.worker._scoreboard and farm.worker._scoreboard.paused, "the worker hears it")
     queued = farm.producer.add_task(add_one, 1)
     delayed = farm.producer.add_task(add_one, 1, delay=60)
     until(lambda: farm.producer.get_task(queued).state == "queued", "the worker lets go of it")
@@ -757,7 +760,9 @@ def test_long_tasks_after_many_short_ones_are_shared_out(
     url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, known: bool, threads: int
 ) -> None:
     """A worker that has run only short tasks lately keeps of the long ones what it can start."""
-    monkeypatch.setattr("redistq.crew.STUCK_S", 60.0)  # not because nobody makes progress
+    monkeypatch.setattr(
+        "redistq.worker.processor.STUCK_S", 60.0
+    )  # not because nobody makes progress
     handlers = {"waits": waits, "add_one": add_one}
     options: dict[str, Any] = {"task_handlers": handlers, "thread_count": threads, "lease": 2}
     with TaskProducer(url=url) as producer, TaskWorker(url=url, **options):
@@ -794,7 +799,7 @@ def test_a_long_task_keeps_no_short_ones_hostage(url: str, client: redis.Redis, 
         for n in range(50):  # the worker learns that tasks are short, and prefetches
             producer.get_result(producer.add_task(add_one, n), 10)
         producer.pause()
-        until(lambda: first._board and first._board.paused, "the pause")
+        until(lambda: first._scoreboard and first._scoreboard.paused, "the pause")
         long = producer.add_task(waits, {"key": key})
         ids = producer.add_tasks([(add_one, n) for n in range(short)])
         producer.resume()
@@ -878,7 +883,7 @@ def test_workers_that_disagree_are_told_so(url: str, caplog: pytest.LogCaptureFi
     assert "lease is 4 s, the other workers of queue 'tasks' use 2 s" in caplog.text
 
 
-# -- the board -------------------------------------------------------------------------------------
+# -- the scoreboard --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors cannot be listed")
@@ -901,24 +906,24 @@ def test_a_worker_that_stopped_holds_no_descriptor(url: str) -> None:
 
 def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
     """Slots are seen by who got the descriptor; an ended limit leaves nothing behind."""
-    board = Board.create(3)
-    other = Board(os.dup(board.descriptor))
-    board.close()
-    board.close()
+    scoreboard = Scoreboard.create(3)
+    other = Scoreboard(os.dup(scoreboard.descriptor))
+    scoreboard.close()
+    scoreboard.close()
     assert (other.slots, other.running(), other.overdue(1e12)) == (3, [], False)
-    board.begin(1, b"123-4")
-    board.limit(1, 50.0)
+    scoreboard.begin(1, b"123-4")
+    scoreboard.limit(1, 50.0)
     assert other.running() == ["123-4"]
     assert (other.overdue(49), other.overdue(51)) == (False, True)
-    board.end_limited(1)
-    board.begin(1, b"99-0")
+    scoreboard.end_limited(1)
+    scoreboard.begin(1, b"99-0")
     assert other.overdue(51) is False
     other.paused = True
-    assert board.paused
+    assert scoreboard.paused
     other.close()
     (tmp_path / "other").write_bytes(bytes(200))
-    with pytest.raises(ValueError, match="no board"):
-        Board(os.open(tmp_path / "other", os.O_RDWR))
+    with pytest.raises(ValueError, match="no scoreboard"):
+        Scoreboard(os.open(tmp_path / "other", os.O_RDWR))
 
 
 @pytest.mark.parametrize("left", ["a folder in memory", "a folder", "nothing"])
@@ -943,12 +948,12 @@ def test_a_board_is_made_wherever_there_is_room(
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     if left == "nothing":
         with pytest.raises(ConfigurationError, match=r"No space left on device.*set TMPDIR"):
-            Board.create(3)
+            Scoreboard.create(3)
     else:
-        board = Board.create(3)
-        board.begin(2, b"1-1")
-        assert board.running() == ["1-1"]
-        board.close()
+        scoreboard = Scoreboard.create(3)
+        scoreboard.begin(2, b"1-1")
+        assert scoreboard.running() == ["1-1"]
+        scoreboard.close()
     assert places == ["/dev/shm", None][: 1 if left == "a folder in memory" else 2]
     assert list(tmp_path.iterdir()) == []
 
@@ -965,7 +970,7 @@ def test_a_board_that_has_no_room_is_seen_when_it_is_made(
         return pwrite(descriptor, content[:100] if len(written) == 1 else content, offset)
 
     monkeypatch.setattr(os, "pwrite", short)
-    board = Board.create(3)
+    scoreboard = Scoreboard.create(3)
     assert len(written) == 2
-    assert (board.slots, board.running()) == (3, [])
-    board.close()
+    assert (scoreboard.slots, scoreboard.running()) == (3, [])
+    scoreboard.close()

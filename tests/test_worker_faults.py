@@ -1,4 +1,4 @@
-"""Workers in this process when things break: their keeper, their server, their connections."""
+"""Workers in this process when things break: their supervisor, their server, their connections."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from servers import Server
 from workers import Command, Proxy, alive, history, lapse, registered, until
 
 from redistq import Registry, TaskProducer, TaskWorker
-from redistq.board import Board
-from redistq.broker import Broker, Lost
-from redistq.calls import Calls
-from redistq.crew import LARGE_RESULT, PREFETCH_TASKS, UNSETTLED, Crew
-from redistq.keeper import Keeper
-from redistq.keys import QueueKeys
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker, ConnectionLost
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
+from redistq.worker.processor import LARGE_RESULT, PREFETCH_TASKS, UNSETTLED, Processor
+from redistq.worker.scoreboard import Scoreboard
+from redistq.worker.settings import WorkerSettings
+from redistq.worker.supervisor import Supervisor
 
 registry = Registry()
 runs: dict[str, int] = {}
@@ -76,10 +76,10 @@ def producer(url: str) -> Iterator[TaskProducer]:
         yield producer
 
 
-def keeper_of(worker: TaskWorker) -> int:
+def supervisor_of(worker: TaskWorker) -> int:
     """The pid of the process that beats for a worker."""
-    assert worker._keeper is not None
-    return worker._keeper.pid
+    assert worker._sidecar is not None
+    return worker._sidecar.pid
 
 
 PROGRAM = """
@@ -128,8 +128,8 @@ def program(tmp_path: Path, url: str) -> Iterator[Callable[..., Command]]:
         one.close()
 
 
-def keeper_pid(one: Command) -> int:
-    """The keeper of the worker inside a program."""
+def supervisor_pid(one: Command) -> int:
+    """The supervisor of the worker inside a program."""
     return int(one.output.split("up ")[1].split()[0])
 
 
@@ -138,13 +138,13 @@ def next_started(client: redis.Redis) -> str:
     return str(until(lambda: client.lpop("started"), "a task to start", 15))
 
 
-# -- the keeper and its worker ---------------------------------------------------------------------
+# -- the supervisor and its worker -----------------------------------------------------------------
 
 
 def test_a_handler_that_holds_the_interpreter_is_not_run_twice(
     program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
-    """A program whose interpreter is held beyond the lease keeps its task: the keeper beats."""
+    """A program whose interpreter is held beyond the lease keeps its task: the supervisor beats."""
     one, two = program(1), program(1)
     task_id = producer.add_task("holds", 2.5)
     assert producer.get_result(task_id, 15) == "held"
@@ -153,17 +153,18 @@ def test_a_handler_that_holds_the_interpreter_is_not_run_twice(
     assert "is dead" not in one.output + two.output
 
 
-def test_a_killed_program_is_reported_at_once_by_its_keeper(
+def test_a_killed_program_is_reported_at_once_by_its_supervisor(
     program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
-    """kill -9 of a program with a worker inside: recovered long before the lease, keeper gone."""
+    """kill -9 of a program with a worker inside: recovered long before the lease, supervisor
+    gone."""
     one = program(60)
-    keeper = keeper_pid(one)
+    supervisor = supervisor_pid(one)
     task_id = producer.add_task("waits")
     next_started(client)
     one.send(signal.SIGKILL)
     until(lambda: history(client, task_id) == ["recovered"], "the report", 3)
-    until(lambda: not alive(keeper), "the keeper's end")
+    until(lambda: not alive(supervisor), "the supervisor's end")
     assert registered(client) == {}
     program(60)
     assert next_started(client) == task_id
@@ -175,16 +176,17 @@ def test_a_killed_program_is_reported_at_once_by_its_keeper(
 def test_a_program_that_simply_ends_leaves_nothing_behind(
     program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
-    """A program that forgets to stop its worker, or ends by an error, ends; so does its keeper."""
+    """A program that forgets to stop its worker, or ends by an error, ends; so does its
+    supervisor."""
     one = program(60, "out.blpop('end'); raise SystemExit(5)")
-    keeper = keeper_pid(one)
+    supervisor = supervisor_pid(one)
     client.rpush("end", 1)
     assert one.wait() == 5
-    until(lambda: not alive(keeper), "the keeper's end")
+    until(lambda: not alive(supervisor), "the supervisor's end")
     assert registered(client) == {}
 
 
-def test_a_worker_and_its_keeper_killed_together_are_found_by_their_lease(
+def test_a_worker_and_its_supervisor_killed_together_are_found_by_their_lease(
     program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
     """kill -9 of both: another worker has the task within lease + 2 s."""
@@ -193,7 +195,7 @@ def test_a_worker_and_its_keeper_killed_together_are_found_by_their_lease(
     second = producer.add_task("waits")
     assert {next_started(client), next_started(client)} == {first, second}
     consumer = {pid: name for name, pid in registered(client).items()}[one.pid]
-    os.kill(keeper_pid(one), signal.SIGKILL)
+    os.kill(supervisor_pid(one), signal.SIGKILL)
     one.send(signal.SIGKILL)
     at = time.monotonic()
     client.rpush(f"go:{first}", 1, 1)
@@ -205,19 +207,21 @@ def test_a_worker_and_its_keeper_killed_together_are_found_by_their_lease(
     assert consumer not in registered(client)
 
 
-def test_a_killed_keeper_is_replaced_and_nothing_runs_twice(
+def test_a_killed_supervisor_is_replaced_and_nothing_runs_twice(
     url: str, producer: TaskProducer, client: redis.Redis
 ) -> None:
-    """The worker starts another keeper at once; its running task keeps its lease."""
+    """The worker starts another supervisor at once; its running task keeps its lease."""
     worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
     other = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
     with worker, other:
         task_id = producer.add_task("waits", "a")
         assert started.wait(10)
         for one in (worker, other):
-            before = keeper_of(one)
+            before = supervisor_of(one)
             os.kill(before, signal.SIGKILL)
-            until(lambda w=one, b=before: w._keeper and keeper_of(w) != b, "another keeper")
+            until(
+                lambda w=one, b=before: w._sidecar and supervisor_of(w) != b, "another supervisor"
+            )
         until(lapse(3.0), "longer than the lease")
         assert len(registered(client)) == 2
         go.set()
@@ -227,7 +231,7 @@ def test_a_killed_keeper_is_replaced_and_nothing_runs_twice(
         assert worker.stop() is True
 
 
-def test_an_orphaned_keeper_notices_though_a_fork_holds_its_pipe(
+def test_an_orphaned_supervisor_notices_though_a_fork_holds_its_pipe(
     program: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
     """A process that the program forked, and that outlives it, does not keep its worker alive."""
@@ -235,14 +239,14 @@ def test_an_orphaned_keeper_notices_though_a_fork_holds_its_pipe(
     fork = "pid = ctypes.PyDLL(None).fork()\nif pid == 0: out.rpush('forked', os.getpid())\n"
     end = fork + "time.sleep(60)"
     one = program(60, end)
-    keeper = keeper_pid(one)
+    supervisor = supervisor_pid(one)
     left_behind = int(until(lambda: client.lpop("forked"), "the fork"))
     try:
         task_id = producer.add_task("waits")
         next_started(client)
         one.send(signal.SIGKILL)
         until(lambda: history(client, task_id) == ["recovered"], "the report", 5)
-        until(lambda: not alive(keeper), "the keeper's end", 10)
+        until(lambda: not alive(supervisor), "the supervisor's end", 10)
         assert alive(left_behind)
     finally:
         os.kill(left_behind, signal.SIGKILL)
@@ -260,7 +264,7 @@ def test_run_works_until_a_signal(
         one.send(signal.SIGTERM)
         until(lambda: one.send(signal.SIGINT) or one.process.poll() is not None, "its end")
         assert one.wait() == 1
-        until(lambda: history(client, task_id) == ["recovered"], "the report of its keeper")
+        until(lambda: history(client, task_id) == ["recovered"], "the report of its supervisor")
     else:
         one.send(signal.SIGTERM)
         client.rpush(f"go:{task_id}", 1)
@@ -273,39 +277,40 @@ def test_a_heartbeat_that_crosses_a_resume_does_not_pause_again(
     url: str, producer: TaskProducer
 ) -> None:
     """An answer that is older than the word "resumed" is looked at again, not believed."""
-    keeper = Keeper(WorkerSettings(lease=60), Address(url))
+    supervisor = Supervisor(WorkerSettings(lease=60), Address(url))
     producer.pause()
-    keeper._beat_if_due()
-    assert keeper.paused
-    keeper._control(0, "resumed")
-    keeper._control(0, "paused")
-    real = keeper._broker.call
+    supervisor._beat_if_due()
+    assert supervisor.paused
+    supervisor._control(0, "resumed")
+    supervisor._control(0, "paused")
+    real = supervisor._broker.call
 
     def crossing(command: Any) -> Any:
         answer = real(command)  # it still says: paused
         producer.resume()
-        keeper._control(0, "resumed")
-        keeper._broker.call = real  # type: ignore[method-assign]
+        supervisor._control(0, "resumed")
+        supervisor._broker.call = real  # type: ignore[method-assign]
         return answer
 
-    keeper._broker.call = crossing  # type: ignore[method-assign]
-    keeper._beat_if_due()
-    keeper._beat_if_due()
-    assert not keeper.paused
-    keeper._broker.close()
+    supervisor._broker.call = crossing  # type: ignore[method-assign]
+    supervisor._beat_if_due()
+    supervisor._beat_if_due()
+    assert not supervisor.paused
+    supervisor._broker.close()
 
 
 def test_a_resume_that_nobody_heard_is_seen_all_the_same(
     server: Server, producer: TaskProducer
 ) -> None:
-    """A word published while the keeper was cut off counts when it listens again, at any lease."""
+    """A word published while the supervisor was cut off counts when it listens again, at any
+    lease."""
     with (
         Proxy(server.port) as proxy,
         TaskWorker(url=proxy.url, task_handlers=registry, lease=60) as worker,
         server.client() as client,
     ):
         producer.pause()
-        until(lambda: worker._board and worker._board.paused, "the pause")
+        until(lambda: worker._scoreboard and worker._scoreboard.paused, "the pause")
         client.hset("meta:tasks", "paused", 0)  # a resume whose word was lost
         proxy.cut()
         assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
@@ -330,7 +335,9 @@ def test_what_was_finished_while_the_server_was_away_is_settled_afterwards(
             producer.get_result(i, 10)
         server.kill()
         go.set()
-        until(lambda: worker._crew._outcomes or worker._crew._settling.locked(), "its end")
+        until(
+            lambda: worker._processor._outcomes or worker._processor._settling.locked(), "its end"
+        )
         until(lapse(2.5), "longer than the lease")
         server.start()
         assert producer.get_result(task_id, 20) == 1
@@ -349,11 +356,11 @@ def test_handlers_faster_than_the_server_do_not_run_away_from_it(
     with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
         first = producer.add_tasks(("add_one", n) for n in range(2000))
         assert producer.get_result(first[-1], 20) == 2000  # it knows that they are short
-        with worker._crew._settling:
+        with worker._processor._settling:
             ids = producer.add_tasks(("add_one", n) for n in range(3 * most))
-            until(lambda: len(worker._crew._outcomes) >= UNSETTLED, "enough of them")
+            until(lambda: len(worker._processor._outcomes) >= UNSETTLED, "enough of them")
             until(lapse(1), "as much as it would read")
-            assert UNSETTLED <= len(worker._crew._outcomes) <= most
+            assert UNSETTLED <= len(worker._processor._outcomes) <= most
             assert producer.snapshot().pending <= most
         until(lambda: producer.snapshot().pending + producer.snapshot().ready == 0, "the end", 30)
         assert producer.get_result(ids[-1], 20) == 3 * most
@@ -367,11 +374,11 @@ def test_large_results_are_not_piled_up(
     with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
         first = producer.add_tasks(("add_one", n) for n in range(200))
         assert producer.get_result(first[-1], 20) == 200
-        with worker._crew._settling:
+        with worker._processor._settling:
             ids = producer.add_tasks(("large", n) for n in range(1, 20))
-            until(lambda: len(worker._crew._outcomes) == 2, "one of each runner")
+            until(lambda: len(worker._processor._outcomes) == 2, "one of each runner")
             until(lapse(0.5), "time for more")
-            assert len(worker._crew._outcomes) == 2
+            assert len(worker._processor._outcomes) == 2
         sizes = [len(producer.get_result(i, 20)) for i in ids]
     assert sizes == [LARGE_RESULT + n for n in range(1, 20)]
 
@@ -471,7 +478,7 @@ def test_a_lost_delivery_is_taken_up_again(server: Server, client: redis.Redis) 
             assert time.monotonic() - at < 4
             assert proxy.lost == n + 1
         assert {tuple(history(client, i)) for i in ids} == {("succeeded",)}
-        assert worker._crew.lost == 0
+        assert worker._processor.lost == 0
 
 
 def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redis.Redis) -> None:
@@ -483,7 +490,7 @@ def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redi
     ):
         for n in range(5):
             producer.pause()
-            until(lambda: worker._board and worker._board.paused, "the pause")
+            until(lambda: worker._scoreboard and worker._scoreboard.paused, "the pause")
             task_id = producer.add_task("counted", str(n))
             producer.resume()
             until(lambda i=task_id: producer.get_task(i).settled, "its end")
@@ -495,7 +502,7 @@ def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redi
         until(lambda: proxy.lost == 1, "the lost answer")
         assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
         assert history(client, task_id) == ["succeeded"]
-        assert worker._crew.lost == 0
+        assert worker._processor.lost == 0
         assert producer.snapshot().counters["succeeded"] == 7
 
 
@@ -517,7 +524,7 @@ def test_connections_cut_at_any_moment_run_nothing_twice(
         assert set(runs.values()) == {1}
         assert producer.snapshot().counters["succeeded"] == 2000
         until(lambda: producer.snapshot().pending == 0, "nothing is left pending")
-        assert worker._crew.lost == 0
+        assert worker._processor.lost == 0
 
 
 # -- a late worker ---------------------------------------------------------------------------------
@@ -532,7 +539,7 @@ def test_the_outcome_of_a_worker_that_lost_its_lease_does_not_count(
         task_id = producer.add_task("waits", "a")
         assert started.wait(10)
         broker = Broker(Address(url))
-        calls = Calls(QueueKeys())
+        calls = Commands(QueueKeys())
         broker.call(calls.recover(5, consumer=first.consumer))
         broker.close()
         until(lambda: runs["a"] == 1 and producer.snapshot().pending >= 0, "the recovery")
@@ -540,7 +547,7 @@ def test_the_outcome_of_a_worker_that_lost_its_lease_does_not_count(
             until(lambda: runs["a"] == 2, "the second run")
             go.set()
             assert producer.get_result(task_id, 10) == 2
-        until(lambda: first._crew.lost == 1, "the first run is told")
+        until(lambda: first._processor.lost == 1, "the first run is told")
     assert history(client, task_id) == ["recovered", "succeeded"]
     assert producer.snapshot().counters["succeeded"] == 1
 
@@ -548,9 +555,9 @@ def test_the_outcome_of_a_worker_that_lost_its_lease_does_not_count(
 def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_path: Path) -> None:
     """The list of what is pending may be older than a settlement: that is no lost delivery."""
     settings = WorkerSettings(lease=2, threads=1)
-    broker, calls = Broker(Address(url)), Calls(QueueKeys())
-    board = Board.create(200)
-    crew = Crew(settings, registry, broker, [calls], "me", board)
+    broker, calls = Broker(Address(url)), Commands(QueueKeys())
+    scoreboard = Scoreboard.create(200)
+    crew = Processor(settings, registry, broker, [calls], "me", scoreboard)
 
     class Late:
         """A connection whose answer arrives after the task was settled."""
@@ -585,12 +592,14 @@ def test_tasks_that_could_not_be_given_back_are_found_again(
 
         failing = False
 
-    broker, calls = Failing(Address(url)), Calls(QueueKeys())
-    board = Board.create(200)
-    crew = Crew(WorkerSettings(lease=2, threads=1), registry, broker, [calls], "me", board)
+    broker, calls = Failing(Address(url)), Commands(QueueKeys())
+    scoreboard = Scoreboard.create(200)
+    crew = Processor(
+        WorkerSettings(lease=2, threads=1), registry, broker, [calls], "me", scoreboard
+    )
     broker.call(calls.create_group())
     ids = producer.add_tasks([("add_one", n) for n in range(3)])
-    wire = broker.wire(5)
+    wire = broker.connection(5)
     crew._accept(crew._read(wire.request(calls.fetch("me", 10, None))))
     broker.failing = True
     crew._give_back(drained_only=False)
@@ -603,6 +612,6 @@ def test_tasks_that_could_not_be_given_back_are_found_again(
     assert (len(crew._ready), len(crew._held), crew._look_again) == (0, 0, False)
     assert {producer.get_task(i).state for i in ids} == {"queued"}
     wire.close()
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         wire.receive(0.1)
     broker.close()

@@ -16,9 +16,8 @@ from servers import Server, free_port
 from workers import Command, alive, command, history, lapse, registered, until, worker_commands
 
 from redistq import ConfigurationError, ServerUnavailable, TaskProducer, TaskWorker
-from redistq.keeper import Keeper
-from redistq.settings import Address
-from redistq.worker_settings import WorkerSettings
+from redistq.connection.address import Address
+from redistq.worker.worker import Supervisor, WorkerSettings
 
 JOBS = '''
 import ctypes, hashlib, os, signal, sys, time
@@ -296,7 +295,7 @@ def test_a_task_that_kills_its_process_every_time_is_a_dead_letter(
     assert {tuple(history(client, i)) for i in (*innocents, *behind)} == {("succeeded",)}
 
 
-def test_a_killed_keeper_leaves_no_orphans(
+def test_a_killed_supervisor_leaves_no_orphans(
     worker: Callable[..., Command], producer: TaskProducer, client: redis.Redis
 ) -> None:
     """kill -9 of the command: its children end, and another worker has the task in lease + 2 s."""
@@ -350,8 +349,8 @@ def test_native_code_past_its_limit_costs_the_child_its_life(
 ) -> None:
     """A task that cannot be interrupted is killed with its process and ends as a dead letter."""
     (jobs / "quick.py").write_text(
-        "import redistq.execution\n"
-        "redistq.execution.HARD_LIMIT_GRACE = 0.3\n"
+        "import redistq.worker.executor\n"
+        "redistq.worker.executor.HARD_LIMIT_GRACE = 0.3\n"
         "from jobs import registry\n"
     )
     options = ("--lease", "2", "--max-recoveries", "0")
@@ -464,7 +463,8 @@ def test_a_worker_of_processes_needs_a_server(jobs: Path) -> None:
 def test_children_end_with_the_program_that_started_them(
     jobs: Path, url: str, client: redis.Redis, producer: TaskProducer
 ) -> None:
-    """kill -9 of a program with processes=2: keeper and children end, running work is recovered."""
+    """kill -9 of a program with processes=2: supervisor and children end, running work is
+    recovered."""
     code = (
         "import time, jobs\n"
         "from redistq import TaskWorker\n"
@@ -475,20 +475,20 @@ def test_children_end_with_the_program_that_started_them(
     )
     with command(jobs, "-c", code, url=url) as one:
         one.says("up")
-        keeper = int(one.output.split("up ")[1].split()[0])
+        supervisor = int(one.output.split("up ")[1].split()[0])
         task_id = producer.add_task("waits", "a")
         started(client)
         children = set(registered(client).values())
         one.send(signal.SIGKILL)
-        until(lambda: not alive(keeper), "the keeper's end")
+        until(lambda: not alive(supervisor), "the supervisor's end")
         until(lambda: not any(alive(pid) for pid in children), "the children's end")
         assert history(client, task_id) == ["recovered"]
         assert producer.get_task(task_id).state == "queued"
         assert registered(client) == {}
 
 
-def test_a_keeper_can_be_told_to_stop_before_it_runs(url: str) -> None:
+def test_a_supervisor_can_be_told_to_stop_before_it_runs(url: str) -> None:
     """request_stop before run ends it at once, with nothing left to do."""
-    keeper = Keeper(WorkerSettings(lease=2), Address(url))
-    keeper.request_stop()
-    assert keeper.run() == 0
+    supervisor = Supervisor(WorkerSettings(lease=2), Address(url))
+    supervisor.request_stop()
+    assert supervisor.run() == 0

@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from redistq.broker import Broker
-from redistq.calls import Calls
-from redistq.keys import QueueKeys
-from redistq.settings import Address
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
 
 
 class Crowd:
     """``count`` idle workers until the block is left."""
 
     def __init__(self, url: str, count: int, queue: str = "tasks") -> None:
-        self.count, self.calls = count, Calls(QueueKeys(queue))
-        self.elsewhere = Calls(QueueKeys("elsewhere"))
+        self.count, self.commands = count, Commands(QueueKeys(queue))
+        self.elsewhere = Commands(QueueKeys("elsewhere"))
         self.broker = Broker(Address(url))
         self.names = [f"idle:{n}" for n in range(count)]
         self.end = threading.Event()
@@ -29,19 +29,19 @@ class Crowd:
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Crowd:
-        for calls in (self.calls, self.elsewhere):
+        for calls in (self.commands, self.elsewhere):
             try:
                 self.broker.call(calls.create_group())
             except Exception as error:
                 if "BUSYGROUP" not in str(error):
                     raise
-        stream, group = self.calls.keys.stream, self.calls.group
+        stream, group = self.commands.keys.stream, self.commands.group
         for name in self.names:
-            self.broker.call(self.calls.register(name, 10_000, {"names": "noop"}))
+            self.broker.call(self.commands.register(name, 10_000, {"names": "noop"}))
             self.broker.call(("XGROUP", "CREATECONSUMER", stream, group, name))
-            reader, listener = self.broker.wire(None), self.broker.wire(None)
+            reader, listener = self.broker.connection(None), self.broker.connection(None)
             reader.send(*self.elsewhere.fetch(name, 1, 0))
-            listener.send("SUBSCRIBE", self.calls.keys.channel)
+            listener.send("SUBSCRIBE", self.commands.keys.channel)
             self.wires += [reader, listener]
         self.thread.start()
         return self
@@ -49,12 +49,12 @@ class Crowd:
     def _beat(self) -> None:
         at = 0
         while not self.end.wait(10 / 3 / max(self.count, 1)):
-            self.broker.call(self.calls.beat(10_000, [(self.names[at], "=")]))
+            self.broker.call(self.commands.beat(10_000, [(self.names[at], "=")]))
             at = (at + 1) % self.count
 
     def __exit__(self, *_: object) -> None:
         self.end.set()
         self.thread.join()
-        for wire in self.wires:
-            wire.close()
+        for connection in self.wires:
+            connection.close()
         self.broker.close()

@@ -15,9 +15,9 @@ from typing import Any
 
 import redis
 
-from redistq.calls import Calls
-from redistq.keys import QueueKeys
-from redistq.scripts import text_of
+from redistq.protocol.commands import Commands
+from redistq.protocol.keys import QueueKeys
+from redistq.protocol.scripts import text_of
 
 ECHO = """
 import redis, sys
@@ -36,7 +36,7 @@ while True:
 def single(client: redis.Redis, params: dict[str, Any]) -> dict[str, float]:
     """One EVALSHA of ``enqueue`` after another."""
     n = params["n"]
-    command = Calls(QueueKeys("tasks")).enqueue_one("x" * 20, "noop", b"1", "", "")
+    command = Commands(QueueKeys("tasks")).enqueue_one("x" * 20, "noop", b"1", "", "")
     client.script_load(text_of(command[1]))
     sha, arguments = command[1], list(command[3:])
     ids = [f"{k:020x}" for k in range(n)]
@@ -49,7 +49,7 @@ def single(client: redis.Redis, params: dict[str, Any]) -> dict[str, float]:
 
 def bulk(client: redis.Redis, params: dict[str, Any]) -> dict[str, float]:
     """EVALSHA with 200 tasks a call."""
-    n, calls = params["n"], Calls(QueueKeys("tasks"))
+    n, calls = params["n"], Commands(QueueKeys("tasks"))
     client.script_load(text_of(calls.enqueue([])[1]))
     commands = []
     for start in range(0, n, 200):

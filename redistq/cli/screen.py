@@ -1,0 +1,458 @@
+"""The live screen of ``redistq monitor dashboard``: a queue in a terminal, a few times a second.
+
+One call to the server a picture. Keys: q quit, p pause or resume, r send dead letters again (asks
+first), arrows move, Tab changes the list, Enter shows a task, Esc goes back. Where output is no
+terminal it prints one picture. The terminal is put back however the screen ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._optional import require
+from ..dashboard.view import Point, alerts, rate_now, rates
+from ..dashboard.view import View as Picture
+from ..display.palette import look
+from ..display.text import clean, clock, duration, one_line, plural
+from ..errors import RedistqError
+from ..monitor.monitor import TaskMonitor
+from ..monitor.records import workers_of
+from ..monitor.tick import DeadLetter, Event, Running, Tick
+from .keyboard import Keys
+from .tables import console as output_console
+
+EVENTS_KEPT, DEAD_KEPT, RUNNING_KEPT = 200, 50, 64
+TRAIL_MS = 65_000
+NOTICE_S = 4.0
+BARS = " ▁▂▃▄▅▆▇█"
+LISTS = ("running", "recent", "dead")
+HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
+STATE_STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "retried": "magenta",
+    "recovered": "yellow",
+    "cancelled": "yellow",
+}
+
+Line = list[tuple[str, str]]
+"""Pieces of text, each with its style."""
+
+
+@dataclass(slots=True)
+class Screen:
+    """What the screen knows and where its reader is; ``lines`` draws it."""
+
+    monitor: TaskMonitor
+    tick: Tick | None = None
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+    trail: deque[Point] = field(default_factory=deque)
+    focus: str = "recent"
+    at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LISTS, 0))
+    asking: str = ""
+    notice: str = ""
+    notice_until: float = 0.0
+    problem: str = ""
+    detail: list[str] | None = None
+    detail_at: int = 0
+    ended: bool = False
+
+    # -- what it knows ---------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """One call for all that is new; a server that is away is said, and asked again."""
+        try:
+            tick = self.monitor.tick(
+                self.tick.cursor if self.tick else None,
+                events=EVENTS_KEPT,
+                dead=DEAD_KEPT,
+                running=RUNNING_KEPT,
+                batches=1,
+            )
+        except RedistqError as error:
+            self.problem = one_line(str(error))
+            return
+        self.problem = ""
+        if self.tick is not None and tick.now_ms < self.tick.now_ms:
+            self.trail.clear()  # another server answers now, with a clock of its own
+        self.tick = tick
+        self.events.extendleft(tick.events)
+        settled = tick.count("succeeded") + tick.count("failed")
+        self.trail.append(Point(tick.now_ms, tick.snapshot.ready, settled))
+        while self.trail[0].now_ms < tick.now_ms - TRAIL_MS:
+            self.trail.popleft()
+
+    def rows(self, name: str) -> list[Any]:
+        """What one of the lists shows."""
+        if self.tick is None:
+            return []
+        if name == "running":
+            return list(self.tick.running)
+        return list(self.events) if name == "recent" else list(self.tick.dead)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    def press(self, key: str) -> None:
+        """What a key does."""
+        if self.asking:
+            self._answer(key)
+        elif self.detail is not None:
+            self._in_detail(key)
+        elif key == "q":
+            self.ended = True
+        elif key == "p":
+            self._pause()
+        elif key == "r":
+            dead = self.tick.snapshot.dead if self.tick else 0
+            if dead:
+                self.asking = f"Send {plural(dead, 'dead letter')} again? y / n"
+            else:
+                self.say("there are no dead letters")
+        elif key in ("tab", "right"):
+            self.focus = LISTS[(LISTS.index(self.focus) + 1) % len(LISTS)]
+        elif key in ("backtab", "left"):
+            self.focus = LISTS[LISTS.index(self.focus) - 1]
+        elif key == "enter":
+            self._show()
+        else:
+            last = max(0, len(self.rows(self.focus)) - 1)
+            self.at[self.focus] = _moved(self.at[self.focus], key, last)
+
+    def _answer(self, key: str) -> None:
+        self.asking = ""
+        if key in ("y", "Y"):
+            with self._trying():
+                self.say(f"{plural(self.monitor.replay(), 'task')} sent again")
+                self.refresh()
+        else:
+            self.say("nothing was sent")
+
+    def _pause(self) -> None:
+        with self._trying():
+            if self.tick is not None and self.tick.paused:
+                self.monitor.resume()
+                self.say("resumed")
+            else:
+                self.monitor.pause()
+                self.say("paused: running tasks finish, no other is started")
+            self.refresh()
+
+    def _show(self) -> None:
+        rows = self.rows(self.focus)
+        if not rows:
+            return
+        row = rows[min(self.at[self.focus], len(rows) - 1)]
+        with self._trying():
+            self.detail, self.detail_at = self._describe(row), 0
+
+    def _describe(self, row: Event | Running | DeadLetter) -> list[str]:
+        task = self.monitor.records.task(row.id)
+        lines = [f"{task.id}  {task.name}  {task.state}", ""]
+        for event in task.events:
+            lines.append(
+                f"try {event.attempt}  {clock(event.finished_ms)}  {event.state:<10}"
+                f" waited {duration(event.wait_ms)}, ran {duration(event.run_ms)}"
+                f"  {event.worker}  {event.note}"
+            )
+        for name in ("payload", "result"):
+            if value := getattr(task, name):
+                lines += ["", f"{name}: {one_line(value)}"]
+        if task.error_type or task.error:
+            lines += ["", f"{task.error_type}: {one_line(task.error)}"]
+        if task.traceback:
+            lines += ["", *task.traceback.rstrip().split("\n")]
+        return [clean(line.expandtabs(4), 1000) for line in lines]
+
+    def _in_detail(self, key: str) -> None:
+        assert self.detail is not None
+        if key in ("escape", "enter", "q", "left"):
+            self.detail = None
+        else:
+            self.detail_at = _moved(self.detail_at, key, max(0, len(self.detail) - 1))
+
+    def say(self, words: str) -> None:
+        """Words for the last line, for a few seconds."""
+        self.notice, self.notice_until = words, time.monotonic() + NOTICE_S
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except RedistqError as error:
+            self.say(one_line(str(error)))
+
+    # -- the picture -----------------------------------------------------------------------------
+
+    def lines(self, width: int, height: int, *, live: bool = True) -> list[Line]:
+        """The picture: at most ``height`` lines; what is too wide is cut when it is drawn."""
+        found = self._head(width)
+        foot = [self._foot()] if live else []
+        room = max(0, height - len(found) - len(foot))
+        if self.detail is not None:
+            found += [[(line, "")] for line in self.detail[self.detail_at :][:room]]
+        elif self.tick is not None:
+            found += self._body(width, room, live)
+        if live:
+            found = found[: height - 1] + [[]] * (height - 1 - len(found))
+        return (found + foot)[:height]
+
+    def _head(self, width: int) -> list[Line]:
+        tick = self.tick
+        title = f" {clean(self.monitor.queue)} · {clean(self.monitor.url, 200)} "
+        when = f" {clock(tick.now_ms)} UTC " if tick else " "
+        room = max(0, width - len(when))
+        lines: list[Line] = [[(fit(title, room) + when, "reverse bold")]]
+        problem = f"{clean(self.problem, 300)} (asking again)" if self.problem else ""
+        picture = Picture(
+            queue=self.monitor.queue, url=self.monitor.url, tick=tick, problem=problem
+        )
+        sentences = [sentence for _, sentence in alerts(picture)]
+        if not sentences and tick is not None:
+            sentences = [f"● {tick.health[1]}"]
+        lines += [[(sentence, "bold")] for sentence in sentences[:2]]
+        if tick is None:
+            return lines
+        shot = tick.snapshot
+        age = 0 if shot.oldest_ms is None else shot.now_ms - shot.oldest_ms
+        figures = [
+            *(("waiting", shot.ready), ("running", tick.running_count)),
+            *(("delayed", shot.delayed), ("dead", shot.dead), ("workers", len(tick.workers))),
+        ]
+        totals = [(s, tick.count(s)) for s in ("succeeded", "failed", "retried", "recovered")]
+        lines.append(_figures(figures) + ([(f"  oldest {duration(age)}", "dim")] if age else []))
+        lines.append(_figures(totals))
+        if len(self.trail) > 1:
+            span = max(10, min(60, (width - 36) // 2))
+            speeds = [speed for _, speed in rates(list(self.trail))]
+            depths = [float(point.depth) for point in self.trail]
+            lines.append(
+                [
+                    (f"{rate_now(list(self.trail)):>9,.1f}/s ", "bold"),
+                    (spark(speeds, span), "green"),
+                    ("  waiting ", "bold"),
+                    (spark(depths, span), "cyan"),
+                ]
+            )
+        return lines
+
+    def _foot(self) -> Line:
+        if self.asking:
+            return [(f" {self.asking} ", "reverse bold")]
+        if self.notice and time.monotonic() < self.notice_until:
+            return [(f" {clean(self.notice, 300)} ", "reverse")]
+        return [("Esc back  ↑↓ move" if self.detail is not None else HELP, "dim")]
+
+    def _body(self, width: int, room: int, live: bool) -> list[Line]:
+        assert self.tick is not None
+        workers = workers_of(self.tick)
+        lines: list[Line] = []
+        if workers:
+            most = max(1, min(len(workers), room // 5))
+            lines.append([(f"Workers ({len(workers)})", "bold")])
+            for worker in workers[:most]:
+                since = worker.task_since_ms
+                doing = f"{worker.task} {duration(self.tick.now_ms - since)}" if since else ""
+                lines.append(
+                    columns(
+                        width,
+                        (f"  {worker.name}", 24, ""),
+                        (worker.state, 7, "red" if worker.state == "silent" else ""),
+                        (f"{worker.running}/{worker.threads}", 7, ""),
+                        (doing, 0, ""),
+                    )
+                )
+            if len(workers) > most:
+                lines.append([(f"  and {len(workers) - most} more", "dim")])
+        shares = self._shares(room - len(lines))
+        for name in LISTS:
+            lines += self._list(name, width, shares[name], live)
+        return lines
+
+    def _shares(self, room: int) -> dict[str, int]:
+        """Lines for each list: a heading and what it needs, the rest to whom it is of use."""
+        needs = {name: len(self.rows(name)) + 1 for name in LISTS}
+        shares = {name: min(needs[name], max(2, room // 4)) for name in LISTS}
+        for name in (self.focus, "recent", "dead", "running"):
+            left = room - sum(shares.values())
+            shares[name] += max(0, min(left, needs[name] - shares[name]))
+        return shares
+
+    def _list(self, name: str, width: int, share: int, live: bool) -> list[Line]:
+        rows, focused = self.rows(name), live and name == self.focus
+        if share < 1:
+            return []
+        assert self.tick is not None
+        total = {"running": self.tick.snapshot.pending, "dead": self.tick.snapshot.dead}
+        count = total.get(name, len(rows))
+        heading = {"running": "In hand", "recent": "Recent", "dead": "Dead letters"}[name]
+        style = "reverse" if focused else "bold"
+        lines: list[Line] = [[(f"{heading} ({count:,})", style)]]
+        at = self.at[name] = min(self.at[name], max(0, len(rows) - 1))
+        first = max(0, min(at - (share - 1) // 2, len(rows) - (share - 1)))
+        for i, row in enumerate(rows[first : first + share - 1], first):
+            mark = "▸ " if focused and i == at else "  "
+            line = self._row(name, row, mark, width)
+            lines.append([(text, f"{s} reverse") for text, s in line] if mark != "  " else line)
+        return lines
+
+    def _row(self, name: str, row: Any, mark: str, width: int) -> Line:
+        assert self.tick is not None
+        wide = width >= 110
+        if name == "running":
+            return columns(
+                width,
+                (mark + row.name, 26 if not wide else 40, ""),
+                (row.id, 21, "dim"),
+                (duration(self.tick.now_ms - row.since_ms), 10, ""),
+                (f"try {row.attempt}", 7, ""),
+                (row.preview if wide else row.worker, 0, "dim"),
+            )
+        if name == "recent":
+            seen = look(row.state)
+            return columns(
+                width,
+                (mark + clock(row.finished_ms), 11, ""),
+                (f"{seen.glyph} {seen.word}", 12, STATE_STYLES.get(row.state, "")),
+                (row.name, 22 if not wide else 40, ""),
+                (f"ran {duration(row.run_ms)}", 12, ""),
+                (row.note or (row.worker if wide else ""), 20 if not wide else 26, ""),
+                (row.id if wide else "", 0, "dim"),
+            )
+        return columns(
+            width,
+            (mark + clock(row.died_ms), 11, ""),
+            (row.name, 18 if not wide else 40, ""),
+            (f"{row.error_type}: {row.error}", 0, "red"),
+        )
+
+
+def _moved(at: int, key: str, last: int) -> int:
+    step = {"up": -1, "down": 1, "pageup": -10, "pagedown": 10, "home": -last, "end": last}
+    return max(0, min(last, at + step.get(key, 0)))
+
+
+def _figures(pairs: list[tuple[str, int]]) -> Line:
+    line: Line = []
+    for name, count in pairs:
+        line += [(f"{name} ", ""), (f"{count:,}", "bold"), ("   ", "")]
+    return line
+
+
+def spark(values: list[float], width: int) -> str:
+    """The newest ``width`` values as bars, the highest full."""
+    shown = values[-width:]
+    top = max(shown, default=0.0)
+    steps = len(BARS) - 1
+    bars = "".join(
+        BARS[max(1 if v > 0 else 0, round(v / top * steps))] if top > 0 else BARS[0] for v in shown
+    )
+    return bars.rjust(width)
+
+
+def fit(text: str, width: int) -> str:
+    """Text on exactly ``width`` cells of a terminal: cut with an ellipsis, or padded."""
+    cells = require("rich.cells", "cli", "the live screen")
+    if cells.cell_len(text) > width:
+        text = cells.set_cell_size(text, max(0, width - 1)) + "…" if width > 0 else ""
+    return str(cells.set_cell_size(text, width))
+
+
+def columns(width: int, *parts: tuple[str, int, str]) -> Line:
+    """Pieces of text, each on so many cells (0: all that is left), with a style."""
+    line: Line = []
+    left = width
+    for text, wanted, style in parts:
+        size = min(left, wanted or left)
+        if size <= 0:
+            break
+        lead = text[: len(text) - len(text.lstrip(" "))]
+        gap = 1 if wanted else 0
+        piece = fit(lead + clean(one_line(text), 2000), size - gap) + " " * gap
+        line.append((piece, style))
+        left -= size
+    return line
+
+
+def drawn(lines: list[Line], width: int) -> Any:
+    """Lines as something rich prints: text only, no markup, none wider than the terminal."""
+    rich_text = require("rich.text", "cli", "the live screen")
+    found = []
+    for line in lines:
+        text = rich_text.Text(no_wrap=True, overflow="ellipsis")
+        for piece, style in line:
+            text.append(piece, style=style)
+        text.rstrip()
+        text.truncate(width, overflow="ellipsis")
+        found.append(text)
+    return rich_text.Text("\n", no_wrap=True, overflow="ellipsis").join(found)
+
+
+def run(monitor: TaskMonitor, *, interval: float = 0.35) -> int:
+    """Show the queue until q (0) or a signal (130, 143); piped, one picture."""
+    console = output_console("the live screen")
+    screen = Screen(monitor)
+    screen.tick = None
+    first = monitor.tick(events=EVENTS_KEPT, dead=DEAD_KEPT, batches=1)  # or ServerUnavailable
+    if not console.is_terminal or console.is_dumb_terminal:
+        screen.tick = first
+        screen.events.extendleft(first.events)
+        console.print(drawn(screen.lines(console.width, 60, live=False), console.width))
+        return 0
+    return _live(screen, console, max(0.1, interval))
+
+
+class _Ended(Exception):
+    def __init__(self, signal_number: int) -> None:
+        self.number = signal_number
+
+
+def _live(screen: Screen, console: Any, interval: float) -> int:
+    live_module = require("rich.live", "cli", "the live screen")
+    before = {}
+
+    def on_signal(number: int, _: Any) -> None:
+        raise _Ended(number)
+
+    try:
+        # Suspending would leave the shell in the live screen's terminal: q is the way out.
+        for name, action in (("SIGTERM", on_signal), ("SIGHUP", on_signal), ("SIGTSTP", None)):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, action or signal.SIG_IGN)
+        with (
+            Keys() as keys,
+            live_module.Live(console=console, screen=True, auto_refresh=False) as live,
+        ):
+            _loop(screen, console, live, keys, interval)
+        return 0
+    except _Ended as ended:
+        return 128 + ended.number
+    except KeyboardInterrupt:
+        return 130
+    except EOFError:
+        return 0  # the terminal is gone
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _loop(screen: Screen, console: Any, live: Any, keys: Keys, interval: float) -> None:
+    while not screen.ended:
+        screen.refresh()
+        until = time.monotonic() + interval
+        while True:
+            width, height = console.size
+            live.update(drawn(screen.lines(width, height), width), refresh=True)
+            left = until - time.monotonic()
+            if screen.ended or left <= 0:
+                break
+            key = keys.read(left)
+            if key is None:
+                break
+            screen.press(key)

@@ -1,0 +1,229 @@
+"""How the command line shows a listing: a table to read, or JSON or CSV for scripts.
+
+Used by ``redistq monitor``. Names and errors come from whoever can add a task, so text is shown as
+text: no markup is read in it, and characters that hide text or drive a terminal are made visible.
+JSON and CSV hold every column, whole, and need no optional package.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from .._optional import require
+from ..display.palette import look
+from ..display.text import clean, clock, duration, one_line
+from ..monitor.columns import Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A column of a table: which, under what heading, from how many columns of terminal on, and
+    the widest it gets."""
+
+    name: str
+    heading: str
+    from_width: int = 0
+    widest: int = 40
+
+
+TABLES: dict[str, tuple[Shown, ...]] = {
+    "recent": (
+        *(Shown("finished_at", "finished"), Shown("task_id", "id"), Shown("name", "task", 0, 24)),
+        *(Shown("state", "state"), Shown("attempt", "try", 100), Shown("wait", "waited", 110)),
+        *(Shown("run", "ran"), Shown("worker", "worker", 140), Shown("note", "error", 90)),
+    ),
+    "workers": (
+        *(Shown("worker", "worker", 0, 28), Shown("state", "state"), Shown("running", "runs")),
+        *(
+            Shown("threads", "threads"),
+            Shown("pending", "holds", 100),
+            Shown("task", "task", 0, 24),
+        ),
+        *(
+            Shown("task_since", "since"),
+            Shown("pid", "pid", 110),
+            Shown("started_at", "up since", 140),
+        ),
+        *(Shown("python", "python", 150), Shown("version", "redistq", 160)),
+    ),
+    "consumers": (
+        *(Shown("consumer", "consumer"), Shown("pending", "pending"), Shown("state", "worker")),
+        *(Shown("idle", "asked before"), Shown("inactive", "got work before", 100)),
+    ),
+    "pending": (
+        *(Shown("task_id", "id"), Shown("name", "task", 0, 24), Shown("held", "held for")),
+        *(Shown("attempt", "try"), Shown("worker", "worker"), Shown("recovered", "recovered", 110)),
+        *(Shown("queued_at", "queued", 130), Shown("entry", "entry", 150)),
+        Shown("payload", "payload", 170, 60),
+    ),
+    "delayed": (
+        *(Shown("task_id", "id"), Shown("name", "task", 0, 24), Shown("due_at", "due")),
+        *(Shown("due_in", "in"), Shown("reason", "because"), Shown("attempt", "try", 100)),
+        *(Shown("error_type", "last error", 110), Shown("payload", "payload", 130, 60)),
+    ),
+    "dead": (
+        *(Shown("died_at", "died"), Shown("task_id", "id"), Shown("name", "task", 0, 20)),
+        *(Shown("attempt", "try", 100), Shown("error_type", "error", 0, 24)),
+        *(Shown("error", "message", 0, 80), Shown("worker", "worker", 160)),
+        Shown("payload", "payload", 200, 60),
+    ),
+    "failures": (
+        *(
+            Shown("count", "count"),
+            Shown("error_type", "error", 0, 24),
+            Shown("name", "task", 0, 20),
+        ),
+        *(Shown("last_at", "last"), Shown("first_at", "first", 110)),
+        *(Shown("example_id", "for example", 120), Shown("error", "message", 0, 80)),
+    ),
+    "batches": (
+        *(Shown("batch", "batch", 0, 24), Shown("name", "name", 0, 20), Shown("state", "state")),
+        *(Shown("total", "total"), Shown("waiting", "waiting"), Shown("succeeded", "succeeded")),
+        *(Shown("failed", "failed"), Shown("cancelled", "cancelled", 110)),
+        *(Shown("retried", "retried", 110), Shown("created_at", "created", 100)),
+        Shown("took", "took", 120),
+    ),
+    "task": (
+        *(Shown("attempt", "try"), Shown("state", "state"), Shown("queued_at", "queued")),
+        *(
+            Shown("started_at", "started", 100),
+            Shown("finished_at", "finished"),
+            Shown("wait", "waited"),
+        ),
+        *(Shown("run", "ran"), Shown("worker", "worker", 0, 24), Shown("note", "error", 100)),
+    ),
+}
+STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "retried": "magenta",
+    "recovered": "yellow",
+    "running": "green",
+    "busy": "green",
+    "silent": "red",
+    "paused": "yellow",
+}
+
+
+def iso(ms: float | None) -> str | None:
+    """A time as ISO 8601 in UTC, to the millisecond."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(round(ms) / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+# -- for scripts ---------------------------------------------------------------------------------
+
+
+def fields(listing: Listing) -> list[str]:
+    """The names of a listing's fields for scripts: spans are in seconds and say so."""
+    return [f"{name}_s" if kind == "span" else name for name, kind in listing.columns]
+
+
+def plain_row(listing: Listing, record: Any) -> list[Any]:
+    """A record's values for scripts: times as ISO 8601, spans in seconds."""
+    values = []
+    for (_, kind), value in zip(listing.columns, listing.row(record), strict=True):
+        if value is not None and kind == "time":
+            value = iso(value)
+        elif value is not None and kind == "span":
+            value = round(value / 1000, 6)
+        values.append(value)
+    return values
+
+
+def plain(listing: Listing, records: Iterable[Any]) -> list[dict[str, Any]]:
+    """Records as mappings for JSON."""
+    names = fields(listing)
+    return [dict(zip(names, plain_row(listing, r), strict=True)) for r in records]
+
+
+def write_json(value: Any, out: TextIO | None = None) -> None:
+    """A value as JSON in ASCII: text cannot drive the terminal it may be printed to."""
+    print(json.dumps(value, indent=2), file=out or sys.stdout)
+
+
+def write_csv(
+    names: Sequence[str], rows: Iterable[Sequence[Any]], out: TextIO | None = None
+) -> None:
+    """Rows as CSV with a heading; what is not known is empty."""
+    out = out or sys.stdout
+    visible = clean if out.isatty() else None
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = ["" if value is None else value for value in row]
+        if visible:
+            cells = [visible(c, len(c)) if isinstance(c, str) else c for c in cells]
+        writer.writerow(cells)
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def console(what: str = "tables", **options: Any) -> Any:
+    """Standard output for ``what``; raises ImportError without rich."""
+    rich_console = require("rich.console", "cli", what)
+    found = rich_console.Console(highlight=False, **options)
+    found.on_broken_pipe = _raise_it  # rich would end the process with 1
+    return found
+
+
+def _raise_it() -> None:
+    """In the handler of a BrokenPipeError: raise it, for ``stdout.written``."""
+    raise
+
+
+def human(kind: str, value: Any, now_ms: float) -> str:
+    """One value to read, on one line."""
+    if value is None:
+        return "–"
+    if kind == "time":
+        day = 86_400_000
+        today = int(value) // day == int(now_ms) // day
+        return clock(value) if today else (iso(value) or "")[:16].replace("T", " ")
+    if kind == "span":
+        return f"{duration(-value)} late" if value < 0 else duration(value)
+    if kind in ("count", "number"):
+        return f"{value:,}" if kind == "count" else str(value)
+    return clean(one_line(str(value)), 400) or "–"
+
+
+def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms: float) -> Any:
+    """A rich table of records that fits the console."""
+    box = require("rich.box", "cli", "tables")
+    text, tables = require("rich.text", "cli", "tables"), require("rich.table", "cli", "tables")
+    kinds = dict(listing.columns)
+    places = {column: i for i, (column, _) in enumerate(listing.columns)}
+    shown = [column for column in TABLES[name] if out.width >= column.from_width]
+    found = tables.Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in shown:
+        kind = kinds[column.name]
+        right = kind in ("count", "number", "span")
+        # What is fixed in width keeps it; text gives way, with an ellipsis and on one line.
+        fixed = right or kind in ("time", "state") or column.name in ("task_id", "example_id")
+        found.add_column(
+            column.heading,
+            justify="right" if right else "left",
+            no_wrap=fixed,
+            overflow="ellipsis",
+            max_width=column.widest,
+            min_width=None if fixed else min(5, len(column.heading)),
+        )
+    for record in records:
+        row, cells = listing.row(record), []
+        for column in shown:
+            kind, value = kinds[column.name], row[places[column.name]]
+            words = human(kind, value, now_ms)
+            if kind == "state":
+                words = f"{look(value).glyph} {words}"
+            style = STYLES.get(str(value), "") if column.name == "state" else ""
+            cells.append(text.Text(words, style=style, no_wrap=True, overflow="ellipsis"))
+        found.add_row(*cells)
+    return found

@@ -1,0 +1,3 @@
+"""A live picture of one queue, in a notebook cell or as a web page."""
+
+from .dashboard import Dashboard as Dashboard

@@ -1,0 +1,236 @@
+"""Dashboard: a live picture of one queue in a notebook cell, or a still one where none can live.
+
+Used by people, in notebooks. It looks, at most twice a second, and changes something only when a
+button is pressed. It ends by itself and leaves no thread, no connection and no comm behind.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import Any
+
+from ..connection.address import Address, resolve
+from ..display.notebook import Outlet, in_kernel, show_bundle
+from ..errors import ConfigurationError
+from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .page import page
+from .refresher import Feed, feed_of, refresher
+from .view import line, plain
+from .widget_panel import WidgetPanel
+
+__all__ = ["Dashboard"]
+
+ENV_MODE = "REDISTQ_DASHBOARD"
+MODES = ("auto", "widget", "html", "text", "static")
+
+
+class Dashboard:
+    """One queue at a glance: figures, workers, recent and failed tasks, and buttons.
+
+    ``source`` is a URL, or anything that knows its queue: a TaskMonitor, a TaskProducer, a
+    TaskWorker or a Client; without one the server is found as ``settings.resolve`` says. As the
+    last line of a cell, or with ``display``, it goes live; it goes on while other cells run.
+
+    It ends, and leaves a still picture in its place, when it is closed, when its output is cleared
+    or its cell deleted, when it was shown without being kept and nobody sees it, and when a cell
+    is interrupted. ``mode`` (else ``$REDISTQ_DASHBOARD``): ``widget`` has buttons, ``html`` is
+    live without them, ``static`` is one picture, ``text`` a few lines; ``auto`` is the best that
+    works here.
+    """
+
+    def __init__(
+        self,
+        source: Any = None,
+        *,
+        queue: str | None = None,
+        url: str | None = None,
+        group: str | None = None,
+        refresh: float = 0.5,
+        mode: str | None = None,
+    ) -> None:
+        mode = mode or os.environ.get(ENV_MODE) or "auto"
+        if mode not in MODES:
+            raise ConfigurationError(
+                f"a dashboard's mode is one of {', '.join(MODES)}, not {mode!r} (see {ENV_MODE})"
+            )
+        if isinstance(refresh, bool) or not isinstance(refresh, int | float) or refresh < 0.5:
+            raise ConfigurationError(f"refresh is in seconds, at least 0.5: {refresh!r}")
+        if isinstance(source, str):
+            source, url = None, source
+        self.mode, self.refresh = mode, float(refresh)
+        where, queue, group, delayed_key = _where(source, url, queue, group)
+        self._feed: Feed = feed_of(where, queue, group, delayed_key)
+        self._panels: list[Any] = []
+        # The panel is kept by the refresher, and knows nothing of this handle: when the handle
+        # goes, a panel that nobody sees goes too.
+        self._orphan = weakref.finalize(self, _orphaned, self._panels)
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._feed.monitor.queue
+
+    @property
+    def live(self) -> bool:
+        """Whether it is shown somewhere and still refreshed."""
+        return any(not panel.ended for panel in self._panels)
+
+    def close(self) -> None:
+        """End it: a still picture stays, threads and comms go. Safe to call twice."""
+        for panel in self._panels:
+            panel.end("closed")
+        self._panels.clear()
+
+    def html(self) -> str:
+        """The dashboard of this moment as HTML that needs nothing else."""
+        self._feed.refresh()
+        return str(page(self._feed.view()))
+
+    def text(self) -> str:
+        """The dashboard of this moment as a few lines of text."""
+        self._feed.refresh()
+        return plain(self._feed.view())
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def __repr__(self) -> str:
+        return f"Dashboard({line(self._feed.view())})"
+
+    def _ipython_display_(self) -> None:
+        """Show it, in the way that works here; IPython calls this."""
+        mode = self._mode_here()
+        if mode == "text":
+            print(self.text())
+            return
+        if mode == "static":
+            show_bundle({"text/html": self.html(), "text/plain": self.text()})
+            return
+        self._feed.refresh()
+        for panel in self._panels:
+            if panel.show():
+                return  # one more view of what is live already
+        panel = (
+            WidgetPanel(self._feed, self.refresh)
+            if mode == "widget"
+            else HtmlPanel(self._feed, self.refresh)
+        )
+        self._panels[:] = [panel]
+        panel.show()
+        refresher.add(panel)
+
+    def _mode_here(self) -> str:
+        if self.mode != "auto":
+            return self.mode
+        if not in_kernel():
+            return "text"
+        try:
+            import ipywidgets  # noqa: F401
+        except ImportError:
+            return "static"
+        return "widget"
+
+
+class HtmlPanel:
+    """A live picture without widgets: HTML that is put in place of itself, and no buttons."""
+
+    LIFE_S = 6 * 3600.0
+
+    def __init__(self, feed: Feed, refresh: float) -> None:
+        self._feed, self._refresh = feed, max(1.0, refresh)
+        self._outlet: Outlet | None = None
+        self._shown = ""
+        self._born = time.monotonic()
+        self._alone = self.ended = False
+
+    def show(self) -> bool:
+        """Show it once; later views are pictures of their own."""
+        if self.ended or self._outlet is not None:
+            return False
+        self._outlet = Outlet()
+        self._outlet.show(self._bundle(live=True))
+        return True
+
+    def _bundle(self, **more: Any) -> dict[str, str]:
+        view = self._feed.view(**more)
+        return {"text/html": str(page(view)), "text/plain": plain(view)}
+
+    def step(self) -> float | None:
+        """Put the newest picture in place."""
+        if self.ended:
+            return None
+        if self._outlet is not None:
+            if self._outlet.interrupted:
+                self._end("the kernel was interrupted")
+                return None
+            if self._alone and self._outlet.cell_ended:
+                self._end("nobody keeps it")
+                return None
+        if time.monotonic() - self._born > self.LIFE_S:
+            self._end("it was live for six hours")
+            return None
+        self._feed.refresh()
+        bundle = self._bundle(live=True)
+        if bundle["text/html"] != self._shown and self._outlet is not None:
+            self._shown = bundle["text/html"]
+            self._outlet.replace(bundle)
+        return self._refresh
+
+    def fault(self, error: Exception) -> None:
+        """Nothing to show it on: the log has it."""
+
+    def orphan(self) -> None:
+        """The handle is gone, and nobody can tell whether this is seen: it ends with its cell.
+        Called by the garbage collector, in any thread: it only leaves a note."""
+        self._alone = True
+
+    def end(self, why: str) -> None:
+        """Leave a last picture and stop."""
+        refresher.remove(self)
+        self._end(why)
+
+    def _end(self, why: str) -> None:
+        if not self.ended:
+            self.ended = True
+            if self._outlet is not None:
+                self._outlet.replace(self._bundle(ended=why))
+                self._outlet.close()
+
+
+def _orphaned(panels: list[Any]) -> None:
+    for panel in panels:
+        panel.orphan()
+
+
+def _where(
+    source: Any, url: str | None, queue: str | None, group: str | None
+) -> tuple[Address, str, str, str]:
+    """Server, queue, group and delayed key of whatever a dashboard was given."""
+    if source is None:
+        address = resolve(url)
+        keys = QueueKeys(queue or DEFAULT_QUEUE, clustered=address.clustered)
+        return address, keys.stream, group or DEFAULT_GROUP, keys.delayed
+    what = type(source).__name__
+    for name in ("producer", "_producer"):
+        inner = getattr(source, name, None)
+        if isinstance(getattr(inner, "address", None), Address):
+            source = inner
+            break
+    known, calls = getattr(source, "address", None), getattr(source, "calls", None)
+    settings = getattr(source, "settings", None)
+    if not isinstance(known, Address) or (calls is None and settings is None):
+        raise ConfigurationError(
+            "a dashboard is made from a URL, a TaskMonitor, a TaskProducer, a TaskWorker or a "
+            f"Client, not {what}"
+        )
+    if url is not None or queue is not None or group is not None:
+        raise ConfigurationError(
+            f"a {what} knows its server and queue: give either it or url, queue and group"
+        )
+    if calls is not None:
+        return known, calls.keys.stream, calls.group, calls.keys.delayed
+    assert settings is not None
+    keys = QueueKeys(settings.queue, settings.delayed_key, known.clustered)
+    return known, keys.stream, settings.group, keys.delayed

@@ -1,0 +1,164 @@
+"""HTML elements for the dashboard: text is escaped here, styles are inline.
+
+Used by the dashboard's HTML. Text becomes part of a page only through ``tag`` and ``join``, which
+escape whatever is not Html already. Sparklines are images, because Jupyter keeps those of an
+untrusted notebook, and inline SVG it does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+
+from .palette import look
+from .text import HIDDEN, clean
+
+TRAIL_MS = 60_000
+"""How far back a sparkline reaches."""
+
+RULE = "1px solid #7f7f7f59"
+MUTED = "color:var(--jp-content-font-color2,inherit)"
+_CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{RULE};vertical-align:top;"
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str, **attributes: str) -> Html:
+    """An element. A child that is not Html is text: it is escaped here and nowhere else."""
+    said = "".join(
+        f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
+    )
+    inside = "".join(child if isinstance(child, Html) else _escaped(child) for child in children)
+    return Html(f"<{name}{said}>{inside}</{name}>")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(HIDDEN.sub("\ufffd", text), quote=False)
+
+
+def join(parts: Iterable[str]) -> Html:
+    """Elements one after the other; text among them is escaped."""
+    return Html("".join(p if isinstance(p, Html) else _escaped(p) for p in parts))
+
+
+def block(parts: Iterable[str]) -> Html:
+    """Parts of the page, in its type and width."""
+    return tag("div", *parts, style="line-height:1.4;font-size:13px;max-width:1100px")
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """A table with its caption; a column whose name begins with '>' is flush right."""
+    sides = [
+        "text-align:right;font-variant-numeric:tabular-nums;padding-right:18px;"
+        if column.startswith(">")
+        else "text-align:left;"
+        for column in columns
+    ]
+    header = tag(
+        "tr",
+        *(
+            tag(
+                "th",
+                column.lstrip(">"),
+                scope="col",
+                style=_CELL + side + f"font-weight:600;white-space:nowrap;{MUTED}",
+            )
+            for column, side in zip(columns, sides, strict=True)
+        ),
+        style="background:none",
+    )
+    body = (
+        tag(
+            "tr",
+            *(tag("td", cell, style=_CELL + side) for cell, side in zip(row, sides, strict=True)),
+            style="background:none",
+        )
+        for row in rows
+    )
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag(
+                "caption",
+                caption,
+                style="caption-side:top;text-align:left;font-weight:600;padding:8px 0 2px;"
+                "color:inherit",
+            ),
+            tag("thead", header, style="border:0"),
+            tag("tbody", *body),
+            style="border-collapse:collapse;width:100%;margin:0;table-layout:auto;font-size:13px;"
+            "line-height:1.4;border:0",
+        ),
+        style="overflow-x:auto",
+    )
+
+
+def mono(text: str) -> Html:
+    """Code."""
+    style = "font-family:var(--jp-code-font-family,monospace);font-size:12px;overflow-wrap:anywhere"
+    return tag("span", text, style=style)
+
+
+def state_mark(state: str) -> Html:
+    """A state as glyph and word, underlined in its colour."""
+    face = look(state)
+    style = f"border-bottom:2px solid {face.color};white-space:nowrap"
+    return tag("span", f"{face.glyph} {clean(face.word, 20)}", style=style)
+
+
+def mark(text: str, color: str) -> Html:
+    """Words underlined in a colour."""
+    return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")
+
+
+def spark(title: str, said: str, picture: str) -> Html:
+    """A sparkline under its title and numbers, which are its alt text too."""
+    coded = base64.b64encode(picture.encode()).decode()
+    image = Html(
+        f'<img src="data:image/svg+xml;base64,{coded}" alt="{html.escape(f"{title}: {said}")}" '
+        'style="display:block;width:100%;height:44px;max-width:none;margin:0">'
+    )
+    return tag(
+        "div",
+        tag(
+            "div",
+            tag("span", title),
+            tag("span", said, style=MUTED),
+            style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;"
+            "font-size:12px",
+        ),
+        image,
+        style=f"flex:1 1 300px;border:{RULE};border-radius:3px;padding:5px 10px",
+    )
+
+
+def svg(points: Sequence[tuple[int, float]], end_ms: int, color: str) -> str:
+    """A sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
+    width, height, low = 300, 44, 42
+    start = end_ms - TRAIL_MS
+    seen = [(at, value) for at, value in points if at >= start]
+    top = max((value for _, value in seen), default=0.0) or 1.0
+    placed = [
+        f"{round((at - start) / TRAIL_MS * width)},{low - max(0.0, value) / top * (low - 4):.3g}"
+        for at, value in seen
+    ]
+    drawn = ""
+    if placed:
+        line = " ".join(placed)
+        first, last = (place.partition(",")[0] for place in (placed[0], placed[-1]))
+        drawn = (
+            f'<path d="M{first},{low} L{line} L{last},{low}Z" fill="{color}" fill-opacity=".25"/>'
+            f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2" '
+            'vector-effect="non-scaling-stroke" stroke-linejoin="round"/>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'preserveAspectRatio="none"><path d="M0 {low}H{width}" stroke="#7f7f7f" '
+        f'stroke-opacity=".5" vector-effect="non-scaling-stroke"/>{drawn}</svg>'
+    )

@@ -1,0 +1,1 @@
+"""A Python call as a task, both ends: written down by a client, made by a worker."""

@@ -1,0 +1,191 @@
+"""Figures for Prometheus: one call to the server a scrape, served by a worker or the monitor.
+
+Used by ``--metrics-port``. A collector reads one snapshot when it is asked and keeps nothing, so
+nobody polls. Needs prometheus_client (``pip install redistq[metrics]``).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .._optional import require
+from ..errors import ConfigurationError, RedistqError
+from ..logger import logger
+from ..protocol.commands import Snapshot
+from ..system.hosts import host_in, is_loopback, named_here
+from .monitor import TaskMonitor
+from .tick import running_count, slots_of
+
+log = logger("redistq.metrics")
+
+DEFAULT_HOST = "127.0.0.1"
+STATES = ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
+
+
+class QueueCollector:
+    """A prometheus_client collector for one queue; ``read`` answers a snapshot.
+
+    While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
+    pass for those of now.
+    """
+
+    def __init__(self, queue: str, read: Callable[[], Snapshot]) -> None:
+        self._core = require("prometheus_client.core", "metrics", "Prometheus metrics")
+        self._queue, self._read = queue, read
+
+    def describe(self) -> list[Any]:
+        """Nothing: registering must not ask the server."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Every family of metrics, from one snapshot."""
+        try:
+            snapshot: Snapshot | None = self._read()
+        except RedistqError as error:
+            log.warning("no figures for Prometheus: %s", error)
+            snapshot = None
+        yield self._gauge("up", "1 when the queue's server answered", int(snapshot is not None))
+        if snapshot is None:
+            return
+        yield from self._families(snapshot)
+
+    def _families(self, shot: Snapshot) -> Iterator[Any]:
+        alive = [w for w in shot.workers if w.deadline_ms >= shot.now_ms]
+        age = 0 if shot.oldest_ms is None else max(0, shot.now_ms - shot.oldest_ms)
+        late = 0 if shot.next_due_ms is None else max(0, shot.now_ms - shot.next_due_ms)
+        tasks = self._core.GaugeMetricFamily(
+            "redistq_tasks", "Tasks by where they are now", labels=["queue", "place"]
+        )
+        for place, count in (
+            ("ready", shot.ready),
+            ("pending", shot.pending),
+            ("delayed", shot.delayed),
+            ("dead", shot.dead),
+        ):
+            tasks.add_metric([self._queue, place], count)
+        yield tasks
+        ends = self._core.CounterMetricFamily(
+            "redistq_attempts", "Attempts by how they ended", labels=["queue", "state"]
+        )
+        for state in STATES:
+            ends.add_metric([self._queue, state], shot.counters.get(state, 0))
+        yield ends
+        yield self._gauge(
+            "running_tasks", "Tasks being run, as far as heartbeats tell", running_count(shot)
+        )
+        yield self._gauge(
+            "oldest_ready_seconds", "Age of the oldest unread task, 0 without", age / 1000
+        )
+        yield self._gauge("delayed_late_seconds", "How late the next delayed task is", late / 1000)
+        yield self._gauge("workers", "Worker processes whose heartbeat is in time", len(alive))
+        yield self._gauge(
+            "silent_workers", "Worker processes past their deadline", len(shot.workers) - len(alive)
+        )
+        yield self._gauge("worker_threads", "Threads of living workers", sum(map(slots_of, alive)))
+        yield self._gauge("paused", "1 while the queue is paused", int(shot.paused))
+
+    def _gauge(self, name: str, what: str, value: float) -> Any:
+        family = self._core.GaugeMetricFamily(f"redistq_{name}", what, labels=["queue"])
+        family.add_metric([self._queue], value)
+        return family
+
+
+class QueuesCollector:
+    """The collectors of several queues as one, since a family of metrics is given once."""
+
+    def __init__(self, collectors: Sequence[QueueCollector]) -> None:
+        self._collectors = collectors
+
+    def describe(self) -> list[Any]:
+        """Nothing: registering must not ask the server."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Every family with the samples of all queues."""
+        families: dict[str, Any] = {}
+        for collector in self._collectors:
+            for family in collector.collect():
+                if family.name in families:
+                    families[family.name].samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        yield from families.values()
+
+
+class MetricsServer:
+    """Serves the figures of one or more queues over HTTP on its own threads, until ``stop``.
+
+    Binds to the loopback address unless another is asked for, and there answers to its own names
+    alone: a web site in a browser of this machine cannot read it. Port 0 takes a free one: see
+    ``port``. Raises ConfigurationError when the port cannot be had.
+    """
+
+    def __init__(
+        self, monitors: TaskMonitor | Sequence[TaskMonitor], port: int, host: str = DEFAULT_HOST
+    ) -> None:
+        client = require("prometheus_client", "metrics", "Prometheus metrics")
+        registry = client.CollectorRegistry()
+        self._monitors = list(monitors) if isinstance(monitors, Sequence) else [monitors]
+        registry.register(
+            QueuesCollector([QueueCollector(m.queue, m.snapshot) for m in self._monitors])
+        )
+        try:
+            self._server, self._thread = client.start_http_server(port, host, registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(
+                f"metrics cannot be served at {host}:{port}: {error}"
+            ) from error
+        if is_loopback(host):
+            # For this machine alone: so not for a web site that a browser here has open.
+            self._server.set_app(_for_own_names(self._server.get_app(), named_here(host)))
+        self.host, self.port = host, int(self._server.server_port)
+
+    def stop(self) -> None:
+        """End it and close the monitor's connections; safe to call twice."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+        for monitor in self._monitors:
+            monitor.close()
+
+    @property
+    def url(self) -> str:
+        """Where Prometheus finds the figures."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/metrics"
+
+
+def _for_own_names(answer: Any, is_own_name: Callable[[str], bool]) -> Callable[..., Any]:
+    """The same web application for requests that mean this server by its name."""
+
+    def guarded(environ: dict[str, Any], start: Any) -> Any:
+        if is_own_name(host_in(environ.get("HTTP_HOST", "localhost"))):
+            return answer(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"the Host of this request is no name of this server\n"]
+
+    return guarded
+
+
+def serve_until_signal(monitor: TaskMonitor, port: int, host: str = DEFAULT_HOST) -> int:
+    """Serve until SIGTERM or SIGINT, which end it in good order (0)."""
+    ended = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: ended.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        server = MetricsServer(monitor, port, host)
+        try:
+            print(f"metrics of queue {monitor.queue} at {server.url}", flush=True)
+            while not ended.wait(1.0):
+                pass
+        finally:
+            server.stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0

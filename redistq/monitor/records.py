@@ -1,0 +1,410 @@
+"""What a queue holds, listed as plain frozen records: for scripts, the command line and frames.
+
+Made by TaskMonitor. It needs no pandas, and its cost is that of the rows listed, whatever the
+queue's length. Times are milliseconds of the server's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..connection.broker import Broker, GroupMissing, ServerError
+from ..errors import ConfigurationError, UnknownTask
+from ..protocol.commands import MAX_TASKS, Commands, Snapshot
+from ..protocol.keys import QueueKeys
+from .tick import (
+    BatchRow,
+    DeadLetter,
+    Event,
+    Tick,
+    fields_of,
+    int_or_none,
+    preview_of,
+    read_batch,
+    read_dead,
+    read_error,
+    read_event,
+    running_count,
+    text_of,
+)
+
+EVENTS_PAGE = 1000
+STATS_EVENTS = 300
+"""Events read for the figure of throughput: few, because each costs the server some 10 µs."""
+EVENTS_MAX = 100_000
+"""Most events read for one answer; the history holds about 10,000 unless workers say otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A task in some worker's hands: ``since_ms`` is when it was handed over."""
+
+    entry: str
+    id: str
+    name: str
+    worker: str
+    attempt: int
+    recovered: int
+    queued_ms: int
+    since_ms: int
+    held_ms: int
+    deliveries: int
+    preview: str
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedRow:
+    """A task that waits for its time. ``reason`` is delay, retry, snooze or unknown (no worker here
+    has a handler for it); ``due_in_ms`` is negative when it is late."""
+
+    id: str
+    name: str
+    due_ms: int
+    due_in_ms: int
+    reason: str
+    attempt: int
+    recovered: int
+    error_type: str
+    preview: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerRow:
+    """A consumer as the server lists it; ``inactive_ms`` is None when the server does not say.
+    ``alive`` says whether its worker's heartbeat is in time (None: no worker goes by this name)."""
+
+    name: str
+    pending: int
+    idle_ms: int
+    inactive_ms: int | None
+    alive: bool | None
+
+    @property
+    def state(self) -> str:
+        """alive, silent or unknown."""
+        return {True: "alive", False: "silent", None: "unknown"}[self.alive]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker process. ``state`` is busy, idle, paused, or silent (its deadline has passed)."""
+
+    name: str
+    host: str
+    pid: int | None
+    state: str
+    threads: int
+    pending: int
+    running: int
+    task: str
+    task_id: str
+    task_since_ms: int | None
+    started_ms: int | None
+    deadline_ms: int
+    python: str
+    version: str
+    group: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Dead letters of one task name that died of one type of error; ``error`` is the newest."""
+
+    error_type: str
+    name: str
+    count: int
+    first_ms: int
+    last_ms: int
+    example_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHistory:
+    """All that is known of one task: its attempts that ended, oldest first, and how it stands.
+
+    ``state`` is delayed, queued, running, succeeded, failed, cancelled, or settled (its record has
+    expired and the history tells no end). Payload and result are the start of their JSON.
+    """
+
+    id: str
+    name: str
+    state: str
+    attempt: int
+    worker: str
+    since_ms: int | None
+    finished_ms: int | None
+    payload: str
+    result: str
+    error_type: str
+    error: str
+    traceback: str
+    events: tuple[Event, ...]
+
+
+class Inspector:
+    """Lists what one queue holds; every method is a few calls that only read."""
+
+    def __init__(self, broker: Broker, commands: Commands) -> None:
+        self._broker, self._commands = broker, commands
+        self._keys: QueueKeys = commands.keys
+
+    def events(
+        self, n: int | None = 100, *, since_ms: int | None = None, until_ms: int | None = None
+    ) -> list[Event]:
+        """Ends of attempts, newest first: at most ``n`` (None: all that is kept)."""
+        most = EVENTS_MAX if n is None else _count(n)
+        found: list[Event] = []
+        end = "+" if until_ms is None else str(until_ms)
+        start = "-" if since_ms is None else str(max(since_ms, 0))
+        while len(found) < most:
+            count = min(EVENTS_PAGE, most - len(found))
+            page = self._broker.call(("XREVRANGE", self._keys.history, end, start, "COUNT", count))
+            found += [read_event(entry, flat) for entry, flat in page]
+            if len(page) < count:
+                break
+            end = "(" + found[-1].entry
+        return found
+
+    def pending(self, n: int = 100) -> list[PendingRow]:
+        """Tasks handed to workers and not settled, oldest first."""
+        found = []
+        for now_ms, row in self._pages("pending", n):
+            entry, worker, idle, deliveries, task_id, name, attempt, recovered, payload = row
+            found.append(
+                PendingRow(
+                    entry=text_of(entry),
+                    id=text_of(task_id),
+                    name=text_of(name),
+                    worker=text_of(worker),
+                    attempt=int_or_none(text_of(attempt)) or 1,
+                    recovered=int_or_none(text_of(recovered)) or 0,
+                    queued_ms=int(entry.split(b"-", 1)[0]),
+                    since_ms=now_ms - int(idle),
+                    held_ms=int(idle),
+                    deliveries=int(deliveries),
+                    preview=preview_of(payload),
+                )
+            )
+        return found
+
+    def delayed(self, n: int = 100) -> list[DelayedRow]:
+        """Tasks that wait for their time, the next due first."""
+        found = []
+        for now_ms, row in self._pages("delayed", n, full=False):
+            fields, due = fields_of(row[2]), int(float(row[1]))
+            found.append(
+                DelayedRow(
+                    id=text_of(row[0]),
+                    name=fields.get("name", ""),
+                    due_ms=due,
+                    due_in_ms=due - now_ms,
+                    reason=fields.get("reason", ""),
+                    attempt=int_or_none(fields.get("attempt", "")) or 1,
+                    recovered=int_or_none(fields.get("recovered", "")) or 0,
+                    error_type=read_error(fields.get("error", ""))["type"],
+                    preview=preview_of(fields.get("payload", "")),
+                )
+            )
+        return found
+
+    def dead(self, n: int = 100, *, full: bool = True) -> list[DeadLetter]:
+        """Failed tasks that are kept, newest first; without ``full``, no tracebacks."""
+        return [
+            read_dead(text_of(row[0]), int(float(row[1])), fields_of(row[2]))
+            for _, row in self._pages("dead", n, full=full)
+        ]
+
+    def failures(self, n: int = 1000) -> list[FailureGroup]:
+        """The newest ``n`` dead letters by error type and task name, the most frequent first."""
+        groups: dict[tuple[str, str], list[DeadLetter]] = {}
+        for letter in self.dead(n, full=False):
+            groups.setdefault((letter.error_type, letter.name), []).append(letter)
+        found = [
+            FailureGroup(
+                error_type=error_type,
+                name=name,
+                count=len(letters),
+                first_ms=letters[-1].died_ms,
+                last_ms=letters[0].died_ms,
+                example_id=letters[0].id,
+                error=letters[0].error,
+            )
+            for (error_type, name), letters in groups.items()
+        ]
+        return sorted(found, key=lambda g: (-g.count, -g.last_ms, g.error_type, g.name))
+
+    def consumers(self) -> list[ConsumerRow]:
+        """Consumers of the group as the server lists them, by name; none without a group."""
+        try:
+            reply = self._broker.call(
+                ("XINFO", "CONSUMERS", self._keys.stream, self._commands.group)
+            )
+        except GroupMissing:
+            return []
+        except ServerError as error:
+            if "no such key" in str(error):
+                return []
+            raise
+        snapshot = Commands.read_snapshot(self._broker.call(self._commands.snapshot(1000)))
+        alive = {w.consumer: w.deadline_ms >= snapshot.now_ms for w in snapshot.workers}
+        found = []
+        for flat in reply:
+            row: dict[str, Any] = {text_of(flat[i]): flat[i + 1] for i in range(0, len(flat), 2)}
+            name, inactive = text_of(row["name"]), row.get("inactive", -1)
+            found.append(
+                ConsumerRow(
+                    name=name,
+                    pending=int(row["pending"]),
+                    idle_ms=int(row["idle"]),
+                    inactive_ms=None if inactive < 0 else int(inactive),
+                    alive=alive.get(name),
+                )
+            )
+        return sorted(found, key=lambda c: c.name)
+
+    def batches(self, n: int = 100) -> list[BatchRow]:
+        """Batches, newest first."""
+        ids = self._broker.call(("ZREVRANGE", self._keys.batches, 0, _count(n) - 1))
+        prefix = self._keys.batch_prefix
+        records = self._broker.call_many([("HGETALL", prefix + text_of(raw)) for raw in ids])
+        return [
+            read_batch(text_of(raw), fields_of(flat))
+            for raw, flat in zip(ids, records, strict=True)
+        ]
+
+    def task(self, task_id: str) -> TaskHistory:
+        """All that is known of one task. Raises UnknownTask when that is nothing."""
+        watched = Commands.read_watch(self._broker.call(self._commands.watch(task_id)))
+        events = [
+            read_event(row[0], row[1])
+            for _, row in self._pages("history", EVENTS_MAX, task_id=task_id)
+        ][::-1]
+        record = {name: text_of(value) for name, value in watched.record.items()}
+        if watched.state == "unknown" and not events:
+            raise UnknownTask(task_id)
+        if watched.state in ("queued", "running"):
+            # The record of a task in the stream names nothing but its entry.
+            for _, flat in self._broker.call(
+                ("XRANGE", self._keys.stream, record["entry"], record["entry"])
+            ):
+                record |= {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
+        error = read_error(record.get("error", ""))
+        entry, last = record.get("entry", ""), events[-1] if events else None
+        state, since_ms, finished_ms = watched.state, int_or_none(entry.split("-")[0]), None
+        if state == "unknown":
+            ended = last is not None and last.state in ("succeeded", "failed", "cancelled")
+            state = last.state if ended and last else "settled"
+        if state in ("succeeded", "failed", "cancelled", "settled"):
+            finished_ms = int_or_none(record.get("finished_ms", ""))
+            if finished_ms is None and last is not None:
+                finished_ms = last.finished_ms
+        worker = watched.consumer or record.get("worker", "") or (last.worker if last else "")
+        return TaskHistory(
+            id=task_id,
+            name=record.get("name") or (last.name if last else ""),
+            state=state,
+            attempt=int_or_none(record.get("attempt", "")) or (last.attempt if last else 1),
+            worker="" if state in ("queued", "delayed") else worker,
+            since_ms=since_ms,
+            finished_ms=finished_ms,
+            payload=preview_of(record.get("payload", "")),
+            result=preview_of(record.get("result", "")),
+            error_type=error["type"],
+            error=error["message"],
+            traceback=error["traceback"],
+            events=tuple(events),
+        )
+
+    def _pages(
+        self, kind: str, n: int, *, full: bool = True, task_id: str = ""
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """Server time and row, page after page, at most ``n`` rows looked at."""
+        limit = EVENTS_PAGE if kind == "history" else MAX_TASKS
+        left, start = _count(n), ""
+        while left > 0:
+            now_ms, rows, after = self._broker.call(
+                self._commands.browse(kind, min(left, limit), start, full=full, task_id=task_id)
+            )
+            for row in rows:
+                yield now_ms, row
+            if not after:
+                return
+            left, start = left - limit, text_of(after)
+
+
+def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
+    """The figures of a tick (one without ``after``) by name, in a fixed order."""
+    shot = tick.snapshot
+    totals = {
+        state: shot.counters.get(state, 0)
+        for state in ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
+    }
+    oldest, due, (word, why) = shot.oldest_ms, shot.next_due_ms, tick.health
+    return {
+        "queue": queue,
+        "queue_length": shot.ready,
+        "pending": shot.pending,
+        "running": running_count(shot),
+        "delayed": shot.delayed,
+        **totals,
+        "dead": shot.dead,
+        "workers": len(tick.workers),
+        "slots": tick.slots,
+        "oldest_age_s": 0.0 if oldest is None else max(0, shot.now_ms - oldest) / 1000,
+        "next_due_s": None if due is None else (due - shot.now_ms) / 1000,
+        "throughput": round(tick.per_second, 3),
+        "paused": shot.paused,
+        "health": word,
+        "reason": why,
+        "group": shot.group,
+        "as_of_ms": shot.now_ms,
+    }
+
+
+def workers_of(tick: Tick) -> list[WorkerInfo]:
+    """The workers of a tick by name, with the first of what each runs."""
+    from .tick import running_of, slots_of
+
+    shot: Snapshot = tick.snapshot
+    found = []
+    for worker in sorted(shot.workers, key=lambda w: w.consumer):
+        details, held = worker.details, tick.running_on(worker.consumer)
+        running = running_of(worker)
+        started = sorted(held, key=lambda task: not task.started)
+        if worker.deadline_ms < shot.now_ms:
+            state = "silent"
+        elif worker.pending:
+            state = "busy"
+        else:
+            state = "paused" if shot.paused else "idle"
+        found.append(
+            WorkerInfo(
+                name=worker.consumer,
+                host=details.get("host", ""),
+                pid=int_or_none(details.get("pid", "")),
+                state=state,
+                threads=slots_of(worker),
+                pending=worker.pending,
+                running=0 if state == "silent" else running,
+                task=started[0].name if started else "",
+                task_id=started[0].id if started else "",
+                task_since_ms=started[0].since_ms if started else None,
+                started_ms=int_or_none(details.get("started_ms", "")),
+                deadline_ms=worker.deadline_ms,
+                python=details.get("python", ""),
+                version=details.get("version", ""),
+                group=details.get("group", ""),
+                names=tuple(name for name in details.get("names", "").split("\n") if name),
+            )
+        )
+    return found
+
+
+def _count(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigurationError(f"n is a whole number, at least 1: {n!r}")
+    return n

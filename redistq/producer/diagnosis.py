@@ -1,0 +1,189 @@
+"""Waiting: why nothing comes, found out with one question to the server and said once.
+
+Used by everybody who waits for results: clients, batches and producers. It costs nothing while
+results come. Workers that are all busy are no reason: then there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..connection.broker import Connection
+from ..display.notes import say
+from ..logger import logger
+from ..protocol.commands import Commands, Snapshot, WorkerRow
+from ..protocol.homes import Home
+
+log = logger("redistq.client")
+
+WAIT_S = 3.0
+"""Seconds without news after which the server is asked why."""
+ASK_LIMIT_S = 60.0
+"""Longest time between two such questions, in seconds: each pause is twice the one before."""
+FRESH_S = 2.0
+"""Seconds for which an answer is not asked for again."""
+ANSWER_S = 1.0
+"""Seconds for the answer: who asks has waited long enough."""
+ANY_NAME = ""
+"""A task of unknown name: any worker may be able to run it."""
+
+
+def why(
+    shot: Snapshot,
+    queue: str,
+    server: object,
+    names: Iterable[str],
+    start: str = "",
+    home: Home | None = None,
+) -> str:
+    """Why tasks of these names do not run, and what to do; '' when there are workers for them.
+
+    ``start`` says how workers are started here, for instance "client.start_workers()"; ``home`` is
+    where function calls belong.
+    """
+    elsewhere = f"`redistq worker MODULE --queue {queue}`"
+    how = f"{start} starts some here, {elsewhere} elsewhere" if start else f"start one: {elsewhere}"
+    if shot.paused:
+        return f"queue {queue!r} of {server} is paused; resume() lets its workers go on"
+    alive = [worker for worker in shot.workers if worker.deadline_ms >= shot.now_ms]
+    if not alive:
+        return f"no worker serves queue {queue!r} of {server}; {how}"
+    if len(shot.workers) < shot.workers_total or not all("names" in w.details for w in alive):
+        return ""  # some are not listed, or not described: they may be the ones
+    many = f"the {len(alive)} workers" if len(alive) > 1 else "the only worker"
+    verb = "know" if len(alive) > 1 else "knows"
+    for name in sorted(set(names)):
+        able = [worker for worker in alive if name == ANY_NAME or _runs(worker, name)]
+        if able:
+            if home and _is_call(name) and not any(_serves(worker, home) for worker in able):
+                return (
+                    f"{many} of queue {queue!r} run{'' if len(alive) > 1 else 's'} function calls "
+                    f"of other folders or environments only, not of {home.description}; {start} "
+                    "starts some for these"
+                )
+            continue
+        if _is_call(name):
+            return (
+                f"{many} of queue {queue!r} {verb} no function calls: they lack this client's "
+                f"signing key (REDISTQ_SIGNING_KEY for both sides); {how}"
+            )
+        known = sorted({n for w in alive for n in _names(w) if not n.startswith("redistq.")})
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they know {', '.join(known[:5])}"
+        return f"{many} of queue {queue!r} {verb} no task {name!r}" + (f"; {hint}" if known else "")
+    return ""
+
+
+def _names(worker: WorkerRow) -> list[str]:
+    return worker.details.get("names", "").split("\n")
+
+
+def _runs(worker: WorkerRow, name: str) -> bool:
+    """Whether a worker has a handler for a name: under ``handler:label`` it is ``handler``."""
+    names = _names(worker)
+    return name in names or name.partition(":")[0] in names
+
+
+def _is_call(name: str) -> bool:
+    return name.partition(":")[0] == "redistq.call"
+
+
+def _serves(worker: WorkerRow, home: Home) -> bool:
+    """Whether a worker runs the function calls of a home: its own, or everybody's."""
+    return worker.details.get("home", "") in ("", home.name)
+
+
+class Diagnosis:
+    """What is known of a queue that does not answer, and what was said of it. Thread-safe."""
+
+    def __init__(
+        self,
+        commands: Commands,
+        server: object,
+        connection: Callable[[float], Connection] | None = None,
+        start: str = "",
+        home: Home | None = None,
+    ) -> None:
+        self._commands, self._server, self._connection = commands, server, connection
+        self._start, self._home = start, home
+        self.command = commands.snapshot()
+        """The question; ``read`` takes its answer."""
+        self.reason = ""
+        """Why nothing comes, as far as is known."""
+        self._asked_at = 0.0
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, reply: Any, names: Iterable[str]) -> str:
+        """The reason that an answer gives; '' when there is none."""
+        shot = Commands.read_snapshot(reply)
+        queue = self._commands.keys.stream
+        self.reason = why(shot, queue, self._server, names, self._start, self._home)
+        return self.reason
+
+    def unanswered(self, error: Exception) -> str:
+        """The server did not answer, or may not be asked: then there is no reason to tell."""
+        log.debug("nobody says why nothing comes: %r", error)
+        self.reason = ""
+        return self.reason
+
+    def ask(self, names: Iterable[str]) -> str:
+        """The reason, with a question of its own unless it was just asked. Never raises, and takes
+        no longer than a moment: a server that does not answer is said elsewhere."""
+        assert self._connection is not None
+        with self._lock:
+            if time.monotonic() - self._asked_at < FRESH_S:
+                return self.reason
+            connection = self._connection(ANSWER_S)
+            try:
+                return self.read(connection.request(self.command), names)
+            except Exception as error:
+                return self.unanswered(error)
+            finally:
+                connection.close()
+                self._asked_at = time.monotonic()
+
+    def over(self) -> None:
+        """What was waited for has come: the same reason would be news."""
+        if self.reason or self._said:
+            with self._lock:
+                self.reason = ""
+                self._said.clear()
+
+    def tell(self, reason: str) -> None:
+        """Say a reason, once until it is over."""
+        if not reason:
+            return self.over()
+        with self._lock:
+            if reason in self._said:
+                return None
+            self._said.add(reason)
+        say(f"still waiting: {reason}", log)
+        return None
+
+
+class Wait:
+    """One wait: when to ask, after how long without news."""
+
+    def __init__(self) -> None:
+        self.heard(time.monotonic())
+
+    def heard(self, now: float) -> None:
+        """There are news, or the wait begins."""
+        self._next, self._pause = now + WAIT_S, WAIT_S
+
+    def left(self, now: float) -> float:
+        """Seconds until it is time to ask."""
+        return self._next - now
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to ask; the next time is later by twice as much each time."""
+        if now < self._next:
+            return False
+        self._next = now + self._pause
+        self._pause = min(self._pause * 2, ASK_LIMIT_S)
+        return True

@@ -1,0 +1,257 @@
+"""The door: TaskProducer adds tasks and asks for results; AsyncTaskProducer is its ``await`` twin.
+
+Used by applications and notebooks. It never runs a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
+from ..connection.broker import Broker
+from ..errors import ServerUnavailable
+from ..protocol.commands import Snapshot
+from ..protocol.keys import DEFAULT_QUEUE
+from .operations import Item, ProducerOperations, TaskName, TaskStatus
+from .sansio import run, run_async
+
+__all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
+
+
+class TaskProducer(ProducerOperations):
+    """Adds tasks to a queue and waits for their results. Safe to use from several threads.
+
+    A task is stored when ``add_task`` returns, as durably as the server stores anything. Every
+    call is bounded by ``timeout`` seconds (waiting for a result has its own) and then raises
+    ServerUnavailable. Without a ``url`` and with the default host and port the server is found as
+    ``settings.resolve`` says: ``REDISTQ_URL``, localhost:6379, or an embedded server.
+    """
+
+    def __init__(
+        self,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        stream: str = DEFAULT_QUEUE,
+        **options: Any,
+    ) -> None:
+        super().__init__(redis_host, redis_port, db, stream, **options)
+        self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
+
+    def add_task(
+        self,
+        type: TaskName,
+        payload: Any = None,
+        *,
+        retries: int | None = None,
+        delay: float | None = None,
+        task_id: str | None = None,
+        timeout: float | None = None,
+        result_ttl: float | None = None,
+    ) -> str:
+        """Add one task and return its id.
+
+        ``type`` is the name a handler is registered under, or a function decorated with ``@task``.
+        ``payload`` is anything JSON can hold. ``retries``, ``timeout`` (seconds) and ``result_ttl``
+        (seconds, 0 keeps no result) override the handler's. ``delay`` is in seconds. A ``task_id``
+        that the queue knows already is answered: nothing is added.
+
+        Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
+        """
+        fields = self._new(
+            type,
+            payload,
+            retries=retries,
+            delay=delay,
+            task_id=task_id,
+            timeout=timeout,
+            result_ttl=result_ttl,
+        )
+        new_id, command = self._sending(fields, task_id is None)
+        reply = self.broker.call(command)
+        if reply:
+            self._check_stored(reply)
+        return new_id
+
+    def add_tasks(self, items: Iterable[Item]) -> list[str]:
+        """Add many tasks, few calls to the server; returns their ids in order.
+
+        An item is a ``(type, payload)`` pair or a mapping with ``type``, ``payload`` and any of
+        ``add_task``'s and ``schedule_task``'s keywords. Every item is checked before the first is
+        sent. When the server goes away in the middle, ServerUnavailable carries ``task_ids``, the
+        ids in order: adding the same items with these ids doubles nothing.
+        """
+        ids, commands = self._bulk(items)
+        try:
+            self._check_stored(*self.broker.call_many(commands))
+        except ServerUnavailable as error:
+            error.task_ids = ids
+            raise
+        return ids
+
+    def schedule_task(
+        self,
+        type: TaskName,
+        payload: Any = None,
+        execute_at: float | datetime = 0.0,
+        **options: Any,
+    ) -> str:
+        """Add a task that becomes ready at ``execute_at``: epoch seconds or an aware datetime.
+
+        The time is compared with the server's clock. A time in the past means now.
+        """
+        task_id, command = self._adding(type, payload, execute_at=execute_at, **options)
+        self._check_stored(self.broker.call(command))
+        return task_id
+
+    def get_result(self, task_id: str, timeout: float | None = None) -> Any:
+        """The task's result, as soon as it is settled; no polling.
+
+        Raises TaskFailed, TaskCancelled, UnknownTask, or ResultTimeout (a TimeoutError) after
+        ``timeout`` seconds (None: no limit); the task goes on.
+        """
+        return run(self.broker, self._result(task_id, timeout))
+
+    def get_task(self, task_id: str) -> TaskStatus:
+        """How a task stands; raises UnknownTask."""
+        return run(self.broker, self._status(task_id))
+
+    def cancel(self, *task_ids: str) -> dict[str, str]:
+        """Cancel tasks that wait; answers, per id, 'cancelled', 'running' (left alone), the state
+        of one that was settled already, or 'unknown'."""
+        return run(self.broker, self._cancel(task_ids))
+
+    def dead_letters(self, limit: int = 100) -> list[TaskStatus]:
+        """The newest failed tasks, with payload and error."""
+        return run(self.broker, self._dead(limit))
+
+    def replay(self, *task_ids: str) -> int:
+        """Send dead letters again with a clean slate: these, or all; answers how many went."""
+        return run(self.broker, self._replay(task_ids))
+
+    def purge(self, *task_ids: str) -> int:
+        """Delete dead letters for good: these, or all; answers how many were deleted."""
+        return run(self.broker, self._purge(task_ids))
+
+    def pause(self) -> None:
+        """Let no worker of this queue start another task until ``resume``; adding goes on."""
+        run(self.broker, self._pause(True))
+
+    def resume(self) -> None:
+        """End a pause."""
+        run(self.broker, self._pause(False))
+
+    def snapshot(self) -> Snapshot:
+        """Every figure of the queue at one instant."""
+        return run(self.broker, self._snapshot())
+
+    def close(self) -> None:
+        """Close the connections; safe to call twice."""
+        inboxes, self._inboxes = [*self._inboxes, *self._recent.values()], []
+        self._recent.clear()
+        for inbox in inboxes:
+            if inbox is not None and inbox.connection is not None:
+                inbox.connection.close()
+        self.broker.close()
+
+    def __enter__(self) -> TaskProducer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncTaskProducer(ProducerOperations):
+    """TaskProducer for ``await``: the same methods, the same promises, one event loop.
+
+    Finding the server, which may start the embedded one, happens in the constructor and blocks.
+    """
+
+    def __init__(
+        self,
+        redis_host: str = DEFAULT_HOST,
+        redis_port: int = DEFAULT_PORT,
+        db: int = 0,
+        stream: str = DEFAULT_QUEUE,
+        **options: Any,
+    ) -> None:
+        super().__init__(redis_host, redis_port, db, stream, **options)
+        from ..connection.async_broker import AsyncBroker
+
+        self.broker = AsyncBroker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
+
+    async def add_task(self, type: TaskName, payload: Any = None, **options: Any) -> str:
+        """As TaskProducer.add_task."""
+        task_id, command = self._adding(type, payload, **options)
+        self._check_stored(await self.broker.call(command))
+        return task_id
+
+    async def add_tasks(self, items: Iterable[Item]) -> list[str]:
+        """As TaskProducer.add_tasks."""
+        ids, commands = self._bulk(items)
+        try:
+            self._check_stored(*[await self.broker.call(command) for command in commands])
+        except ServerUnavailable as error:
+            error.task_ids = ids
+            raise
+        return ids
+
+    async def schedule_task(
+        self,
+        type: TaskName,
+        payload: Any = None,
+        execute_at: float | datetime = 0.0,
+        **options: Any,
+    ) -> str:
+        """As TaskProducer.schedule_task."""
+        return await self.add_task(type, payload, execute_at=execute_at, **options)
+
+    async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
+        """As TaskProducer.get_result; cancelling the wait leaves the task alone."""
+        return await run_async(self.broker, self._result(task_id, timeout))
+
+    async def get_task(self, task_id: str) -> TaskStatus:
+        """As TaskProducer.get_task."""
+        return await run_async(self.broker, self._status(task_id))
+
+    async def cancel(self, *task_ids: str) -> dict[str, str]:
+        """As TaskProducer.cancel."""
+        return await run_async(self.broker, self._cancel(task_ids))
+
+    async def dead_letters(self, limit: int = 100) -> list[TaskStatus]:
+        """As TaskProducer.dead_letters."""
+        return await run_async(self.broker, self._dead(limit))
+
+    async def replay(self, *task_ids: str) -> int:
+        """As TaskProducer.replay."""
+        return await run_async(self.broker, self._replay(task_ids))
+
+    async def purge(self, *task_ids: str) -> int:
+        """As TaskProducer.purge."""
+        return await run_async(self.broker, self._purge(task_ids))
+
+    async def pause(self) -> None:
+        """As TaskProducer.pause."""
+        await run_async(self.broker, self._pause(True))
+
+    async def resume(self) -> None:
+        """As TaskProducer.resume."""
+        await run_async(self.broker, self._pause(False))
+
+    async def snapshot(self) -> Snapshot:
+        """As TaskProducer.snapshot."""
+        return await run_async(self.broker, self._snapshot())
+
+    async def close(self) -> None:
+        """Close the connections; safe to call twice."""
+        self._inboxes.clear()
+        self._recent.clear()
+        await self.broker.close()
+
+    async def __aenter__(self) -> AsyncTaskProducer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

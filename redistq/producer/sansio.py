@@ -1,0 +1,224 @@
+"""Plans: what a client does, written once, carried out with or without ``await``.
+
+A plan is a generator. It yields a step (a call, or a read of an inbox), is sent the answer, and
+returns its result; ``drive`` carries one out with a Broker, ``drive_async`` with an AsyncBroker.
+Used by producers; a plan never touches a connection itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..connection.broker import Broker, Connection, ConnectionLost, WrongKind
+from ..logger import logger
+from ..protocol.commands import SETTLED, Command
+from ..protocol.keys import QueueKeys
+from ..slots import lent, runner
+
+if TYPE_CHECKING:
+    from ..connection.async_broker import AsyncBroker, AsyncConnection
+
+log = logger("redistq.client")
+
+T = TypeVar("T")
+
+BLOCK_LIMIT = 5.0
+"""Longest single blocking read in seconds, so that an interrupt and a lost server are noticed."""
+NOTICE_S = 1.0
+"""The same while something is waited for: the server wakes nobody whose inbox is overwritten."""
+LEAST_PATIENCE_S = 0.25
+"""How long an answer is waited for at least, however near the caller's own time limit is."""
+_STATES = {state.encode(): state for state in SETTLED}
+_FIELDS = [b"id", b"state", b"body"]
+
+
+@dataclass(slots=True)
+class Inbox:
+    """Where settled tasks are told to one waiting call; reused, never by two calls at once."""
+
+    key: str
+    name: str
+    last: str = "0-0"
+    kept: int = 0
+    """Notes that were read and not deleted yet."""
+    complained: bool = False
+    """Whether it was said that something in it is no note."""
+    connection: Connection | None = None
+    async_connection: AsyncConnection | None = None
+
+    def clearing(self) -> Command:
+        """The command that removes what somebody else has put at this key, which is then said."""
+        log.warning(
+            "%s held something that is no inbox and was deleted: somebody else wrote to this key; "
+            "results are taken from the tasks' records",
+            self.key,
+        )
+        return ("UNLINK", self.key)
+
+    @classmethod
+    def new(cls, keys: QueueKeys, mark: str = "") -> Inbox:
+        """An inbox with a name nobody else has, which begins with ``mark``."""
+        name = mark + uuid.uuid4().hex[:16]
+        return cls(keys.inbox(name), name)
+
+
+@dataclass(slots=True)
+class Notification:
+    """One settled task as an inbox tells it; ``body`` is None when it was too large for it."""
+
+    task_id: str
+    state: str
+    body: bytes | None
+
+
+@dataclass(slots=True)
+class Call:
+    """A step: a call that is given up at ``deadline`` (monotonic clock), if not before."""
+
+    command: Command
+    deadline: float
+
+
+class ReadInbox:
+    """A step: wait for what is new in an inbox, at most ``seconds``.
+
+    Its answer is a list of Told, empty when the time ran out; None when the connection failed, or
+    when nothing came back until ``deadline`` (monotonic clock).
+    """
+
+    __slots__ = ("block_s", "deadline", "inbox")
+
+    def __init__(self, inbox: Inbox, seconds: float, deadline: float = math.inf) -> None:
+        self.inbox, self.deadline = inbox, deadline
+        self.block_s = seconds if seconds < BLOCK_LIMIT else BLOCK_LIMIT
+        """Seconds that the server may wait for news."""
+
+    def patience(self, timeout: float) -> float:
+        """Seconds after which the server is taken to be away, where calls may take ``timeout``.
+
+        In tenths, so that it is the same for one read after the other: each change is two calls to
+        the kernel.
+        """
+        block_s = self.block_s
+        seconds, left = block_s + timeout, self.deadline - time.monotonic()
+        if left < seconds:
+            seconds = left if left > block_s else block_s
+        return math.ceil(10 * (seconds + LEAST_PATIENCE_S)) / 10
+
+    def command(self) -> Command:
+        """The blocking read."""
+        block = max(1, int(self.block_s * 1000))
+        return ("XREAD", "COUNT", 1000, "BLOCK", block, "STREAMS", self.inbox.key, self.inbox.last)
+
+    def read(self, reply: Any) -> list[Notification]:
+        """The answer of ``command``, and the inbox moved on."""
+        told = []
+        for entry, flat in reply[0][1] if reply else ():
+            self.inbox.last = entry.decode()
+            self.inbox.kept += 1
+            try:
+                if flat[::2] == _FIELDS:  # the usual
+                    _, raw_id, _, raw_state, _, body = flat
+                else:
+                    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                    raw_id, raw_state, body = fields[b"id"], fields[b"state"], fields.get(b"body")
+                task_id, state = raw_id.decode(), _STATES[raw_state]
+            except (LookupError, ValueError, TypeError) as error:
+                # Anyone who can write to the server may have left it, or a newer release.
+                if not self.inbox.complained:
+                    self.inbox.complained = True
+                    log.warning(
+                        "%s holds messages that tell of no task; they are passed over (%r)",
+                        self.inbox.key,
+                        error,
+                    )
+                continue
+            told.append(Notification(task_id, state, body))
+        return told
+
+
+Step = Command | Call | ReadInbox
+Operation = Generator[Step, Any, T]
+
+
+def run(broker: Broker, plan: Operation[T]) -> T:
+    """Carry out a plan in this thread."""
+    try:
+        step = next(plan)
+        while True:
+            try:
+                if type(step) is tuple:
+                    answer: Any = broker.call(step)
+                elif type(step) is Call:
+                    answer = broker.call(step.command, step.deadline)
+                else:
+                    answer = _read(broker, step)
+            except Exception as error:
+                step = plan.throw(error)  # which may do without the answer
+            else:
+                step = plan.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _read(broker: Broker, step: Any) -> list[Notification] | None:
+    inbox = step.inbox
+    if inbox.connection is None:
+        inbox.connection = broker.connection()
+    try:
+        command, patience = step.command(), step.patience(broker.timeout)
+        if runner() is None:
+            reply = inbox.connection.read(command, patience)
+        else:
+            with lent():
+                reply = inbox.connection.read(command, patience)
+        return step.read(reply)  # type: ignore[no-any-return]
+    except WrongKind:
+        broker.call(inbox.clearing())
+        return None
+    except ConnectionLost:
+        return None
+
+
+async def run_async(broker: AsyncBroker, plan: Operation[T]) -> T:
+    """Carry out a plan in the running event loop."""
+    with contextlib.closing(plan):
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    if type(step) is tuple:
+                        answer: Any = await broker.call(step)
+                    elif isinstance(step, Call):
+                        answer = await broker.call(step.command, step.deadline)
+                    else:
+                        answer = await _read_async(broker, step)
+                except Exception as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+async def _read_async(broker: AsyncBroker, step: Any) -> list[Notification] | None:
+    inbox = step.inbox
+    if inbox.async_connection is None or inbox.async_connection.loop is not broker.loop:
+        inbox.async_connection = broker.connection()
+    deadline = time.monotonic() + step.patience(broker.timeout)
+    try:
+        reply = await inbox.async_connection.request(step.command(), deadline)
+        return step.read(reply)  # type: ignore[no-any-return]
+    except WrongKind:
+        await broker.call(inbox.clearing())
+        return None
+    except ConnectionLost:
+        return None

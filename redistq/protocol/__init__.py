@@ -1,0 +1,1 @@
+"""What is said to the server: keys, scripts, commands, options and encodings. Opens no socket."""

@@ -1,0 +1,206 @@
+"""JSON in and out, and an exception as JSON. Used by producers and workers; holds no state.
+
+The standard library's encoder, because it keeps what others change silently: integers of any
+size and NaN survive the round trip.
+"""
+
+from __future__ import annotations
+
+import json
+import json.encoder
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from ..errors import PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
+
+DEFAULT_MAX_BYTES = 8 * 1024 * 1024
+MAX_TRACEBACK_CHARS = 16_000
+MAX_MESSAGE_CHARS = 4_000
+CHECKED_PARTS = 200
+"""Most dicts and lists of one payload that are looked through for keys that are one in JSON."""
+_NESTED = (dict, list, tuple)
+_TEXT = frozenset({str})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def _prepared() -> Callable[[Any], str]:
+    """``_encoder.encode`` without a new C encoder each time, which took longer than the writing.
+
+    What that one could not finish (a value that contains itself) is left to the original, which
+    knows the better words; so is everything where there is no C encoder.
+    """
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _encoder.encode
+    write = make(  # without the record of what it is in: threads share it
+        *(None, _encoder.default, json.encoder.encode_basestring, None),
+        *(":", ",", False, False, True),
+    )
+    join = "".join
+
+    def encode(value: Any) -> str:
+        try:
+            return join(write(value, 0))
+        except RecursionError:
+            return _encoder.encode(value)
+
+    return encode
+
+
+_encode = _prepared()
+_decode: Callable[[str], Any] = json.JSONDecoder().decode
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as compact JSON in UTF-8; raises TypeError, ValueError or RecursionError."""
+    return _encode(value).encode("utf-8", "surrogatepass")
+
+
+def loads(data: bytes) -> Any:
+    """The value that ``dumps`` was given; raises ValueError for what is no JSON."""
+    return _decode(data.decode("utf-8", "surrogatepass"))
+
+
+def _check_keys(value: Any) -> None:
+    """Raise ValueError when keys of a dict, such as 1 and "1", would be one and the same in JSON.
+
+    What was written would not come back whole, and nobody would know. It is looked for in the first
+    CHECKED_PARTS dicts and lists: usual payloads are seen whole, and large ones are not held up.
+    """
+    parts = [value]
+    for part in parts:
+        inner = part
+        if isinstance(part, dict):
+            inner = part.values()
+            if not _TEXT.issuperset(map(type, part)):
+                texts: dict[str, Any] = {}
+                for key in part:
+                    text = _encode({key: 0})
+                    if text in texts:
+                        raise ValueError(
+                            f"its keys {texts[text]!r:.40} and {key!r:.40} are the same key in JSON"
+                        )
+                    texts[text] = key
+        if len(parts) < CHECKED_PARTS and not _SCALARS.issuperset(map(type, inner)):
+            parts.extend(item for item in inner if isinstance(item, _NESTED))
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether ``value`` is a plain one, or a dict of such whose keys are text."""
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or type(item) not in _SCALARS:
+                return False
+        return True
+    return kind in _SCALARS
+
+
+def encode_payload(name: str, payload: Any, limit: int) -> bytes:
+    """A task's payload, or a clear error before anything is stored."""
+    try:
+        data = dumps(payload)
+        if not _is_flat(payload):
+            _check_keys(payload)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(
+            f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
+            "(dict, list, str, numbers, bool, None)"
+        ) from error
+    if len(data) > limit:
+        raise PayloadTooLarge(len(data), limit)
+    return data
+
+
+def encode_result(result: Any, limit: int) -> bytes:
+    """A handler's result, or an error that ends the task as failed."""
+    if result is None:
+        return b"null"
+    try:
+        data = dumps(result)
+        if not _is_flat(result):
+            _check_keys(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(
+            f"the handler returned {type(result).__name__}, which cannot be written as JSON: "
+            f"{error}; return plain values"
+        ) from error
+    if len(data) > limit:
+        raise ResultTooLarge(len(data), limit)
+    return data
+
+
+def check_size(result: bytes, limit: int) -> bytes:
+    """A result that is bytes already, or an error that ends the task as failed."""
+    if len(result) > limit:
+        raise ResultTooLarge(len(result), limit)
+    return result
+
+
+def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) -> bytes:
+    """An exception as ``{"type", "message", "traceback"}``, each part bounded in length.
+
+    It never raises, and no part is empty where there is something to say, whatever the exception's
+    own methods do. The worker's own callers, which help nobody, are left out of the traceback; what
+    stands in ``report`` goes along.
+    """
+    kind, message = kind_of(error), message_of(error)
+    whole = {"type": kind, "message": message, "traceback": _traceback_of(error), **(report or {})}
+    for part in (whole, {"type": kind, "message": message, "traceback": ""}):
+        try:
+            return dumps(part)
+        except BaseException:  # a report that is no JSON; or there is no memory for a long one
+            continue
+    return b'{"type":"Exception","message":"an error that cannot be written down","traceback":""}'
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an exception's type, as a line of text that any server and reader can take."""
+    try:
+        name = type(error).__qualname__
+        return name[:200].encode("utf-8", "replace").decode() or "Exception"
+    except BaseException:  # a metaclass of its own
+        return "Exception"
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, bounded; never empty: its repr, or at least its type."""
+    try:
+        text = str(error)[:MAX_MESSAGE_CHARS]
+        if text.strip():
+            return text
+        return repr(error)[:MAX_MESSAGE_CHARS] or kind_of(error)
+    except BaseException as broken:  # its own __str__ or __repr__
+        return f"<{kind_of(error)} whose text cannot be shown: {kind_of(broken)}>"
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None and _is_ours(tb):
+            tb = tb.tb_next
+        try:
+            text = "".join(traceback.format_exception(type(error), error, tb))
+        except BaseException:  # its text, notes, cause, or the members of a group
+            text = "".join(traceback.format_tb(tb)) + f"{kind_of(error)}: {message_of(error)}\n"
+    except BaseException:  # its attributes
+        return ""
+    if len(text) > MAX_TRACEBACK_CHARS:
+        half = MAX_TRACEBACK_CHARS // 2
+        text = (
+            f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+        )
+    return text
+
+
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+def _is_ours(tb: TracebackType) -> bool:
+    name = tb.tb_frame.f_code.co_filename
+    return name.startswith(_OWN)

@@ -1,0 +1,441 @@
+"""The grammar: every script as a typed call, built here and nowhere else.
+
+A call is a tuple of command arguments that a broker sends; what comes back is read by the
+function beside it. Used by producers, workers, supervisors and monitors; never talks to a server.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from . import scripts
+from .keys import DEFAULT_GROUP, QueueKeys
+
+Command = tuple[Any, ...]
+
+_flat = chain.from_iterable
+
+HISTORY_MAX = 10_000
+"""Events kept in the history stream, about."""
+DEAD_TTL_MS = 30 * 86_400_000
+"""How long a failed task can be inspected and replayed: 30 days."""
+MAX_TASKS = 200
+"""Most tasks in one script call: a call of 200 holds the server for about a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """How many tasks became ready, when the next one is due (None: nothing waits), server time.
+
+    ``broken`` are tasks that could not be moved, by id, with the error's words; they are due again
+    in some seconds.
+    """
+
+    moved: int
+    next_due_ms: int | None
+    now_ms: int
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The server's time, the earliest deadline of any worker, and whether the queue is paused.
+
+    ``strangers`` are the positions (from 1) of workers whose details the server does not have, as
+    after FLUSHDB or when they were taken for dead: they should register again.
+    """
+
+    now_ms: int
+    earliest_deadline_ms: int
+    paused: bool
+    strangers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What one ``recover`` call did; ``more`` asks for another call for the same worker.
+
+    ``broken`` are entries that could not be moved, with the error's words; they are pending.
+    """
+
+    recovered: int
+    dead: int
+    more: bool
+    consumer: str
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker in a snapshot; ``details`` is what it registered, as text."""
+
+    consumer: str
+    deadline_ms: int
+    pending: int
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every figure of one queue at one instant, times in ms of the server's clock.
+
+    ``ready + pending + delayed`` is all that waits or runs; ``oldest_ms`` and ``next_due_ms`` are
+    None when nothing is unread or delayed. ``counters`` holds totals since the queue began.
+    """
+
+    now_ms: int
+    ready: int
+    pending: int
+    delayed: int
+    next_due_ms: int | None
+    dead: int
+    oldest_ms: int | None
+    group: str
+    lease_ms: int | None
+    paused: bool
+    history: int
+    workers_total: int
+    counters: dict[str, int]
+    workers: list[WorkerRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How a task stands: its state, its record as raw fields, and who runs it ('' nobody)."""
+
+    state: str
+    record: dict[str, bytes]
+    consumer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a script did not do of a call's items, by position from 0.
+
+    ``lost``: the lease was lost, or the id is known; the item is somebody else's or done.
+    ``broken``: the item could not be written, with the error's words; nothing of it was.
+    """
+
+    lost: list[int]
+    broken: dict[int, str]
+
+
+SETTLED = frozenset({"succeeded", "failed", "cancelled", "expired"})
+
+
+_PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
+_DENIED = ("NOPERM", "ACL failure", "The user executing the script")
+
+
+def words_of(error: bytes) -> str:
+    """An error's words as a script answers them, without the place in the script."""
+    return _PLACE.sub("", error.decode("utf-8", "replace"))
+
+
+def denies(words: str) -> bool:
+    """Whether an error's words say that the user has no right to a command, key or channel.
+
+    Inside a script no server begins such an error with NOPERM.
+    """
+    return any(mark in words for mark in _DENIED)
+
+
+def objects_to_content(words: str) -> bool:
+    """Whether an error's words are about a number that was sent, which will not get better; most
+    causes can be removed: a right that is missing, a key that holds something else."""
+    return any(mark in words for mark in ("out of range", "invalid expire", "not an integer"))
+
+
+def _words(flat: list[bytes]) -> dict[str, str]:
+    names = (name.decode("utf-8", "replace") for name in flat[::2])
+    return dict(zip(names, map(words_of, flat[1::2]), strict=True))
+
+
+def new_consumer_name(host: str) -> str:
+    """A name no other worker process has or had: it is part of the fence."""
+    return f"{host}:{uuid.uuid4().hex[:12]}"
+
+
+class Commands:
+    """The calls of one queue and consumer group."""
+
+    def __init__(
+        self,
+        keys: QueueKeys,
+        group: str = DEFAULT_GROUP,
+        *,
+        history_max: int = HISTORY_MAX,
+        dead_ttl_ms: int = DEAD_TTL_MS,
+    ) -> None:
+        self.keys, self.group = keys, group
+        self._scripts = scripts.QueueScripts(
+            keys,
+            {
+                "group": group,
+                "history_max": str(history_max),
+                "dead_ttl": str(dead_ttl_ms),
+                "channel": keys.channel,
+            },
+        )
+        self._enqueue: Command = self._scripts.enqueue(())
+        self._settle = self._scripts.settle
+
+    # -- producers -------------------------------------------------------------------------------
+
+    def enqueue_one(
+        self, id: str, name: str, payload: bytes, opts: bytes | str, due: str
+    ) -> Command:
+        """Add one task; the answer is empty, [1] when the id was known, or as of ``enqueue``."""
+        return (*self._enqueue, id, name, payload, opts, due)
+
+    def enqueue(self, fields: Sequence[Any]) -> Command:
+        """Add many tasks, five fields each: id, name, payload, opts, due ('' now, '+N' in N ms,
+        'N' at server time N ms). ``read_refused`` reads the answer: known ids are "lost"."""
+        return (*self._enqueue, *fields)
+
+    @staticmethod
+    def read_refused(reply: list[Any]) -> Refused:
+        """The answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
+        lost, broken = [], {}
+        for item in reply:
+            if type(item) is list:
+                broken[item[0] - 1] = words_of(item[1])
+            else:
+                lost.append(item - 1)
+        return Refused(lost, broken)
+
+    def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
+        """Cancel waiting tasks; the answer is one word a task."""
+        return self._scripts.cancel(ids, ttl=ttl_ms)
+
+    def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
+        """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
+        return self._scripts.replay(ids, limit=MAX_TASKS, before=before, offset=offset)
+
+    def resubmit(self, call: str, tasks: Iterable[Sequence[Any]]) -> Command:
+        """Run tasks of (id, name, payload, opts, due, counted, outdated) as they are given now.
+
+        Those that wait, run or have a result that counts stay as they are: ``read_refused`` calls
+        them "lost". ``call`` names the call: sent again under this name it changes nothing more.
+        """
+        return self._scripts.resubmit(_flat(tasks), call=call)
+
+    def purge(self, ids: Sequence[str], before: str = "+inf") -> Command:
+        """Delete dead letters: these ids, or the oldest CALL_LIMIT."""
+        return self._scripts.purge(ids, limit=MAX_TASKS, before=before)
+
+    def watch(self, task_id: str, inbox: str = "") -> Command:
+        """How a task stands; with an inbox, be told when it settles."""
+        return self._scripts.watch(id=task_id, inbox=inbox)
+
+    @staticmethod
+    def read_watch(reply: list[Any]) -> Watched:
+        """The answer of ``watch``."""
+        record = reply[1]
+        fields = {record[i].decode(): record[i + 1] for i in range(0, len(record), 2)}
+        return Watched(reply[0].decode(), fields, reply[2].decode())
+
+    def open_batch(self, batch_id: str, name: str, total: int, ttl_ms: int) -> Command:
+        """Open a batch or find it; the answer is whether it was opened now, and its total."""
+        return self._scripts.open_batch(batch=batch_id, name=name, total=total, ttl=ttl_ms)
+
+    def hold(self, blob: str, client: str, ttl_ms: int, brief_ms: int) -> Command:
+        """Keep a stored function or argument for a client; the answer is whether there is one."""
+        return self._scripts.hold(name=blob, client=client, ttl=ttl_ms, brief=brief_ms)
+
+    def drop(self, blobs: Sequence[str], client: str, brief_ms: int) -> Command:
+        """A client needs these no more."""
+        return self._scripts.drop(blobs, client=client, brief=brief_ms)
+
+    # -- schedulers ------------------------------------------------------------------------------
+
+    def promote(self, limit: int = MAX_TASKS) -> Command:
+        """Move due tasks to the stream."""
+        return self._scripts.promote(limit=limit)
+
+    @staticmethod
+    def read_promote(reply: list[Any]) -> Promoted:
+        """The answer of ``promote``."""
+        moved, due, now, broken = reply
+        return Promoted(moved, due if due >= 0 else None, now, _words(broken))
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def create_group(self) -> Command:
+        """Create stream and group where they are missing."""
+        return self._scripts.group()
+
+    def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
+        """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        return (
+            "XREADGROUP",
+            "GROUP",
+            self.group,
+            consumer,
+            "COUNT",
+            count,
+            *block,
+            "STREAMS",
+            self.keys.stream,
+            cursor,
+        )
+
+    def fetch_any(
+        self, consumer: str, count: int, block_ms: int, streams: Sequence[str]
+    ) -> Command:
+        """Wait for new entries of several streams, up to ``count`` of each."""
+        ends = (">",) * len(streams)
+        head = ("XREADGROUP", "GROUP", self.group, consumer, "COUNT", count, "BLOCK", block_ms)
+        return (*head, "STREAMS", *streams, *ends)
+
+    def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
+        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
+        batch)."""
+        return self._settle(_flat(outcomes), consumer)
+
+    def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
+        """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
+        return self._scripts.retry(_flat(attempts), consumer)
+
+    def release(
+        self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
+    ) -> Command:
+        """Give unstarted entries back; the answer counts those off this consumer's hands.
+
+        ``drained_only``: only when nothing else is unread, else the answer is 0.
+        """
+        return self._scripts.release(entries, consumer=consumer, drained_only=int(drained_only))
+
+    def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
+        """Put (entry, id, name) back for a worker that knows the name."""
+        return self._scripts.park(_flat(tasks), consumer=consumer, grace=grace_ms)
+
+    def quarantine(self, consumer: str, entry: bytes, reason: str) -> Command:
+        """Set a corrupt entry aside."""
+        return self._scripts.quarantine(consumer=consumer, entry=entry, reason=reason)
+
+    # -- supervisors -------------------------------------------------------------------------------
+
+    def rights(self, consumer: str) -> Command:
+        """Ask what a worker will do and its user may not."""
+        return self._scripts.rights(consumer=consumer)
+
+    @staticmethod
+    def read_rights(reply: list[bytes]) -> list[str]:
+        """The answer of ``rights``: a command and its key, one text each."""
+        text = [part.decode("utf-8", "replace") for part in reply]
+        return [f"{c} {k}".rstrip() for c, k in zip(text[::3], text[1::3], strict=True)]
+
+    def register(self, consumer: str, lease_ms: int, details: dict[str, Any]) -> Command:
+        """Announce a worker; the answer is the group and lease in use."""
+        return self._scripts.register(chain(*details.items()), consumer=consumer, lease=lease_ms)
+
+    def beat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
+        """One heartbeat for (consumer, running) of each worker."""
+        return self._scripts.beat(_flat(workers), lease=lease_ms)
+
+    @staticmethod
+    def read_beat(reply: list[Any]) -> Beat:
+        """The answer of ``beat``."""
+        return Beat(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
+
+    def recover(
+        self,
+        max_recoveries: int,
+        *,
+        consumer: str = "",
+        started: Iterable[str | bytes] | None = None,
+        limit: int = MAX_TASKS,
+    ) -> Command:
+        """Take back a dead worker's tasks: one reported by name, or one past its deadline.
+
+        ``started`` lists what it was running (None: nobody knows, all of it may have been).
+        """
+        return self._scripts.recover(
+            () if started is None else started,
+            limit=limit,
+            max_recoveries=max_recoveries,
+            consumer=consumer,
+            started="*" if started is None else "only",
+        )
+
+    @staticmethod
+    def read_recover(reply: list[Any]) -> Recovered:
+        """The answer of ``recover``."""
+        recovered, dead, more, consumer, broken = reply
+        return Recovered(recovered, dead, bool(more), consumer.decode(), _words(broken))
+
+    def adopt(self, lease_ms: int) -> Command:
+        """Give ownerless consumers a deadline; the answer counts them."""
+        return self._scripts.adopt(lease=lease_ms)
+
+    # -- monitors --------------------------------------------------------------------------------
+
+    def snapshot(self, workers: int = 100) -> Command:
+        """Every figure at one instant."""
+        return self._scripts.snapshot(limit=workers)
+
+    def tick(
+        self,
+        after: str,
+        known_dead: Iterable[tuple[str, int]],
+        *,
+        held: Iterable[str] = (),
+        workers: int,
+        events: int,
+        running: int,
+        dead: int,
+        batches: int,
+    ) -> Command:
+        """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
+        return self._scripts.tick(
+            _flat(known_dead),
+            after=after,
+            workers_limit=workers,
+            events=events,
+            running=running,
+            dead_limit=dead,
+            batches_limit=batches,
+            held=f" {' '.join(held)} ",
+        )
+
+    def browse(
+        self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""
+    ) -> Command:
+        """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
+        return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
+
+    @staticmethod
+    def read_snapshot(reply: list[Any]) -> Snapshot:
+        """The answer of ``snapshot``."""
+        raw = {reply[i].decode(): reply[i + 1] for i in range(0, len(reply), 2)}
+        counters = _pairs(raw["counters"])
+        return Snapshot(
+            now_ms=raw["now_ms"],
+            ready=max(raw["length"] - raw["pending"], 0),
+            pending=raw["pending"],
+            delayed=raw["delayed"],
+            next_due_ms=None if raw["next_due_ms"] < 0 else raw["next_due_ms"],
+            dead=raw["dead"],
+            oldest_ms=None if raw["oldest_ms"] < 0 else raw["oldest_ms"],
+            group=raw["group"].decode(),
+            lease_ms=None if raw["lease_ms"] < 0 else raw["lease_ms"],
+            paused=bool(raw["paused"]),
+            history=raw["history"],
+            workers_total=raw["workers_total"],
+            counters={name: int(value) for name, value in counters.items()},
+            workers=[
+                WorkerRow(row[0].decode(), row[1], row[2], _pairs(row[3])) for row in raw["workers"]
+            ],
+        )
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    text = [item.decode("utf-8", "replace") for item in flat]
+    return dict(zip(text[::2], text[1::2], strict=True))

@@ -1,0 +1,177 @@
+"""The names of all keys of one queue: one constructor each, nowhere else.
+
+Used by the script calls and by whoever looks at a queue. The pattern is ``<kind>:<queue>[:<id>]``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from ..errors import ConfigurationError
+
+DEFAULT_QUEUE = "tasks"
+DEFAULT_GROUP = "workers"
+PRIORITIES = ("high", "normal", "low")
+"""The priorities of a queue, the most urgent first; each but ``normal`` is a queue of its own."""
+PRIORITY_MARK = "!"
+LONGEST_NAME = 200
+_BESIDE = frozenset(
+    {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
+    | {"batches", "batch", "settled", "blob", "logs", "wake", "client"}
+)
+"""What the keys beside the stream and the delayed set begin with."""
+_NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
+
+
+def at_priority(queue: str, priority: str) -> str:
+    """The queue that holds another queue's tasks of a priority.
+
+    Raises ConfigurationError for a priority that there is not.
+    """
+    if priority not in PRIORITIES:
+        raise ConfigurationError(f"priority is one of {', '.join(PRIORITIES)}, not {priority!r}")
+    return queue if priority == "normal" else f"{queue}{PRIORITY_MARK}{priority}"
+
+
+def without_priority(queue: str) -> str:
+    """The queue whose tasks of some priority a queue holds."""
+    return queue.partition(PRIORITY_MARK)[0]
+
+
+def check_queue(name: str) -> str:
+    """The name, when a queue may have it; raises ConfigurationError saying what is allowed."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a queue's name is text, not {name!r}")
+    base = without_priority(name)
+    if (
+        not base
+        or not base.isprintable()  # no newlines, control characters or halves of surrogate pairs
+        or any(c.isspace() or c == ":" for c in base)
+        or len(name) > LONGEST_NAME
+        or not _NAME.fullmatch(name)
+    ):
+        raise ConfigurationError(
+            f"{name!r:.220} is no queue's name: it has 1 to {LONGEST_NAME} letters, digits and "
+            "signs such as . - _ / (no blanks, no colon, which stands between the parts of a key), "
+            "at most one {hash tag}, and after an exclamation mark only a priority: "
+            "tasks!high or tasks!low"
+        )
+    return name
+
+
+def check_delayed_key(key: str, queue: str) -> str:
+    """The key, when a queue may keep its delayed tasks there; raises ConfigurationError.
+
+    Every other key of a queue, and the one of another queue's delayed tasks, holds something else.
+    """
+    kind, colon, _ = key.partition(":") if isinstance(key, str) else ("", "", "")
+    taken = key in (queue, "") or (colon and kind in _BESIDE)
+    taken = taken or (kind == "delayed" and colon and key != f"delayed:{queue}")
+    if taken or not isinstance(key, str) or not key.isprintable() or " " in key:
+        raise ConfigurationError(
+            f"{key!r:.220} cannot hold the delayed tasks of queue {queue!r}: it is the name of "
+            f"another key, or no name; leave it out for delayed:{queue}, or use one such as "
+            f"{queue}-delayed"
+        )
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """All keys of the queue whose stream is ``stream``.
+
+    On a Redis Cluster the stream's name carries a hash tag (``{tasks}``), so that all keys of a
+    queue share a slot and a script may touch them together.
+    """
+
+    stream: str = DEFAULT_QUEUE
+    delayed_key: str | None = None
+    clustered: bool = False
+    delayed: str = field(init=False)
+    task_prefix: str = field(init=False)
+    dead: str = field(init=False)
+    history: str = field(init=False)
+    counters: str = field(init=False)
+    workers: str = field(init=False)
+    worker_prefix: str = field(init=False)
+    waiters: str = field(init=False)
+    inbox_prefix: str = field(init=False)
+    client_prefix: str = field(init=False)
+    meta: str = field(init=False)
+    batches: str = field(init=False)
+    batch_prefix: str = field(init=False)
+    settled_prefix: str = field(init=False)
+    calls_prefix: str = field(init=False)
+    blob_prefix: str = field(init=False)
+    logs_prefix: str = field(init=False)
+    channel: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = check_queue(self.stream)
+        if self.clustered and "{" not in name:
+            base, mark, priority = name.partition(PRIORITY_MARK)
+            name = "{" + base + "}" + mark + priority
+        put = object.__setattr__
+        put(self, "stream", name)
+        delayed = f"delayed:{name}"
+        if self.delayed_key is not None:
+            delayed = check_delayed_key(self.delayed_key, name)
+        if self.clustered and "{" not in delayed:
+            raise ConfigurationError(
+                f"on a cluster the delayed key must carry the queue's hash tag: {delayed}:{name}"
+            )
+        put(self, "delayed", delayed)
+        put(self, "task_prefix", f"task:{name}:")
+        put(self, "dead", f"dead:{name}")
+        put(self, "history", f"history:{name}")
+        put(self, "counters", f"counters:{name}")
+        put(self, "workers", f"workers:{name}")
+        put(self, "worker_prefix", f"worker:{name}:")
+        put(self, "waiters", f"waiters:{name}")
+        put(self, "inbox_prefix", f"inbox:{name}:")
+        put(self, "client_prefix", f"client:{name}:")
+        put(self, "meta", f"meta:{name}")
+        put(self, "batches", f"batches:{name}")
+        put(self, "batch_prefix", f"batch:{name}:")
+        put(self, "settled_prefix", f"settled:{name}:")
+        put(self, "calls_prefix", f"calls:{name}:")
+        put(self, "blob_prefix", f"blob:{name}:")
+        put(self, "logs_prefix", f"logs:{name}:")
+        put(self, "channel", f"wake:{name}")
+
+    def task(self, task_id: str) -> str:
+        """The hash with one task's record."""
+        return self.task_prefix + task_id
+
+    def worker(self, consumer: str) -> str:
+        """The hash with one worker's details."""
+        return self.worker_prefix + consumer
+
+    def inbox(self, client: str) -> str:
+        """The stream in which settled tasks are told to one client."""
+        return self.inbox_prefix + client
+
+    def client(self, inbox: str) -> str:
+        """The sign of life of the client with that inbox."""
+        return self.client_prefix + inbox
+
+    def batch(self, batch_id: str) -> str:
+        """The hash with one batch's counters."""
+        return self.batch_prefix + batch_id
+
+    def calls(self, batch_id: str) -> str:
+        """What names the calls of one batch, by position."""
+        return self.calls_prefix + batch_id
+
+    def settled(self, batch_id: str) -> str:
+        """The stream of one batch's settled task ids, in the order of their end."""
+        return self.settled_prefix + batch_id
+
+    def blob(self, digest: str) -> str:
+        """The value of one content-addressed blob."""
+        return self.blob_prefix + digest
+
+    def logs(self, task_id: str) -> str:
+        """The capped stream of one task's output."""
+        return self.logs_prefix + task_id

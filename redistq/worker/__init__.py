@@ -1,0 +1,10 @@
+"""The worker: a supervisor without user code, and processes that run tasks."""
+
+from .worker import TaskWorker as TaskWorker
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command ``python -m redistq.worker``; returns its exit code."""
+    from ..cli.worker import main as command
+
+    return command(argv)

@@ -1,0 +1,256 @@
+"""A worker's child process, started by its supervisor: runs a processor until told to stop.
+
+Its orders are a JSON line that says all, then ``stop SECONDS``; their end means that the supervisor
+is gone. While it loads the handlers it can be ended at once, for nothing was begun.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import email.parser
+import encodings.idna
+import faulthandler
+import logging
+import os
+import pickle
+import secrets
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+from typing import Any
+
+from .. import slots
+from ..connection.address import Address, rejoin
+from ..connection.broker import Broker
+from ..errors import RedistqError, ServerUnavailable
+from ..handlers import Registry
+from ..logger import logger
+from ..system.processes import Starter, leave_fork, use_import_path
+from .processor import EXIT_FAULT, Processor
+from .scoreboard import Scoreboard
+from .settings import WorkerSettings
+from .supervisor import sign_off
+from .worker import announce, registry_from, with_function_calls
+
+log = logger("redistq.worker")
+
+_USED_LATER = (email.parser, encodings.idna, pickle, secrets, sysconfig)
+"""What redis and we load at first use, when a file of the user's that is called so comes first."""
+
+SLOW_IMPORT_S = 30.0
+"""Seconds after which the import of handlers is said to be slow, and again after as many."""
+ATEXIT_S = 3.0
+"""Seconds that exit functions of the handlers' modules may take, together."""
+
+
+def begin(starter: Starter) -> None:
+    """Run one worker process; ends by ``os._exit`` so that no stuck thread can keep it."""
+    code, own = 1, os.getpid()
+    try:
+        code = _run(starter)
+    except ServerUnavailable as error:
+        log.warning("%s", error)
+        starter.say({"unavailable": str(error)})  # the supervisor tries again
+    except BaseException as error:
+        # A module may raise anything when it is imported, or end the program.
+        if os.getpid() != own:
+            leave_fork(error)
+        if not isinstance(error, RedistqError | SystemExit):
+            log.exception("this worker process cannot start")
+        starter.say({"failure": _reason(error)})
+    _end(code)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"a module that holds handlers ends the program when it is imported (sys.exit"
+            f"({'' if error.code is None else repr(error.code)})): keep what is for a program of "
+            'its own under if __name__ == "__main__"'
+        )
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _end(code: int) -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a module may have put anything in their place
+            stream.flush()
+    os._exit(code)
+
+
+class _Orders:
+    """What the supervisor, or a signal, wants of this process, heard from its first moment."""
+
+    def __init__(self, starter: Starter, lease: float, shutdown_timeout: float) -> None:
+        self._starter, self._lease, self._shutdown_timeout = starter, lease, shutdown_timeout
+        self._lock = threading.Lock()
+        self._working = False
+        self._ended = threading.Event()
+        self.timeout = 0.0
+        """Seconds within which to stop."""
+        self.alone = False
+        """Whether its supervisor has gone."""
+        starter.on_signal(signal.SIGTERM, self._on_term)
+        threading.Thread(target=self._listen, name="redistq-orders", daemon=True).start()
+
+    def work_begins(self) -> None:
+        """From here on the process ends by stopping in good order, not at once."""
+        self._starter.on_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
+        with self._lock:
+            self._working = True
+
+    def wait(self) -> float:
+        """Until this process is to end; answers within how many seconds.
+
+        What a signal handler of the handlers' modules raises strikes here, in the main thread. It
+        is nothing that ends this process, with all the tasks that have no part in it.
+        """
+        while not self._ended.is_set():
+            try:
+                self._ended.wait(3600)
+            except BaseException as error:
+                log.warning(
+                    "%s, raised by a signal handler, reaches no task: those run in other threads, "
+                    "and are given time limits by @task(timeout=...)",
+                    type(error).__name__,
+                )
+        return self.timeout
+
+    def _listen(self) -> None:
+        while (order := self._starter.order()) is not None:
+            command, _, seconds = order.strip().partition(" ")
+            if command == "stop":
+                self._end(float(seconds))
+                return
+        # Without a supervisor nobody beats for us: what is not finished within the lease is not
+        # ours.
+        self.alone = True
+        self._end(self._lease / 2)
+
+    def _on_term(self, *_: Any) -> None:
+        if not self._working:
+            os._exit(0)
+        self.timeout = self._shutdown_timeout
+        self._ended.set()
+
+    def _end(self, timeout: float) -> None:
+        with self._lock:
+            if not self._working:
+                os._exit(0)
+            self.timeout = timeout
+            self._ended.set()
+
+
+def _run(starter: Starter) -> int:
+    own = os.getpid()
+    spec = starter.spec()
+    if spec is None:
+        return 0
+    settings = WorkerSettings.of(spec["settings"])
+    orders = _Orders(starter, settings.lease, settings.shutdown_timeout)
+    scoreboard = Scoreboard(spec["scoreboard"])
+    scoreboard.close()  # mapped; nothing that is started from here shall have it
+    logging.basicConfig(
+        level=spec.get("log_level", "WARNING"),
+        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
+    )
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # native code that kills this process is named
+    # A runner that computes gives up the interpreter after 1 ms instead of 5: fetcher and settler
+    # wait for it after every answer of the server.
+    sys.setswitchinterval(0.001)
+
+    if secret := spec.get("authkey"):
+        import multiprocessing
+
+        multiprocessing.current_process().authkey = bytes.fromhex(secret)
+    use_import_path(spec["path"])
+    registry = _registry(spec)
+    address = rejoin(Address(**spec["address"]))
+    lanes = settings.lanes_for(address)
+    broker = Broker(address, slot_key=lanes[0].keys.stream)
+    named = len(registry)
+    registry = with_function_calls(registry, settings, broker, lanes)
+    if len(registry) > named:
+        from ..functions.call import import_local_modules
+        from ..functions.output import catch_standard_output
+
+        catch_standard_output()
+        import_local_modules()
+    if os.getpid() != own:
+        leave_fork(None)  # a module forked: what took part a second time would lose its tasks
+    # At once: whatever could not go on cannot be relied on for a clean end. The supervisor, which
+    # outlives this process, gives its tasks back.
+    processor = Processor(
+        *(settings, registry, broker, lanes, spec["consumer"], scoreboard),
+        on_fault=lambda reason: os._exit(EXIT_FAULT),
+    )
+
+    details = announce(broker, lanes, settings, spec["consumer"], registry)
+    orders.work_begins()
+    slots.serve_process(processor)
+    processor.start()
+    starter.say({"ready": True, "details": details})
+    starter.fall_silent()
+
+    finished = processor.stop(orders.wait())
+    if orders.alone:
+        # Nobody else knows what was started here: without a word, all of it would be charged.
+        try:
+            sign_off(broker, lanes, settings, spec["consumer"], scoreboard.running())
+        except Exception as error:
+            log.warning("this worker process could not sign off: %s", error)
+    if finished:
+        _run_exit_functions()
+    return 0 if finished else 1
+
+
+def _registry(spec: dict[str, Any]) -> Registry:
+    """The handlers, whose modules are imported here."""
+    loaded = threading.Event()
+    threading.Thread(
+        target=_say_when_slow,
+        args=(loaded, threading.get_ident()),
+        name="redistq-load-watch",
+        daemon=True,
+    ).start()
+    try:
+        if pickled := spec.get("handlers"):
+            import cloudpickle
+
+            return registry_from(cloudpickle.loads(base64.b64decode(pickled)))
+        return registry_from(spec["targets"])
+    finally:
+        loaded.set()
+
+
+def _say_when_slow(loaded: threading.Event, thread: int) -> None:
+    """Show where an import is that takes long, or will never end."""
+    waited = 0.0
+    while not loaded.wait(SLOW_IMPORT_S):
+        waited += SLOW_IMPORT_S
+        frame = sys._current_frames().get(thread)
+        log.warning(
+            "the handlers' modules are still being imported after %g s, here:\n%s",
+            waited,
+            "".join(traceback.format_stack(frame)[-5:]).rstrip(),
+        )
+
+
+def _run_exit_functions() -> None:
+    """What modules registered with ``atexit``, as at the end of any program, in bounded time."""
+    done = threading.Event()
+
+    def cut_off() -> None:
+        if not done.wait(ATEXIT_S):
+            log.warning("exit functions did not end within %g s", ATEXIT_S)
+            _end(0)
+
+    threading.Thread(target=cut_off, name="redistq-exit-watch", daemon=True).start()
+    atexit._run_exitfuncs()
+    done.set()

@@ -1,0 +1,158 @@
+"""The scoreboard: a little shared memory in which a worker process shows what it is running.
+
+Written by the processor, a few bytes a task; read by the supervisor, which thereby knows what a
+process had started when it died, what a dashboard shows as running, and which time limit has
+passed, all without one server command. The supervisor writes one byte: which queues are paused.
+
+It has no name in any folder. Who makes it hands its descriptor to the other process, so nothing
+stays behind whoever is killed, nothing can be in the way, and nobody else can open it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+
+from ..errors import ConfigurationError
+from ..system.processes import off_standard
+
+_MAGIC = b"redistq1"
+_HEADER = 64
+_SLOT = 64
+_ENTRY = 48  # an entry id is at most 41 bytes: two 64-bit numbers and a dash
+_PAUSED = 8
+_SETTLED = 16
+_NONE = bytes(_ENTRY)
+
+
+class Scoreboard:
+    """One process's slots. ``begin`` and ``end`` cost some 100 ns: a write into mapped memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        """The scoreboard behind an open descriptor, which is the scoreboard's from now on."""
+        self.descriptor = descriptor
+        """To be inherited by the process that takes the other part."""
+        try:
+            self._map = mmap.mmap(descriptor, 0)
+            if self._map[: len(_MAGIC)] != _MAGIC:
+                raise ValueError(f"descriptor {descriptor} is no scoreboard")
+        except BaseException:
+            self.close()
+            raise
+        self.slots = (len(self._map) - _HEADER) // _SLOT
+
+    @classmethod
+    def create(cls, slots: int) -> Scoreboard:
+        """A new scoreboard; raises ConfigurationError when there is no memory for it."""
+        content = _MAGIC + bytes(_HEADER - len(_MAGIC) + slots * _SLOT)
+        reason: OSError | None = None
+        for make in _storages():
+            try:
+                return cls(_filled(make(), content))
+            except OSError as error:
+                reason = error
+        raise ConfigurationError(
+            f"there is no room for the few kB that a worker shares with its supervisor ({reason}): "
+            "free some memory, or set TMPDIR to a folder that can be written to"
+        )
+
+    def close(self) -> None:
+        """Let go of the descriptor; the memory stays for as long as somebody uses it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def unmap(self) -> None:
+        """Let go of the memory too, which holds a descriptor of its own. Nobody may use the
+        scoreboard any more."""
+        self.close()
+        self._map.close()
+
+    def begin(self, slot: int, entry: bytes) -> None:
+        """Slot ``slot`` starts to run ``entry``."""
+        at = _HEADER + slot * _SLOT
+        self._map[at : at + len(entry)] = entry
+
+    def limit(self, slot: int, deadline: float) -> None:
+        """What runs in ``slot`` must end by ``deadline`` (this machine's monotonic clock)."""
+        struct.pack_into("<d", self._map, _HEADER + slot * _SLOT + _ENTRY, deadline)
+
+    def end(self, slot: int) -> None:
+        """Slot ``slot`` runs nothing."""
+        at = _HEADER + slot * _SLOT
+        self._map[at : at + _ENTRY] = _NONE
+
+    def end_limited(self, slot: int) -> None:
+        """As ``end``, for a task that had a time limit."""
+        at = _HEADER + slot * _SLOT
+        self._map[at : at + _SLOT] = bytes(_SLOT)
+
+    def running(self) -> list[str]:
+        """The entries that are being run; one that starts or ends right now may be torn, and then
+        matches no entry."""
+        found = []
+        for at in range(_HEADER, len(self._map), _SLOT):
+            raw = self._map[at : at + _ENTRY]
+            if raw[0]:
+                found.append(raw.split(b"\0", 1)[0].decode("ascii", "replace"))
+        return found
+
+    def overdue(self, now: float) -> bool:
+        """Whether any slot's time limit has passed."""
+        for at in range(_HEADER, len(self._map), _SLOT):
+            if self._map[at]:
+                (deadline,) = struct.unpack_from("<d", self._map, at + _ENTRY)
+                if 0 < deadline < now:
+                    return True
+        return False
+
+    @property
+    def paused(self) -> int:
+        """Which queues the supervisor says are paused: a bit each, the most urgent queue's
+        first."""
+        return self._map[_PAUSED]
+
+    @paused.setter
+    def paused(self, value: int) -> None:
+        self._map[_PAUSED] = int(value)
+
+    @property
+    def settled(self) -> int:
+        """How many tasks the process has settled since it began."""
+        count: int = struct.unpack_from("<Q", self._map, _SETTLED)[0]
+        return count
+
+    @settled.setter
+    def settled(self, count: int) -> None:
+        struct.pack_into("<Q", self._map, _SETTLED, count)
+
+
+def _filled(descriptor: int, content: bytes) -> int:
+    """Write it all, not only its size: a page that cannot be had would kill who touches it."""
+    try:
+        if os.pwrite(descriptor, content, 0) < len(content):
+            raise OSError("no room left")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _storages() -> Iterator[Callable[[], int]]:
+    """Ways to get an open file without a name: in memory, or where files in memory are, or any."""
+    if hasattr(os, "memfd_create"):
+        yield lambda: off_standard(os.memfd_create("redistq-board", os.MFD_CLOEXEC))
+    yield lambda: _nameless("/dev/shm")
+    yield lambda: _nameless(None)
+
+
+def _nameless(folder: str | None) -> int:
+    import tempfile
+
+    descriptor, name = tempfile.mkstemp(prefix="redistq-", suffix=".board", dir=folder)
+    with contextlib.suppress(OSError):
+        os.unlink(name)
+    return off_standard(descriptor)

@@ -1,0 +1,120 @@
+"""What a worker is told to be: one frozen record that travels to supervisors and child processes.
+
+Used by TaskWorker, processors and supervisors. Seconds here, as in the public API; milliseconds in
+scripts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..connection.address import Address
+from ..errors import ConfigurationError
+from ..protocol.codec import DEFAULT_MAX_BYTES
+from ..protocol.commands import Commands
+from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, unknown_option
+from ..slots import MOST as MOST_LENT
+
+MAX_BYTES = 2**31
+"""Most bytes of a result that a worker may be told to allow."""
+MAX_EVENTS = 1_000_000_000
+"""Most events of a history that a worker may be told to keep."""
+MAX_QUEUES = 8
+"""Most queues of one worker: a bit each on its scoreboard says whether they are paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """A worker's settings, checked; every field is a TaskWorker option of the same name."""
+
+    queue: str = DEFAULT_QUEUE
+    queues: tuple[str, ...] = ()
+    """All queues it takes from, the most urgent first; empty: ``queue`` alone."""
+    group: str = DEFAULT_GROUP
+    delayed_key: str | None = None
+    threads: int = 4
+    async_concurrency: int = 100
+    lease: float = 10.0
+    scheduler: bool = True
+    max_recoveries: int = 5
+    result_ttl: float = 86_400.0
+    max_result_bytes: int = DEFAULT_MAX_BYTES
+    unknown_grace: float = 60.0
+    shutdown_timeout: float = 30.0
+    history_max: int = 10_000
+    dead_ttl: float = 30 * 86_400.0
+    allow_pickle: bool = False
+    signing_key: str | None = field(default=None, repr=False)
+    home: str = ""
+    """The home whose function calls it runs (see homes.py); empty: everybody's."""
+
+    def __post_init__(self) -> None:
+        queues = tuple(self.queues) or (self.queue,)  # JSON has made a list of it
+        if len(set(queues)) != len(queues) or len(queues) > MAX_QUEUES:
+            raise ConfigurationError(
+                f"a worker takes from 1 to {MAX_QUEUES} different queues, not {queues!r}"
+            )
+        object.__setattr__(self, "queues", queues)
+        if self.queue not in queues:
+            object.__setattr__(self, "queue", queues[0])
+        put = object.__setattr__
+        for name, least, most in (
+            ("threads", 1, 1000),
+            ("async_concurrency", 1, 10_000),
+            ("max_recoveries", 0, MAX_COUNT),
+            ("max_result_bytes", 1, MAX_BYTES),
+            ("history_max", 0, MAX_EVENTS),
+        ):
+            put(self, name, count(name, getattr(self, name), least=least, most=most))
+        for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
+            put(self, name, seconds(name, getattr(self, name)))
+        if self.lease < 1:
+            raise ConfigurationError(
+                f"lease is at least 1 second, not {self.lease:g}: a worker that beats later than "
+                "that is taken for dead and its tasks run twice"
+            )
+
+    @property
+    def scoreboard_slots(self) -> int:
+        """How many tasks one process runs at a time, those included that run in lent slots."""
+        return self.threads + self.async_concurrency + MOST_LENT
+
+    @property
+    def lease_ms(self) -> int:
+        """The lease in milliseconds."""
+        return milliseconds(self.lease)
+
+    def lanes_for(self, address: Address) -> list[Commands]:
+        """The script calls of each queue on that server, the most urgent first."""
+        lanes = [
+            Commands(
+                QueueKeys(
+                    queue, self.delayed_key if queue == self.queue else None, address.clustered
+                ),
+                self.group,
+                history_max=self.history_max,
+                dead_ttl_ms=milliseconds(self.dead_ttl),
+            )
+            for queue in self.queues
+        ]
+        tags = {commands.keys.stream.partition("{")[2].partition("}")[0] for commands in lanes}
+        if address.clustered and len(tags) > 1:
+            raise ConfigurationError(
+                "on a cluster one worker's queues share a hash tag, as {jobs}a and {jobs}b do, not "
+                + " and ".join(self.queues)
+            )
+        return lanes
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a child process."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> WorkerSettings:
+        """Settings from keyword options; raises ConfigurationError naming one that is not known."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise unknown_option("a worker", sorted(unknown)[0], known)
+        return cls(**values)
