@@ -25,7 +25,7 @@ import redistq
 from redistq import ConfigurationError, TaskProducer
 from redistq.system import processes
 from redistq.system.processes import Helper, interpreter
-from redistq.worker.worker import child as _child
+from redistq.worker import child as _child
 
 JOBS = """
 import asyncio, atexit, multiprocessing, os, signal, subprocess, sys, time, warnings
