@@ -392,6 +392,22 @@ def test_waiting_without_workers_is_a_grey_line_in_a_notebook(
     notebook.run("client.close()")
 
 
+def test_a_notebook_that_silenced_our_log_sees_no_grey_line(
+    server: Server, kernel: Callable[[str], Kernel]
+) -> None:
+    """Lines below a cell obey the level of the logger, as they would in a program."""
+    notebook = kernel(server.url)
+    said = notebook.run(
+        "import logging\nfrom redistq import Client, waiting\nwaiting.WAIT_S = 0.3\n"
+        "logging.getLogger('redistq').setLevel(logging.ERROR)\nclient = Client()\n"
+        "try:\n    client.submit(abs, -1).result(2)\nexcept TimeoutError as error:\n"
+        "    print(error)"
+    )
+    assert "no worker serves queue" in said, "it was asked why nothing comes"
+    assert "still waiting" not in said
+    notebook.run("client.close()")
+
+
 def test_a_notebook_reads_well(server: Server, kernel: Callable[[str], Kernel]) -> None:
     """await at top level, an error that shows the line of the cell it came from, panels, a client
     made again in the same cell."""

@@ -120,6 +120,23 @@ def test_without_workers_a_producer_says_so(
     assert late.value.reason in line
 
 
+@pytest.mark.parametrize(
+    ("names", "start"), [("w1", "the only worker of"), ("w1 w2", "all 2 workers of")]
+)
+def test_workers_that_are_silent_are_not_said_to_be_missing(
+    names: str, start: str, idle: Client, client: redis.Redis, said: Callable[[], list[str]]
+) -> None:
+    """Whose heartbeats are overdue is there, and may come back: a server that refuses writes for a
+    while refuses heartbeats too, and then another worker would not help."""
+    client.zadd("workers:tasks", dict.fromkeys(names.split(), 1))
+    with pytest.raises(ResultTimeout):
+        idle.submit(abs, -1).result(4 * SOON)
+    (line,) = said()
+    assert f"{start} queue 'tasks' of redis://127.0.0.1" in line
+    assert "silent: dead, cut off, or the server refuses their heartbeats" in line
+    assert "client.start_workers()" in line
+
+
 def test_a_timeout_gives_the_reason(idle: Client) -> None:
     """Of a future, a map and a batch: what is waited for, for how long, and why nothing came."""
     future, batch = idle.submit(abs, -1), idle.map_batch(abs, [-1, -2], name="pair")
@@ -168,7 +185,7 @@ def test_a_misspelt_name_is_said_among_many_that_end(
             busy.join()
         with pytest.raises(ResultTimeout, match="knows no task 'sendd'"):
             missing.result(1)
-    (line,) = said()
+        (line,) = said()  # while the worker is there: that it has left would be another word
     assert "the only worker of queue 'tasks' knows no task 'sendd'; did you mean 'send'?" in line
 
 

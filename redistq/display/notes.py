@@ -22,7 +22,10 @@ def in_kernel() -> bool:
 
 def say(text: str, log: logging.Logger | Logger, level: int = logging.WARNING) -> None:
     """Say one line, from any thread: below the cell in a notebook (where what is logged would be a
-    red box), else by ``log``, which a program without logging shows on standard error."""
+    red box), else by ``log``, which a program without logging shows on standard error. A logger
+    that was told to pass over warnings is asked for quiet, in a notebook too."""
+    if not log.isEnabledFor(max(level, logging.WARNING)):
+        return
     if in_kernel():
         try:
             _show(text)

@@ -50,6 +50,12 @@ def why(
     if shot.paused:
         return f"queue {queue!r} of {server} is paused; resume() lets its workers go on"
     alive = [worker for worker in shot.workers if worker.deadline_ms >= shot.now_ms]
+    if not alive and shot.workers:
+        many = f"all {shot.workers_total} workers" if shot.workers_total > 1 else "the only worker"
+        return (
+            f"{many} of queue {queue!r} of {server} {'are' if shot.workers_total > 1 else 'is'} "
+            f"silent: dead, cut off, or the server refuses their heartbeats; {how}"
+        )
     if not alive:
         return f"no worker serves queue {queue!r} of {server}; {how}"
     if len(shot.workers) < shot.workers_total or not all("names" in w.details for w in alive):
