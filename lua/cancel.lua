@@ -30,14 +30,17 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include pending
 --@include look
 --@include entry
+--@include history
 --@include finish
+--@include tell
+--@include opts
 --@include batch
 local now, answer = int(now_ms()), {}
 local function cancelled(id, name, attempt, entry, opts, delayed)
   local batch = countable(batch_of(opts))
   local fault = finished(id, 'cancelled', name, attempt, entry, '', '', '', TTL, '', now)
   if not fault then
-    local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'cancelled', 1)
+    local ok, missing = pcall(beside, redis.pcall('HINCRBY', KEYS[5], 'cancelled', 1))
     if not ok then
       unfinish(id, 'cancelled', event)
       fault = said(missing)
@@ -53,7 +56,7 @@ local function cancelled(id, name, attempt, entry, opts, delayed)
   else
     redis.call('XDEL', STREAM, entry)
   end
-  pcall(tell, id, 'cancelled', '', inbox_of(opts), false)
+  tell(id, 'cancelled', '', inbox_of(opts), false)
   tally_one(batch, id, 'cancelled', now)
   answer[#answer + 1] = 'cancelled'
 end

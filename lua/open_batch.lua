@@ -22,7 +22,7 @@ local function open()
   undoing('DEL', key)
   redis.call('HSET', key, 'name', ARGV[2], 'created_ms', int(now))
   redis.call('PEXPIRE', key, ARGV[4])
-  aside('ZADD', KEYS[1], int(now), ARGV[1])
+  beside(redis.pcall('ZADD', KEYS[1], int(now), ARGV[1]))
 end
 local fault = whole(open)
 if fault then return redis.error_reply(fault) end

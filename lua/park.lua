@@ -39,11 +39,15 @@ local GRACE = tonumber(ARGV[6])
 --@include pending
 --@include owned
 --@include entry
+--@include drop
 --@include attempt
 --@include requeue
 --@include wake
 --@include look
+--@include history
 --@include finish
+--@include tell
+--@include opts
 --@include batch
 local now = now_ms()
 local names = '\n'
@@ -76,13 +80,13 @@ local function bury(entry, id, name, task, body)
   local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', 'UnknownTask',
     int(now), task)
   if fault then return error(fault, 0) end
-  local ok, missing = pcall(aside, 'HINCRBY', KEYS[5], 'failed', 1)
+  local ok, missing = pcall(beside, redis.pcall('HINCRBY', KEYS[5], 'failed', 1))
   if not ok then
     unfinish(id, 'failed', event)
     return error(said(missing), 0)
   end
   drop(entry)
-  pcall(tell, id, 'failed', body, inbox_of(task.opts), true)
+  tell(id, 'failed', body, inbox_of(task.opts), true)
   tally_one(batch, id, 'failed', int(now))
 end
 may_drop()

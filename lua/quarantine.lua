@@ -22,6 +22,7 @@ local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include pending
 --@include owned
 --@include entry
+--@include drop
 --@include corrupt
 local entry = ARGV[4]
 if not owned({ entry }, CONSUMER)[entry] then

@@ -46,9 +46,13 @@ local GRACE_LIMIT = 1000
 --@include whole
 --@include pending
 --@include entry
+--@include drop
 --@include attempt
 --@include requeue
+--@include history
 --@include finish
+--@include tell
+--@include opts
 --@include batch
 --@include corrupt
 --@include look
@@ -72,13 +76,13 @@ local function bury(entry, task, count)
   local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', body, '0',
     'WorkerLost', int(now), task)
   if fault then return error(fault, 0) end
-  local ok, missing = pcall(aside, 'HINCRBY', COUNTERS, 'failed', 1)
+  local ok, missing = pcall(beside, redis.pcall('HINCRBY', COUNTERS, 'failed', 1))
   if not ok then
     unfinish(task.id, 'failed', event)
     return error(said(missing), 0)
   end
   drop(entry)
-  pcall(tell, task.id, 'failed', body, inbox_of(task.opts), true)
+  tell(task.id, 'failed', body, inbox_of(task.opts), true)
   tally_one(batch, task.id, 'failed', int(now))
 end
 local function put_back(entry, task, charged)
@@ -86,7 +90,7 @@ local function put_back(entry, task, charged)
   if not charged then return end
   local logged = log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost')
   if logged then undoing('XDEL', HISTORY, logged) end
-  aside('HINCRBY', COUNTERS, 'recovered', 1)
+  beside(redis.pcall('HINCRBY', COUNTERS, 'recovered', 1))
 end
 local function move(entry)
   local task, fault = read(entry), nil

@@ -22,6 +22,7 @@ local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include pending
 --@include owned
 --@include entry
+--@include drop
 --@include attempt
 --@include requeue
 local entries, held = {}, 0

@@ -22,7 +22,7 @@ local STREAM, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], n
 --@include whole
 --@include look
 --@include attempt
---@include batch
+--@include opts
 local ids = {}
 for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end
 if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMIT', ARGV[3], ARGV[1]) end
@@ -39,7 +39,7 @@ local function go(id, record, kept, left, died)
   if died then undoing('ZADD', DEAD, died, id) end
   local batch = batch_of(kept[4])
   if batch ~= '' and redis.call('EXISTS', BATCH .. batch) == 1 then
-    aside('HINCRBY', BATCH .. batch, kept[1], -1)
+    beside(redis.pcall('HINCRBY', BATCH .. batch, kept[1], -1))
     redis.pcall('HDEL', BATCH .. batch, 'finished_ms')
   end
   redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',

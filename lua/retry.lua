@@ -30,12 +30,13 @@ local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include pending
 --@include owned
 --@include entry
+--@include drop
 --@include attempt
 --@include requeue
 --@include wake
 local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
---@include finish
---@include batch
+--@include history
+--@include opts
 local refused, earliest, now = {}, 0, now_ms()
 local function again(at, task)
   local entry, state = ARGV[at], ARGV[at + 2]
@@ -45,7 +46,7 @@ local function again(at, task)
   local logged = log_attempt(ARGV[at + 1], ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry,
     ARGV[at + 5], ARGV[at + 8])
   if logged then undoing('XDEL', HISTORY, logged) end
-  aside('HINCRBY', KEYS[5], state, 1)
+  beside(redis.pcall('HINCRBY', KEYS[5], state, 1))
   return due
 end
 may_drop()

@@ -34,84 +34,92 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include pending
 --@include owned
 --@include entry
+--@include history
 --@include finish
---@include batch
-local entries = {}
-for at = 5, #ARGV, 11 do entries[#entries + 1] = ARGV[at] end
+--@include tell
+local entries, mixed = {}, false -- whether there is more than succeeded tasks of no batch
+for at = 5, #ARGV, 11 do
+  entries[#entries + 1] = ARGV[at]
+  if ARGV[at + 2] == 'failed' or ARGV[at + 10] ~= '' then mixed = true end
+end
 local mine = owned(entries, CONSUMER)
-local taken, refused, tasks = {}, {}, {}
+local refused, tasks, batches, ended = {}, nil, nil, nil
+if next(mine) then redis.call('XDEL', STREAM, '0-0') end -- as may_drop; a refused XACK is undone below
+if mixed then
+--@include batch
+  tasks, batches, ended = {}, {}, tally
+  for i = 1, #entries do
+    local batch = ARGV[11 * i + 4]
+    if mine[entries[i]] then
+      if ARGV[11 * i - 4] == 'failed' then tasks[i] = read(entries[i]) or {} end
+      if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable(batch) } end
+    end
+  end
+end
+local settled, events, drops, counts, now = {}, {}, {}, {}, nil
 for i = 1, #entries do
   local entry, at = entries[i], 11 * i - 6
+  local id, state = ARGV[at + 1], ARGV[at + 2]
   if mine[entry] then
     mine[entry] = false -- the same outcome twice in one call counts once
-    taken[#taken + 1] = i
-    if ARGV[at + 2] == 'failed' then tasks[i] = read(entry) or {} end
+    now = now or int(now_ms())
+    local fault = finished(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5],
+      ARGV[at + 6], ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
+    if fault then
+      refused[#refused + 1] = { i, fault }
+    else
+      settled[#settled + 1] = i
+      drops[#drops + 1] = entry
+      events[#drops] = event or ''
+      counts[state] = (counts[state] or 0) + 1
+    end
   elseif mine[entry] == nil then
     -- run_ms too: a recovery that ended the task names this worker and entry, but no run time.
-    local record = redis.pcall('HMGET', TASK .. ARGV[at + 1], 'state', 'entry', 'worker', 'run_ms')
-    if not (record[1] == ARGV[at + 2] and record[2] == entry and record[3] == CONSUMER
+    local record = redis.pcall('HMGET', TASK .. id, 'state', 'entry', 'worker', 'run_ms')
+    if not (record[1] == state and record[2] == entry and record[3] == CONSUMER
       and record[4] == ARGV[at + 5]) then
       refused[#refused + 1] = i
     end
   end
 end
-if #taken == 0 then return refused end
-local now = int(now_ms())
-redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below, which costs nothing
-local batches = {}
-for n = 1, #taken do
-  local batch = ARGV[11 * taken[n] + 4]
-  if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable(batch) } end
-end
-local settled, events, drops, counts = {}, {}, {}, {}
-for n = 1, #taken do
-  local i = taken[n]
-  local at = 11 * i - 6
-  local state = ARGV[at + 2]
-  local fault = finished(ARGV[at + 1], state, ARGV[at + 3], ARGV[at + 4], entries[i], CONSUMER,
-    ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 9], now, tasks[i])
-  if fault then
-    refused[#refused + 1] = { i, fault }
-  else
-    settled[#settled + 1] = i
-    drops[#drops + 1] = entries[i]
-    events[i] = event
-    counts[state] = (counts[state] or 0) + 1
-  end
-end
-local function none_ended(fault) -- for want of a right
-  for j = 1, #settled do
-    local i = settled[j]
-    unfinish(ARGV[11 * i - 5], ARGV[11 * i - 4], events[i])
-    refused[#refused + 1] = { i, said(fault) }
-  end
-  return refused
-end
+local missing -- a right without which none of them has ended
 for state, n in pairs(counts) do
-  local ok, fault = pcall(aside, 'HINCRBY', KEYS[4], state, n)
-  if not ok then return none_ended(fault) end
+  local counted = redis.pcall('HINCRBY', KEYS[4], state, n)
+  if type(counted) == 'table' then
+    local ok, fault = pcall(beside, counted)
+    if not ok then missing = fault end
+  end
 end
-for from = 1, #drops, 1000 do -- unpack has its limit at about 8,000 values
+for from = 1, missing and 0 or #drops, 1000 do -- unpack has its limit at about 8,000 values
   local to = math.min(from + 999, #drops)
   local acknowledged = redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))
   if type(acknowledged) == 'table' then
     for state, n in pairs(counts) do redis.pcall('HINCRBY', KEYS[4], state, -n) end
-    return none_ended(acknowledged)
+    missing = acknowledged
+    break
   end
   redis.call('XDEL', STREAM, unpack(drops, from, to))
 end
 for n = 1, #settled do
-  local at = 11 * settled[n] - 6
+  local i = settled[n]
+  local at = 11 * i - 6
   local id, state, inbox, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 8], ARGV[at + 10]
-  if inbox ~= '' or waited ~= false then pcall(tell, id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0') end
-  if batch ~= '' then
-    local ends = batches[batch]
-    ends[1][#ends[1] + 1] = id
-    ends[1][#ends[1] + 1] = state
-    ends[2][state] = (ends[2][state] or 0) + 1
+  if missing then
+    unfinish(id, state, events[n] ~= '' and events[n])
+    refused[#refused + 1] = { i, said(missing) }
+  else
+    if inbox ~= '' or waited ~= false then tell(id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0') end
+    if batch ~= '' then
+      local ends = batches[batch]
+      ends[1][#ends[1] + 1] = id
+      ends[1][#ends[1] + 1] = state
+      ends[2][state] = (ends[2][state] or 0) + 1
+    end
   end
 end
-for batch, ends in pairs(batches) do
-  if ends[3] ~= '' then pcall(tally, batch, ends[1], ends[2], now) end
+if batches and not missing then
+  for batch, ends in pairs(batches) do
+    if ends[3] ~= '' then pcall(ended, batch, ends[1], ends[2], now) end
+  end
 end
 return refused

@@ -323,11 +323,11 @@ MUTANTS = [
     Mutant("finish: two events", LOG, LOG + TWICE),
     Mutant("finish: no dead letter", "    redis.call('ZADD', DEAD, now, id)\n", "", ("settle",)),
     Mutant("finish: no expiry", "      redis.call('PEXPIRE', record, ttl_ms)\n", ""),
-    Mutant("finish: waiters are kept", "      redis.call('HDEL', WAITERS, id)\n", ""),
-    Mutant("finish: waiters are not told", "if waiting then", "if false then"),
+    Mutant("finish: waiters are kept", "      redis.pcall('HDEL', WAITERS, id)\n", ""),
+    Mutant("finish: waiters are not told", "if type(waiting) == 'string' then", "if false then"),
     Mutant("finish: a waiting inbox is told twice", "if address ~= inbox then", "if true then"),
     Mutant("finish: unkept is unknown", "'PEXPIRE', record, 60000", "'DEL', record"),
-    Mutant("inboxes are for ever", "  redis.call('PEXPIRE', key, 3600000)\n", ""),
+    Mutant("inboxes are for ever", "  redis.pcall('PEXPIRE', key, 3600000)\n", ""),
     Mutant(
         "cancel: running ones too", "if #pending(entry, entry, 1) == 1", "if false", ("cancel",)
     ),

@@ -1,15 +1,9 @@
--- batch_of(opts): the batch named in a task's options; decoded only where the word stands at all.
-local function batch_of(opts)
-  if not opts or not string.find(opts, '"batch"', 1, true) then return '' end
-  local ok, decoded = pcall(cjson.decode, opts)
-  return ok and type(decoded) == 'table' and type(decoded.batch) == 'string' and decoded.batch or ''
-end
 -- countable(batch): the batch if its ends can be counted, '' when it was deleted, has expired or is no
 -- batch. Raises when the right to count them is missing: to be asked before anything is written,
 -- for a batch that is not told of an end is waited for in vain.
 local function countable(batch)
   if batch == '' or redis.call('EXISTS', BATCH .. batch) == 0 then return '' end
-  return aside('HINCRBY', BATCH .. batch, 'retried', 0) and batch or ''
+  return beside(redis.pcall('HINCRBY', BATCH .. batch, 'retried', 0)) and batch or ''
 end
 -- tally(batch, ended, counts, now): ends of tasks of one batch (a flat list of id, state; and how
 -- many of each state): its counters, its stream of settled ids in the order of their end, and,

@@ -12,5 +12,5 @@ local function set_aside(entry, raw, consumer, reason, dead_ttl, now)
   redis.call('PEXPIRE', TASK .. id, dead_ttl)
   redis.call('ZADD', DEAD, now, id)
   undoing('ZREM', DEAD, id)
-  aside('HINCRBY', COUNTERS, 'failed', 1)
+  beside(redis.pcall('HINCRBY', COUNTERS, 'failed', 1))
 end

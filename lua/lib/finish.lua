@@ -1,23 +1,5 @@
--- notify(inbox, id, state, body, whole_body): one settled task into a client's inbox. A small body rides
--- along and saves the client a round trip (`whole_body`: a large one too, for it is kept nowhere
--- else); the inbox of a client that never comes back expires.
-local function notify(inbox, id, state, body, whole_body)
-  local key = INBOX .. inbox
-  if whole_body or #body <= 16384 then
-    redis.call('XADD', key, '*', 'id', id, 'state', state, 'body', body)
-  else
-    redis.call('XADD', key, '*', 'id', id, 'state', state)
-  end
-  redis.call('PEXPIRE', key, 3600000)
-end
--- log_attempt(id, name, state, worker, attempt, entry, run_ms, note): one event of the capped
--- history, the end of one attempt. Answers its entry, nil where the history cannot hold it.
-local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)
-  return aside('XADD', HISTORY, 'MAXLEN', '~', HISTORY_MAX, '*', 'id', id, 'name', name,
-    'state', state, 'worker', worker, 'attempt', attempt, 'queued_ms',
-    string.match(entry, '^%d+') or '', 'run_ms', run_ms, 'note', note)
-end
-local begun, event -- of the end that is being written: whether its record is, and its event
+-- Of the end that is being written: whether its record is, and its event.
+local begun, event
 -- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task): the one
 -- terminal transition of a task: its record and its event. It raises what fails, for the caller
 -- to call unfinish; afterwards the caller drops the task's entry, and then tells (see tell).
@@ -75,26 +57,4 @@ local function finished(id, state, ...)
   if ok then return nil end
   if begun then unfinish(id, state, event) end
   return said(fault)
-end
-local waited -- whether anyone waits for any task: asked once a call, nobody else writes meanwhile
--- tell(id, state, body, inbox, unkept): an end is told to the task's own inbox and to all that wait for it.
--- Raises what fails: the task has ended, and who was not told asks by himself.
-local function tell(id, state, body, inbox, unkept)
-  if inbox ~= '' then pcall(notify, inbox, id, state, body, unkept) end
-  if waited == nil then waited = redis.call('EXISTS', WAITERS) == 1 end
-  if waited then
-    local waiting = redis.call('HGET', WAITERS, id)
-    if waiting then
-      redis.call('HDEL', WAITERS, id)
-      for address in string.gmatch(waiting, '[^\n]+') do
-        if address ~= inbox then pcall(notify, address, id, state, body, unkept) end
-      end
-    end
-  end
-end
--- inbox_of(opts): the inbox named in a task's options (our own small JSON, never a payload).
-local function inbox_of(opts)
-  if not opts or opts == '' then return '' end
-  local ok, decoded = pcall(cjson.decode, opts)
-  return ok and type(decoded) == 'table' and type(decoded.inbox) == 'string' and decoded.inbox or ''
 end

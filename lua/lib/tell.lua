@@ -1,0 +1,29 @@
+-- notify(inbox, id, state, body, whole_body): one settled task into a client's inbox. A small body rides
+-- along and saves the client a round trip (`whole_body`: a large one too, for it is kept nowhere
+-- else); the inbox of a client that never comes back expires. What fails is passed over: the task
+-- has ended, and who was not told asks by himself.
+local function notify(inbox, id, state, body, whole_body)
+  local key = INBOX .. inbox
+  if whole_body or #body <= 16384 then
+    redis.pcall('XADD', key, '*', 'id', id, 'state', state, 'body', body)
+  else
+    redis.pcall('XADD', key, '*', 'id', id, 'state', state)
+  end
+  redis.pcall('PEXPIRE', key, 3600000)
+end
+local waited -- whether anyone waits for any task: asked once a call, nobody else writes meanwhile
+-- tell(id, state, body, inbox, unkept): an end is told to the task's own inbox and to all that wait for it,
+-- as notify does.
+local function tell(id, state, body, inbox, unkept)
+  if inbox ~= '' then notify(inbox, id, state, body, unkept) end
+  if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
+  if waited then
+    local waiting = redis.pcall('HGET', WAITERS, id)
+    if type(waiting) == 'string' then
+      redis.pcall('HDEL', WAITERS, id)
+      for address in string.gmatch(waiting, '[^\n]+') do
+        if address ~= inbox then notify(address, id, state, body, unkept) end
+      end
+    end
+  end
+end
