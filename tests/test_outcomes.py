@@ -39,10 +39,10 @@ from redistq import (
 )
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
+from redistq.functions.output import LogSink
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
 from redistq.retry import RetryPolicy
-from redistq.worker.executor import _TimeLimits
 from redistq.worker.processor import EXIT_FAULT, Processor
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings
@@ -648,26 +648,45 @@ def test_what_a_handler_does_to_its_process_holds_up_nobody(
             worker.says("raised by a signal handler")
 
 
-def test_a_limit_that_nobody_can_watch_strikes_no_later_task() -> None:
-    """Where no more threads can be started the task does not begin, and its limit is forgotten."""
-    refusals = [RuntimeError("can't start new thread")]
+@registry.task(timeout=0.2, retries=0)
+def limited(payload: float) -> float:
+    end = time.monotonic() + payload
+    while time.monotonic() < end:
+        pass
+    return payload
 
-    def thread(target: Callable[[], None], role: str) -> threading.Thread:
-        made = threading.Thread(target=target, daemon=True)
-        if refusals:
-            made.start = lambda: (_ for _ in ()).throw(refusals.pop())  # type: ignore[method-assign]
-        return made
 
-    limits = _TimeLimits(thread)
+def test_time_limits_hold_where_no_more_threads_are_to_be_had(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What watches them runs before the first task: none fails for want of a thread."""
+    with (
+        TaskWorker(url=url, task_handlers=registry, thread_count=1),
+        TaskProducer(url=url) as door,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        assert door.get_result(door.add_task("limited", 0), 20) == 0
+        with pytest.raises(TaskFailed, match="TimeLimitExceeded"):
+            door.get_result(door.add_task("limited", 30), 20)
+
+
+def no_more_threads(thread: threading.Thread) -> None:
+    """As ``Thread.start`` beyond the limit of a user or container."""
+    raise RuntimeError("can't start new thread")
+
+
+def test_what_a_task_prints_needs_no_thread(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines for a client are sent at the task's end, at the latest."""
+    keys, broker = QueueKeys("tasks"), Broker(Address(url))
+    sink = LogSink(broker, keys)
     try:
-        with pytest.raises(RuntimeError, match="new thread"):
-            limits.begin(0.05)
-        helper = threading.Thread(target=lambda: limits.end(limits.begin(0.01)))
-        helper.start()
-        helper.join()
-        time.sleep(0.3)  # the limit that was given up would strike here
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        sink.put(keys.logs("a"), "out", "a line")
+        sink.flush()
+        assert broker.call(("XLEN", keys.logs("a"))) == 1
     finally:
-        limits.close()
+        broker.close()
 
 
 # -- a crew that cannot go on ----------------------------------------------------------------------

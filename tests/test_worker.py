@@ -227,7 +227,6 @@ def farm() -> Iterator[Farm]:
         )
         with worker, TaskProducer(url=url) as producer:
             made = Farm(server, worker, producer)
-            made.run(spins, 0)  # the thread that watches time limits starts here, not in a test
             yield made
             made.client.close()
 

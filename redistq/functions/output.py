@@ -83,8 +83,12 @@ class LogSink:
         """One line for the stream ``key``; what is in it that is no text becomes question marks."""
         self._waiting.append((key, source, line.encode("utf-8", "replace")))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="redistq-output", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="redistq-output", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # no more threads: the end of the task sends it
+            self._thread = thread
         self._some.set()
 
     def _run(self) -> None:

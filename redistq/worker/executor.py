@@ -206,6 +206,10 @@ class Executor:
         """Whether this is a copy of it, in a process that a handler forked."""
         _executors.add(self)
 
+    def start(self) -> None:
+        """Get ready before the first task: no more threads may be had when it comes."""
+        self._limits.start()
+
     def close(self) -> None:
         """No task will be started any more."""
         self._limits.close()
@@ -635,8 +639,9 @@ class _Limit:
 class _TimeLimits:
     """Raises TimeLimitExceeded in a thread whose handler ran too long.
 
-    One watching thread for all, started by the first limited task. The exception reaches Python
-    code at its next step; native code that never comes back is the supervisor's business.
+    One watching thread for all. It runs before there are tasks: one that started it would fail
+    where no more threads are to be had. The exception reaches Python code at its next step; native
+    code that never comes back is the supervisor's business.
     """
 
     def __init__(self, thread: ThreadMaker) -> None:
@@ -650,13 +655,17 @@ class _TimeLimits:
         self._next = math.inf  # when the watcher looks again
         self._closed = False
 
-    def begin(self, seconds: float) -> _Limit:
-        limit = _Limit(seconds)
+    def start(self) -> None:
+        """Start the watching thread; raises RuntimeError where none can be had."""
         with self._lock:
             if self._watcher is None:
                 watcher = self._thread(self._watch, "limits")
-                watcher.start()  # before the limit is kept: without it the task does not begin
+                watcher.start()
                 self._watcher = watcher
+
+    def begin(self, seconds: float) -> _Limit:
+        limit = _Limit(seconds)
+        with self._lock:
             self._current[limit.thread] = limit
             early = limit.deadline < self._next
         if early:
