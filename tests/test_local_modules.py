@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from clients import serving
 
-from redistq import Client
+from redistq import Client, PayloadError
 from redistq.functions.local_modules import bundle_of, is_local
 
 Edit = Callable[..., None]
@@ -301,3 +301,55 @@ def test_functions_without_local_modules_carry_none(crew: Client) -> None:
     crew.submit(own, 1).result(20)
     new = set(crew.server.client().keys("blob:*")) - before  # type: ignore[attr-defined]
     assert len({name for name in new if not name.endswith(":user")}) == 1
+
+
+def test_a_module_whose_file_is_gone_is_sent_as_it_was_known(crew: Client, folder: Folder) -> None:
+    """Sent once, its source is remembered; a file that cannot be read takes nothing back."""
+    folder.write("kept_one.py", "def go(x): return x + 1\n")
+    kept_one = importlib.import_module("kept_one")
+    assert crew.submit(kept_one.go, 1).result(20) == 2
+    (folder.path / "kept_one.py").unlink()
+    assert crew.submit(lambda: kept_one.go(2)).result(20) == 3
+    (folder.path / "kept_one.py").mkdir()  # there, and not to be read
+    assert crew.submit(lambda: kept_one.go(3)).result(20) == 4
+
+
+@pytest.mark.parametrize("how", ["function", "cell", "import", "map", "batch", "cached"])
+def test_a_module_that_was_never_sent_and_is_gone_is_named(
+    crew: Client, folder: Folder, how: str
+) -> None:
+    """The error at the call names the module and its file, and says what to do."""
+    folder.write(f"gone_{how}.py", "def go(x): return x + 1\n")
+    folder.write(f"uses_{how}.py", f"import gone_{how}\ndef go(x): return gone_{how}.go(x)\n")
+    uses = importlib.import_module(f"uses_{how}")
+    gone = sys.modules[f"gone_{how}"]
+    (folder.path / f"gone_{how}.py").unlink()
+    calls: dict[str, Callable[[], Any]] = {
+        "function": lambda: crew.submit(gone.go, 1),
+        "cell": lambda: crew.submit(lambda: gone.go(1)),
+        "import": lambda: crew.submit(uses.go, 1),
+        "map": lambda: list(crew.map(gone.go, [1])),
+        "batch": lambda: crew.map_batch(gone.go, [1]),
+        "cached": lambda: crew.options(cache=60).submit(gone.go, 1),
+    }
+    with pytest.raises(PayloadError, match=rf"'gone_{how}'.*gone_{how}\.py.*put the file back"):
+        calls[how]()
+
+
+def test_a_call_from_within_a_task_sends_what_the_task_was_sent_with(
+    crew: Client, folder: Folder
+) -> None:
+    """Not what stands on the worker's disk, which may be newer, older, or nothing."""
+    folder.write("nested_one.py", "def go(x): return ('v1', x)\n")
+    nested_one = importlib.import_module("nested_one")
+
+    def text_that_would_be_sent() -> str:
+        import pathlib
+
+        from redistq.functions.local_modules import bundle_of
+
+        pathlib.Path(nested_one.__file__ or "").unlink()
+        bundle = bundle_of(["nested_one"])
+        return "" if bundle is None else bundle.data.decode("latin-1")
+
+    assert "('v1', x)" in crew.submit(text_that_would_be_sent).result(20)

@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import PayloadError
+
 _KEPT_BUNDLES = 32
 
 
@@ -174,6 +176,12 @@ def _source(name: str) -> _Source | None:
         return _as_loaded(known, module)
     fresh = _read(name, spec)
     if fresh is None:
+        if module is not None and _has_lost_its_file(name, spec):
+            raise PayloadError(
+                f"the module {name!r}, which a call needs, cannot be sent: its file {spec.origin} "
+                "was deleted or cannot be read any more, and it was not sent before; put the file "
+                "back, or define what the call needs in the notebook itself"
+            )
         if spec is not None:
             _elsewhere[name] = None if module is None else spec
         return None
@@ -246,12 +254,37 @@ def _read(name: str, spec: Any) -> _Source | None:
         return None
     stat = _stat(origin)
     try:
-        with open(origin, "rb") as file:
-            text = file.read()
+        text = _text_of(origin, getattr(spec, "loader", None))
     except OSError:
         return None
     digest = hashlib.blake2b(text, digest_size=20).hexdigest()
     return _Source(name, spec, origin, package, folders, text, digest, stat or (0, 0))
+
+
+def _text_of(path: str, loader: Any) -> bytes:
+    """The source that a module was sent with, else its file's; raises OSError."""
+    if isinstance(loader, _Loader):
+        return loader.get_data(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _has_lost_its_file(name: str, spec: Any) -> bool:
+    """Whether a module that is loaded here came from a file of the user's own that cannot be read
+    any more."""
+    origin = getattr(spec, "origin", None) or ""
+    if (
+        name.partition(".")[0] in _NEVER
+        or type(getattr(spec, "loader", None)) is not importlib.machinery.SourceFileLoader
+        or not origin.endswith(".py")
+        or not _is_own(origin)
+    ):
+        return False
+    try:
+        _text_of(origin, None)
+    except OSError:
+        return True
+    return False
 
 
 def _stat(path: str) -> tuple[int, int] | None:
@@ -266,7 +299,11 @@ def _is_own(path: str) -> bool:
     parts = path.split(os.sep)
     if "site-packages" in parts or "dist-packages" in parts:
         return False
-    return not os.path.abspath(path).startswith(_library_folders())
+    try:
+        whole = os.path.abspath(path)
+    except OSError:  # the current folder was deleted, and the path begins there
+        return True
+    return not whole.startswith(_library_folders())
 
 
 @functools.cache
@@ -322,7 +359,9 @@ def _may_be_local(name: str) -> bool:
         return False
     module = sys.modules.get(name)
     spec = _find_spec(name) if module is None else getattr(module, "__spec__", None)
-    return _read(name, spec) is not None
+    if _read(name, spec) is not None:
+        return True
+    return module is not None and _has_lost_its_file(name, spec)
 
 
 def _runs(module: Any, source: _Source) -> bool:

@@ -162,7 +162,7 @@ class Processor:
     def start(self) -> None:
         """Start all threads; the queue's group is made when it is not there."""
         self._ensure_group()
-        self._execution.start()
+        self._executor.start()
         if self._has_async:
             from .event_loop import EventLoopRunner
 
