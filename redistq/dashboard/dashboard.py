@@ -218,9 +218,9 @@ def _where(
         if isinstance(getattr(inner, "address", None), Address):
             source = inner
             break
-    known, calls = getattr(source, "address", None), getattr(source, "calls", None)
+    known, commands = getattr(source, "address", None), getattr(source, "commands", None)
     settings = getattr(source, "settings", None)
-    if not isinstance(known, Address) or (calls is None and settings is None):
+    if not isinstance(known, Address) or (commands is None and settings is None):
         raise ConfigurationError(
             "a dashboard is made from a URL, a TaskMonitor, a TaskProducer, a TaskWorker or a "
             f"Client, not {what}"
@@ -229,8 +229,8 @@ def _where(
         raise ConfigurationError(
             f"a {what} knows its server and queue: give either it or url, queue and group"
         )
-    if calls is not None:
-        return known, calls.keys.stream, calls.group, calls.keys.delayed
+    if commands is not None:
+        return known, commands.keys.stream, commands.group, commands.keys.delayed
     assert settings is not None
     keys = QueueKeys(settings.queue, settings.delayed_key, known.clustered)
     return known, keys.stream, settings.group, keys.delayed
