@@ -1,4 +1,4 @@
-"""Every error redistq raises, and the signals a handler may raise.
+"""Every error of redistq: those users meet, signals of handlers, and those between its parts.
 
 Used by every module; imports nothing. Each error carries its data and names the next step.
 """
@@ -224,3 +224,23 @@ def checked_delay(what: str, delay: Any) -> float:
         f"the delay of a {what} is a number of seconds, at most {MAX_DELAY_S:,} (31 years), not "
         f"{shown}; a text such as a Retry-After header goes through float() first"
     )
+
+
+# -- between the parts of the package -------------------------------------------------------------
+
+
+class ConnectionLost(Exception):
+    """The connection failed in mid-request; whether the server acted on it is unknown."""
+
+
+class Refused(ConnectionLost):
+    """The server is there and says no for now: it is busy, loading, cannot write to its disk, has
+    too few replicas, is no primary. Its own words are the message."""
+
+
+class GroupMissing(Exception):
+    """The stream or its consumer group is not there (a new queue, FLUSHDB, a failover)."""
+
+
+class WrongKind(ConfigurationError):
+    """A key of the queue holds something else: a string where a stream belongs."""

@@ -37,7 +37,8 @@ from redistq import (
     UnknownTask,
 )
 from redistq.connection.address import Address
-from redistq.connection.broker import Broker, SocketTransport, Transport
+from redistq.connection.broker import Broker
+from redistq.connection.transport import SocketTransport, Transport
 from redistq.producer.operations import HABIT, INBOX_KEPT, RECENT
 
 registry = Registry()
@@ -791,7 +792,7 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
 ) -> None:
     """A version of redis-py that hides its socket, or has no hiredis, works as well."""
     monkeypatch.setattr(
-        "redistq.connection.broker.transport_over", lambda connection: Transport(connection)
+        "redistq.connection.connection.transport_over", lambda connection: Transport(connection)
     )
     with (
         TaskProducer(url=url) as producer,

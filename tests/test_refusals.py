@@ -30,7 +30,8 @@ from redistq import (
     TaskScheduler,
     TaskWorker,
 )
-from redistq.connection.broker import ConnectionLost, GroupMissing, Refused, ServerError, meaning_of
+from redistq.connection.refusals import ServerError, meaning_of
+from redistq.errors import ConnectionLost, GroupMissing, Refused
 
 JOBS = "from redistq import task\n\n@task\ndef double(payload):\n    return payload * 2\n"
 

@@ -17,7 +17,8 @@ from workers import Command, Proxy, alive, history, lapse, registered, until
 
 from redistq import Registry, TaskProducer, TaskWorker
 from redistq.connection.address import Address
-from redistq.connection.broker import Broker, ConnectionLost
+from redistq.connection.broker import Broker
+from redistq.errors import ConnectionLost
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
 from redistq.worker.processor import LARGE_RESULT, PREFETCH_TASKS, UNSETTLED, Processor

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..connection.address import Address, resolve
-from ..connection.broker import Broker, Refused
-from ..errors import ConfigurationError, RedistqError, ServerUnavailable
+from ..connection.broker import Broker
+from ..errors import ConfigurationError, RedistqError, Refused, ServerUnavailable
 from ..logger import logger
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.private import read_given

@@ -16,9 +16,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from ..connection.broker import ConnectionLost
 from ..display.notes import in_kernel, say
-from ..errors import RedistqError, UnknownTask
+from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.call import CALL
 from ..logger import logger
 from ..producer.diagnosis import Wait

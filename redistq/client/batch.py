@@ -20,11 +20,11 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
-from ..connection.broker import ConnectionLost
 from ..display.notes import say
 from ..display.panels import badge, escape, panel
 from ..errors import (
     ConfigurationError,
+    ConnectionLost,
     RedistqError,
     ResultTimeout,
     ServerUnavailable,

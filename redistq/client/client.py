@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import slots, tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
-from ..connection.broker import Broker, ConnectionLost
+from ..connection.broker import Broker
 from ..display.notes import say
 from ..display.panels import escape, panel
-from ..errors import ConfigurationError, PayloadTooLarge, RedistqError
+from ..errors import ConfigurationError, ConnectionLost, PayloadTooLarge, RedistqError
 from ..functions.blobs import BLOB_TTL_S, Blobs
 from ..functions.call import (
     CALL,

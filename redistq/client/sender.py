@@ -28,8 +28,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..connection.broker import Broker, Connection, ConnectionLost, GroupMissing, WrongKind
-from ..errors import RedistqError, ServerUnavailable, UnknownTask
+from ..connection.broker import Broker
+from ..connection.connection import Connection
+from ..errors import (
+    ConnectionLost,
+    GroupMissing,
+    RedistqError,
+    ServerUnavailable,
+    UnknownTask,
+    WrongKind,
+)
 from ..functions.blobs import Blobs
 from ..functions.pickling import Signer
 from ..logger import logger

@@ -1,4 +1,5 @@
-"""The wire for ``await``: as broker.py, for one event loop. Used by AsyncTaskProducer.
+"""Calls to one queue's server for ``await``: as broker.py, for one event loop. Used by
+AsyncTaskProducer.
 
 Errors, meanings and the rules of sending again are broker.py's; only the waiting differs.
 """
@@ -17,24 +18,14 @@ import redis.exceptions as rex
 from redis.asyncio.retry import Retry as _ClientRetry
 from redis.backoff import NoBackoff
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ConnectionLost
 from ..protocol.commands import Command
 from ..protocol.scripts import text_of
 from .address import Address, what_is_wrong
-from .broker import (
-    CONNECT_TIMEOUT,
-    DEFAULT_TIMEOUT,
-    KEPT_IDLE,
-    OPEN_TIMEOUT,
-    ConnectionLost,
-    cannot_be_named,
-    meaning_of,
-    pause_before,
-    said_most,
-    script_is_unknown,
-    sentinel_parts,
-    to_another_server,
-)
+from .broker import DEFAULT_TIMEOUT, KEPT_IDLE, pause_before, said_most
+from .connection import OPEN_TIMEOUT
+from .connector import CONNECT_TIMEOUT, sentinel_parts
+from .refusals import cannot_be_named, meaning_of, script_is_unknown, to_another_server
 
 MOST_CALLS = 64
 """Most calls under way at a time, each on a connection of its own; more wait for their turn."""
@@ -50,7 +41,7 @@ class AsyncConnection:
 
     async def request(self, command: Command, deadline: float | None = None) -> Any:
         """Send one command and return its answer, by ``deadline`` (monotonic clock) or within the
-        wire's timeout; raises as Wire.request does."""
+        connection's timeout; raises as Connection.request does."""
         if deadline is None and self._timeout is not None:
             deadline = time.monotonic() + self._timeout
         left = None if deadline is None else deadline - time.monotonic()

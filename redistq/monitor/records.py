@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..connection.broker import Broker, GroupMissing, ServerError
-from ..errors import ConfigurationError, UnknownTask
+from ..connection.broker import Broker
+from ..connection.refusals import ServerError
+from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Snapshot
 from ..protocol.keys import QueueKeys
 from .tick import (

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..connection.broker import Connection
+from ..connection.connection import Connection
 from ..display.notes import say
 from ..logger import logger
 from ..protocol.commands import Commands, Snapshot, WorkerRow

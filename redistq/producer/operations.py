@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
-from ..connection.broker import DEFAULT_TIMEOUT, WrongKind
+from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import (
     ConfigurationError,
     RedistqError,
@@ -26,6 +26,7 @@ from ..errors import (
     TaskCancelled,
     TaskFailed,
     UnknownTask,
+    WrongKind,
 )
 from ..handlers import _MARK
 from ..protocol.codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads

@@ -15,7 +15,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..connection.broker import Broker, Connection, ConnectionLost, WrongKind
+from ..connection.broker import Broker
+from ..connection.connection import Connection
+from ..errors import ConnectionLost, WrongKind
 from ..logger import logger
 from ..protocol.commands import SETTLED, Command
 from ..protocol.keys import QueueKeys

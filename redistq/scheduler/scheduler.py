@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
-from ..connection.broker import Broker, Connection, ConnectionLost, GroupMissing
-from ..errors import ConfigurationError, RedistqError
+from ..connection.broker import Broker
+from ..connection.connection import Connection
+from ..errors import ConfigurationError, ConnectionLost, GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, Promoted
 from ..protocol.keys import DEFAULT_QUEUE, QueueKeys

@@ -35,8 +35,16 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
-from ..connection.broker import Broker, Connection, ConnectionLost, GroupMissing
-from ..errors import ConfigurationError, RedistqError, ResultError, ServerUnavailable
+from ..connection.broker import Broker
+from ..connection.connection import Connection
+from ..errors import (
+    ConfigurationError,
+    ConnectionLost,
+    GroupMissing,
+    RedistqError,
+    ResultError,
+    ServerUnavailable,
+)
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, objects_to_content, words_of

@@ -27,8 +27,9 @@ from functools import partial
 from typing import Any
 
 from ..connection.address import Address, rejoin
-from ..connection.broker import Broker, GroupMissing, check_server
-from ..errors import ConfigurationError, RedistqError
+from ..connection.broker import Broker
+from ..connection.server_checks import check_server
+from ..errors import ConfigurationError, GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import Commands, Recovered, new_consumer_name
 from ..scheduler.scheduler import LISTENING, TaskScheduler
