@@ -205,6 +205,89 @@ def order(world: World) -> None:
     expect([f["id"] for _, f in world.entries()] == ["a", "b"], "due tasks out of order")
 
 
+def half_written(world: World) -> None:
+    """A task that cannot be put back whole is where it was, and its neighbours are put back."""
+    world.add("now", "later")
+    read = [(entry, f["id"]) for entry, f in world.fetch("w")]
+    before = world.record("later")
+    world.db.set(world.keys.delayed, "no set")
+    reply = world.call(
+        world.commands.retry(
+            "w", [attempt_ended(*read[0]), attempt_ended(*read[1], delay_ms=MINUTE)]
+        )
+    )
+    world.db.delete(world.keys.delayed)
+    broken = list(world.commands.read_refused(reply).broken)
+    expect(broken == [1], f"of the two tasks these were called broken: {broken}")
+    expect(world.record("later") == before, "the record of a task that stays was changed")
+    expect([f["id"] for _, f in world.entries()].count("now") == 1, "a neighbour was undone")
+    world.check({"now": 0, "later": 0})
+
+
+def blobs_are_needed(world: World) -> None:
+    """A blob stays for whoever needs it, and not for ever: see hold.lua and drop.lua."""
+    db, prefix, brief = world.db, world.keys.blob_prefix, 2_000
+
+    def hold(name: str, client: str, ttl_ms: int = MINUTE) -> int:
+        return int(world.call(world.commands.hold(name, client, ttl_ms, brief)))
+
+    def drop(name: str, client: str) -> int:
+        return int(world.call(world.commands.drop([name], client, brief)))
+
+    def left(name: str) -> int:
+        return int(db.pttl(prefix + name))
+
+    db.set(prefix + "a", "a", px=brief)
+    expect(hold("missing", "me") == 0, "a blob that is not there was called stored")
+    expect(not db.exists(f"{prefix}missing:user"), "a user of nothing stays behind")
+    expect(hold("a", "me") == 1, "a blob was called missing")
+    expect(left("a") > brief, "a blob that is needed expires at once")
+    expect(brief < left("a:user") <= MINUTE, "who needs it is kept too long, or too short")
+    expect(drop("a", "other") == 0, "what a stranger does not need was dropped")
+    expect(left("a") > brief, "a stranger's word shortened a blob's time")
+    expect(drop("a", "me") == 1, "nothing was dropped")
+    expect(0 < left("a") <= brief, "a blob that nobody needs is kept, or gone at once")
+    expect(not db.exists(prefix + "a:user"), "a user who needs nothing is still noted")
+    expect(hold("a", "other") == 1, "a blob was called missing")
+    hold("a", "me")
+    expect(drop("a", "me") + drop("a", "other") == 0, "one of several dropped what all need")
+    expect(left("a") > brief, "one of several shortened a blob's time")
+    db.set(prefix + "long", "b", px=10 * MINUTE)
+    hold("long", "me")
+    expect(left("long") > MINUTE, "a time that was longer was shortened")
+    db.set(prefix + "ever", "c")
+    hold("ever", "me")
+    expect(left("ever") == -1, "what was for ever expires")
+
+
+def rights_are_tried(world: World) -> None:
+    """What the user may not do is named with its key, and trying it changes nothing."""
+    world.add("a")
+    before = world.fingerprint()
+    expect(world.call(world.commands.rights("w")) == [], "a user who may do all was refused")
+    expect(world.fingerprint() == before, "trying the rights changed something")
+    keys = world.keys
+    for command, key in (
+        ("XADD", keys.stream),
+        ("XADD", keys.history),
+        ("HSET", keys.worker("w")),
+        ("ZADD", keys.delayed),
+        ("PEXPIRE", keys.task("w")),
+        ("DEL", keys.worker("w")),
+    ):
+        all_but = ("reset", "on", ">any", "~*", "&*", "+@all", f"-{command.lower()}")
+        world.db.execute_command("ACL", "SETUSER", "law", *all_but)
+        world.call(("AUTH", "law", "any"))
+        try:
+            said = world.commands.read_rights(world.call(world.commands.rights("w")))
+        finally:
+            world.call(("AUTH", "default", "any"))
+            world.db.execute_command("ACL", "DELUSER", "law")
+        expect(f"{command} {key}" in said, f"{command} on {key} is not named: {said}")
+        expect(all(words.startswith(command) for words in said), f"named as well: {said}")
+    expect(world.fingerprint() == before, "trying the rights changed something")
+
+
 PROBES: list[Callable[[World], None]] = [
     handed_out_again,
     anothers_work,
@@ -219,6 +302,9 @@ PROBES: list[Callable[[World], None]] = [
     sent_again,
     results_expire,
     order,
+    half_written,
+    blobs_are_needed,
+    rights_are_tried,
 ]
 
 
@@ -342,6 +428,42 @@ MUTANTS = [
     Mutant("park: anybody's", "owned({ entry }, CONSUMER)", ANYBODYS, ("park",)),
     Mutant("replay: still dead", "redis.call('ZREM', DEAD, id)", "", ("replay",)),
     Mutant("replay: expires", "redis.call('PERSIST', record)", "", ("replay",)),
+]
+
+
+UNDO = "  for i = #noted, 1, -1 do redis.pcall(unpack(noted[i], 1, #noted[i])) end\n"
+TTL_OF_USER = "alone or 'several', 'PX', ttl)"
+NOT_LONGER = "if left > ttl then ttl = left end\n"
+IS_USER = "look('', 'GET', key .. ':user') == ARGV[1]"
+NO_USER = "    redis.call('DEL', key .. ':user')\n"
+BRIEFLY = "redis.call('PEXPIRE', key, ARGV[2])"
+TRY_XADD = "may('XADD', STREAM, '0-0', 'id', '')"
+TRY_SETS = "ipairs({ KEYS[2], KEYS[6], KEYS[9] })"
+TRY_EXPIRY = "ipairs({ TASK, INBOX,"
+
+MUTANTS += [
+    Mutant("whole: nothing is undone", UNDO, "", ("retry",)),
+    Mutant("whole: the neighbours are undone", "  noted = {}\n", "", ("retry",)),
+    Mutant("whole: what failed is done", "  return said(answer)\n", "  return nil\n", ("retry",)),
+    Mutant("hold: what is missing is there", "if left == -2 then return 0 end\n", "", ("hold",)),
+    Mutant("hold: whoever comes last", "alone or 'several'", "alone or ARGV[2]", ("hold",)),
+    Mutant("hold: whoever came first", "'several'", "alone", ("hold",)),
+    Mutant("hold: the user is for ever", TTL_OF_USER, "alone or 'several')", ("hold",)),
+    Mutant("hold: shortens", NOT_LONGER, "", ("hold",)),
+    Mutant("hold: what was for ever expires", "if left ~= -1 then", "if true then", ("hold",)),
+    Mutant("hold: keeps nothing", "redis.call('PEXPIRE', key, ttl)", "", ("hold",)),
+    Mutant("drop: anybody's", IS_USER, "true", ("drop",)),
+    Mutant("drop: the user stays", NO_USER, "", ("drop",)),
+    Mutant("drop: at once", BRIEFLY, "redis.call('DEL', key)", ("drop",)),
+    Mutant("drop: never", BRIEFLY, "1", ("drop",)),
+    Mutant("rights: nothing is refused", "not denied(reply.err)", "true", ("rights",)),
+    Mutant("rights: any error is a refusal", " or not denied(reply.err)", "", ("rights",)),
+    Mutant("rights: writes", TRY_XADD, TRY_XADD.replace("0-0", "*"), ("rights",)),
+    Mutant("rights: the stream is not tried", TRY_XADD, "", ("rights",)),
+    Mutant("rights: not all sets", TRY_SETS, "ipairs({ KEYS[6], KEYS[9] })", ("rights",)),
+    Mutant("rights: not all expiries", TRY_EXPIRY, "ipairs({ INBOX,", ("rights",)),
+    Mutant("rights: leaves a worker", "  redis.call('DEL', WORKER)\n", "", ("rights",)),
+    Mutant("rights: no keys", "({ ... })[1] or ''", "''", ("rights",)),
 ]
 
 
