@@ -30,6 +30,7 @@ local STREAM, DELAYED, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], K
 --@include whole
 --@include attempt
 --@include batch
+--@include opts
 --@include wake
 local answer, now, earliest = {}, now_ms(), 0
 -- Where a task waits from now on; answers its entry, '' in the delayed set.

@@ -363,3 +363,13 @@ def test_one_task_is_enqueued_like_many() -> None:
     calls = Commands(QueueKeys("q"))
     one = calls.enqueue_one("id", "name", b"1", "", "+5")
     assert one == calls.enqueue(["id", "name", b"1", "", "+5"])
+
+
+@pytest.mark.parametrize("verb", scripts.VERBS)
+def test_every_function_of_a_fragment_that_is_called_is_there(verb: str) -> None:
+    """A fragment that is not included shows only when its function is called."""
+    defined = re.compile(r"^local function (\w+)", re.MULTILINE)
+    fragments = "".join(path.read_text() for path in (scripts.folder() / "lib").glob("*.lua"))
+    text = scripts.load(verb).text
+    wanted = {name for name in defined.findall(fragments) if re.search(rf"\b{name}\(", text)}
+    assert wanted - set(re.findall(r"local function (\w+)", text)) == set()
