@@ -33,16 +33,8 @@ from redistq.errors import UntrustedPayload
 from redistq.functions.blobs import MAX_BLOB_BYTES, Blobs, digest_of
 from redistq.functions.call import Call, ModuleMissing, WrongPython, load_function
 from redistq.functions.parts import LARGE
-from redistq.functions.pickling import (
-    MAGIC,
-    OLD_MAGIC,
-    PYTHON,
-    Signer,
-    dump,
-    key_from,
-    load,
-    user_key,
-)
+from redistq.functions.pickling import PYTHON, dump, load
+from redistq.functions.signing import MAGIC, OLD_MAGIC, Signer, key_from, user_key
 
 
 @pytest.fixture(scope="module")

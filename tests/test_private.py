@@ -19,7 +19,7 @@ from redistq import ConfigurationError
 from redistq.cli.worker import _key_in
 from redistq.connection import embedded
 from redistq.connection.embedded import EmbeddedServerError
-from redistq.functions.pickling import user_key
+from redistq.functions.signing import user_key
 from redistq.system import private
 
 ROOT = os.geteuid() == 0

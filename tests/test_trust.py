@@ -21,10 +21,11 @@ from redistq import Client, TaskFailed, TaskWorker
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.errors import PayloadTooLarge, UnknownTask, UntrustedPayload
-from redistq.functions import pickling as packets
+from redistq.functions import signing as packets
 from redistq.functions.blobs import digest_of
 from redistq.functions.call import CALL, Call
-from redistq.functions.pickling import OLD_MAGIC, PYTHON, Kind, Signer, dump, load
+from redistq.functions.pickling import PYTHON, dump, load
+from redistq.functions.signing import OLD_MAGIC, Kind, Signer
 from redistq.handlers import Registry
 from redistq.protocol.keys import PRIORITIES, at_priority
 from redistq.worker.settings import WorkerSettings

@@ -38,7 +38,8 @@ from ..functions.call import (
 from ..functions.local_modules import bundle_of
 from ..functions.parts import LARGE, dump_parted
 from ..functions.pickled import PickledFunctions
-from ..functions.pickling import Seen, Signer, dump, key_from, task_context, user_key
+from ..functions.pickling import Seen, dump
+from ..functions.signing import Signer, key_from, task_context, user_key
 from ..logger import logger
 from ..producer.diagnosis import ANY_NAME, Diagnosis
 from ..producer.producer import TaskProducer

@@ -28,7 +28,8 @@ from ..errors import (
     UnknownTask,
     UntrustedPayload,
 )
-from ..functions.pickling import Signer, is_packet, load, task_context
+from ..functions.pickling import load
+from ..functions.signing import Signer, is_packet, task_context
 from ..protocol.codec import loads
 from ..protocol.options import wait_seconds
 

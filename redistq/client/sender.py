@@ -39,7 +39,7 @@ from ..errors import (
     WrongKind,
 )
 from ..functions.blobs import Blobs
-from ..functions.pickling import Signer
+from ..functions.signing import Signer
 from ..logger import logger
 from ..producer.diagnosis import Diagnosis, Wait
 from ..producer.operations import not_stored

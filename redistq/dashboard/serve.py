@@ -31,7 +31,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 from ..connection.address import ENV_URL, ENV_URL_FILE, Address, resolve
 from ..errors import RedistqError
-from ..functions.pickling import ENV_KEY
+from ..functions.signing import ENV_KEY
 from ..logger import logger
 from ..protocol.keys import DEFAULT_QUEUE
 from ..system.hosts import is_loopback, named_here

@@ -22,7 +22,7 @@ from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
 from .parts import LARGE
-from .pickling import MAX_PACKET_BYTES, Kind, Signer, is_old
+from .signing import MAX_PACKET_BYTES, Kind, Signer, is_old
 
 log = logger("redistq.client")
 

@@ -28,21 +28,11 @@ from ..errors import PayloadError, PayloadTooLarge, RedistqError, ResultTooLarge
 from ..handlers import Handler, Registry, TaskContext
 from ..retry import RetryPolicy
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
-from .local_modules import Shipped
 from .output import LogSink, TaskOutput, captured
 from .parts import Store, dump_parted, load_whole
-from .pickling import (
-    PYTHON,
-    Seen,
-    Signer,
-    can_be_sent,
-    dump,
-    error_by_value,
-    is_old,
-    load,
-    task_context,
-    what_cannot,
-)
+from .pickling import PYTHON, Seen, can_be_sent, dump, error_by_value, load, what_cannot
+from .shipped_modules import Shipped
+from .signing import Signer, is_old, task_context
 
 CALL = "redistq.call"
 """The task name of function calls."""

@@ -20,13 +20,19 @@ import copyreg
 import enum
 import functools
 import hashlib
-import os
 import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import PayloadError
+from .dependencies import (
+    content_of,
+    global_names,
+    is_global_generator,
+    submodules,
+    version_of,
+)
 from .local_modules import digest_of, imported_names, is_local
 from .pickling import PYTHON
 
@@ -235,12 +241,12 @@ class _Seen:
             return [self._imported(module)]
         parts: list[bytes] = []
         scope = function.__globals__
-        for name in sorted(_global_names(code)):
+        for name in sorted(global_names(code)):
             if name in scope:
                 value = scope[name]
                 parts += [name.encode(), self.within(f"global {name!r}", value)]
                 if isinstance(value, types.ModuleType) and hasattr(value, "__path__"):
-                    parts += [self._imported(inner) for inner in _submodules(value, code)]
+                    parts += [self._imported(inner) for inner in submodules(value, code)]
         return parts
 
     def _single_dispatch(self, function: Any) -> bytes:
@@ -265,7 +271,7 @@ class _Seen:
             return _hash(b"local", name.encode(), digest_of(name).encode())
         if name == "__main__":
             return b"main"
-        version = _version(name.partition(".")[0]) or _content_of(name)
+        version = version_of(name.partition(".")[0]) or content_of(name)
         return _hash(b"module", name.encode(), version.encode())
 
     def _module(self, module: Any) -> bytes:
@@ -383,16 +389,6 @@ class _Seen:
         )
 
 
-def is_global_generator(value: Any) -> bool:
-    """Whether a value is the generator behind ``random.random`` or ``numpy.random.rand``, of which
-    each process has its own."""
-    mtrand = sys.modules.get("numpy.random.mtrand")
-    module = sys.modules.get("random")
-    return (module is not None and value is getattr(module, "_inst", None)) or (
-        mtrand is not None and value is getattr(mtrand, "_rand", None)
-    )
-
-
 def _text(value: Any) -> bytes:
     if type(value) is int:
         return hex(value).encode()  # decimal text of a very long one is refused by Python
@@ -416,69 +412,6 @@ def _is_slot(member: Any) -> bool:
 def _state_of_member(member: Any) -> dict[str, Any]:
     own = ("_name_", "_value_", "__objclass__", "_sort_order_", "_hashable_values_")
     return {name: value for name, value in vars(member).items() if name not in own}
-
-
-@functools.lru_cache(4096)
-def _global_names(code: types.CodeType) -> frozenset[str]:
-    """The globals that code reads, nested functions included; not the attributes it names."""
-    import dis
-
-    names = {
-        step.argval
-        for step in dis.get_instructions(code)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return frozenset(names)
-
-
-def _submodules(package: Any, code: types.CodeType) -> list[str]:
-    """The loaded modules of a package that code may reach by its attributes."""
-    start, names = f"{package.__name__}.", _attribute_names(code)
-    inner = [name for name in list(sys.modules) if name.startswith(start)]
-    return sorted(n for n in inner if names.issuperset(n[len(start) :].split(".")))
-
-
-def _attribute_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _attribute_names(constant)
-    return names
-
-
-def _content_of(name: str) -> str:
-    """What names a module that was not installed and has no source, such as a compiled one."""
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    origin = getattr(spec, "origin", None) or ""
-    try:
-        found = os.stat(origin)
-    except (OSError, ValueError):
-        return ""
-    return _content_of_file(origin, found.st_mtime_ns, found.st_size)
-
-
-@functools.lru_cache(256)
-def _content_of_file(path: str, *_: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-@functools.lru_cache(4096)
-def _version(package: str) -> str:
-    """The version of an installed package, loaded or not; of the standard library Python's own."""
-    if package in sys.stdlib_module_names or package in sys.builtin_module_names:
-        return "python"  # whose version is in every fingerprint
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        pass
-    owners = metadata.packages_distributions().get(package, ())
-    return " ".join(f"{name} {metadata.version(name)}" for name in sorted(set(owners)))
 
 
 _LOOKS: dict[type, Callable[[_Seen, Any], bytes]] = {

@@ -3,9 +3,9 @@
 A module that was installed is the same wherever its version is; one beside the notebook is edited
 between two cells. So what a call uses of such modules is sent with it, as source, in the state in
 which the sender has it loaded: ``bundle_of`` makes one bundle of a function's modules and all that
-those import. A worker process imports them from there (``Shipped``) under their own names, once for
-each state of a module and of what it imports: classes, ``isinstance`` and the modules' state are as
-in any program, and results come back as the classes of the kernel.
+those import. A worker process imports them from there (shipped_modules.py) under their own names,
+once for each state of a module and of what it imports: classes, ``isinstance`` and the modules'
+state are as in any program, and results come back as the classes of the kernel.
 
 What is local: Python files outside the standard library and outside site-packages, which includes
 packages installed in editable mode. Compiled modules and what a module reads beside itself are
@@ -26,13 +26,13 @@ import threading
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PayloadError
 
-_KEPT_BUNDLES = 32
+KEPT_BUNDLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,6 @@ _warned: set[tuple[str, str]] = set()
 _lock = threading.RLock()
 
 
-# -- the sender ------------------------------------------------------------------------------------
-
-
 def is_local(name: str) -> bool:
     """Whether a module of that name, loaded or not, is a file of the user's own."""
     if not name or _is_elsewhere(name):
@@ -107,7 +104,7 @@ def bundle_of(names: Iterable[str]) -> Bundle | None:
         known = _bundles.get(key)
         if known is None:
             known = _bundles[key] = _bundle(found)
-            while len(_bundles) > _KEPT_BUNDLES:
+            while len(_bundles) > KEPT_BUNDLES:
                 _bundles.popitem(last=False)
         return known
 
@@ -174,7 +171,7 @@ def _source(name: str) -> _Source | None:
         spec = getattr(module, "__spec__", None)
     if known is not None and known.spec is spec:
         return _as_loaded(known, module)
-    fresh = _read(name, spec)
+    fresh = read_source(name, spec)
     if fresh is None:
         if module is not None and _has_lost_its_file(name, spec):
             raise PayloadError(
@@ -205,7 +202,7 @@ def _as_loaded(known: _Source, module: Any) -> _Source:
         return known
     fresh = known.edited
     if fresh is None or fresh.stat != stat:
-        fresh = _read(known.name, known.spec)
+        fresh = read_source(known.name, known.spec)
         if fresh is None:
             return known
         if fresh.digest == known.digest:
@@ -240,7 +237,7 @@ def _find_spec(name: str) -> Any:
     return None
 
 
-def _read(name: str, spec: Any) -> _Source | None:
+def read_source(name: str, spec: Any) -> _Source | None:
     folders = list(getattr(spec, "submodule_search_locations", None) or ())
     package = getattr(spec, "submodule_search_locations", None) is not None
     origin = getattr(spec, "origin", None) or ""
@@ -263,7 +260,7 @@ def _read(name: str, spec: Any) -> _Source | None:
 
 def _text_of(path: str, loader: Any) -> bytes:
     """The source that a module was sent with, else its file's; raises OSError."""
-    if isinstance(loader, _Loader):
+    if isinstance(loader, SourceLoader):
         return loader.get_data(path)
     with open(path, "rb") as file:
         return file.read()
@@ -359,7 +356,7 @@ def _may_be_local(name: str) -> bool:
         return False
     module = sys.modules.get(name)
     spec = _find_spec(name) if module is None else getattr(module, "__spec__", None)
-    if _read(name, spec) is not None:
+    if read_source(name, spec) is not None:
         return True
     return module is not None and _has_lost_its_file(name, spec)
 
@@ -440,68 +437,7 @@ IMPORTS = opcode.opmap["IMPORT_NAME"]
 """In the bytecode of what imports something; elsewhere now and then as well."""
 
 
-# -- the worker process ----------------------------------------------------------------------------
-
-
-class Shipped:
-    """Makes a worker process import local modules from the bundles that come with its calls.
-
-    A finder of modules, the first one asked. ``use`` makes the modules of a bundle those that
-    imports find from now on; what has changed is forgotten, with all that imports it, and imported
-    anew. Functions that run already keep what they have.
-    """
-
-    def __init__(self) -> None:
-        self._offers: dict[str, tuple[str, str, bool, list[str], bytes]] = {}
-        self._loaded: dict[str, str] = {}
-        self._at_start = {
-            name: hashlib.blake2b(text, digest_size=20).hexdigest() for name, text in _own_modules()
-        }
-        self._bundles: OrderedDict[str, list[Any]] = OrderedDict()
-        self._current = ""
-        self._lock = threading.RLock()
-        sys.meta_path.insert(0, self)
-
-    def use(self, digest: str, read: Callable[[], bytes]) -> None:
-        """Import the modules of that bundle from now on; ``read`` gives its data."""
-        if digest == self._current:
-            return
-        with self._lock:
-            rows = self._bundles.get(digest)
-            if rows is None:
-                rows = self._bundles[digest] = pickle.loads(read())
-                while len(self._bundles) > _KEPT_BUNDLES:
-                    self._bundles.popitem(last=False)
-            # What the worker has imported by itself, for its handlers, may be the very same.
-            same = all(
-                self._at_start.get(name, own) == own
-                for name, own in ((row[0], _text_digest(row)) for row in rows)
-            )
-            changed = [row for row in rows if self._loaded.get(row[0]) != row[1]]
-            for name, state, *offer in changed:
-                self._offers[name] = (state, *offer)
-                if not (same and name in self._at_start and name not in self._loaded):
-                    _forget(name)
-                self._loaded[name] = state
-            self._current = digest
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """A module of the bundle in use; None for all others."""
-        offer = self._offers.get(name)
-        if offer is None:
-            return None
-        _, origin, package, folders, text = offer
-        if not origin:
-            spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = folders
-            return spec
-        loader = _Loader(name, origin, text)
-        return importlib.util.spec_from_file_location(
-            name, origin, loader=loader, submodule_search_locations=folders if package else None
-        )
-
-
-class _Loader(importlib.machinery.SourceFileLoader):
+class SourceLoader(importlib.machinery.SourceFileLoader):
     """Loads a module from the source that was sent; no bytecode is read or written."""
 
     def __init__(self, name: str, path: str, text: bytes) -> None:
@@ -515,27 +451,3 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def path_stats(self, path: str) -> Any:
         """Says that there is no bytecode for this source."""
         raise OSError
-
-
-def _own_modules() -> list[tuple[str, bytes]]:
-    """The local modules that are loaded, with their sources."""
-    found = []
-    for name, module in list(sys.modules.items()):
-        source = _read(name, getattr(module, "__spec__", None))
-        if source is not None:
-            found.append((name, source.text))
-    return found
-
-
-def _text_digest(row: Sequence[Any]) -> str:
-    return hashlib.blake2b(row[5], digest_size=20).hexdigest()
-
-
-def _forget(name: str) -> None:
-    """The next import of that module loads it anew."""
-    if sys.modules.pop(name, None) is None:
-        return
-    parent, _, child = name.rpartition(".")
-    above = sys.modules.get(parent)
-    if above is not None and hasattr(above, child):
-        delattr(above, child)  # or `from package import module` would find the old one

@@ -441,7 +441,7 @@ def with_function_calls(
     from ..functions.blobs import Blobs
     from ..functions.call import QueueStore, with_calls
     from ..functions.output import LogSink
-    from ..functions.pickling import Signer, key_from, user_key
+    from ..functions.signing import Signer, key_from, user_key
 
     if key is None and (key := key_from(None)) is None and embedded:
         from ..connection.embedded import default_home

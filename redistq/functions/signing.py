@@ -1,0 +1,271 @@
+"""Packets: bytes that may cross a shared server, compressed and signed, and the keys they are
+signed with.
+
+Used by clients and by the worker's handler for function calls. It never talks to a server, and
+lets nothing through that is not signed with its key unless it was told that anything is welcome:
+unpickling runs code that whoever wrote the bytes has chosen.
+
+A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed), 32 bytes of HMAC-SHA256 when
+signed, and the data. No JSON text begins with a zero byte, so the two kinds of payload cannot be
+taken for each other.
+
+The signature says what a packet is and where it belongs: its kind (each has a key derived from the
+shared one) and its context, which is the task for calls, results and errors, and the name for
+functions and arguments. So whoever can write to the server, but has no key, can put no packet in
+another's place.
+
+Packets of the last release (``\\0rq1``) say neither. They are read where the reader cannot know
+that its peer was a newer one, and answered in kind: an unbound call never gets a bound answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import hmac
+import os
+import secrets
+import zlib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import ConfigurationError, PayloadTooLarge, UntrustedPayload
+from ..logger import logger
+from ..protocol.codec import DEFAULT_MAX_BYTES
+from ..system import private
+
+log = logger("redistq.pickling")
+
+Kind = Literal["call", "result", "error", "argument", "function", "modules"]
+"""What a packet is; none is taken for another."""
+MAGIC = b"\0rq2"
+OLD_MAGIC = b"\0rq1"
+_COMPRESSED, _SIGNED = 1, 2
+_MAC = 32
+_PROBE = 65_536
+COMPRESS_FROM = 16_384
+"""Bytes from which compression is tried; below, the server's round trip costs more."""
+ENV_KEY = "REDISTQ_SIGNING_KEY"
+KEY_FILE = "signing.key"
+ENV_REFUSE_OLD = "REDISTQ_REFUSE_RQ1"
+"""Set to 1: packets of the last release are refused."""
+MAX_PACKET_BYTES = 256 * 1024 * 1024
+"""Largest packet that travels through the server (which holds at most 512 MB in a value)."""
+_UNPACKED: dict[Kind, int] = {
+    "call": 32 * DEFAULT_MAX_BYTES,
+    "error": 8 * DEFAULT_MAX_BYTES,
+    "result": 4 * MAX_PACKET_BYTES,
+    "argument": 4 * MAX_PACKET_BYTES,
+    "function": 4 * MAX_PACKET_BYTES,
+    "modules": 4 * MAX_PACKET_BYTES,
+}
+"""Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
+no harm to anybody when it is unpacked."""
+_TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
+
+
+class Signer:
+    """Packs and unpacks objects. ``key`` signs; without one only ``allow_unsigned`` lets any in."""
+
+    def __init__(self, key: bytes | None = None, *, allow_unsigned: bool = False) -> None:
+        self.key, self.allow_unsigned = key, allow_unsigned
+        self._refuse_old = os.environ.get(ENV_REFUSE_OLD, "") not in ("", "0")
+        self._macs: dict[Kind, Any] = {}
+        self._names = b"unsigned"
+        if key is not None:
+            # Derived, not the key itself: what the last release signed is no signature of ours.
+            for kind in get_args(Kind):
+                own = hmac.digest(key, b"redistq rq2 " + kind.encode(), "sha256")
+                self._macs[kind] = hmac.new(own, digestmod="sha256")
+            self._names = hmac.digest(key, b"redistq rq2 names", "sha256")
+
+    def pack(self, kind: Kind, context: str, data: bytes, *, old: bool = False) -> bytes:
+        """Bytes as a packet of that kind which is good in that context alone: compressed when that
+        pays, signed when there is a key. ``old`` is the last release's format, bound to nothing.
+
+        Raises PayloadTooLarge for what nobody would unpack.
+        """
+        if len(data) > _UNPACKED[kind]:
+            raise PayloadTooLarge(len(data), _UNPACKED[kind], _TOO_LARGE)
+        flags = 0
+        if len(data) >= COMPRESS_FROM and _pays(data):
+            data, flags = zlib.compress(data, 1), _COMPRESSED
+        magic = OLD_MAGIC if old else MAGIC
+        if self.key is None:
+            return magic + bytes((flags,)) + data
+        flags |= _SIGNED
+        mac = self._old_mac(flags, data) if old else self._mac(kind, context, flags, data)
+        return b"".join((magic, bytes((flags,)), mac, data))
+
+    def unpack(self, kind: Kind, context: str, packet: bytes, *, old: bool = False) -> bytes:
+        """The data of a packet of that kind for that context; raises UntrustedPayload.
+
+        With ``old`` a packet of the last release will do, which says of neither.
+        """
+        magic = packet[: len(MAGIC)]
+        at = len(MAGIC) + 1
+        if magic not in (MAGIC, OLD_MAGIC) or len(packet) < at:
+            raise UntrustedPayload(f"this is no packet of redistq, but a {kind} is one")
+        if magic == OLD_MAGIC:
+            self._check_old(kind, old)
+        flags = packet[at - 1]
+        if flags & _SIGNED:
+            mac, data = packet[at : at + _MAC], packet[at + _MAC :]
+            if not self.allow_unsigned:
+                if self.key is None:
+                    good = b""
+                elif magic == OLD_MAGIC:
+                    good = self._old_mac(flags, data)
+                else:
+                    good = self._mac(kind, context, flags, data)
+                if not hmac.compare_digest(mac, good):
+                    raise UntrustedPayload(
+                        f"this {kind} is signed with another key, or for something else: give "
+                        f"both sides the same key ({ENV_KEY}, or signing_key=), or start the "
+                        "worker with --allow-pickle on a server that only you can write to; where "
+                        "the keys are the same, somebody has changed what is on the server"
+                    )
+        else:
+            data = packet[at:]
+            if not self.allow_unsigned:
+                raise UntrustedPayload(
+                    f"this {kind} is not signed, and unpickling it would run whatever its writer "
+                    f"chose; share a signing key ({ENV_KEY}, or signing_key=), or allow pickle"
+                )
+        return _unpacked(kind, data) if flags & _COMPRESSED else data
+
+    def name_for(self, text: str) -> str:
+        """A name for a result that only holders of the same key share: 160 bits as text."""
+        return self._name(text.encode(), b"result")
+
+    def name_of(self, kind: Kind, data: bytes) -> str:
+        """The name of a function or argument: a keyed hash of its content, 160 bits as text."""
+        return self._name(data, kind.encode())
+
+    def _name(self, data: bytes, person: bytes) -> str:
+        return hashlib.blake2b(data, digest_size=20, key=self._names, person=person).hexdigest()
+
+    def _mac(self, kind: Kind, context: str, flags: int, data: bytes) -> bytes:
+        where = context.encode("utf-8", "surrogateescape")
+        mac = self._macs[kind].copy()
+        mac.update(b"%d:%b%c" % (len(where), where, flags))
+        mac.update(data)
+        digest: bytes = mac.digest()
+        return digest
+
+    def _old_mac(self, flags: int, data: bytes) -> bytes:
+        assert self.key is not None
+        mac = hmac.new(self.key, bytes((flags,)), "sha256")
+        mac.update(data)
+        return mac.digest()
+
+    def _check_old(self, kind: Kind, wanted: bool) -> None:
+        if not wanted:
+            raise UntrustedPayload(
+                f"this {kind} is signed as the last release did, for any task (rq1), and was sent "
+                "by this one: somebody has changed what is on the server"
+            )
+        if self._refuse_old:
+            raise UntrustedPayload(
+                f"this {kind} is in the last release's format (rq1), which {ENV_REFUSE_OLD} "
+                "refuses: upgrade redistq where it came from"
+            )
+        _warn_of_old(kind)
+
+
+@functools.cache
+def _warn_of_old(kind: Kind) -> None:
+    log.warning(
+        "read the %s of a task in the last release's format (rq1), bound to none: upgrade clients "
+        "and workers, and then set %s=1: the next release will not read it",
+        *(kind, ENV_REFUSE_OLD),
+    )
+
+
+def is_old(packet: bytes) -> bool:
+    """Whether a packet is in the last release's format."""
+    return packet[: len(OLD_MAGIC)] == OLD_MAGIC
+
+
+def is_packet(body: bytes) -> bool:
+    """Whether bytes are a packet of ours, of whatever worth, and no JSON."""
+    return body[: len(MAGIC)] in (MAGIC, OLD_MAGIC)
+
+
+def task_context(stream: str, task_id: str) -> str:
+    """The context of what belongs to one task of the queue with that stream."""
+    return f"{stream}\n{task_id}"  # a stream's name has no white space
+
+
+def _unpacked(kind: Kind, data: bytes) -> bytes:
+    """Decompressed, but never more than a packet of that kind may hold."""
+    limit, opened = _UNPACKED[kind], zlib.decompressobj()
+    try:
+        whole = opened.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise UntrustedPayload(f"this {kind} is damaged: {error}") from error
+    if len(whole) <= limit and not opened.eof:
+        raise UntrustedPayload(f"this {kind} is damaged: its end is missing")
+    if len(whole) > limit:
+        raise UntrustedPayload(
+            f"this {kind} holds more than the {limit:,} bytes that redistq ever packs in one"
+        )
+    return whole
+
+
+def _pays(data: bytes) -> bool:
+    """Whether compression is likely to save a tenth: tried on the first and a middle part."""
+    middle = len(data) // 2
+    probe = data[: _PROBE // 2] + data[middle : middle + _PROBE // 2]
+    return len(zlib.compress(probe, 1)) < 0.9 * len(probe)
+
+
+def user_key(home: Path) -> bytes:
+    """This user's own signing key, made on first use in ``home`` and readable by nobody else.
+
+    Raises ConfigurationError for a folder or a key that others can write, and where none can be
+    made.
+    """
+    home = private.whole(home)
+    path = home / KEY_FILE
+    try:
+        private.make_folder(home)
+        folder = private.open_folder(home)
+        try:
+            key = _made_key(folder, path)
+        finally:
+            if folder >= 0:
+                os.close(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"no signing key can be kept in {home} ({error}): set {ENV_KEY}, pass signing_key=, or "
+            f"set {private.ENV_HOME} to a folder of your own"
+        ) from error
+    if len(key) < 16:
+        raise ConfigurationError(f"{path} is damaged: delete it, and a new key is made")
+    return key
+
+
+def _made_key(folder: int, path: Path) -> bytes:
+    while True:
+        try:
+            return private.read_secret(folder, path.name, path)
+        except FileNotFoundError:
+            # When another process was first, theirs counts.
+            with contextlib.suppress(FileExistsError):
+                private.make_secret(folder, path.name, path, secrets.token_bytes(32))
+
+
+def key_from(given: str | bytes | None) -> bytes | None:
+    """A signing key from an argument or the environment; None when there is none.
+
+    Raises ConfigurationError for one that is no text or bytes, or too short to protect anything.
+    """
+    given = given if given is not None else os.environ.get(ENV_KEY)
+    if not given:
+        return None
+    key = given.encode() if isinstance(given, str) else given
+    if not isinstance(key, bytes) or len(key) < 16:
+        raise ConfigurationError("a signing key has at least 16 bytes: secrets.token_hex(32)")
+    return key
