@@ -30,7 +30,9 @@
 --   worker process knows exactly what it had started, and what merely waited there goes back
 --   uncounted and whatever its count. Of a worker that nobody can ask any more, only as many are
 --   charged as it has slots, the oldest: a worker starts its tasks in the order of their delivery,
---   and while one waits unstarted all slots are taken by older ones. DELCONSUMER throws pending entries away, hence the look
+--   and while one waits unstarted all slots are taken by older ones. What it held of its other
+--   queues nobody sees from here, so each queue charges its slots in full: an innocent task may be
+--   charged, but of two queues neither spares a task that kills for the other's. DELCONSUMER throws pending entries away, hence the look
 --   before it. An entry that is no task is set aside: see lib/corrupt.lua. Each is moved whole or
 --   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
 --   the list, and adopt gives it another deadline. The grace rule runs here too, before anybody

@@ -67,6 +67,26 @@ def test_a_worker_nobody_can_ask_is_charged_for_its_slots(world: World) -> None:
     assert not world.db.exists(world.keys.worker("w"))
 
 
+def test_a_worker_of_several_queues_is_charged_for_its_slots_in_each(every_server: Server) -> None:
+    """When worker and supervisor are gone, no queue knows what the worker held of the other: in
+    each the oldest entries are charged, as many as it had slots. So at most slots times queues are
+    charged, and what was running, of whichever queue, is among them."""
+    charged: list[str] = []
+    for queue in ("a", "b"):
+        world = World(every_server, queue=queue)
+        world.call(world.commands.register("w", LEASE_MS, {"host": "h", "slots": 2}))
+        world.add(*(f"{queue}{n}" for n in range(4)))
+        assert len(world.fetch("w", 4)) == 4
+        world.recover(consumer="w")
+        counts = {fields["id"]: fields["recovered"] for _, fields in world.entries()}
+        assert len(counts) == 4
+        charged += [id for id, count in counts.items() if count == "1"]
+        world.close()
+    assert charged == ["a0", "a1", "b0", "b1"]
+    for running in (("a0", "a1"), ("a0", "b0"), ("b0", "b1")):
+        assert set(running) <= set(charged)
+
+
 def test_a_heartbeat_moves_the_deadline(world: World) -> None:
     """A beat answers the server's time, the earliest deadline of all, and whether it is paused."""
     world.register("w")
