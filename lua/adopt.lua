@@ -1,4 +1,4 @@
--- adopt: the slow net. Consumers with pending entries that no worker answers for get a deadline.
+-- adopt: consumers with pending entries that no worker answers for get a deadline.
 -- KEYS:
 --   1 stream
 --   2 workers
@@ -11,7 +11,7 @@
 --   workers, and its tasks would wait for ever. From here on it is dead like any other. It reads
 --   consumers, not entries: no page of long-running tasks can hide a dead owner.
 --@include now
---@include full
+--@include maxmemory
 --@include look
 local consumers = look({}, 'XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 if #consumers == 0 then return 0 end

@@ -22,41 +22,48 @@
 --   settlement may end it. One that is not pending can be deleted: nobody has seen it. That it can
 --   leave its place is proved before its record is written; it leaves it afterwards.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local WAITERS, INBOX, DEAD, DEAD_TTL = KEYS[6], KEYS[7], nil, nil
+local WAITERS, INBOX = KEYS[6], KEYS[7]
 local BATCH, SETTLED = KEYS[8], KEYS[9]
 local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include now
 --@include fault
+--@include whole
 --@include pending
 --@include look
 --@include entry
 --@include history
---@include finish
 --@include tell
---@include opts
+--@include options
 --@include batch
+--@include tally
 local now, answer = int(now_ms()), {}
+local function written(id, name, attempt, entry, delayed)
+  local record = TASK .. id
+  redis.call('HSET', record, 'state', 'cancelled', 'entry', entry, 'name', name, 'attempt', attempt,
+    'finished_ms', now)
+  if delayed then
+    undoing('HSET', record, 'state', 'delayed')
+    undoing('HDEL', record, 'finished_ms')
+  else
+    undoing('HDEL', record, 'state', 'name', 'attempt', 'finished_ms')
+  end
+  redis.call('PEXPIRE', record, TTL)
+  undoing('PERSIST', record)
+  local logged = log_attempt(id, name, 'cancelled', '', attempt, entry, '', '')
+  if logged then undoing('XDEL', HISTORY, logged) end
+  beside(redis.pcall('HINCRBY', KEYS[5], 'cancelled', 1))
+end
 local function cancelled(id, name, attempt, entry, opts, delayed)
-  local batch = countable(batch_of(opts))
-  local fault = finished(id, 'cancelled', name, attempt, entry, '', '', '', TTL, '', now)
-  if not fault then
-    local ok, missing = pcall(beside, redis.pcall('HINCRBY', KEYS[5], 'cancelled', 1))
-    if not ok then
-      unfinish(id, 'cancelled', event)
-      fault = said(missing)
-    end
-  end
-  if fault then
-    if delayed then redis.pcall('HSET', TASK .. id, 'state', 'delayed') end
-    return error(fault, 0)
-  end
+  local batch = countable(option(opts, 'batch'))
+  local fault = whole(written, id, name, attempt, entry, delayed)
+  if fault then return error(fault, 0) end
   if delayed then
     redis.call('ZREM', DELAYED, id)
     redis.pcall('HDEL', TASK .. id, 'payload', 'opts', 'recovered', 'reason')
   else
     redis.call('XDEL', STREAM, entry)
   end
-  tell(id, 'cancelled', '', inbox_of(opts), false)
+  tell(id, 'cancelled', '', option(opts, 'inbox'), false)
   tally_one(batch, id, 'cancelled', now)
   answer[#answer + 1] = 'cancelled'
 end

@@ -41,14 +41,15 @@ local GRACE = tonumber(ARGV[6])
 --@include entry
 --@include drop
 --@include attempt
---@include requeue
+--@include postpone
 --@include wake
 --@include look
 --@include history
 --@include finish
 --@include tell
---@include opts
+--@include options
 --@include batch
+--@include tally
 local now = now_ms()
 local names = '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
@@ -75,8 +76,8 @@ local function readable(text)
   if string.find(rest, '[\128-\255]') then text = string.gsub(text, '[\128-\255]', '?') end
   return text
 end
-local function bury(entry, id, name, task, body)
-  local batch = countable(batch_of(task.opts))
+local function dead_letter(entry, id, name, task, body)
+  local batch = countable(option(task.opts, 'batch'))
   local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', 'UnknownTask',
     int(now), task)
   if fault then return error(fault, 0) end
@@ -86,7 +87,7 @@ local function bury(entry, id, name, task, body)
     return error(said(missing), 0)
   end
   drop(entry)
-  tell(id, 'failed', body, inbox_of(task.opts), true)
+  tell(id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, id, 'failed', int(now))
 end
 may_drop()
@@ -118,12 +119,12 @@ for at = 7, #ARGV, 3 do
         message = message .. '; a function is run by workers that share the client\'s signing key'
       end
       local body = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
-      fault = whole(bury, entry, id, name, task, body)
+      fault = whole(dead_letter, entry, id, name, task, body)
       if not fault then answer[#answer + 1] = 'dead' end
     else
       local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
       local due
-      fault, due = whole(requeue, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
+      fault, due = whole(postpone, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
       if not fault then
         drop(entry)
         redis.pcall('HSETNX', TASK .. id, 'parked_ms', int(now))

@@ -26,19 +26,20 @@
 -- COST: XACK and XDEL of nothing, HGET and ZREVRANGE without a consumer, HGET for '*', XPENDING, and per
 --   entry XRANGE + XADD + HSET + XADD of history + HINCRBY + XACK + XDEL
 -- WHY: the deadline is checked here, by the server's clock, so a worker that beat a moment ago is
---   left alone. Only work that may have been running is charged a recovery: the keeper of a
+--   left alone. Only work that may have been running is charged a recovery: the supervisor of a
 --   worker process knows exactly what it had started, and what merely waited there goes back
 --   uncounted and whatever its count. Of a worker that nobody can ask any more, only as many are
 --   charged as it has slots, the oldest: a worker starts its tasks in the order of their delivery,
 --   and while one waits unstarted all slots are taken by older ones. What it held of its other
 --   queues nobody sees from here, so each queue charges its slots in full: an innocent task may be
---   charged, but of two queues neither spares a task that kills for the other's. DELCONSUMER throws pending entries away, hence the look
---   before it. An entry that is no task is set aside: see lib/corrupt.lua. Each is moved whole or
+--   charged, but of two queues neither spares a task that kills for the other's. DELCONSUMER throws
+--   pending entries away, hence the look before it. An entry that is no task is set aside: see
+--   lib/corrupt.lua. Each is moved whole or
 --   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
 --   the list, and adopt gives it another deadline. The grace rule runs here too, before anybody
 --   is judged, whoever calls.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local WAITERS, INBOX, DELAYED = KEYS[6], KEYS[7], nil
+local WAITERS, INBOX = KEYS[6], KEYS[7]
 local BATCH, SETTLED = KEYS[10], KEYS[11]
 local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -54,8 +55,9 @@ local GRACE_LIMIT = 1000
 --@include history
 --@include finish
 --@include tell
---@include opts
+--@include options
 --@include batch
+--@include tally
 --@include corrupt
 --@include look
 --@include grace
@@ -71,8 +73,8 @@ local exact, started = ARGV[7] == 'only', {}
 for at = 8, #ARGV do started[ARGV[at]] = true end
 local slots = not exact and tonumber(look(false, 'HGET', KEYS[9] .. consumer, 'slots') or nil) or nil
 local recovered, dead, broken = 0, 0, {}
-local function bury(entry, task, count)
-  local batch = countable(batch_of(task.opts))
+local function dead_letter(entry, task, count)
+  local batch = countable(option(task.opts, 'batch'))
   local body = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
     .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
   local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', body, '0',
@@ -84,11 +86,11 @@ local function bury(entry, task, count)
     return error(said(missing), 0)
   end
   drop(entry)
-  tell(task.id, 'failed', body, inbox_of(task.opts), true)
+  tell(task.id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, task.id, 'failed', int(now))
 end
 local function put_back(entry, task, charged)
-  requeue(entry, task, nil, 0, '', now)
+  requeue(entry, task)
   if not charged then return end
   local logged = log_attempt(task.id, task.name, 'recovered', consumer, task.attempt, entry, '', 'WorkerLost')
   if logged then undoing('XDEL', HISTORY, logged) end
@@ -100,7 +102,7 @@ local function move(entry)
     local charged = started[entry] or not (exact or slots and slots <= 0)
     local count = tonumber(task.recovered) + (charged and 1 or 0)
     if charged and count > MAX_RECOVERIES then
-      fault = whole(bury, entry, task, count)
+      fault = whole(dead_letter, entry, task, count)
       if not fault then dead = dead + 1 end
       if slots then slots = slots - 1 end
       return fault
@@ -116,7 +118,8 @@ local function move(entry)
     return nil
   end
   if task then
-    fault = whole(set_aside, entry, task, consumer, 'fields are missing or are no numbers', DEAD_TTL, int(now))
+    local reason = 'fields are missing or are no numbers'
+    fault = whole(set_aside, entry, task, consumer, reason, DEAD_TTL, int(now))
     if fault then return fault end
     dead = dead + 1
   end

@@ -12,11 +12,11 @@
 -- COST: TIME + PERSIST + ZREVRANGE + TYPE + ZADD + HSETNX + HSET a detail + HMGET + HSET
 -- WHY: two groups on one queue would each take the other's work away, and two leases let the more
 --   impatient worker rob the other: the caller warns when the answer is not its own setting.
---   The grace rule is the same as in beat: the newcomer must not find a silent queue and judge. A
+--   The grace rule is the same as in heartbeat: the newcomer must not find a silent queue and judge. A
 --   worker's key is its own: what else stands there goes.
 local GRACE_LIMIT = 1000
 --@include now
---@include full
+--@include maxmemory
 --@include grace
 --@include look
 local now, lease = now_ms(), tonumber(ARGV[1])

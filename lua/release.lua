@@ -14,9 +14,8 @@
 --   that is merely stuck behind long tasks helps others only when they have nothing else to read;
 --   otherwise its tasks would lose their place in the queue for nothing. What cannot be written
 --   stays pending, and is not counted.
-local STREAM, TASK, DELAYED = KEYS[1], KEYS[2], nil
+local STREAM, TASK = KEYS[1], KEYS[2]
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
---@include now
 --@include fault
 --@include whole
 --@include pending
@@ -25,26 +24,20 @@ local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include drop
 --@include attempt
 --@include requeue
+--@include look
+--@include unread
 local entries, held = {}, 0
 for at = 4, #ARGV do entries[#entries + 1] = ARGV[at] end
 local mine = owned(entries, CONSUMER)
 for i = 1, #entries do if mine[entries[i]] then held = held + 1 end end
-if ARGV[3] == '1' and held > 0 then
-  local groups, last = redis.call('XINFO', 'GROUPS', STREAM), '0-0'
-  for i = 1, #groups do
-    local row = {}
-    for j = 1, #groups[i], 2 do row[groups[i][j]] = groups[i][j + 1] end
-    if row.name == GROUP then last = row['last-delivered-id'] end
-  end
-  if #redis.call('XRANGE', STREAM, '(' .. last, '+', 'COUNT', 1) > 0 then return 0 end
-end
+if ARGV[3] == '1' and held > 0 and oldest_unread() then return 0 end
 may_drop()
 local off = 0
 for i = 1, #entries do
   local entry = entries[i]
   local task = mine[entry] and read(entry)
   if not task or sound(task) then
-    if not task or not whole(requeue, entry, task, nil, 0, '', 0) then
+    if not task or not whole(requeue, entry, task) then
       if mine[entry] then drop(entry) end
       mine[entry] = nil
       off = off + 1

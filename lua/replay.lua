@@ -9,20 +9,21 @@
 --   2 before: without ids, only those that died before this server time, ms ('+inf' all)
 --   3 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
 --   for each task (1): id
--- RETURN: replayed, kept (corrupt, without payload, or no record: they stay dead letters), dropped (no dead letter
---   any more: expired, or replayed and settled)
+-- RETURN: replayed, kept (corrupt, without payload, or no record: they stay dead letters), dropped (no
+--   dead letter any more: expired, or replayed and settled)
 -- COST: per task HMGET + PTTL + ZSCORE + XADD + HDEL of nothing + HSET + PERSIST + ZREM + HDEL
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
 --   again in the meantime and others cannot be replayed. `from` says that a replay put the task
 --   back: the same ids sent again are counted as they were the first time while it is unsettled.
 --   Each goes whole or not at all: the HDEL that forgets its end comes last, after one of nothing has
 --   proved it.
-local STREAM, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], nil
+local STREAM, TASK, DEAD, BATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 --@include fault
 --@include whole
 --@include look
 --@include attempt
---@include opts
+--@include options
+--@include uncount
 local ids = {}
 for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end
 if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMIT', ARGV[3], ARGV[1]) end
@@ -37,11 +38,7 @@ local function go(id, record, kept, left, died)
   if left > 0 then undoing('PEXPIRE', record, left) end
   redis.call('ZREM', DEAD, id)
   if died then undoing('ZADD', DEAD, died, id) end
-  local batch = batch_of(kept[4])
-  if batch ~= '' and redis.call('EXISTS', BATCH .. batch) == 1 then
-    beside(redis.pcall('HINCRBY', BATCH .. batch, kept[1], -1))
-    redis.pcall('HDEL', BATCH .. batch, 'finished_ms')
-  end
+  uncount(option(kept[4], 'batch'), kept[1])
   redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',
     'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
 end
@@ -52,7 +49,8 @@ for i = 1, #ids do
   if kept == '' then
     kept_back = kept_back + 1 -- something else stands where its record was
   elseif kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
-    local fault = whole(go, ids[i], record, kept, redis.call('PTTL', record), redis.call('ZSCORE', DEAD, ids[i]))
+    local left, died = redis.call('PTTL', record), redis.call('ZSCORE', DEAD, ids[i])
+    local fault = whole(go, ids[i], record, kept, left, died)
     if fault then return redis.error_reply(fault) end
     replayed = replayed + 1
   elseif kept[6] == 'replay' and not kept[1] then

@@ -24,13 +24,14 @@
 --   sent again after a lost reply does not run once more what has ended in the meantime. First
 --   what a full server refuses, then the proofs that each step can be undone, then each task, whole or
 --   not at all: the HDEL that forgets its end, and the counts of its batch, come last.
-local STREAM, DELAYED, TASK, DEAD, BATCH, SETTLED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], nil
+local STREAM, DELAYED, TASK, DEAD, BATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 --@include now
 --@include fault
 --@include whole
 --@include attempt
+--@include options
 --@include batch
---@include opts
+--@include uncount
 --@include wake
 local answer, now, earliest = {}, now_ms(), 0
 -- Where a task waits from now on; answers its entry, '' in the delayed set.
@@ -47,9 +48,9 @@ local function placed(at, due)
 end
 local function again(at, due, record, kept)
   local id, opts, ended = ARGV[at], ARGV[at + 3], kept[1] or ARGV[at + 5]
-  local batch = batch_of(opts)
+  local batch = option(opts, 'batch')
   -- An end of another batch stays counted there.
-  if kept[4] and kept[4] ~= '' and batch_of(kept[4]) ~= batch then ended = '' end
+  if kept[4] and kept[4] ~= '' and option(kept[4], 'batch') ~= batch then ended = '' end
   batch = ended ~= '' and countable(batch) or ''
   local left, died = redis.call('PTTL', record), redis.call('ZSCORE', DEAD, id)
   redis.call('HDEL', record, '')
@@ -71,10 +72,7 @@ local function again(at, due, record, kept)
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
   end
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
-  if batch ~= '' then
-    redis.pcall('HINCRBY', BATCH .. batch, ended, -1)
-    redis.pcall('HDEL', BATCH .. batch, 'finished_ms')
-  end
+  pcall(uncount, batch, ended)
 end
 local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
 if not string.find(full.err, 'greater than 0-0', 1, true) then return full end

@@ -22,8 +22,7 @@
 --   An entry that is pending but gone (trimmed by other hands) is let go. Each attempt is written
 --   whole or not at all, its entry dropped last: see settle.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local BATCH, SETTLED = KEYS[6], nil
-local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
+local BATCH, GROUP, CONSUMER, HISTORY_MAX = KEYS[6], ARGV[1], ARGV[2], ARGV[3]
 --@include now
 --@include fault
 --@include whole
@@ -33,16 +32,20 @@ local GROUP, CONSUMER, HISTORY_MAX = ARGV[1], ARGV[2], ARGV[3]
 --@include drop
 --@include attempt
 --@include requeue
+--@include postpone
 --@include wake
-local INBOX, WAITERS, DEAD, DEAD_TTL = nil, nil, nil, nil
 --@include history
---@include opts
+--@include options
 local refused, earliest, now = {}, 0, now_ms()
 local function again(at, task)
   local entry, state = ARGV[at], ARGV[at + 2]
   if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
-  local due = requeue(entry, task, entry .. ' ' .. CONSUMER, tonumber(ARGV[at + 7]),
-    state == 'retried' and 'retry' or 'snooze', now)
+  local delay, from, due = tonumber(ARGV[at + 7]), entry .. ' ' .. CONSUMER, 0
+  if delay <= 0 then
+    requeue(entry, task, from)
+  else
+    due = postpone(entry, task, from, delay, state == 'retried' and 'retry' or 'snooze', now)
+  end
   local logged = log_attempt(ARGV[at + 1], ARGV[at + 3], state, CONSUMER, ARGV[at + 4], entry,
     ARGV[at + 5], ARGV[at + 8])
   if logged then undoing('XDEL', HISTORY, logged) end
@@ -64,7 +67,7 @@ for at = 5, #ARGV, 9 do
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
       if ARGV[at + 6] ~= '' then redis.pcall('HSET', TASK .. id, 'error', ARGV[at + 6]) end
       redis.pcall('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
-      local batch = batch_of(task.opts)
+      local batch = option(task.opts, 'batch')
       if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
         redis.pcall('HINCRBY', BATCH .. batch, state, 1)
       end

@@ -47,6 +47,7 @@ local refused, tasks, batches, ended = {}, nil, nil, nil
 if next(mine) then redis.call('XDEL', STREAM, '0-0') end -- as may_drop; a refused XACK is undone below
 if mixed then
 --@include batch
+--@include tally
   tasks, batches, ended = {}, {}, tally
   for i = 1, #entries do
     local batch = ARGV[11 * i + 4]

@@ -21,5 +21,6 @@ local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
 --@include now
 --@include look
+--@include unread
 --@include figures
 return (figures(tonumber(ARGV[2])))

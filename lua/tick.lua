@@ -23,8 +23,8 @@
 --   for each known dead letter (2): id, died_ms
 -- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
 --   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
---   recovered, start of the payload (the last five empty when they are known); dead letters: id, died_ms, details as a flat list (none when
---   they are known); batches: id, fields as a flat list
+--   recovered, start of the payload (the last five empty when they are known); dead letters: id,
+--   died_ms, details as a flat list (none when they are known); batches: id, fields as a flat list
 -- COST: snapshot; one entry read an event, running task, dead letter and batch listed; nothing
 --   that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
@@ -36,6 +36,7 @@ local TASK = KEYS[9]
 --@include now
 --@include look
 --@include entry
+--@include unread
 --@include figures
 --@include record
 local now = now_ms()

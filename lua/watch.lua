@@ -13,7 +13,7 @@
 -- WHY: looking and leaving the address in one step: a settlement between the two would never be
 --   told. A settlement asks for waiters with a single EXISTS, so work nobody waits for pays nothing.
 local STREAM, GROUP = KEYS[1], ARGV[1]
---@include full
+--@include maxmemory
 --@include pending
 --@include look
 local record = look({}, 'HGETALL', KEYS[2] .. ARGV[2])

@@ -535,7 +535,7 @@ class Walk:
         self._send(command)
 
     def _beat(self) -> None:
-        self._send(self.world.commands.beat(LEASE_MS, [(c, "=") for c in self.CONSUMERS]))
+        self._send(self.world.commands.heartbeat(LEASE_MS, [(c, "=") for c in self.CONSUMERS]))
         self._send(self.world.commands.adopt(LEASE_MS))
 
     def _some_ids(self) -> list[str]:

@@ -175,10 +175,10 @@ def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
     calls = Commands(QueueKeys("tasks"))
     for name in ("a", "b", "c"):
         broker.call(calls.register(name, LEASE_MS, {"host": "here"}))
-    broker.call(calls.beat(LEASE_MS, [("a", "=")]))
+    broker.call(calls.heartbeat(LEASE_MS, [("a", "=")]))
     for workers in (["a"], ["a", "b", "c"]):
         with counted(client) as costs:
-            broker.call(calls.beat(LEASE_MS, [(name, "=") for name in workers]))
+            broker.call(calls.heartbeat(LEASE_MS, [(name, "=") for name in workers]))
         once = dict.fromkeys(("evalsha", "time", "zrange", "zadd"), 1)
         assert costs.commands == {**once, "hexists": len(workers)}
         assert client_hget(client) == 1

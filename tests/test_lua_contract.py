@@ -197,6 +197,40 @@ def test_fragment_says_what_each_function_promises(fragment: str) -> None:
         assert words == parameters.replace(" ", "").split(",") or words[-1] == "..."
 
 
+CAPITAL = re.compile(r"\b[A-Z][A-Z_]{2,}\b")
+
+
+def code_of(path: Path) -> str:
+    """A file without its comments and strings."""
+    code = re.sub(r"--.*", "", path.read_text(encoding="utf-8"))
+    return re.sub(r"'(?:[^'\\\n]|\\.)*'", "''", code)
+
+
+def called_by(verb: str) -> dict[str, tuple[str, str]]:
+    """The functions of fragments that a script calls, with their fragment and their code."""
+    functions: dict[str, tuple[str, str]] = {}
+    for name in includes(FOLDER / f"{verb}.lua"):
+        code = code_of(FOLDER / "lib" / f"{name}.lua")
+        assert not re.search(r"\b(KEYS|ARGV)\[", code), "slots are the scripts' business"
+        for function in re.split(r"^local function ", code, flags=re.M)[1:]:
+            functions[function[: function.index("(")]] = (name, function)
+    called: dict[str, tuple[str, str]] = {}
+    code = code_of(FOLDER / f"{verb}.lua")
+    while found := {f for f in functions if re.search(rf"\b{f}\b", code)} - called.keys():
+        called |= {name: functions[name] for name in found}
+        code = "\n".join(functions[name][1].partition(")")[2] for name in found)
+    return called
+
+
+def declared(code: str) -> set[str]:
+    """The capital names that a script sets."""
+    return {
+        word
+        for names in re.findall(r"^local ([A-Z][A-Z_, ]*) =", code, re.M)
+        for word in re.split(r",\s*", names)
+    }
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_fragments_take_from_around_them_is_there(verb: str) -> None:
     """The capital names in a fragment's functions are locals of every script that calls them.
@@ -204,28 +238,20 @@ def test_what_fragments_take_from_around_them_is_there(verb: str) -> None:
     Otherwise they would be globals, which a server refuses, and only on the path that reads them.
     """
     text = (FOLDER / f"{verb}.lua").read_text(encoding="utf-8")
-    own = re.sub(r"--.*", "", text)
-    functions: dict[str, tuple[str, str]] = {}
-    for name in includes(FOLDER / f"{verb}.lua"):
-        code = (FOLDER / "lib" / f"{name}.lua").read_text(encoding="utf-8")
-        code = re.sub(r"'[^']*'", "''", re.sub(r"--.*", "", code))
-        assert not re.search(r"\b(KEYS|ARGV)\[", code), "slots are the scripts' business"
-        for function in re.split(r"^local function ", code, flags=re.M)[1:]:
-            functions[function[: function.index("(")]] = (name, function)
-    called, code = set(), own
-    while found := {f for f in functions if re.search(rf"\b{f}\(", code)} - called:
-        called |= found
-        code = "\n".join(functions[f][1].partition(")")[2] for f in found)
-    for function in called:
-        fragment, code = functions[function]
-        above = text[: text.index(f"--@include {fragment}\n")]
-        there = {
-            word
-            for names in re.findall(r"^local ([A-Z][A-Z_, ]*) =", above, re.M)
-            for word in re.split(r",\s*", names)
-        }
-        wanted = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code))
+    for function, (fragment, code) in called_by(verb).items():
+        there = declared(text[: text.index(f"--@include {fragment}\n")])
+        wanted = set(CAPITAL.findall(code))
         assert wanted <= there, f"{function} needs {sorted(wanted - there)}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_script_sets_no_capital_that_it_does_not_use(verb: str) -> None:
+    """Neither itself nor through a function that it calls; and it includes nothing in vain."""
+    own, called = code_of(FOLDER / f"{verb}.lua"), called_by(verb)
+    body = re.sub(r"^local [A-Z][A-Z_, ]* =", "", own, flags=re.M)
+    used = set(CAPITAL.findall(body + "".join(code for _, code in called.values())))
+    assert declared(own) <= used, sorted(declared(own) - used)
+    assert {fragment for fragment, _ in called.values()} == set(includes(FOLDER / f"{verb}.lua"))
 
 
 # -- the README ----------------------------------------------------------------------------------
@@ -276,12 +302,12 @@ def test_verbs_are_the_files() -> None:
 
 CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "adopt": lambda c, n: c.adopt(789),
-    "beat": lambda c, n: c.beat(789, [("w", "=")] * n),
+    "heartbeat": lambda c, n: c.heartbeat(789, [("w", "=")] * n),
     "browse": lambda c, n: c.browse("pending", 10),
     "cancel": lambda c, n: c.cancel(["x"] * n, 654),
     "drop": lambda c, n: c.drop(["x"] * n, "x", 654),
     "enqueue": lambda c, n: c.enqueue(["x"] * 5 * n),
-    "group": lambda c, n: c.create_group(),
+    "create_group": lambda c, n: c.create_group(),
     "hold": lambda c, n: c.hold("x", "x", 654, 321),
     "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),
     "park": lambda c, n: c.park("me", 321, [("x",) * 3] * n),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import redis
-from script_world import LEASE_MS, Broken, Walk, World, attempt_ended, outcome
+from script_world import LEASE_MS, TTL, Broken, Walk, World, attempt_ended, outcome, resubmitted
 from servers import Server
 
 from redistq.protocol import scripts
@@ -64,7 +64,7 @@ def full_server(world: World) -> None:
     world.make_due()
     read = [(entry, f["id"]) for entry, f in world.fetch("w")]
     world.expire("w")
-    beats = [world.commands.beat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
+    beats = [world.commands.heartbeat(LEASE_MS, [(consumer, "1-1")]) for consumer in ("w", "v")]
     world.db.config_set("maxmemory", 1)
     try:
         expect(world.settle("w", outcome(*read[0])) == [], "a full server settles nothing")
@@ -100,10 +100,10 @@ def silence(world: World) -> None:
     world.register("v")
     world.expire("w")
     world.expire("v")
-    world.call(world.commands.beat(LEASE_MS, [("w", "=")]))
+    world.call(world.commands.heartbeat(LEASE_MS, [("w", "=")]))
     expect(world.recover().consumer == "", "a silence was held against a worker")
     world.expire("v")
-    world.call(world.commands.beat(LEASE_MS, [("w", "=")]))
+    world.call(world.commands.heartbeat(LEASE_MS, [("w", "=")]))
     expect(world.recover().consumer == "v", "a dead worker was spared")
     expect(world.recover().consumer == "", "a living worker was recovered")
 
@@ -122,8 +122,8 @@ def earliest(world: World) -> None:
             world.register(consumer, lease_ms=lease_ms)
         for consumer in late:
             world.expire(consumer, by_ms=5000)
-        beat = world.commands.beat(LEASE_MS, [(consumer, "=") for consumer in beating])
-        answer = world.commands.read_beat(world.call(beat)).earliest_deadline_ms
+        beat = world.commands.heartbeat(LEASE_MS, [(consumer, "=") for consumer in beating])
+        answer = world.commands.read_heartbeat(world.call(beat)).earliest_deadline_ms
         least = world.db.zrange(world.keys.workers, 0, 0, withscores=True)[0][1]
         expect(answer == least, f"{answer} is not the earliest deadline, {least} is")
 
@@ -288,6 +288,38 @@ def rights_are_tried(world: World) -> None:
     expect(world.fingerprint() == before, "trying the rights changed something")
 
 
+def again(world: World) -> None:
+    """A resubmitted task runs as it is given now, once for each call, and counts for its batch."""
+    world.call(world.commands.open_batch("b", "job", 10, int(TTL)))
+    world.call(world.commands.open_batch("c", "job", 10, int(TTL)))
+    world.add("a", "counts", opts='{"batch":"b"}', name="old")
+    read = world.fetch("w")
+    ends = [outcome(e, f["id"], name="old", batch="b", body="{}") for e, f in read]
+    world.settle("w", (*ends[0][:2], "failed", *ends[0][3:]), ends[1])
+    for _ in range(2):
+        kept = world.resubmit("1", resubmitted("a"), resubmitted("counts"))
+        expect(kept == [2], f"left as they were: {kept}")
+        for entry, fields in world.fetch("w"):
+            expect(fields["name"] == "job", "it ran as it was given before")
+            world.settle("w", outcome(entry, "a", "failed", batch="b", body="{}"))
+    counted = world.db.hmget(world.keys.batch("b"), "failed", "succeeded")
+    expect(counted == [b"1", b"1"], f"the batch counts {counted}")
+    world.db.config_set("maxmemory", 1)
+    try:
+        world.resubmit("2", resubmitted("a"))
+        raise Broken("a full server takes more")
+    except redis.exceptions.ResponseError:
+        pass
+    finally:
+        world.db.config_set("maxmemory", 0)
+    world.check({"a": 1, "counts": 0})
+    world.resubmit("3", resubmitted("a", opts='{"batch":"c"}', due="+60000"))
+    world.check({"a": 2, "counts": 0})
+    for batch, ends in (("b", b"1"), ("c", None)):
+        counted = world.db.hget(world.keys.batch(batch), "failed")
+        expect(counted == ends, f"batch {batch} counts {counted} ends, of which one was in b")
+
+
 PROBES: list[Callable[[World], None]] = [
     handed_out_again,
     anothers_work,
@@ -305,6 +337,7 @@ PROBES: list[Callable[[World], None]] = [
     half_written,
     blobs_are_needed,
     rights_are_tried,
+    again,
 ]
 
 
@@ -344,6 +377,10 @@ OTHERS = "if not beating[low[i]] then"
 LOG = "local function log_attempt(id, name, state, worker, attempt, entry, run_ms, note)\n"
 TWICE = "  redis.call('XADD', HISTORY, '*', 'id', id, 'state', state)\n"
 KNOWN_DELAYED = "local made = redis.pcall('HSETNX', record, 'entry', '')"
+WAITS = "local waits = false and kept[1]"
+KEPT = "'HDEL', record, 'name'"
+OLD_NAME = "add(id, redis.call('HGET', TASK .. id, 'name') or ARGV[at + 1]"
+FULL = "if not string.find(full.err, 'greater than 0-0', 1, true) then"
 ANYBODYS = "setmetatable({}, { __index = function() return true end })"
 
 MUTANTS = [
@@ -368,24 +405,34 @@ MUTANTS = [
     Mutant("promote: the attempt starts anew", "kept[3] or '1'", "'1'"),
     Mutant("promote: the latest first", BY_DUE, BY_DUE_LAST),
     Mutant("promote: grows first", "if #due > 0 then redis.call('ZREM', DELAYED, '') end\n", ""),
-    Mutant("beat: refused for ever", REFUSED, AGAIN, ("beat",)),
-    Mutant("beat: refused and swallowed", AGAIN, "", ("beat",)),
-    Mutant("beat: the grace rule grows first", BEFORE_GRACE, "extend", ("beat",)),
-    Mutant("beat: no grace", "tonumber(low[#low]) < now + lease / 2", "false", ("beat",)),
-    Mutant("beat: answers as before the grace", "lease)\n  low = lowest()", "lease)", ("beat",)),
-    Mutant("beat: looks at too few", "0, #beats / 2,", "0, #beats / 2 - 1,", ("beat",)),
-    Mutant("beat: an old deadline of its own", OTHERS, "if true then", ("beat",)),
-    Mutant("beat: forgets its own deadline", "tonumber(beats[1] or low[2]", "(1e15", ("beat",)),
-    Mutant("beat: forgets the others", OTHERS, "if false then", ("beat",)),
-    Mutant("beat: only the first", "from, to)", "1, 2)", ("beat",)),
+    Mutant("heartbeat: refused for ever", REFUSED, AGAIN, ("heartbeat",)),
+    Mutant("heartbeat: refused and swallowed", AGAIN, "", ("heartbeat",)),
+    Mutant("heartbeat: the grace rule grows first", BEFORE_GRACE, "extend", ("heartbeat",)),
+    Mutant("heartbeat: no grace", "tonumber(low[#low]) < now + lease / 2", "false", ("heartbeat",)),
+    Mutant(
+        "heartbeat: answers as before the grace",
+        "lease)\n  low = lowest()",
+        "lease)",
+        ("heartbeat",),
+    ),
+    Mutant("heartbeat: looks at too few", "0, #beats / 2,", "0, #beats / 2 - 1,", ("heartbeat",)),
+    Mutant("heartbeat: an old deadline of its own", OTHERS, "if true then", ("heartbeat",)),
+    Mutant(
+        "heartbeat: forgets its own deadline",
+        "tonumber(beats[1] or low[2]",
+        "(1e15",
+        ("heartbeat",),
+    ),
+    Mutant("heartbeat: forgets the others", OTHERS, "if false then", ("heartbeat",)),
+    Mutant("heartbeat: only the first", "from, to)", "1, 2)", ("heartbeat",)),
     Mutant("retry: not counted", "int(tonumber(task.attempt) + 1)", "task.attempt"),
     Mutant("retry: a snooze is counted", "if state == 'retried' then task", "if true then task"),
     Mutant("a full server: what takes memory comes first", MAY_DROP, "end"),
     Mutant("retry: sent again it is lost", "~= entry .. ' ' .. CONSUMER then", "~= 0 then"),
     Mutant(
         "recover: what it put back was the dead worker's own doing",
-        "requeue(entry, task, nil, 0, '', now)",
-        "requeue(entry, task, entry .. ' ' .. consumer, 0, '', now)",
+        "requeue(entry, task)",
+        "requeue(entry, task, entry .. ' ' .. consumer)",
         ("recover",),
     ),
     Mutant("requeue: no new entry", "redis.call('HSET', record, 'entry', new)", "", ("release",)),
@@ -421,12 +468,29 @@ MUTANTS = [
     Mutant("cancel: stays delayed", "    redis.call('ZREM', DELAYED, id)\n", "", ("cancel",)),
     Mutant("cancel: no batch is told", "tally_one(batch, id, 'cancelled', now)", ""),
     Mutant("batch: each end twice", "'HINCRBY', key, state, n)", "'HINCRBY', key, state, 2 * n)"),
-    Mutant("batch: replayed and counted", "'HINCRBY', BATCH .. batch, kept[1], -1)", "'PING')"),
+    Mutant(
+        "batch: replayed and counted",
+        "beside(redis.pcall('HINCRBY', BATCH .. batch, state, -1))",
+        "",
+    ),
     Mutant("enqueue: doubled", DEL.replace("  ", " " * 6, 1), "", ("enqueue",)),
     Mutant("enqueue: delayed anew", KNOWN_DELAYED, KNOWN_DELAYED + " made = 1", ("enqueue",)),
     Mutant("release: anybody's", "owned(entries, CONSUMER)", ANYBODYS, ("release",)),
     Mutant("park: anybody's", "owned({ entry }, CONSUMER)", ANYBODYS, ("park",)),
     Mutant("replay: still dead", "redis.call('ZREM', DEAD, id)", "", ("replay",)),
+    Mutant("resubmit: still dead", "    redis.call('ZREM', DEAD, id)\n", "", ("resubmit",)),
+    Mutant("resubmit: expires", "    redis.call('PERSIST', record)\n", "", ("resubmit",)),
+    Mutant(
+        "resubmit: its end stays counted", "  pcall(uncount, batch, ended)\n", "", ("resubmit",)
+    ),
+    Mutant("resubmit: what waits, too", "local waits = kept[1]", WAITS, ("resubmit",)),
+    Mutant("resubmit: what counts, too", "and ARGV[at + 6] ~= '1'", "and false", ("resubmit",)),
+    Mutant("resubmit: sent again, it runs again", "kept[3] ~= ARGV[2]", "true", ("resubmit",)),
+    Mutant("resubmit: still ended", "'HDEL', record, 'state', 'name'", KEPT, ("resubmit",)),
+    Mutant("resubmit: not in the set", "'ZADD', DELAYED, int(due), id", "'TIME'", ("resubmit",)),
+    Mutant("resubmit: as it was given before", "add(id, ARGV[at + 1]", OLD_NAME, ("resubmit",)),
+    Mutant("resubmit: of any batch", "option(kept[4], 'batch') ~= batch", "false", ("resubmit",)),
+    Mutant("resubmit: grows a full server", FULL, "if false then", ("resubmit",)),
     Mutant("replay: expires", "redis.call('PERSIST', record)", "", ("replay",)),
 ]
 

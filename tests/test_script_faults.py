@@ -253,7 +253,7 @@ def maintenance(world: World) -> Scene:
         [
             world.commands.create_group(),
             world.commands.register("v", LEASE_MS, {"host": "h", "names": "job"}),
-            world.commands.beat(LEASE_MS, [("w", "1-1"), ("v", "="), ("new", "2-2")]),
+            world.commands.heartbeat(LEASE_MS, [("w", "1-1"), ("v", "="), ("new", "2-2")]),
             world.commands.adopt(LEASE_MS),
             world.commands.watch(VICTIM, "other"),
             world.commands.open_batch("c", "job", 3, int(TTL)),
@@ -583,7 +583,7 @@ def test_monitors_see_the_rest(every_server: Server) -> None:
 # -- rights --------------------------------------------------------------------------------------
 
 WORKERS_VERBS = (
-    *("adopt", "beat", "group", "park", "promote", "quarantine", "recover", "register"),
+    *("adopt", "heartbeat", "create_group", "park", "promote", "quarantine", "recover", "register"),
     *("release", "retry", "settle"),
 )
 KEYS_OF_WORKERS = (
@@ -733,7 +733,7 @@ def set_deadlines(world: World, **left_ms: int) -> None:
 
 
 JUDGES: dict[str, Callable[[World], Any]] = {
-    "beat": lambda w: w.call(w.commands.beat(LEASE_MS, [("a", "=")])),
+    "beat": lambda w: w.call(w.commands.heartbeat(LEASE_MS, [("a", "=")])),
     "register": lambda w: w.register("new"),
     "recover": lambda w: w.recover(),
 }
@@ -775,7 +775,7 @@ def test_a_lone_slow_supervisor_spares_the_dead_only_once(every_server: Server) 
         world.register(name)
     set_deadlines(world, a=4000, b=1000, c=1000)
     JUDGES["beat"](world)
-    world.call(world.commands.beat(LEASE_MS, [("c", "=")]))
+    world.call(world.commands.heartbeat(LEASE_MS, [("c", "=")]))
     left = deadlines(world)
     late = {name: int(score) - LEASE_MS // 2 - 2000 for name, score in left.items()}
     now = world.now_ms()

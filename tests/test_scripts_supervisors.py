@@ -92,13 +92,17 @@ def test_a_heartbeat_moves_the_deadline(world: World) -> None:
     world.register("w")
     world.register("v", lease_ms=3000)
     now = world.now_ms()
-    beat = world.commands.read_beat(world.call(world.commands.beat(LEASE_MS, [("w", "1-1 2-2")])))
+    beat = world.commands.read_heartbeat(
+        world.call(world.commands.heartbeat(LEASE_MS, [("w", "1-1 2-2")]))
+    )
     assert now <= beat.now_ms <= world.now_ms()
     assert beat.earliest_deadline_ms == world.db.zscore(world.keys.workers, "v")
     assert beat.now_ms + LEASE_MS == world.db.zscore(world.keys.workers, "w")
-    assert (beat.paused, beat.strangers) == (False, ())
+    assert (beat.paused, beat.unregistered) == (False, ())
     world.db.hset(world.keys.meta, "paused", 1)
-    beat = world.commands.read_beat(world.call(world.commands.beat(LEASE_MS, [("w", "=")])))
+    beat = world.commands.read_heartbeat(
+        world.call(world.commands.heartbeat(LEASE_MS, [("w", "=")]))
+    )
     assert beat.paused
     assert world.db.hget(world.keys.worker("w"), "running") == b"1-1 2-2"
 
@@ -106,7 +110,7 @@ def test_a_heartbeat_moves_the_deadline(world: World) -> None:
 def test_a_beat_of_nobody_tells_the_time(world: World) -> None:
     """Without workers there is no earliest deadline, and nothing is written."""
     before = world.fingerprint()
-    beat = world.commands.read_beat(world.call(world.commands.beat(LEASE_MS, [])))
+    beat = world.commands.read_heartbeat(world.call(world.commands.heartbeat(LEASE_MS, [])))
     assert beat.earliest_deadline_ms == -1
     assert world.fingerprint() == before
 
@@ -122,12 +126,12 @@ def test_a_beat_names_workers_that_must_register_again(world: World, loss: str) 
     else:
         world.db.flushdb()
         expected = (1, 2)
-    beat = world.commands.beat(LEASE_MS, [("v", "="), ("w", "1-1")])
-    assert world.commands.read_beat(world.call(beat)).strangers == expected
-    assert world.commands.read_beat(world.call(beat)).strangers == expected
+    beat = world.commands.heartbeat(LEASE_MS, [("v", "="), ("w", "1-1")])
+    assert world.commands.read_heartbeat(world.call(beat)).unregistered == expected
+    assert world.commands.read_heartbeat(world.call(beat)).unregistered == expected
     world.register("v")
     world.register("w")
-    assert world.commands.read_beat(world.call(beat)).strangers == ()
+    assert world.commands.read_heartbeat(world.call(beat)).unregistered == ()
 
 
 @pytest.mark.parametrize("who", ["beat", "register"])
@@ -139,7 +143,7 @@ def test_after_a_silence_everybody_gets_one_more_lease(world: World, who: str) -
     world.expire("v", by_ms=1)
     now = world.now_ms()
     if who == "beat":
-        world.call(world.commands.beat(LEASE_MS, [("w", "=")]))
+        world.call(world.commands.heartbeat(LEASE_MS, [("w", "=")]))
     else:
         world.register("new")
     assert world.db.zscore(world.keys.workers, "v") >= now + LEASE_MS
@@ -151,7 +155,9 @@ def test_without_a_silence_the_dead_stay_dead(world: World) -> None:
     for consumer in ("w", "v"):
         world.register(consumer)
     world.expire("v")
-    beat = world.commands.read_beat(world.call(world.commands.beat(LEASE_MS, [("w", "=")])))
+    beat = world.commands.read_heartbeat(
+        world.call(world.commands.heartbeat(LEASE_MS, [("w", "=")]))
+    )
     assert beat.earliest_deadline_ms < beat.now_ms
     assert world.recover().consumer == "v"
 
@@ -175,14 +181,16 @@ def test_the_earliest_deadline_answered_is_the_least_of_the_set(world: World, se
             world.db.zadd(world.keys.workers, before)
         beating = chance.choices(everybody, k=chance.randint(0, 5))
         silence = bool(before) and max(before.values()) < now + LEASE_MS / 2
-        reply = world.call(world.commands.beat(LEASE_MS, [(consumer, "=") for consumer in beating]))
-        beat = world.commands.read_beat(reply)
+        reply = world.call(
+            world.commands.heartbeat(LEASE_MS, [(consumer, "=") for consumer in beating])
+        )
+        beat = world.commands.read_heartbeat(reply)
         spared = dict.fromkeys(before if silence else (), beat.now_ms + LEASE_MS + 0.5)
         expected = {**before, **spared, **dict.fromkeys(beating, beat.now_ms + LEASE_MS)}
         rows = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
         assert {consumer.decode(): score for consumer, score in rows} == expected
         assert beat.earliest_deadline_ms == int(min(expected.values(), default=-1))
-        assert beat.strangers == tuple(range(1, len(beating) + 1))
+        assert beat.unregistered == tuple(range(1, len(beating) + 1))
         others = [score for consumer, score in expected.items() if consumer not in beating]
         seen |= {
             "nobody" if not beating else "twice" if len(set(beating)) < len(beating) else "once",
@@ -200,11 +208,11 @@ def test_a_beat_of_more_workers_than_one_command_takes(world: World) -> None:
     """Their deadlines are written in pieces, each of whole pairs, and every one of them moves."""
     many = [(f"w{i}", "=") for i in range(5000)]
     world.register("v", lease_ms=7000)
-    beat = world.commands.read_beat(world.call(world.commands.beat(LEASE_MS, many)))
+    beat = world.commands.read_heartbeat(world.call(world.commands.heartbeat(LEASE_MS, many)))
     assert beat.earliest_deadline_ms == world.db.zscore(world.keys.workers, "v")
     deadline = beat.now_ms + LEASE_MS
     assert world.db.zcount(world.keys.workers, deadline, deadline) == len(many)
-    assert len(beat.strangers) == len(many)
+    assert len(beat.unregistered) == len(many)
 
 
 def test_consumers_that_no_worker_answers_for_are_adopted(world: World) -> None:
@@ -341,8 +349,8 @@ def test_a_full_server_refuses_new_tasks_and_still_drains(world: World) -> None:
         with pytest.raises(redis.exceptions.ResponseError, match="maxmemory"):
             world.add("new3", due="+60000")
         assert world.fingerprint() == before
-        beat = world.commands.read_beat(
-            world.call(world.commands.beat(LEASE_MS, [("w", read["a"])]))
+        beat = world.commands.read_heartbeat(
+            world.call(world.commands.heartbeat(LEASE_MS, [("w", read["a"])]))
         )
         assert beat.earliest_deadline_ms > beat.now_ms
         assert world.register("v")
@@ -377,8 +385,8 @@ def test_heartbeats_get_through_to_a_full_server(world: World, before: str) -> N
     with full(world):
         with pytest.raises(redis.exceptions.ResponseError, match="maxmemory"):
             world.db.zadd(world.keys.workers, {"w": 1})
-        call = world.commands.beat(LEASE_MS, [("w", "1-1"), ("new", "2-2")])
-        beat = world.commands.read_beat(world.call(call))
+        call = world.commands.heartbeat(LEASE_MS, [("w", "1-1"), ("new", "2-2")])
+        beat = world.commands.read_heartbeat(world.call(call))
     rows = world.db.zrange(world.keys.workers, 0, -1, withscores=True)
     expected = {**dict(known), b"w": beat.now_ms + LEASE_MS, b"new": beat.now_ms + LEASE_MS}
     if before == "silence":
@@ -398,7 +406,7 @@ def test_a_heartbeat_refused_for_another_reason_says_so(world: World) -> None:
     try:
         world.call(("AUTH", "worker", "secret"))
         with pytest.raises(redis.exceptions.ResponseError, match=r"permissions|can't run"):
-            world.call(world.commands.beat(LEASE_MS, [("w", "1-1")]))
+            world.call(world.commands.heartbeat(LEASE_MS, [("w", "1-1")]))
     finally:
         world.db.execute_command("ACL", "DELUSER", "worker")
     assert world.fingerprint() == before

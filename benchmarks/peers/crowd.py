@@ -49,7 +49,7 @@ class Crowd:
     def _beat(self) -> None:
         at = 0
         while not self.end.wait(10 / 3 / max(self.count, 1)):
-            self.broker.call(self.commands.beat(10_000, [(self.names[at], "=")]))
+            self.broker.call(self.commands.heartbeat(10_000, [(self.names[at], "=")]))
             at = (at + 1) % self.count
 
     def __exit__(self, *_: object) -> None:

@@ -1,20 +1,15 @@
--- figures(limit): every figure of a queue at one instant, as a flat list (see snapshot.lua), with
--- at most `limit` workers, those with the latest deadline first; then these workers again. Its cost does not grow with the
--- queue: sizes are counters of the server, and only the ends of stream and sets are read.
+-- figures(limit): every figure of a queue at one instant, as a flat list (see snapshot.lua), with at
+-- most `limit` workers, those with the latest deadline first; then these workers again. Its cost does
+-- not grow with the queue: sizes are counters of the server, and only the ends of stream and sets are
+-- read.
 local function figures(limit)
-  local pending, per_consumer, last = 0, {}, '0-0'
+  local pending, per_consumer = 0, {}
   local summary = look({ 0 }, 'XPENDING', STREAM, GROUP)
   pending = summary[1]
   if summary[4] then
     for i = 1, #summary[4] do per_consumer[summary[4][i][1]] = tonumber(summary[4][i][2]) end
   end
-  local groups = look({}, 'XINFO', 'GROUPS', STREAM)
-  for i = 1, #groups do
-    local row = {}
-    for j = 1, #groups[i], 2 do row[groups[i][j]] = groups[i][j + 1] end
-    if row.name == GROUP then last = row['last-delivered-id'] end
-  end
-  local oldest = look({}, 'XRANGE', STREAM, '(' .. last, '+', 'COUNT', 1)
+  local oldest = oldest_unread()
   local due = look({}, 'ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
   local meta = look({}, 'HMGET', META, 'group', 'lease_ms', 'paused')
   local members, workers = look({}, 'ZREVRANGE', WORKERS, 0, limit - 1, 'WITHSCORES'), {}
@@ -29,7 +24,7 @@ local function figures(limit)
     'delayed', look(0, 'ZCARD', DELAYED),
     'next_due_ms', due[2] and tonumber(due[2]) or -1,
     'dead', look(0, 'ZCARD', DEAD),
-    'oldest_ms', oldest[1] and tonumber(string.match(oldest[1][1], '^%d+')) or -1,
+    'oldest_ms', oldest and tonumber(string.match(oldest, '^%d+')) or -1,
     'group', meta[1] or GROUP,
     'lease_ms', tonumber(meta[2] or -1) or -1,
     'paused', tonumber(meta[3] or 0) or 0,

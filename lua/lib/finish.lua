@@ -1,10 +1,10 @@
 -- Of the end that is being written: whether its record is, and its event.
 local begun, event
 -- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task): the one
--- terminal transition of a task: its record and its event. It raises what fails, for the caller
--- to call unfinish; afterwards the caller drops the task's entry, and then tells (see tell).
--- `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A result
--- that is not kept leaves its id behind for a minute: a producer that sends the task again after
+-- terminal transition of a task that succeeded or failed: its record and its event. It raises what
+-- fails, for the caller to call unfinish; afterwards the caller drops the task's entry, and then tells
+-- (see tell). `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A
+-- result that is not kept leaves its id behind for a minute: a producer that sends the task again after
 -- a lost reply must find it known, though it was run and settled in the meantime.
 local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task)
   local record = TASK .. id
@@ -20,7 +20,7 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
       begun = true
       redis.call('PEXPIRE', record, ttl_ms)
     end
-  elseif state == 'failed' then
+  else
     redis.call('HSET', record, 'state', state, 'entry', entry, 'error', body, 'name', name,
       'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now,
       'payload', task and task.payload or '', 'opts', task and task.opts or '')
@@ -29,11 +29,6 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
     redis.call('ZADD', DEAD, now, id)
     local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL, 'LIMIT', 0, 20)
     for i = 1, #old do redis.call('ZREM', DEAD, old[i]) end
-  else
-    redis.call('HSET', record, 'state', state, 'entry', entry, 'name', name, 'attempt', attempt,
-      'finished_ms', now)
-    begun = true
-    redis.call('PEXPIRE', record, ttl_ms)
   end
   event = log_attempt(id, name, state, worker, attempt, entry, run_ms, note)
 end
@@ -41,12 +36,8 @@ end
 -- it was. `logged` is its event.
 local function unfinish(id, state, logged)
   local record = TASK .. id
-  if state == 'cancelled' then
-    redis.pcall('HDEL', record, 'state', 'finished_ms')
-  else
-    redis.pcall('HDEL', record, 'state', 'result', 'error', 'name', 'attempt', 'worker', 'run_ms',
-      'finished_ms', 'payload', 'opts')
-  end
+  redis.pcall('HDEL', record, 'state', 'result', 'error', 'name', 'attempt', 'worker', 'run_ms',
+    'finished_ms', 'payload', 'opts')
   redis.pcall('PERSIST', record)
   if state == 'failed' then redis.pcall('ZREM', DEAD, id) end
   if logged then redis.pcall('XDEL', HISTORY, logged) end

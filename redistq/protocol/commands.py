@@ -46,14 +46,14 @@ class Promoted:
 class Beat:
     """The server's time, the earliest deadline of any worker, and whether the queue is paused.
 
-    ``strangers`` are the positions (from 1) of workers whose details the server does not have, as
-    after FLUSHDB or when they were taken for dead: they should register again.
+    ``unregistered`` are the positions (from 1) of workers whose details the server does not have,
+    as after FLUSHDB or when they were taken for dead: they should register again.
     """
 
     now_ms: int
     earliest_deadline_ms: int
     paused: bool
-    strangers: tuple[int, ...] = ()
+    unregistered: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +268,7 @@ class Commands:
 
     def create_group(self) -> Command:
         """Create stream and group where they are missing."""
-        return self._scripts.group()
+        return self._scripts.create_group()
 
     def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
         """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
@@ -336,13 +336,13 @@ class Commands:
         """Announce a worker; the answer is the group and lease in use."""
         return self._scripts.register(chain(*details.items()), consumer=consumer, lease=lease_ms)
 
-    def beat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
+    def heartbeat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
         """One heartbeat for (consumer, running) of each worker."""
-        return self._scripts.beat(_flat(workers), lease=lease_ms)
+        return self._scripts.heartbeat(_flat(workers), lease=lease_ms)
 
     @staticmethod
-    def read_beat(reply: list[Any]) -> Beat:
-        """The answer of ``beat``."""
+    def read_heartbeat(reply: list[Any]) -> Beat:
+        """The answer of ``heartbeat``."""
         return Beat(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
 
     def recover(

@@ -22,7 +22,7 @@ from ..errors import ConfigurationError
 
 VERBS = (
     *("enqueue", "promote", "settle", "retry", "release", "park", "quarantine"),
-    *("rights", "register", "beat", "recover", "adopt", "group"),
+    *("rights", "register", "heartbeat", "recover", "adopt", "create_group"),
     *("cancel", "watch", "replay", "resubmit", "purge", "open_batch", "hold", "drop"),
     *("snapshot", "tick", "browse"),
 )

@@ -259,7 +259,7 @@ class Supervisor:
         if not due and not dead:
             return
         try:
-            # Beat before judging others: the grace rule in beat.lua must run first.
+            # Beat before judging others: the grace rule in heartbeat.lua must run first.
             self.beat()
             if self._earliest is not None and self._earliest <= time.monotonic():
                 self._recover_expired()
@@ -288,15 +288,15 @@ class Supervisor:
         paused, earliest, now = 0, [], time.monotonic()
         forgotten: set[str] = set()
         for lane, commands in enumerate(self._lanes):
-            reply = Commands.read_beat(
-                self._broker.call(commands.beat(self.settings.lease_ms, rows))
+            reply = Commands.read_heartbeat(
+                self._broker.call(commands.heartbeat(self.settings.lease_ms, rows))
             )
             paused |= reply.paused << lane
             if reply.earliest_deadline_ms >= 0:
                 # One millisecond past the deadline, the first instant at which it has passed.
                 wait_ms = reply.earliest_deadline_ms - reply.now_ms + 1
                 earliest.append(time.monotonic() + wait_ms / 1000)
-            for position in reply.strangers:
+            for position in reply.unregistered:
                 # FLUSHDB, or taken for dead: others must know again which names it runs.
                 stranger = members[position - 1]
                 forgotten.add(stranger.consumer)

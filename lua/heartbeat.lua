@@ -1,4 +1,4 @@
--- beat: one heartbeat for all the worker processes of one keeper.
+-- heartbeat: one heartbeat for all the worker processes of one supervisor.
 -- KEYS:
 --   1 workers
 --   2 worker_prefix
@@ -15,12 +15,12 @@
 --   nothing. The answer says when it is worth looking for the dead, so nobody polls. A worker that
 --   was taken for dead, or whose server lost its memory, must register again: without its names
 --   the others would bury the tasks that only it knows. Every idle worker pays for this script,
---   so the usual beat asks for the lowest deadlines only once: while one of them is fresh nobody
---   was silent, and the earliest one after the beat follows from those before it. What stands
+--   so the usual heartbeat asks for the lowest deadlines only once: while one of them is fresh nobody
+--   was silent, and the earliest one after it follows from those before it. What stands
 --   in a worker's own key is no reason not to beat for it: it registers again.
 local GRACE_LIMIT = 1000
 --@include now
---@include full
+--@include maxmemory
 --@include grace
 --@include look
 local now, lease = now_ms(), tonumber(ARGV[1])
@@ -29,7 +29,7 @@ for at = 2, #ARGV, 2 do
   beats[at - 1], beats[at] = deadline, ARGV[at]
   beating[ARGV[at]] = true
 end
--- One more than there are workers in this beat, so the lowest of the others is always among them.
+-- One more than there are workers in this call, so the lowest of the others is always among them.
 local function lowest()
   return redis.call('ZRANGE', KEYS[1], 0, #beats / 2, 'WITHSCORES')
 end
@@ -47,13 +47,15 @@ for from = 1, #beats, 1000 do -- unpack has its limit at about 8,000 values
     redis.call('ZADD', KEYS[1], unpack(beats, from, to))
   end
 end
-local strangers = {}
+local unregistered = {}
 for at = 2, #ARGV, 2 do
-  if redis.pcall('HEXISTS', KEYS[2] .. ARGV[at], 'started_ms') ~= 1 then strangers[#strangers + 1] = at / 2 end
+  if redis.pcall('HEXISTS', KEYS[2] .. ARGV[at], 'started_ms') ~= 1 then
+    unregistered[#unregistered + 1] = at / 2
+  end
   if ARGV[at + 1] ~= '=' then redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1]) end
 end
 local earliest = tonumber(beats[1] or low[2] or -1)
 for i = 1, #low, 2 do
   if not beating[low[i]] then earliest = math.min(earliest, tonumber(low[i + 1])) end
 end
-return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, strangers }
+return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, unregistered }
