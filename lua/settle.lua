@@ -20,7 +20,7 @@
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: per call XPENDING, XDEL of nothing, XACK, XDEL and one HINCRBY a state; per outcome HSET +
---   PEXPIRE + XADD; per batch among them a handful (see lib/batch.lua)
+--   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua)
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
 --   written, whole or not at all, then the entries of those are dropped, and last whoever waits is
