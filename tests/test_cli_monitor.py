@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import redis
 from farm import EVIL, Farm, fill
-from redistq.cli.main import monitor as cli_monitor
 from servers import Server
 from terminals import Terminal
 
-from redistq.cli import main as cli
+from redistq.cli import monitor as cli_monitor
+from redistq.cli.command import main as redistq_command
 
 MARKUP = "[bold red]x[/]"
 CLEAR = "\x1b[2J\x1b]0;owned\x07\u202eevil"
@@ -300,6 +300,41 @@ def test_cancel(farm: Farm, run: Run) -> None:
     assert run("cancel", task_id, "never")[0] == 3
 
 
+def test_cancel_waiting(farm: Farm, run: Run) -> None:
+    """--waiting cancels what is ready and what is delayed, with --yes, and leaves what runs; with
+    ids, or without either, it is refused."""
+    farm.register("w1")
+    held = farm.producer.add_task("work")
+    farm.fetch("w1")
+    ids = farm.producer.add_tasks([("work", n) for n in range(3)])
+    ids.append(farm.producer.add_task("work", delay=60))
+    assert run("cancel")[0] == 2
+    assert run("cancel", "--waiting", ids[0])[0] == 2
+    code, _, err = run("cancel", "--waiting")  # nobody is there to ask
+    assert (code, err) == (2, "redistq: cancel --waiting needs --yes without a terminal\n")
+    assert farm.monitor.snapshot().ready == 3
+    assert run("cancel", "--waiting", "--yes") == (0, "4 tasks cancelled\n", "")
+    assert {farm.producer.get_task(task_id).state for task_id in ids} == {"cancelled"}
+    assert farm.producer.get_task(held).state == "running"
+    assert run("cancel", "--waiting", "--yes") == (0, "0 tasks cancelled\n", "")
+
+
+def test_cancelling_what_waits_asks(farm: Farm, url: str) -> None:
+    """At a terminal it says how many, and anything but yes leaves them waiting."""
+    farm.producer.add_tasks([("work", n) for n in range(2)])
+    farm.producer.add_task("work", delay=60)
+    for answer, left in ((b"n\n", 3), (b"y\n", 0)):
+        terminal = Terminal(80, 24, "redistq.cli_monitor", "--url", url, "cancel", "--waiting")
+        try:
+            terminal.shows("Cancel 3 waiting tasks? This cannot be undone. [y/N]")
+            terminal.press(answer)
+            assert terminal.ends() == 0
+        finally:
+            terminal.close()
+        shot = farm.monitor.snapshot()
+        assert shot.ready + shot.delayed == left
+
+
 def test_purging_all_asks(farm: Farm, url: str) -> None:
     """At a terminal it asks, and anything but yes leaves all as it was."""
     fill(farm)
@@ -319,18 +354,18 @@ def test_purging_all_asks(farm: Farm, url: str) -> None:
 
 def test_redistq_hands_over(farm: Farm, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`redistq monitor`, `redistq dashboard` and `redistq worker` are what their names say."""
-    assert cli.main(["monitor", "--url", url, "stats", "--json"]) == 0
+    assert redistq_command(["monitor", "--url", url, "stats", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["queue"] == "tasks"
-    assert cli.main(["dashboard", "--url", url]) == 0
+    assert redistq_command(["dashboard", "--url", url]) == 0
     assert "waiting 0" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        cli.main(["worker", "--help"])
+        redistq_command(["worker", "--help"])
     assert ended.value.code == 0
     assert "python -m redistq.worker" in capsys.readouterr().out
-    assert cli.main(["--help"]) == 0
-    assert cli.main([]) == 2
-    assert cli.main(["dance"]) == 2
-    assert cli.main(["--version"]) == 0
+    assert redistq_command(["--help"]) == 0
+    assert redistq_command([]) == 2
+    assert redistq_command(["dance"]) == 2
+    assert redistq_command(["--version"]) == 0
 
 
 def test_the_module_and_the_command_run(url: str) -> None:
@@ -513,7 +548,7 @@ def test_a_small_terminal_still_works(farm: Farm, screen: Any) -> None:
 
 def test_keys_without_a_terminal() -> None:
     """Input that is no terminal, or closed, gives no keys and no error."""
-    from redistq.cli.main import Keys
+    from redistq.cli.keyboard import Keys
 
     with open(os.devnull) as nothing, Keys(nothing) as keys:
         assert not keys.there

@@ -639,37 +639,6 @@ def test_all_that_knows_its_queue_is_a_source(url: str) -> None:
         assert {dashboard.queue for dashboard in made} == {"seen"}
 
 
-def test_cancelling_all_leaves_what_runs_and_what_comes_later(url: str) -> None:
-    """A thousand waiting tasks are cancelled in bounded calls; a running one is left alone, and
-    so is one that was added after the button."""
-    from redistq.dashboard.widget_panel import cancel_waiting
-
-    started, go_on = threading.Event(), threading.Event()
-
-    def hold(_: Any) -> str:
-        started.set()
-        go_on.wait(30)
-        return "done"
-
-    with TaskMonitor(url=url, stream="seen") as monitor:
-        producer = monitor.producer
-        with TaskWorker(url=url, stream="seen", task_handlers={"hold": hold}, thread_count=1):
-            held = producer.add_task("hold")
-            assert started.wait(15)
-            producer.pause()
-            producer.add_tasks(("never", n) for n in range(1000))
-            producer.add_tasks({"type": "never", "delay": 3600} for _ in range(450))
-            parts = cancel_waiting(monitor)
-            first = next(parts)
-            time.sleep(0.002)  # the next millisecond, by which later tasks are told
-            late = producer.add_task("late")
-            assert first + sum(parts) == 1450
-            assert producer.get_task(late).state == "queued"
-            assert producer.get_task(held).state == "running"
-            go_on.set()
-            assert producer.get_result(held, timeout=15) == "done"
-
-
 # -- in a real kernel ----------------------------------------------------------------------------
 
 LOOK = """

@@ -733,6 +733,35 @@ def test_buttons_are_the_producers_verbs(farm: Farm) -> None:
     assert farm.monitor.snapshot().dead == 0
 
 
+def test_cancelling_all_leaves_what_runs_and_what_comes_later(url: str) -> None:
+    """A thousand waiting tasks are cancelled in bounded calls; a running one is left alone, and
+    so is one that was added after the call."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> str:
+        started.set()
+        go_on.wait(30)
+        return "done"
+
+    with TaskMonitor(url=url, stream="seen") as monitor:
+        producer = monitor.producer
+        with TaskWorker(url=url, stream="seen", task_handlers={"hold": hold}, thread_count=1):
+            held = producer.add_task("hold")
+            assert started.wait(15)
+            producer.pause()
+            producer.add_tasks(("never", n) for n in range(1000))
+            producer.add_tasks({"type": "never", "delay": 3600} for _ in range(450))
+            parts = monitor.cancel_waiting_by_parts()
+            first = next(parts)
+            time.sleep(0.002)  # the next millisecond, by which later tasks are told
+            late = producer.add_task("late")
+            assert first + sum(parts) == 1450
+            assert producer.get_task(late).state == "queued"
+            assert producer.get_task(held).state == "running"
+            go_on.set()
+            assert producer.get_result(held, timeout=15) == "done"
+
+
 def test_looking_writes_nothing(farm: Farm) -> None:
     """Every look leaves the server's data as it was."""
     fill(farm)

@@ -11,18 +11,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._optional import require
 from ..display.text import clean, duration, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
-from ..monitor import columns as listings
+from ..monitor import columns
 from ..monitor.columns import Listing
 from ..monitor.monitor import TaskMonitor
 from ..monitor.records import STATS_EVENTS, stats_of, workers_of
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.stdout import written
-from . import tables as output
+from . import tables
 
 EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
 EXIT_INTERRUPTED = 130
@@ -40,17 +41,8 @@ Command = Callable[[TaskMonitor, argparse.Namespace], int]
 
 
 def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentParser:
-    """The command line."""
-    where = argparse.ArgumentParser(add_help=False)
-    group = where.add_argument_group("which queue")
-    nothing = argparse.SUPPRESS  # may stand before or after the command
-    group.add_argument("--url", default=nothing, help="redis://, rediss://, unix://, ...")
-    group.add_argument("--queue", default=nothing, help=f"the queue's name ({DEFAULT_QUEUE})")
-    group.add_argument("--group", default=nothing, help=f"consumer group ({DEFAULT_GROUP})")
-    group.add_argument("--delayed-key", default=nothing, help="its sorted set of delayed tasks")
-    group.add_argument(
-        "--timeout", type=float, default=nothing, help="seconds to wait for the server (5)"
-    )
+    """Return the command line's parser."""
+    where = _which_queue()
     form = argparse.ArgumentParser(add_help=False)
     how = form.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="JSON: every field, whole")
@@ -78,26 +70,50 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     )
     stats.add_argument("--max-age", type=float, help="with --check: oldest unread task, seconds")
     stats.add_argument("--max-dead", type=int, help="with --check: dead letters")
-    for name, what, _, _, many_rows in _LISTINGS:
-        p = add(name, what, _list, listing=True)
-        if many_rows:
-            p.add_argument("-n", type=_positive, default=many_rows, help="most rows (%(default)s)")
+    for name, shown in _LISTINGS.items():
+        p = add(name, shown.what, _list, listing=True)
+        if shown.rows:
+            p.add_argument("-n", type=_positive, default=shown.rows, help="most rows (%(default)s)")
     task = add("task", "all that is known of one task", _task, listing=True)
     task.add_argument("id", help="the task's id")
+    _add_verbs(add)
+    _add_servers(add)
+    return top
 
+
+def _which_queue() -> argparse.ArgumentParser:
+    """The options that say which queue; they may stand before or after the command."""
+    where = argparse.ArgumentParser(add_help=False)
+    group = where.add_argument_group("which queue")
+    nothing = argparse.SUPPRESS  # no default: it would undo what stands before the command
+    group.add_argument("--url", default=nothing, help="redis://, rediss://, unix://, ...")
+    group.add_argument("--queue", default=nothing, help=f"the queue's name ({DEFAULT_QUEUE})")
+    group.add_argument("--group", default=nothing, help=f"consumer group ({DEFAULT_GROUP})")
+    group.add_argument("--delayed-key", default=nothing, help="its sorted set of delayed tasks")
+    group.add_argument(
+        "--timeout", type=float, default=nothing, help="seconds to wait for the server (5)"
+    )
+    return where
+
+
+def _add_verbs(add: Callable[..., Any]) -> None:
+    """The commands that change the queue."""
     add("pause", "let no worker start another task", _pause)
     add("resume", "end a pause", _resume)
-    for name, what, run in (
-        ("replay", "send dead letters again with a clean slate", _replay),
-        ("purge", "delete dead letters for good", _purge),
+    for name, what, run, all_of_them in (
+        ("replay", "send dead letters again with a clean slate", _replay, "dead letters"),
+        ("purge", "delete dead letters for good", _purge, "dead letters"),
+        ("cancel", "cancel tasks that wait; running ones are left alone", _cancel, "waiting tasks"),
     ):
         p = add(name, what, run)
-        p.add_argument("ids", nargs="*", metavar="id", help="of the tasks; or --all")
-        p.add_argument("--all", action="store_true", help="all dead letters")
+        option = "--waiting" if run is _cancel else "--all"
+        p.add_argument("ids", nargs="*", metavar="id", help=f"of the tasks; or {option}")
+        p.add_argument(option, action="store_true", dest="all", help=f"all {all_of_them}")
         p.add_argument("--yes", action="store_true", help="do not ask")
-    cancel = add("cancel", "cancel tasks that wait; running ones are left alone", _cancel)
-    cancel.add_argument("ids", nargs="+", metavar="id", help="of the tasks")
 
+
+def _add_servers(add: Callable[..., Any]) -> None:
+    """The commands that go on until they are told to end."""
     served = "; `redistq dashboard --serve` makes a web page of it (--serve --help: its options)"
     live = add("dashboard", f"a live screen (q leaves it); piped, one picture{served}", _dashboard)
     live.add_argument(
@@ -106,7 +122,6 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     metrics = add("metrics", "serve the queue's figures to Prometheus until a signal", _metrics)
     metrics.add_argument("--port", type=int, required=True, help="where they are served")
     metrics.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
-    return top
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_monitor") -> int:
@@ -156,80 +171,92 @@ def _positive(text: str) -> int:
 
 # -- listings ------------------------------------------------------------------------------------
 
-_LISTINGS: tuple[tuple[str, str, Listing, Callable[[TaskMonitor, int], list[Any]], int], ...] = (
-    (
-        *("workers", "worker processes and what each runs", listings.WORKERS),
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A listing as a command: its help, columns, how it is read (at most ``n`` rows; 0: there is
+    no choice), how many rows it has unless told otherwise, and what is said when it is empty."""
+
+    what: str
+    listing: Listing
+    read: Callable[[TaskMonitor, int], list[Any]]
+    empty: str
+    rows: int = 0
+
+
+_LISTINGS = {
+    "workers": Shown(
+        "worker processes and what each runs",
+        columns.WORKERS,
         lambda m, _: workers_of(m.tick(events=1, workers=1000, running=1000, dead=1, batches=1)),
-        0,
+        "No worker runs: redistq worker your.module",
     ),
-    (
-        *("consumers", "the stream's consumers as the server lists them", listings.CONSUMERS),
+    "consumers": Shown(
+        "the stream's consumers as the server lists them",
+        columns.CONSUMERS,
         lambda m, _: m.records.consumers(),
-        0,
+        "No consumers: no worker has asked for work yet.",
     ),
-    (
-        *("recent", "the newest ends of attempts", listings.RECENT),
+    "recent": Shown(
+        "the newest ends of attempts",
+        columns.RECENT,
         lambda m, n: m.records.events(n),
+        "Nothing has ended yet.",
         20,
     ),
-    (
-        *("pending", "tasks in workers' hands, oldest first", listings.PENDING),
+    "pending": Shown(
+        "tasks in workers' hands, oldest first",
+        columns.PENDING,
         lambda m, n: m.records.pending(n),
+        "No worker holds a task.",
         50,
     ),
-    (
-        *("delayed", "tasks that wait for their time, the next first", listings.DELAYED),
+    "delayed": Shown(
+        "tasks that wait for their time, the next first",
+        columns.DELAYED,
         lambda m, n: m.records.delayed(n),
+        "Nothing is delayed.",
         50,
     ),
-    (
-        *("dead", "failed tasks that are kept, newest first", listings.DEAD),
+    "dead": Shown(
+        "failed tasks that are kept, newest first",
+        columns.DEAD,
         lambda m, n: m.records.dead(n),
+        "No dead letters.",
         20,
     ),
-    (
-        *("failures", "dead letters by error and task", listings.FAILURES),
+    "failures": Shown(
+        "dead letters by error and task",
+        columns.FAILURES,
         lambda m, n: m.records.failures(n),
+        "No dead letters.",
         1000,
     ),
-    (
-        *("batches", "batches and how far each is, newest first", listings.BATCHES),
+    "batches": Shown(
+        "batches and how far each is, newest first",
+        columns.BATCHES,
         lambda m, n: m.records.batches(n),
+        "No batches.",
         20,
     ),
-)
-_NOTHING = {
-    "workers": "No worker runs: redistq worker your.module",
-    "consumers": "No consumers: no worker has asked for work yet.",
-    "recent": "Nothing has ended yet.",
-    "pending": "No worker holds a task.",
-    "delayed": "Nothing is delayed.",
-    "dead": "No dead letters.",
-    "failures": "No dead letters.",
-    "batches": "No batches.",
 }
 
 
 def _list(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    listing, read = next((row[2], row[3]) for row in _LISTINGS if row[0] == args.command)
-    records = read(monitor, getattr(args, "n", 0))
+    shown = _LISTINGS[args.command]
+    listing, records = shown.listing, shown.read(monitor, getattr(args, "n", 0))
     if args.json:
-        output.write_json(output.plain(listing, records))
+        tables.write_json(tables.plain(listing, records))
     elif args.csv:
-        rows = (output.plain_row(listing, record) for record in records)
-        output.write_csv(output.fields(listing), rows)
+        rows = (tables.plain_row(listing, record) for record in records)
+        tables.write_csv(tables.fields(listing), rows)
     else:
-        out = output.console()
+        out = tables.console()
         if records:
-            out.print(output.table(args.command, listing, records, out, _now_ms(monitor)))
+            out.print(tables.table(args.command, listing, records, out, monitor.now_ms()))
         else:
-            out.print(_NOTHING[args.command], markup=False)
+            out.print(shown.empty, markup=False)
     return EXIT_OK
-
-
-def _now_ms(monitor: TaskMonitor) -> float:
-    seconds, micros = monitor.broker.call(("TIME",))
-    return int(seconds) * 1000 + int(micros) / 1000
 
 
 def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
@@ -243,15 +270,15 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
             ailing.append(f"the oldest unread task waits for {values['oldest_age_s']:.1f} s")
         if args.max_dead is not None and values["dead"] > args.max_dead:
             ailing.append(plural(values["dead"], "dead letter"))
-    shown = {**values, "as_of": output.iso(values["as_of_ms"])}
+    shown = {**values, "as_of": tables.iso(values["as_of_ms"])}
     del shown["as_of_ms"]
     if args.check:
         shown["ailing"] = ailing
     if args.json:
-        output.write_json(shown)
+        tables.write_json(shown)
     elif args.csv:
         shown.pop("ailing", None)
-        output.write_csv(list(shown), [list(shown.values())])
+        tables.write_csv(list(shown), [list(shown.values())])
     else:
         _print_stats(shown, monitor)
         for sentence in ailing:
@@ -260,7 +287,7 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
-    out, text = output.console(), require("rich.text", "cli", "tables")
+    out, text = tables.console(), require("rich.text", "cli", "tables")
     grid = require("rich.table", "cli", "tables").Table.grid(padding=(0, 2))
     due = values["next_due_s"]
     rows = (
@@ -270,7 +297,7 @@ def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
         ("oldest", duration(values["oldest_age_s"] * 1000) if values["queue_length"] else "–"),
         ("running", f"{values['running']:,} of {values['pending']:,} in workers' hands"),
         ("delayed", f"{values['delayed']:,}"),
-        ("next due", "–" if due is None else output.human("span", due * 1000, 0)),
+        ("next due", "–" if due is None else tables.human("span", due * 1000, 0)),
         ("dead", f"{values['dead']:,}"),
         ("workers", f"{values['workers']:,} with {plural(values['slots'], 'thread')}"),
         ("per second", f"{values['throughput']:,.1f} settled, over the last minute"),
@@ -289,22 +316,22 @@ def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
 
 def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
-    attempts = listings.attempts_of(task)
+    attempts = columns.attempts_of(task)
     if args.json:
         facts = ("name", "state", "attempt", "worker", "payload", "result")
         errors = ("error_type", "error", "traceback")
-        output.write_json(
+        tables.write_json(
             {"task_id": task.id}
             | {name: getattr(task, name) for name in facts + errors}
-            | {"attempts": output.plain(listings.ATTEMPTS, attempts)}
+            | {"attempts": tables.plain(columns.ATTEMPTS, attempts)}
         )
     elif args.csv:
-        rows = (output.plain_row(listings.ATTEMPTS, attempt) for attempt in attempts)
-        output.write_csv(output.fields(listings.ATTEMPTS), rows)
+        rows = (tables.plain_row(columns.ATTEMPTS, attempt) for attempt in attempts)
+        tables.write_csv(tables.fields(columns.ATTEMPTS), rows)
     else:
-        out, text = output.console(), require("rich.text", "cli", "tables")
+        out, text = tables.console(), require("rich.text", "cli", "tables")
         out.print(text.Text(clean(f"{task.id}  {task.name}  {task.state}", 500), style="bold"))
-        out.print(output.table("task", listings.ATTEMPTS, attempts, out, _now_ms(monitor)))
+        out.print(tables.table("task", columns.ATTEMPTS, attempts, out, monitor.now_ms()))
         for name in ("payload", "result"):
             if value := getattr(task, name):
                 out.print(text.Text(f"{name}: {clean(value, 400)}"))
@@ -349,10 +376,8 @@ def _on_dead(
     if bool(args.ids) == args.all:
         raise ConfigurationError(f"{args.command} takes task ids, or --all, one of the two")
     if args.all and not args.yes:
-        letters = plural(monitor.snapshot().dead, "dead letter")
-        if not sys.stdin.isatty():
-            raise ConfigurationError(f"{args.command} --all needs --yes without a terminal")
-        if input(f"{ask} {letters} {how}? [y/N] ").strip().lower() not in ("y", "yes"):
+        _need_terminal(f"{args.command} --all")
+        if not _confirmed(f"{ask} {plural(monitor.snapshot().dead, 'dead letter')} {how}?"):
             print(f"nothing was {done}")
             return EXIT_OK
     count = verb(*args.ids)
@@ -364,10 +389,36 @@ def _on_dead(
 
 
 def _cancel(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    answers = monitor.cancel(*args.ids)
-    for task_id, state in answers.items():
+    if bool(args.ids) == args.all:
+        raise ConfigurationError("cancel takes task ids, or --waiting, one of the two")
+    if args.all:
+        return _cancel_waiting(monitor, args)
+    states = monitor.cancel(*args.ids)
+    for task_id, state in states.items():
         print(f"{clean(task_id, 200)} {state}")
-    return EXIT_OK if set(answers.values()) == {"cancelled"} else EXIT_NOT_FOUND
+    return EXIT_OK if set(states.values()) == {"cancelled"} else EXIT_NOT_FOUND
+
+
+def _cancel_waiting(monitor: TaskMonitor, args: argparse.Namespace) -> int:
+    if not args.yes:
+        _need_terminal("cancel --waiting")
+        shot = monitor.snapshot()
+        waiting = plural(shot.ready + shot.delayed, "waiting task")
+        if not _confirmed(f"Cancel {waiting}? This cannot be undone."):
+            print("nothing was cancelled")
+            return EXIT_OK
+    print(f"{plural(monitor.cancel_waiting(), 'task')} cancelled")
+    return EXIT_OK
+
+
+def _need_terminal(command: str) -> None:
+    """Raise ConfigurationError where nobody is there to be asked."""
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{command} needs --yes without a terminal")
+
+
+def _confirmed(question: str) -> bool:
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _dashboard(monitor: TaskMonitor, args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from ..connection.address import Address, resolve
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError, Refused, ServerUnavailable
 from ..logger import logger
+from ..protocol.commands import PING
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.private import read_given
 from ..system.processes import import_path, mend_standard_streams
@@ -202,7 +203,7 @@ def _wait_while_refused(broker: Broker, told_to_end: threading.Event) -> None:
     ServerUnavailable when there is none, or not the right one."""
     while True:
         try:
-            broker.call(("PING",))
+            broker.call(PING)
             return
         except ServerUnavailable as error:
             refusal = error.__cause__

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ..display.elements import tag
 from ..display.notebook import Outlet
 from ..display.text import clock, plural
 from ..errors import RedistqError
-from ..monitor.monitor import TaskMonitor
-from ..protocol.commands import MAX_TASKS
 from . import page as show
 from .refresher import Feed, refresher
 from .view import LETTERS_SHOWN, View, line
@@ -305,7 +303,7 @@ class WidgetPanel:
 
     def _cancel_all(self) -> Progress:
         count = 0
-        for part in cancel_waiting(self._feed.monitor):
+        for part in self._feed.monitor.cancel_waiting_by_parts():
             count += part
             yield f"Cancelling: {plural(count, 'task')} so far …"
         return f"{self._now()} {plural(count, 'task')} cancelled."
@@ -340,35 +338,6 @@ class WidgetPanel:
                     _shut(inner)
             _shut(widget)
         self._work = None
-
-
-def cancel_waiting(monitor: TaskMonitor) -> Iterator[int]:
-    """Cancel what waits at this moment, a bounded call at a time; yields how many each ended.
-
-    Tasks added meanwhile are left alone, except delayed ones, which show no time of arrival.
-    """
-    broker, keys = monitor.broker, monitor.keys
-    end, start = str(monitor.snapshot().now_ms), "-"
-    while True:
-        entries = broker.call(("XRANGE", keys.stream, start, end, "COUNT", MAX_TASKS))
-        if not entries:
-            break
-        start = "(" + entries[-1][0].decode()
-        ids = [dict(zip(flat[::2], flat[1::2], strict=False)).get(b"id") for _, flat in entries]
-        yield _cancelled(monitor, [raw.decode("utf-8", "replace") for raw in ids if raw])
-    left = int(broker.call(("ZCARD", keys.delayed)))
-    kept = 0
-    while left > 0:
-        raws = broker.call(("ZRANGE", keys.delayed, kept, kept + MAX_TASKS - 1))
-        if not raws:
-            break
-        count = _cancelled(monitor, [raw.decode("utf-8", "replace") for raw in raws])
-        left, kept = left - len(raws), kept + len(raws) - count
-        yield count
-
-
-def _cancelled(monitor: TaskMonitor, ids: list[str]) -> int:
-    return sum(1 for word in monitor.cancel(*ids).values() if word == "cancelled")
 
 
 def _set(widget: Any, **traits: Any) -> None:

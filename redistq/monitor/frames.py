@@ -1,6 +1,6 @@
 """DataFrames of what a queue holds: fixed columns, dtypes and order, also when they are empty.
 
-Used by TaskMonitor; listings.py says which columns there are, docs/frames.md says it to users. It
+Used by TaskMonitor; columns.py says which columns there are, docs/frames.md says it to users. It
 never talks to a server.
 """
 

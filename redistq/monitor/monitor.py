@@ -6,17 +6,17 @@ the queue. The few verbs that do change something (pause, replay, ...) are the p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..errors import ConfigurationError
 from ..producer.producer import TaskProducer
-from ..protocol.commands import Snapshot
+from ..protocol.commands import TIME, Snapshot, read_time
 from ..protocol.keys import DEFAULT_QUEUE
-from . import columns as listings
-from . import frames
+from . import columns, frames
 from .records import EVENTS_MAX, STATS_EVENTS, Inspector, stats_of, workers_of
-from .tick import DeadLetter, Running, Tick, read_tick
+from .tick import DeadLetter, Running, Tick, fields_of, read_tick, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +45,9 @@ class TaskMonitor:
         **options: Any,
     ) -> None:
         self.producer = TaskProducer(redis_host, redis_port, db, stream, **options)
-        self.broker, self.commands, self.keys = (
-            self.producer.broker,
-            self.producer.commands,
-            self.producer.keys,
-        )
+        self.broker = self.producer.broker
+        self.commands = self.producer.commands
+        self.keys = self.producer.keys
         self.records = Inspector(self.broker, self.commands)
         self._held: dict[str, Running] = {}
         self._dead: dict[tuple[str, int], DeadLetter] = {}
@@ -67,6 +65,10 @@ class TaskMonitor:
     def snapshot(self) -> Snapshot:
         """Every figure of the queue at one instant, in one call."""
         return self.producer.snapshot()
+
+    def now_ms(self) -> int:
+        """Return the server's time in ms since the epoch."""
+        return read_time(self.broker.call(TIME))
 
     def tick(
         self,
@@ -126,7 +128,7 @@ class TaskMonitor:
         cancelled), attempt, worker, queued_at (the attempt became ready), started_at, wait, run,
         note (the error's type).
         """
-        return self._stamp(frames.frame(listings.RECENT, self.records.events(n)), n)
+        return self._stamp(frames.frame(columns.RECENT, self.records.events(n)), n)
 
     def get_workers(self) -> pd.DataFrame:
         """Worker processes by name: up to 1000.
@@ -136,7 +138,7 @@ class TaskMonitor:
         deadline_at (of its next heartbeat), python, version, names (of its handlers).
         """
         tick = self.tick(events=1, workers=1000, running=1000, dead=1, batches=1)
-        return self._stamp(frames.frame(listings.WORKERS, workers_of(tick)), 1000)
+        return self._stamp(frames.frame(columns.WORKERS, workers_of(tick)), 1000)
 
     def get_consumers(self) -> pd.DataFrame:
         """The stream's consumers as the server lists them, by name.
@@ -145,7 +147,7 @@ class TaskMonitor:
         something; NaT where the server does not say), state (alive, silent, or unknown: no worker
         goes by this name).
         """
-        return self._stamp(frames.frame(listings.CONSUMERS, self.records.consumers()))
+        return self._stamp(frames.frame(columns.CONSUMERS, self.records.consumers()))
 
     def get_pending(self, n: int = 100) -> pd.DataFrame:
         """Tasks handed to workers and not settled, oldest first.
@@ -153,7 +155,7 @@ class TaskMonitor:
         task_id, name, state, worker, attempt, recovered, queued_at, since (handed over), held (for
         how long), deliveries, entry, payload (its start).
         """
-        return self._stamp(frames.frame(listings.PENDING, self.records.pending(n)), n)
+        return self._stamp(frames.frame(columns.PENDING, self.records.pending(n)), n)
 
     def get_delayed(self, n: int = 100) -> pd.DataFrame:
         """Tasks that wait for their time, the next due first.
@@ -162,7 +164,7 @@ class TaskMonitor:
         unknown: no worker has a handler for it), attempt, recovered, error_type (of a retry),
         payload (its start).
         """
-        return self._stamp(frames.frame(listings.DELAYED, self.records.delayed(n)), n)
+        return self._stamp(frames.frame(columns.DELAYED, self.records.delayed(n)), n)
 
     def get_dead(self, n: int = 100) -> pd.DataFrame:
         """Failed tasks that are kept, newest first.
@@ -170,7 +172,7 @@ class TaskMonitor:
         task_id, name, state, died_at, error_type, error (its message), attempt, worker, run,
         payload (its start), traceback.
         """
-        return self._stamp(frames.frame(listings.DEAD, self.records.dead(n)), n)
+        return self._stamp(frames.frame(columns.DEAD, self.records.dead(n)), n)
 
     def get_failures(self, n: int = 1000, group: bool = True) -> pd.DataFrame:
         """The newest ``n`` dead letters by error type and task name, the most frequent first.
@@ -180,7 +182,7 @@ class TaskMonitor:
         """
         if not group:
             return self.get_dead(n)
-        return self._stamp(frames.frame(listings.FAILURES, self.records.failures(n)))
+        return self._stamp(frames.frame(columns.FAILURES, self.records.failures(n)))
 
     def get_task(self, task_id: str) -> pd.DataFrame:
         """All attempts of one task, oldest first; the last row is how it stands now.
@@ -190,7 +192,7 @@ class TaskMonitor:
         are not shown. Raises UnknownTask.
         """
         task = self.records.task(task_id)
-        found = frames.frame(listings.ATTEMPTS, listings.attempts_of(task))
+        found = frames.frame(columns.ATTEMPTS, columns.attempts_of(task))
         facts = ("name", "state", "payload", "result", "error_type", "error", "traceback")
         told = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
         return frames.stamp(found, queue=self.queue, url=self.url, **told)
@@ -241,7 +243,7 @@ class TaskMonitor:
         batch (index), name, state (running, finished), total, waiting (or running), succeeded,
         failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs).
         """
-        return self._stamp(frames.frame(listings.BATCHES, self.records.batches(n)), n)
+        return self._stamp(frames.frame(columns.BATCHES, self.records.batches(n)), n)
 
     def _lost_events(self, shot: Snapshot) -> bool:
         """Whether the history has dropped events: there were more than it holds."""
@@ -255,8 +257,7 @@ class TaskMonitor:
         return {"as_of": frames.iso(now_ms), "queue": self.queue, "url": self.url}
 
     def _stamp(self, found: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
-        seconds, micros = self.broker.call(("TIME",))
-        facts = self._facts(int(seconds) * 1000 + int(micros) // 1000)
+        facts = self._facts(self.now_ms())
         return frames.stamp(found, **facts, truncated=n is not None and len(found) == n)
 
     @property
@@ -350,6 +351,36 @@ class TaskMonitor:
     def cancel(self, *task_ids: str) -> dict[str, str]:
         """Cancel tasks that wait; answers how each stands (see TaskProducer.cancel)."""
         return self.producer.cancel(*task_ids)
+
+    def cancel_waiting(self) -> int:
+        """Cancel every task that waits at this moment, ready or delayed; return how many.
+
+        What runs is left alone, and so are ready tasks that are added meanwhile. A delayed task
+        shows no time of arrival: one that is added meanwhile may be cancelled too.
+        """
+        return sum(self.cancel_waiting_by_parts())
+
+    def cancel_waiting_by_parts(self) -> Iterator[int]:
+        """Do as ``cancel_waiting`` in calls of bounded length; yield how many each cancelled.
+
+        Whoever stops in between has cancelled so many, each of them whole.
+        """
+        end = str(self.now_ms())
+        start = "-"
+        while entries := self.broker.call(self.commands.entries(start, end)):
+            start = "(" + text_of(entries[-1][0])
+            ids = [fields_of(flat).get("id", "") for _, flat in entries]
+            yield self._cancelled([task_id for task_id in ids if task_id])
+        left = int(self.broker.call(self.commands.delayed_count()))
+        kept = 0  # those that could not be cancelled: they stay in front
+        while left > 0 and (raw := self.broker.call(self.commands.delayed_ids(kept))):
+            count = self._cancelled([text_of(task_id) for task_id in raw])
+            left -= len(raw)
+            kept += len(raw) - count
+            yield count
+
+    def _cancelled(self, task_ids: list[str]) -> int:
+        return sum(state == "cancelled" for state in self.cancel(*task_ids).values())
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""

@@ -14,7 +14,6 @@ from ..connection.broker import Broker
 from ..connection.refusals import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Snapshot
-from ..protocol.keys import QueueKeys
 from .tick import (
     BatchRow,
     DeadLetter,
@@ -150,8 +149,8 @@ class Inspector:
     """Lists what one queue holds; every method is a few calls that only read."""
 
     def __init__(self, broker: Broker, commands: Commands) -> None:
-        self._broker, self._commands = broker, commands
-        self._keys: QueueKeys = commands.keys
+        self._broker = broker
+        self._commands = commands
 
     def events(
         self, n: int | None = 100, *, since_ms: int | None = None, until_ms: int | None = None
@@ -163,7 +162,7 @@ class Inspector:
         start = "-" if since_ms is None else str(max(since_ms, 0))
         while len(found) < most:
             count = min(EVENTS_PAGE, most - len(found))
-            page = self._broker.call(("XREVRANGE", self._keys.history, end, start, "COUNT", count))
+            page = self._broker.call(self._commands.history_page(end, start, count))
             found += [read_event(entry, flat) for entry, flat in page]
             if len(page) < count:
                 break
@@ -241,9 +240,7 @@ class Inspector:
     def consumers(self) -> list[ConsumerRow]:
         """Consumers of the group as the server lists them, by name; none without a group."""
         try:
-            reply = self._broker.call(
-                ("XINFO", "CONSUMERS", self._keys.stream, self._commands.group)
-            )
+            reply = self._broker.call(self._commands.consumers())
         except GroupMissing:
             return []
         except ServerError as error:
@@ -269,13 +266,9 @@ class Inspector:
 
     def batches(self, n: int = 100) -> list[BatchRow]:
         """Batches, newest first."""
-        ids = self._broker.call(("ZREVRANGE", self._keys.batches, 0, _count(n) - 1))
-        prefix = self._keys.batch_prefix
-        records = self._broker.call_many([("HGETALL", prefix + text_of(raw)) for raw in ids])
-        return [
-            read_batch(text_of(raw), fields_of(flat))
-            for raw, flat in zip(ids, records, strict=True)
-        ]
+        ids = [text_of(raw) for raw in self._broker.call(self._commands.newest_batches(_count(n)))]
+        records = self._broker.call_many([self._commands.batch_record(id) for id in ids])
+        return [read_batch(id, fields_of(flat)) for id, flat in zip(ids, records, strict=True)]
 
     def task(self, task_id: str) -> TaskHistory:
         """All that is known of one task. Raises UnknownTask when that is nothing."""
@@ -289,9 +282,7 @@ class Inspector:
             raise UnknownTask(task_id)
         if watched.state in ("queued", "running"):
             # The record of a task in the stream names nothing but its entry.
-            for _, flat in self._broker.call(
-                ("XRANGE", self._keys.stream, record["entry"], record["entry"])
-            ):
+            for _, flat in self._broker.call(self._commands.entry(record["entry"])):
                 record |= {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
         error = read_error(record.get("error", ""))
         entry, last = record.get("entry", ""), events[-1] if events else None

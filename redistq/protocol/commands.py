@@ -161,6 +161,18 @@ def new_consumer_name(host: str) -> str:
     return f"{host}:{uuid.uuid4().hex[:12]}"
 
 
+PING: Command = ("PING",)
+"""Ask whether the server takes commands."""
+TIME: Command = ("TIME",)
+"""Ask for the server's clock; ``read_time`` reads the answer."""
+
+
+def read_time(reply: list[Any]) -> int:
+    """Return the answer of ``TIME`` in whole ms since the epoch."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 class Commands:
     """The calls of one queue and consumer group."""
 
@@ -410,6 +422,39 @@ class Commands:
     ) -> Command:
         """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
         return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
+
+    def history_page(self, newest: str, oldest: str, limit: int) -> Command:
+        """Ends of attempts from an entry back to another, the newest first."""
+        return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
+
+    def entry(self, entry: str) -> Command:
+        """One entry of the stream, as a list of none or one."""
+        return ("XRANGE", self.keys.stream, entry, entry)
+
+    def entries(self, start: str, end: str, limit: int = MAX_TASKS) -> Command:
+        """Entries of the stream between two places, the oldest first: ready tasks, and pending
+        ones."""
+        return ("XRANGE", self.keys.stream, start, end, "COUNT", limit)
+
+    def delayed_count(self) -> Command:
+        """How many tasks are delayed."""
+        return ("ZCARD", self.keys.delayed)
+
+    def delayed_ids(self, offset: int, limit: int = MAX_TASKS) -> Command:
+        """Ids of delayed tasks from a place in the order of their times."""
+        return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
+
+    def consumers(self) -> Command:
+        """The group's consumers, as the server lists them."""
+        return ("XINFO", "CONSUMERS", self.keys.stream, self.group)
+
+    def newest_batches(self, limit: int) -> Command:
+        """Ids of the newest batches, the newest first."""
+        return ("ZREVRANGE", self.keys.batches, 0, limit - 1)
+
+    def batch_record(self, batch_id: str) -> Command:
+        """The counters of one batch."""
+        return ("HGETALL", self.keys.batch_prefix + batch_id)
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:
