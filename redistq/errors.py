@@ -16,6 +16,7 @@ __all__ = [
     "EmbeddedServerError",
     "Fail",
     "InvalidDelay",
+    "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
     "RedistqError",
@@ -32,6 +33,7 @@ __all__ = [
     "UnknownBatch",
     "UnknownTask",
     "UntrustedPayload",
+    "WrongPython",
 ]
 
 
@@ -224,6 +226,14 @@ def checked_delay(what: str, delay: Any) -> float:
         f"the delay of a {what} is a number of seconds, at most {MAX_DELAY_S:,} (31 years), not "
         f"{shown}; a text such as a Retry-After header goes through float() first"
     )
+
+
+class WrongPython(RedistqError):
+    """The function was sent by another minor version of Python, whose bytecode this one lacks."""
+
+
+class ModuleMissing(RedistqError, ImportError):
+    """The function or its arguments need a module that the worker does not have."""
 
 
 # -- between the parts of the package -------------------------------------------------------------

@@ -29,9 +29,9 @@ from servers import Server
 from workers import command, until
 
 from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
-from redistq.errors import UntrustedPayload
+from redistq.errors import ModuleMissing, UntrustedPayload, WrongPython
 from redistq.functions.blobs import MAX_BLOB_BYTES, Blobs, digest_of
-from redistq.functions.call import Call, ModuleMissing, WrongPython, load_function
+from redistq.functions.call import Call, load_function
 from redistq.functions.parts import LARGE
 from redistq.functions.pickling import PYTHON, dump, load
 from redistq.functions.signing import MAGIC, OLD_MAGIC, Signer, key_from, user_key

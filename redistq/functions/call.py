@@ -24,7 +24,14 @@ from functools import partial
 from typing import Any
 
 from ..connection.address import without_passwords
-from ..errors import PayloadError, PayloadTooLarge, RedistqError, ResultTooLarge, UntrustedPayload
+from ..errors import (
+    ModuleMissing,
+    PayloadError,
+    PayloadTooLarge,
+    ResultTooLarge,
+    UntrustedPayload,
+    WrongPython,
+)
 from ..handlers import Handler, Registry, TaskContext
 from ..retry import RetryPolicy
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
@@ -38,14 +45,6 @@ CALL = "redistq.call"
 """The task name of function calls."""
 MAX_PICKLED_ERROR = 64 * 1024
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
-
-
-class WrongPython(RedistqError):
-    """The function was sent by another minor version of Python, whose bytecode this one lacks."""
-
-
-class ModuleMissing(RedistqError, ImportError):
-    """The function or its arguments need a module that the worker does not have."""
 
 
 @dataclass(frozen=True, slots=True)
