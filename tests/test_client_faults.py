@@ -353,7 +353,10 @@ def test_the_stop_button_ends_an_await(
     """Whatever is awaited, the cell ends while nothing happens in the kernel's loop; the call is
     left alone, and no timer goes on afterwards."""
     notebook = kernel(server.url)
-    notebook.run("import asyncio, time\nfrom redistq import Client, futures\nclient = Client()")
+    notebook.run(
+        "import asyncio, time\nfrom redistq import Client\n"
+        "from redistq.client import futures\nclient = Client()"
+    )
     notebook.run("future = client.submit(abs, -1)")
     waiting = notebook.send(f"print('go')\nawait {what}")
     notebook.output(waiting, until="go")
@@ -375,7 +378,10 @@ def test_waiting_without_workers_is_a_grey_line_in_a_notebook(
 ) -> None:
     """Shown below the cell as it runs, not as a red box of standard error; said once."""
     notebook = kernel(server.url)
-    notebook.run("from redistq import Client, waiting\nwaiting.WAIT_S = 0.3\nclient = Client()")
+    notebook.run(
+        "from redistq import Client\nfrom redistq.producer import diagnosis\n"
+        "diagnosis.WAIT_S = 0.3\nclient = Client()"
+    )
     waiting = notebook.send("client.submit(abs, -1).result(4)")
     replies = []
     while True:
@@ -398,7 +404,8 @@ def test_a_notebook_that_silenced_our_log_sees_no_grey_line(
     """Lines below a cell obey the level of the logger, as they would in a program."""
     notebook = kernel(server.url)
     said = notebook.run(
-        "import logging\nfrom redistq import Client, waiting\nwaiting.WAIT_S = 0.3\n"
+        "import logging\nfrom redistq import Client\nfrom redistq.producer import diagnosis\n"
+        "diagnosis.WAIT_S = 0.3\n"
         "logging.getLogger('redistq').setLevel(logging.ERROR)\nclient = Client()\n"
         "try:\n    client.submit(abs, -1).result(2)\nexcept TimeoutError as error:\n"
         "    print(error)"

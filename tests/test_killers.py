@@ -20,7 +20,8 @@ from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
-from redistq.worker.worker import Supervisor, WorkerSettings
+from redistq.worker.settings import WorkerSettings
+from redistq.worker.supervisor import Supervisor
 
 JOBS = """
 import os, signal, time
@@ -184,7 +185,7 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
 ) -> None:
     """The supervisor alone knows what had been started; it tells it as soon as it is heard."""
     from redistq.errors import ServerUnavailable
-    from redistq.worker.worker import Death
+    from redistq.worker.supervisor import Death
 
     broker = Broker(Address(url))
     calls = Commands(QueueKeys("tasks"))

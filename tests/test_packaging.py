@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 import redistq
-from redistq import TaskFailed, TaskProducer, TaskWorker, scripts
+from redistq import TaskFailed, TaskProducer, TaskWorker
+from redistq.protocol import scripts
 
 assert Path(redistq.__file__).is_relative_to(sys.prefix), redistq.__file__
 assert scripts.folder() == Path(redistq.__file__).parent / "_lua", scripts.folder()
@@ -104,7 +105,7 @@ def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
     """All modules, every Lua file beside them, py.typed and the licence; no tests, no caches."""
     names = set(zipfile.ZipFile(wheel).namelist())
     tree = wheel.parent / "tree"
-    modules = {f"redistq/{path.name}" for path in (tree / "redistq").glob("*.py")}
+    modules = {path.relative_to(tree).as_posix() for path in (tree / "redistq").rglob("*.py")}
     lua = tree / "lua"
     texts = {f"redistq/_lua/{path.relative_to(lua).as_posix()}" for path in lua.rglob("*.lua")}
     assert len(texts) > 15

@@ -14,7 +14,7 @@ import pytest
 import redis
 from servers import Server, free_port
 
-import redistq.connection as settings
+import redistq.connection.address as settings
 from redistq import (
     AsyncTaskProducer,
     Client,
@@ -27,7 +27,7 @@ from redistq import (
 )
 from redistq.connection.address import Address, redacted, rejoin, resolve
 from redistq.protocol.keys import QueueKeys
-from redistq.worker.worker import WorkerSettings
+from redistq.worker.settings import WorkerSettings
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ worker = TaskWorker(
     task_handlers={"waits": waits, "holds": holds}, thread_count=1, lease=float(sys.argv[1])
 )
 worker.start()
-print("up", worker._keeper.pid, flush=True)
+print("up", worker._sidecar.pid, flush=True)
 {end}
 """
 

@@ -17,7 +17,8 @@ from workers import Command, alive, command, history, lapse, registered, until, 
 
 from redistq import ConfigurationError, ServerUnavailable, TaskProducer, TaskWorker
 from redistq.connection.address import Address
-from redistq.worker.worker import Supervisor, WorkerSettings
+from redistq.worker.settings import WorkerSettings
+from redistq.worker.supervisor import Supervisor
 
 JOBS = '''
 import ctypes, hashlib, os, signal, sys, time
@@ -470,7 +471,7 @@ def test_children_end_with_the_program_that_started_them(
         "from redistq import TaskWorker\n"
         "worker = TaskWorker(task_handlers=jobs.registry, processes=2, thread_count=1,\n"
         "                    lease=60, shutdown_timeout=0.2).start()\n"
-        "print('up', worker._keeper.pid, flush=True)\n"
+        "print('up', worker._sidecar.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with command(jobs, "-c", code, url=url) as one:
