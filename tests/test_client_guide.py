@@ -34,11 +34,11 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     from redistq.functions import blobs, parts
     from redistq.functions import output as task_output
     from redistq.protocol import codec
-    from redistq.worker import executor as execution
+    from redistq.worker import attempt
     from redistq.worker.settings import WorkerSettings
 
     assert codec.DEFAULT_MAX_BYTES == 8 * 1024**2
-    assert blobs.MAX_BLOB_BYTES == execution.MAX_RAW_RESULT == 256 * 1024**2
+    assert blobs.MAX_BLOB_BYTES == attempt.MAX_RAW_RESULT == 256 * 1024**2
     assert (task_output.MAX_BYTES, task_output.MAX_ENTRIES) == (256 * 1024, 2_000)
     assert blobs.BLOB_TTL_S == client.BATCH_TTL_S == 7 * 86_400
     assert batch._OPEN_TTL_MS == 30 * 86_400_000

@@ -43,6 +43,8 @@ from redistq.functions.output import LogSink
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
 from redistq.retry import RetryPolicy
+from redistq.worker.attempt import Attempt, Delivery, Outcome
+from redistq.worker.executor import Executor
 from redistq.worker.processor import EXIT_FAULT, Processor
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings
@@ -899,22 +901,24 @@ def test_an_async_entry_with_its_fields_in_another_order_runs(
     assert producer.get_result("other order", 10) == 3
 
 
-def test_what_is_shown_while_an_entry_is_opened(url: str, tmp_path: Path) -> None:
+def test_what_is_shown_while_an_entry_is_opened() -> None:
     """A payload that ends the process when it is read is charged: its entry stands on the
     scoreboard."""
-    crew, _ = _processor(url, tmp_path, lambda command: None)
+    scoreboard = Scoreboard.create(2)
     shown: list[list[str]] = []
-    opened = crew._executor._open
 
-    def look(task: Any) -> Any:
-        shown.append(crew.scoreboard.running())
-        return opened(task)
+    class Looking(Executor):
+        """Notes what the scoreboard shows while it opens an entry."""
 
-    crew._executor._open = look  # type: ignore[method-assign]
+        def open(self, task: Delivery) -> Attempt | Outcome:
+            shown.append(scoreboard.running())
+            return super().open(task)
+
+    executor = Looking(WorkerSettings(), registry, "me", scoreboard)
     fields = [b"id", b"x", b"name", b"echo", b"payload", b"1", b"attempt", b"1"]
     task = (b"1-0", [*fields, b"recovered", b"0", b"opts", b""], 0)
-    assert json.loads(crew._executor.runner(0)(task).args[6]) == 1
-    assert asyncio.run(crew._executor.run_async((b"2-0", [b"id", b"x"], 0), 1)).entry == b"2-0"
+    assert json.loads(executor.runner(0)(task).args[6]) == 1
+    assert asyncio.run(executor.run_async((b"2-0", [b"id", b"x"], 0), 1)).entry == b"2-0"
     assert shown == [["1-0"], ["2-0"]]
-    assert crew.scoreboard.running() == []
-    crew.broker.close()
+    assert scoreboard.running() == []
+    scoreboard.unmap()

@@ -19,6 +19,7 @@ from redistq.connection.broker import Broker
 from redistq.handlers import Handler
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
+from redistq.worker.attempt import Delivery
 from redistq.worker.durations import (
     NAMES,
     UNKNOWN,
@@ -28,7 +29,7 @@ from redistq.worker.durations import (
     fitting,
     total_ns,
 )
-from redistq.worker.executor import Delivery, Executor
+from redistq.worker.executor import Executor
 from redistq.worker.processor import PREFETCH_TASKS, Processor
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings

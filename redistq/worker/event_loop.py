@@ -15,7 +15,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..logger import logger
-from .executor import Delivery, Executor, Outcome, ThreadMaker
+from .attempt import Delivery, Outcome
+from .executor import Executor
+from .time_limits import ThreadMaker
 
 if TYPE_CHECKING:
     from .settings import WorkerSettings

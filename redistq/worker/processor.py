@@ -49,8 +49,9 @@ from ..handlers import Handler
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, objects_to_content, words_of
 from ..protocol.homes import LONG_S, PAGE, Passing, entry_order
+from .attempt import CORRUPT, PARK, RETRY, SETTLE, Delivery, Outcome
 from .durations import Forecast, fitting, total_ns
-from .executor import CORRUPT, PARK, RETRY, SETTLE, Delivery, Executor, Outcome
+from .executor import Executor
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -816,7 +817,7 @@ class Processor:
                     mine = not isinstance(error, ConfigurationError)
                     if not mine and not isinstance(error.__cause__, UnicodeEncodeError):
                         raise
-                    self._settle([self._executor.unsettled(outcome, error)])
+                    self._settle([outcome.failed(error)])
             except (ServerUnavailable, ConnectionLost, ConfigurationError):
                 return left + batch[position:]  # no fault of this outcome
             except Exception:
@@ -927,7 +928,7 @@ class Processor:
             )
             if objects_to_content(words):
                 fault = ResultError(f"the server could not store how this task ended: {words}")
-                outcome = self._executor.unsettled(outcome, fault)
+                outcome = outcome.failed(fault)
         pause = self._waits[key] = min(self._waits.get(key, BROKEN_S[0] / 2) * 2, BROKEN_S[1])
         self._broken.append((time.monotonic() + pause, outcome))
         self._settle_bell.put(None)

@@ -1,0 +1,364 @@
+"""One attempt: a task that is being run once, from the call of its handler to its Outcome.
+
+Used by the executor, which makes an Attempt of an entry and runs it; the outcome goes to the
+settler. Nothing here talks to a server or knows a slot, a queue's other tasks, or a time limit's
+thread.
+
+A handler is the user's code, and so is all it leaves behind: its result may fail to encode itself,
+its error may raise when it is asked for its text, its retry policy may have a mistake. Each of
+these ends the task as failed, with that fault, and never the thread that ran it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextvars import Context
+from typing import Any
+
+from .. import tracing
+from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_delay
+from ..handlers import Handler, TaskContext
+from ..logger import logger
+from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
+from ..protocol.options import milliseconds
+from .durations import Durations
+from .settings import WorkerSettings
+
+log = logger("redistq.worker")
+task_log = logging.getLogger("redistq.task")
+
+SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
+
+MAX_RAW_RESULT = 256 * 1024 * 1024
+"""Largest pickled result in bytes, as large as the largest argument."""
+
+FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
+"""The fields of an entry, in the order in which scripts write them."""
+NO_OPTS: dict[str, Any] = {}
+"""The options of a task that has none."""
+_CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
+
+Delivery = tuple[bytes, list[bytes], int]
+"""A stream entry as it was read: its id, its fields as a flat list, and which of the worker's
+queues it came from."""
+
+
+class Outcome:
+    """How an attempt ended: the verb that tells the server, and that verb's arguments."""
+
+    __slots__ = ("args", "attempt", "entry", "id", "lane", "name", "order", "refused_at", "verb")
+
+    def __init__(
+        self,
+        verb: str,
+        entry: bytes,
+        id: str,
+        name: str,
+        attempt: str,
+        order: int,
+        args: tuple[Any, ...],
+        lane: int,
+    ) -> None:
+        self.verb = verb
+        self.entry = entry
+        self.id = id
+        self.name = name
+        self.attempt = attempt
+        self.order = order
+        """When it was started: outcomes are settled about in the order of their entries."""
+        self.args = args
+        self.lane = lane
+        self.refused_at = 0.0
+        """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result or error it carries."""
+        return len(self.args[6]) if len(self.args) > 6 else 0
+
+    @classmethod
+    def corrupt(cls, entry: bytes, reason: str, lane: int) -> Outcome:
+        """Return the outcome of an entry that is no task: it is set aside with the reason."""
+        return cls(CORRUPT, entry, "", reason, "", 0, (), lane)
+
+    @classmethod
+    def fault(cls, task: Delivery, fault: BaseException) -> Outcome:
+        """Return the outcome of an entry that our own code failed on: a failed task with that
+        fault; what is no task is set aside."""
+        entry, flat, lane = task
+        fields = fields_of(flat)
+        if any(field not in fields for field in FIELDS):
+            return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", lane)
+        inbox, batch = addresses(fields[b"opts"])
+        task_id, name, attempt = fields[b"id"], fields[b"name"], fields[b"attempt"]
+        return cls(
+            SETTLE,
+            entry,
+            task_id.decode("utf-8", "replace"),
+            name.decode("utf-8", "replace"),
+            attempt.decode("ascii", "replace"),
+            0,
+            _failure(entry, task_id, name, attempt, fault, inbox, batch),
+            lane,
+        )
+
+    def failed(self, fault: BaseException) -> Outcome:
+        """Return the outcome in place of this one, which the server or the connection takes for
+        none: the task ends as failed with that fault. It has nothing in it from the handler."""
+        inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
+        args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
+        return Outcome(
+            SETTLE, self.entry, self.id, self.name, self.attempt, self.order, args, self.lane
+        )
+
+
+class BoundHandler:
+    """A handler made ready: what every run of it needs, looked up once."""
+
+    __slots__ = (
+        "consumer",
+        "function",
+        "is_async",
+        "max_result_bytes",
+        "name",
+        "policy",
+        "queues",
+        "raw",
+        "timeout",
+        "times",
+        "ttl",
+        "wants_context",
+    )
+
+    def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
+        self.consumer = consumer
+        self.queues = settings.queues
+        self.max_result_bytes = settings.max_result_bytes
+        self.function = handler.function
+        self.name = handler.name
+        self.policy = handler.policy
+        self.timeout = handler.timeout
+        self.is_async = handler.is_async
+        self.wants_context = handler.wants_context
+        self.raw = handler.raw
+        self.times = Durations(threaded=not handler.is_async)
+        ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
+        self.ttl = str(milliseconds(ttl))
+
+
+class Attempt:
+    """One run of one task: its handler, its payload, and what its entry said.
+
+    ``took`` is how long the handler ran, ``started`` when it began, both in ns.
+    """
+
+    __slots__ = (
+        "attempt",
+        "batch",
+        "context",
+        "entry",
+        "handler",
+        "id",
+        "inbox",
+        "lane",
+        "opts",
+        "payload",
+        "recovered",
+        "timeout",
+        "ttl",
+    )
+
+    entry: bytes
+    id: bytes
+    handler: BoundHandler
+    payload: Any
+    attempt: bytes
+    recovered: bytes
+    opts: dict[str, Any]
+    timeout: float | None
+    ttl: str
+    inbox: str
+    batch: str
+    lane: int
+    context: TaskContext
+    """Only once the handler was given one."""
+
+    # -- the handler's call ----------------------------------------------------------------------
+
+    def call(self) -> Any:
+        """Call the handler in a context of its own: what it sets in context variables ends with
+        it."""
+        if tracing.active is not None:
+            return Context().run(self._call_traced, tracing.active)
+        if self.handler.wants_context:
+            return Context().run(self.handler.function, self.payload, self._make_context())
+        return Context().run(self.handler.function, self.payload)
+
+    def _call_traced(self, spans: tracing.Tracing) -> Any:
+        with self.traced(spans):
+            return self.invoke()
+
+    def invoke(self) -> Any:
+        """Call the handler in the context of the caller, as the event loop does: its task has one
+        of its own."""
+        if self.handler.wants_context:
+            return self.handler.function(self.payload, self._make_context())
+        return self.handler.function(self.payload)
+
+    def traced(self, spans: tracing.Tracing) -> Any:
+        """Return a context manager: the span of this attempt."""
+        queue = self.handler.queues[self.lane]
+        return spans.running(
+            self.opts, self.id.decode(), self.handler.name, queue, int(self.attempt)
+        )
+
+    def _make_context(self) -> TaskContext:
+        handler = self.handler
+        task_id = self.id.decode()
+        attempt = int(self.attempt)
+        retries = self.opts.get("retries", handler.policy.retries)
+        self.context = TaskContext(
+            task_id=task_id,
+            name=handler.name,
+            queue=handler.queues[self.lane],
+            attempt=attempt,
+            recovered=int(self.recovered),
+            max_attempts=retries + 1,
+            entry=self.entry.decode(),
+            worker=handler.consumer,
+            logger=logging.LoggerAdapter(
+                task_log, {"task_id": task_id, "task_name": handler.name, "attempt": attempt}
+            ),
+        )
+        return self.context
+
+    # -- how it ends -----------------------------------------------------------------------------
+
+    def returned(self, result: Any, took: int, started: int) -> Outcome:
+        """Return the outcome of a handler that returned ``result``."""
+        try:
+            if self.handler.raw:
+                body = check_size(result, MAX_RAW_RESULT)
+            else:
+                body = encode_result(result, self.handler.max_result_bytes)
+        except (ResultError, ResultTooLarge) as error:
+            log.warning("task %s failed: %s", self.id.decode(), error)
+            return self.end("failed", encode_error(error), note_of(error), took, started)
+        except BaseException as fault:  # the result's own methods
+            return self._unbooked(fault, None, took, started)
+        return self.end("succeeded", body, "", took, started)
+
+    def failed(self, error: BaseException, took: int, started: int) -> Outcome:
+        """Return the outcome of a handler that raised ``error``."""
+        try:
+            return self._judged(error, took, started)
+        except BaseException as fault:  # the retry policy, or what the error itself says
+            return self._unbooked(fault, error, took, started)
+
+    def end(self, state: str, body: bytes, note: str, took: int, started: int) -> Outcome:
+        """Return the outcome that ends the task in ``state``."""
+        args = (*self._told(state, took), body, self.ttl, self.inbox, note, self.batch)
+        return self._outcome(SETTLE, started, args)
+
+    def _again(
+        self, state: str, delay: float, body: bytes, note: str, took: int, started: int
+    ) -> Outcome:
+        """Return the outcome that lets the task run again in ``delay`` seconds."""
+        args = (*self._told(state, took), body, milliseconds(delay), note)
+        return self._outcome(RETRY, started, args)
+
+    def _judged(self, error: BaseException, took: int, started: int) -> Outcome:
+        """Return what an attempt that raised comes to; raises what the error or its policy
+        raises."""
+        # By its type, as an except clause does: an error may claim to be of another.
+        attempt, policy, kind = int(self.attempt), self.handler.policy, type(error)
+        retries = self.opts.get("retries", policy.retries)
+        if issubclass(kind, Snooze):
+            delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
+            return self._again("snoozed", delay, b"", "Snooze", took, started)
+        context = getattr(self, "context", None)
+        note = note_of(error)
+        text = message_of(error)
+        body = encode_error(error, context._report if context is not None else None)
+        task_id = self.id.decode()
+        retry = issubclass(kind, Retry)
+        wanted = retry or (not issubclass(kind, Fail) and policy.wants(error))
+        if wanted and attempt <= retries:
+            asked = error.delay if retry else None  # type: ignore[attr-defined]
+            delay = policy.delay(attempt) if asked is None else checked_delay("Retry", asked)
+            log.info(
+                "task %s attempt %d failed, retry in %.2f s: %s: %s",
+                task_id,
+                attempt,
+                delay,
+                note,
+                text,
+            )
+            return self._again("retried", delay, body, note, took, started)
+        # A client that waits for it is told, and a notebook is not the place to say it twice.
+        level = logging.INFO if self.inbox or self.batch else logging.WARNING
+        log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
+        return self.end("failed", body, note, took, started)
+
+    def _unbooked(
+        self, fault: BaseException, error: BaseException | None, took: int, started: int
+    ) -> Outcome:
+        """Something broke after the handler had ended: the task ends as failed with that fault,
+        and with the handler's own error as its cause."""
+        if error is not None and error is not fault and _CAUSE.__get__(fault) is None:
+            _CAUSE.__set__(fault, error)
+        log.warning(
+            "task %s attempt %s failed for good, its outcome cannot be kept: %s: %s",
+            self.id.decode(),
+            self.attempt.decode(),
+            note_of(fault),
+            message_of(fault),
+        )
+        return self.end("failed", encode_error(fault), note_of(fault), took, started)
+
+    def _told(self, state: str, took: int) -> tuple[Any, ...]:
+        """Return what every verb is told of an attempt."""
+        return self.entry, self.id, state, self.handler.name, self.attempt, f"{took / 1e6:.3f}"
+
+    def _outcome(self, verb: str, started: int, args: tuple[Any, ...]) -> Outcome:
+        task_id, attempt = self.id.decode(), self.attempt.decode()
+        name = self.handler.name
+        return Outcome(verb, self.entry, task_id, name, attempt, started, args, self.lane)
+
+
+def note_of(error: BaseException) -> str:
+    """Return the short name of an error's type, for a line of history."""
+    return kind_of(error).rpartition(".")[2]
+
+
+def fields_of(flat: list[bytes]) -> dict[bytes, bytes]:
+    """Return an entry's fields by name."""
+    return dict(zip(flat[::2], flat[1::2], strict=False))
+
+
+def addresses(opts: bytes) -> tuple[str, str]:
+    """Return the inbox and the batch that are told of a task's end; '' for what does not read as
+    one."""
+    try:
+        found = json.loads(opts) if opts else {}
+        inbox, batch = found.get("inbox", ""), found.get("batch", "")
+        (inbox + batch).encode()
+        return inbox, batch
+    except Exception:  # anyone may have written them: whatever is wrong, nobody is told
+        return "", ""
+
+
+def _failure(
+    entry: bytes,
+    id: bytes | str,
+    name: bytes | str,
+    attempt: bytes | str,
+    fault: BaseException,
+    inbox: str,
+    batch: str,
+) -> tuple[Any, ...]:
+    """Return what ``settle`` is told of a task that ends as failed, and whose own outcome cannot
+    be told: no time it ran, and no life of its result."""
+    body = encode_error(fault)
+    return entry, id, "failed", name, attempt, "0.000", body, "0", inbox, note_of(fault), batch
