@@ -30,7 +30,17 @@ from ..errors import (
 )
 from ..handlers import _MARK
 from ..protocol.codec import DEFAULT_MAX_BYTES, dumps, encode_payload, loads
-from ..protocol.commands import MAX_TASKS, SETTLED, Command, Commands, Snapshot, Watched, words_of
+from ..protocol.commands import (
+    MAX_TASKS,
+    SETTLED,
+    TIME,
+    Command,
+    Commands,
+    Snapshot,
+    Watched,
+    read_time,
+    words_of,
+)
 from ..protocol.ids import check_line, new_task_id
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from ..protocol.options import count, due_after, due_at, seconds, unknown_option, wait_seconds
@@ -327,7 +337,7 @@ class ProducerOperations:
         name, entry = watched.record.get("name", b""), watched.record.get("entry", b"")
         try:
             if not name and entry:  # while it is queued its name is in the stream alone
-                for _, flat in (yield ("XRANGE", self.keys.stream, entry, entry)):
+                for _, flat in (yield self.commands.entry(entry)):
                     name = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"name", b"")
             names = [name.decode("utf-8", "replace") if name else ANY_NAME]
             return self._diagnosis.read((yield self._diagnosis.command), names)
@@ -345,7 +355,7 @@ class ProducerOperations:
         return answers
 
     def _dead(self, limit: int) -> Operation[list[TaskStatus]]:
-        ids = yield ("ZREVRANGE", self.keys.dead, 0, limit - 1)
+        ids = yield self.commands.newest_dead(limit)
         found = []
         for raw in ids:
             watched = Commands.read_watch((yield self.commands.watch(raw.decode())))
@@ -381,14 +391,13 @@ class ProducerOperations:
                 return done
 
     def _now_ms(self) -> Operation[int]:
-        seconds, micros = yield ("TIME",)
-        return int(seconds) * 1000 + int(micros) // 1000
+        return read_time((yield TIME))
 
     def _pause(self, paused: bool) -> Operation[None]:
-        yield ("HSET", self.keys.meta, "paused", int(paused))
+        yield self.commands.set_paused(paused)
         # Without a right to the channel, workers see it with their next heartbeat.
         with contextlib.suppress(ConfigurationError):
-            yield ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
+            yield self.commands.announce_paused(paused)
 
     def _snapshot(self) -> Operation[Snapshot]:
         return Commands.read_snapshot((yield self.commands.snapshot()))

@@ -427,11 +427,11 @@ class Commands:
         """Ends of attempts from an entry back to another, the newest first."""
         return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
 
-    def entry(self, entry: str) -> Command:
+    def entry(self, entry: str | bytes) -> Command:
         """One entry of the stream, as a list of none or one."""
         return ("XRANGE", self.keys.stream, entry, entry)
 
-    def entries(self, start: str, end: str, limit: int = MAX_TASKS) -> Command:
+    def entries(self, start: str | bytes, end: str | bytes, limit: int = MAX_TASKS) -> Command:
         """Entries of the stream between two places, the oldest first: ready tasks, and pending
         ones."""
         return ("XRANGE", self.keys.stream, start, end, "COUNT", limit)
@@ -443,6 +443,22 @@ class Commands:
     def delayed_ids(self, offset: int, limit: int = MAX_TASKS) -> Command:
         """Ids of delayed tasks from a place in the order of their times."""
         return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
+
+    def newest_dead(self, limit: int) -> Command:
+        """Ids of the newest dead letters, the newest first."""
+        return ("ZREVRANGE", self.keys.dead, 0, limit - 1)
+
+    def groups(self) -> Command:
+        """The consumer groups of the stream, as the server lists them."""
+        return ("XINFO", "GROUPS", self.keys.stream)
+
+    def set_paused(self, paused: bool) -> Command:
+        """Pause the queue, or let it go on; ``announce_paused`` tells workers at once."""
+        return ("HSET", self.keys.meta, "paused", int(paused))
+
+    def announce_paused(self, paused: bool) -> Command:
+        """Tell workers what ``set_paused`` has set."""
+        return ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
 
     def consumers(self) -> Command:
         """The group's consumers, as the server lists them."""

@@ -380,13 +380,13 @@ class Processor:
 
     def _rest_of(self, connection: Connection, lane: int) -> float:
         """Seconds that a lane full of other homes' calls is left alone: until one of ours comes."""
-        passing, stream = self._passing[lane], self._lanes[lane].keys.stream
+        passing = self._passing[lane]
         rest = passing.rest_s()
         if rest <= 0:
             return rest
         if (now := time.monotonic()) >= passing.looks_at:
             after = b"(" + passing.looks_after
-            added = connection.request(("XRANGE", stream, after, "+", "COUNT", PAGE))
+            added = connection.request(self._lanes[lane].entries(after, "+", PAGE))
             if added:
                 passing.looks_after = added[-1][0]
             if len(added) < PAGE:
@@ -400,7 +400,7 @@ class Processor:
     def _is_unread(self, connection: Connection, lane: int, entry: bytes) -> bool:
         """Whether no worker has read an entry yet."""
         commands = self._lanes[lane]
-        for row in connection.request(("XINFO", "GROUPS", commands.keys.stream)):
+        for row in connection.request(commands.groups()):
             about = dict(zip(row[::2], row[1::2], strict=True))
             if about[b"name"] == commands.group.encode():
                 return entry_order(entry) > entry_order(about[b"last-delivered-id"])
