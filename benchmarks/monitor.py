@@ -27,7 +27,7 @@ import redis
 from servers import Server
 
 from redistq import TaskMonitor, TaskProducer
-from redistq.monitor.records import STATS_EVENTS
+from redistq.monitor.tick import STATS_EVENTS
 
 LIMIT_MS = 20.0
 WORKERS, HELD, DEAD, ENDED = 20, 8, 1000, 11_000

@@ -21,14 +21,28 @@ from redistq.dashboard.view import Point, View, alerts, line, plain, rates
 from redistq.display import elements
 from redistq.display.palette import LOOKS, WARNING
 from redistq.display.text import clean, duration
-from redistq.monitor.tick import BatchRow, DeadLetter, Event, Running, Tick
+from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
+from redistq.monitor.tick import Tick
 from redistq.protocol.commands import Snapshot, WorkerRow
 
 NOW = 1_790_000_000_000
 HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
 ALLOWED = {
-    *("div", "span", "strong", "img", "table", "caption", "thead", "tbody", "tr", "th", "td"),
-    *("details", "summary", "pre", "progress"),
+    "div",
+    "span",
+    "strong",
+    "img",
+    "table",
+    "caption",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+    "pre",
+    "progress",
 }
 
 
@@ -60,8 +74,16 @@ def tick(shot: Snapshot | None = None, **more: Any) -> Tick:
     """One refresh of that queue."""
     running = Running("1-0", "t1", "resize", "host:abc", 2, 1, NOW - 1_500, True, '{"n":1}')
     dead = DeadLetter(
-        *("t9", "publish", NOW - 60_000, 3, "host:abc", 12.0),
-        *("ValueError", "no such album", "Traceback (most recent call last):\n  boom", '{"n":9}'),
+        "t9",
+        "publish",
+        NOW - 60_000,
+        3,
+        "host:abc",
+        12.0,
+        "ValueError",
+        "no such album",
+        "Traceback (most recent call last):\n  boom",
+        '{"n":9}',
     )
     fields: dict[str, Any] = {
         "snapshot": shot or snapshot(),
@@ -132,9 +154,14 @@ def test_the_header_figures_are_the_snapshots() -> None:
     """Every figure stands with its word, and the clock is the server's."""
     text = re.sub(r"\s+", " ", Reader(show.head(view())).text)
     for part in (
-        *("374 … waiting oldest 3.2 s", "2 ▶ running of 4 slots", "6 ◷ delayed next in 5.0 s"),
-        *("612 ✔ succeeded 9 retried", "4 ✖ failed 0.6% of all ended", "1 † dead letters"),
-        *("52/s ≫ throughput done in 7.2 s", "live · updated 14:13:20 UTC"),
+        "374 … waiting oldest 3.2 s",
+        "2 ▶ running of 4 slots",
+        "6 ◷ delayed next in 5.0 s",
+        "612 ✔ succeeded 9 retried",
+        "4 ✖ failed 0.6% of all ended",
+        "1 † dead letters",
+        "52/s ≫ throughput done in 7.2 s",
+        "live · updated 14:13:20 UTC",
     ):
         assert part in text.replace("live · updated", "live · updated"), part
 
@@ -234,8 +261,15 @@ def test_a_healthy_queue_has_no_warning() -> None:
 @pytest.mark.parametrize(
     ("ms", "text"),
     [
-        *((None, "–"), (0, "0 ms"), (999, "999 ms"), (1_000, "1.0 s"), (9_949, "9.9 s")),
-        *((45_000, "45 s"), (185_000, "3 min 5 s"), (3_600_000, "1 h"), (7_800_000, "2 h 10 min")),
+        (None, "–"),
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1_000, "1.0 s"),
+        (9_949, "9.9 s"),
+        (45_000, "45 s"),
+        (185_000, "3 min 5 s"),
+        (3_600_000, "1 h"),
+        (7_800_000, "2 h 10 min"),
         (200_000_000, "2 d 7 h"),
     ],
 )
@@ -262,7 +296,7 @@ def test_hostile_text_is_shown_as_text() -> None:
         tick(
             snapshot(workers=[worker, silent]),
             running=(Running("1", HOSTILE, HOSTILE, HOSTILE, 1, 0, NOW, True, HOSTILE),),
-            dead=(DeadLetter(*((HOSTILE, HOSTILE, NOW, 1, HOSTILE, None)), *((HOSTILE,) * 4)),),
+            dead=(DeadLetter(HOSTILE, HOSTILE, NOW, 1, HOSTILE, None, *((HOSTILE,) * 4)),),
             batches=(BatchRow(HOSTILE, HOSTILE, 1, 0, 0, 0, 0, NOW, None),),
         ),
         queue=HOSTILE,

@@ -75,8 +75,16 @@ def test_no_workers_can_be_asked_for(idle: Client, client: redis.Redis) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        *[("90s", 90), ("1m", 60), ("1h30m", 5400), ("1 h 30 min", 5400), ("2d", 172_800)],
-        *[("1.5h", 5400), ("500ms", 0.5), (".5s", 0.5), ("1w", 604_800), ("10SEC", 10)],
+        ("90s", 90),
+        ("1m", 60),
+        ("1h30m", 5400),
+        ("1 h 30 min", 5400),
+        ("2d", 172_800),
+        ("1.5h", 5400),
+        ("500ms", 0.5),
+        (".5s", 0.5),
+        ("1w", 604_800),
+        ("10SEC", 10),
     ],
 )
 def test_times_may_be_text_everywhere(idle: Client, text: str, seconds: float) -> None:

@@ -200,8 +200,13 @@ KEYS: dict[str, Any] = {
     "months and a column": lambda df: [pandas.Grouper(key="t", freq="MS"), "k2"],
 }
 OPTIONS: list[dict[str, Any]] = [
-    *({}, {"sort": False}, {"dropna": False}, {"as_index": False}, {"group_keys": False}),
-    *({"observed": True}, {"observed": False}),
+    {},
+    {"sort": False},
+    {"dropna": False},
+    {"as_index": False},
+    {"group_keys": False},
+    {"observed": True},
+    {"observed": False},
 ]
 REDUCING: dict[str, Any] = {
     "a Series": lambda g: pandas.Series({"sum": g.v.sum(), "n": len(g)}),

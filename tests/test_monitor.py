@@ -23,12 +23,30 @@ from redistq.monitor.tick import Tick
 TIME, SPAN, LABEL, STATE = "datetime64[ms, UTC]", "timedelta64[us]", "category", "category"
 TEXT = str(pd.Series(["x"]).dtype)
 STATES = [
-    *("delayed", "queued", "running", "retried", "snoozed", "recovered"),
-    *("succeeded", "failed", "cancelled", "expired", "settled"),
+    "delayed",
+    "queued",
+    "running",
+    "retried",
+    "snoozed",
+    "recovered",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+    "settled",
 ]
 SPANS = [
-    *("wait_p50", "wait_p90", "wait_p95", "wait_p99", "run_p50", "run_p90", "run_p95", "run_p99"),
-    *("wait_mean", "run_mean", "run_max"),
+    "wait_p50",
+    "wait_p90",
+    "wait_p95",
+    "wait_p99",
+    "run_p50",
+    "run_p90",
+    "run_p95",
+    "run_p99",
+    "wait_mean",
+    "run_mean",
+    "run_max",
 ]
 # What docs/frames.md promises: method, index name, columns with their dtypes, in order.
 CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
@@ -150,9 +168,28 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
     "get_latency": ("name", {"count": "int64", **dict.fromkeys(SPANS, SPAN)}),
 }
 FIGURES = [
-    *("queue", "queue_length", "pending", "running", "delayed", "succeeded", "failed"),
-    *("cancelled", "retried", "snoozed", "recovered", "dead", "workers", "slots"),
-    *("oldest_age_s", "next_due_s", "throughput", "paused", "health", "reason", "group", "as_of"),
+    "queue",
+    "queue_length",
+    "pending",
+    "running",
+    "delayed",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "retried",
+    "snoozed",
+    "recovered",
+    "dead",
+    "workers",
+    "slots",
+    "oldest_age_s",
+    "next_due_s",
+    "throughput",
+    "paused",
+    "health",
+    "reason",
+    "group",
+    "as_of",
 ]
 
 
@@ -465,7 +502,12 @@ def test_throughput_fills_its_gaps(farm: Farm) -> None:
         farm.event(now - back, state=state)
     found = farm.monitor.get_throughput("10s", "1s")
     assert list(found.columns) == [
-        *("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled")
+        "succeeded",
+        "failed",
+        "retried",
+        "snoozed",
+        "recovered",
+        "cancelled",
     ]
     assert {str(d) for d in found.dtypes} == {"int64"}
     assert str(found.index.dtype) == TIME

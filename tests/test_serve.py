@@ -71,8 +71,14 @@ def serving(server: Server, folder: Path, *options: str) -> Iterator[Site]:
     with log.open("wb") as file:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "redistq", "dashboard", "--serve"),
-                *("--port", str(port), *options),
+                sys.executable,
+                "-m",
+                "redistq",
+                "dashboard",
+                "--serve",
+                "--port",
+                str(port),
+                *options,
             ],
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -195,8 +201,15 @@ def test_a_visitor_runs_no_code(site: Site, kernel: str, tmp_path: Path) -> None
 
 
 NO_PAGES = (
-    *("/api/kernels", "/api/contents", "/api/sessions", "/api/terminals", "/api/kernelspecs"),
-    *("/tree", "/api/shutdown", "/voila/files/redistq.ipynb", "/voila/files/%2e%2e/url"),
+    "/api/kernels",
+    "/api/contents",
+    "/api/sessions",
+    "/api/terminals",
+    "/api/kernelspecs",
+    "/tree",
+    "/api/shutdown",
+    "/voila/files/redistq.ipynb",
+    "/voila/files/%2e%2e/url",
 )
 
 
@@ -278,8 +291,15 @@ def test_a_port_that_is_taken_ends_it(server: Server) -> None:
     """Exit code 1 and a word, no page at another port."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "redistq", "dashboard", "--serve"),
-            *("--url", server.url, "--port", str(server.port)),
+            sys.executable,
+            "-m",
+            "redistq",
+            "dashboard",
+            "--serve",
+            "--url",
+            server.url,
+            "--port",
+            str(server.port),
         ],
         capture_output=True,
         text=True,

@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, Unkn
 from ..monitor import columns
 from ..monitor.columns import Listing
 from ..monitor.monitor import TaskMonitor
-from ..monitor.records import STATS_EVENTS, stats_of, workers_of
+from ..monitor.tick import STATS_EVENTS, stats_of, workers_of
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.stdout import written
 from . import tables

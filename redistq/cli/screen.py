@@ -22,8 +22,8 @@ from ..display.palette import look
 from ..display.text import clean, clock, duration, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
-from ..monitor.records import workers_of
-from ..monitor.tick import DeadLetter, Event, Running, Tick
+from ..monitor.rows import DeadLetter, Event, Running
+from ..monitor.tick import Tick, workers_of
 from .keyboard import Keys
 from .tables import console as output_console
 
@@ -221,8 +221,11 @@ class Screen:
         shot = tick.snapshot
         age = 0 if shot.oldest_ms is None else shot.now_ms - shot.oldest_ms
         figures = [
-            *(("waiting", shot.ready), ("running", tick.running_count)),
-            *(("delayed", shot.delayed), ("dead", shot.dead), ("workers", len(tick.workers))),
+            ("waiting", shot.ready),
+            ("running", tick.running_count),
+            ("delayed", shot.delayed),
+            ("dead", shot.dead),
+            ("workers", len(tick.workers)),
         ]
         totals = [(s, tick.count(s)) for s in ("succeeded", "failed", "retried", "recovered")]
         lines.append(_figures(figures) + ([(f"  oldest {duration(age)}", "dim")] if age else []))

@@ -26,7 +26,9 @@ from ..display.elements import (
 )
 from ..display.palette import DELAYED, FAILED, QUEUED, RUNNING, SUCCEEDED, WARNING
 from ..display.text import LINE_CHARS, clean, clock, duration, one_line, per_second, plural
-from ..monitor.tick import BatchRow, DeadLetter, Running, Tick, running_of, slots_of
+from ..monitor.health import running_of, slots_of
+from ..monitor.rows import BatchRow, DeadLetter, Running
+from ..monitor.tick import Tick
 from ..protocol.commands import WorkerRow
 from .view import (
     CALL_PREFIX,

@@ -19,7 +19,8 @@ from ..connection.address import Address
 from ..errors import RedistqError
 from ..logger import logger
 from ..monitor.monitor import TaskMonitor
-from ..monitor.tick import Event, Tick
+from ..monitor.rows import Event
+from ..monitor.tick import Tick
 from .view import EVENTS_SHOWN, LETTERS_SHOWN, TRAIL_MS, Point, View
 
 log = logger("redistq.dashboard")
@@ -109,7 +110,12 @@ class Feed:
 def _moves(tick: Tick) -> tuple[Any, ...]:
     shot = tick.snapshot
     return (
-        *(shot.ready, shot.pending, shot.delayed, shot.dead, shot.paused, shot.counters),
+        shot.ready,
+        shot.pending,
+        shot.delayed,
+        shot.dead,
+        shot.paused,
+        shot.counters,
         tuple(worker.consumer for worker in shot.workers),
     )
 

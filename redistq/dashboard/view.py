@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from ..display.elements import TRAIL_MS as TRAIL_MS
 from ..display.palette import DELAYED, FAILED, QUEUED, WARNING
 from ..display.text import LINE_CHARS, NAME_CHARS, clean, clock, duration, one_line, plural
-from ..monitor.tick import Event, Tick
+from ..monitor.health import condition
+from ..monitor.rows import Event
+from ..monitor.tick import Tick
 from ..protocol.commands import WorkerRow
 
 EVENTS_SHOWN = 8
@@ -63,7 +65,8 @@ def title(name: str) -> str:
 
 def rates(trail: Sequence[Point], span_ms: int = 2_000) -> list[tuple[int, float]]:
     """Tasks settled per second at each point but the first, over ``span_ms`` before it."""
-    found, start = [], 0
+    found = []
+    start = 0
     for end in range(1, len(trail)):
         while start < end - 1 and trail[end].now_ms - trail[start].now_ms > span_ms:
             start += 1
@@ -92,19 +95,20 @@ def alerts(view: View) -> list[tuple[str, str]]:
         if not view.problem:
             found.append((QUEUED.color, "… Waiting for the server's first answer."))
         return found
-    shot, queue = tick.snapshot, clean(view.queue)
-    work = shot.ready + shot.pending
+    shot = tick.snapshot
+    now = condition(shot)
+    queue = clean(view.queue)
     start = f"TaskWorker(stream={queue!r}, …).start() or redistq-worker YOUR_MODULE --queue {queue}"
-    if not tick.workers and work:
-        verb = "waits" if work == 1 else "wait"
+    if now.unserved and now.work:
+        verb = "waits" if now.work == 1 else "wait"
         found.append(
             (
                 WARNING,
-                f"⚠ {plural(work, 'task')} {verb} and no worker is listening on queue {queue!r}. "
-                f"Start one: {start}",
+                f"⚠ {plural(now.work, 'task')} {verb} and no worker is listening on queue "
+                f"{queue!r}. Start one: {start}",
             )
         )
-    elif not tick.workers and shot.delayed:
+    elif now.unserved:
         found.append(
             (
                 WARNING,
@@ -112,7 +116,7 @@ def alerts(view: View) -> list[tuple[str, str]]:
                 f"are due. Start one: {start}",
             )
         )
-    for worker in tick.silent[:3]:
+    for worker in now.silent[:3]:
         found.append(
             (
                 WARNING,
@@ -121,18 +125,16 @@ def alerts(view: View) -> list[tuple[str, str]]:
                 f"{plural(worker.pending, 'task')} in its hands will be recovered.",
             )
         )
-    if shot.paused:
+    if now.paused:
         ends = f" {plural(shot.pending, 'task')} in hand may still finish." if shot.pending else ""
         found.append(
             (DELAYED.color, f"‖ Paused: no worker starts another task until you resume.{ends}")
         )
-    late = 0 if shot.next_due_ms is None else tick.now_ms - shot.next_due_ms
-    if late > 10_000 and tick.workers and not shot.paused:
-        found.append(
-            (WARNING, f"⚠ A delayed task is {duration(late)} late: no scheduler moves it.")
-        )
-    if not found and not work and not shot.delayed:
-        ready = plural(len(tick.workers), "worker")
+    if now.late_ms:
+        late = duration(now.late_ms)
+        found.append((WARNING, f"⚠ A delayed task is {late} late: no scheduler moves it."))
+    if not found and now.empty:
+        ready = plural(len(now.living), "worker")
         found.append((QUEUED.color, f"✔ Nothing waits and nothing runs. {ready} ready."))
     return found
 

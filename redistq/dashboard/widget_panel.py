@@ -97,8 +97,15 @@ class WidgetPanel:
         letters = w.VBox(self._slots, layout=w.Layout(width="100%"))
         self._root = w.VBox(
             [
-                *(self._head, buttons, self._confirm, self._said, self._workers),
-                *(self._batches, self._recent, self._failed, letters),
+                self._head,
+                buttons,
+                self._confirm,
+                self._said,
+                self._workers,
+                self._batches,
+                self._recent,
+                self._failed,
+                letters,
             ],
             layout=w.Layout(width="100%", padding="4px 8px"),
         )
@@ -107,9 +114,24 @@ class WidgetPanel:
         self._root._view_count = 0
         self._root.observe(self._on_views, "_view_count")
         self._widgets = [
-            *(self._head, self._said, self._workers, self._batches, self._recent, self._failed),
-            *(self._pause, self._retry, self._cancel, self._close, self._question, self._yes),
-            *(self._no, self._confirm, *self._slots, buttons, letters, self._root),
+            self._head,
+            self._said,
+            self._workers,
+            self._batches,
+            self._recent,
+            self._failed,
+            self._pause,
+            self._retry,
+            self._cancel,
+            self._close,
+            self._question,
+            self._yes,
+            self._no,
+            self._confirm,
+            *self._slots,
+            buttons,
+            letters,
+            self._root,
         ]
 
     def _on_views(self, change: Any) -> None:

@@ -14,14 +14,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .records import ConsumerRow, DelayedRow, FailureGroup, PendingRow, TaskHistory, WorkerInfo
-from .tick import BatchRow, DeadLetter, Event
-
-STATES = (
-    *("delayed", "queued", "running", "retried", "snoozed", "recovered"),
-    *("succeeded", "failed", "cancelled", "expired", "settled"),
+from .rows import (
+    BatchRow,
+    ConsumerRow,
+    DeadLetter,
+    DelayedRow,
+    Event,
+    FailureGroup,
+    PendingRow,
+    TaskHistory,
+    WorkerInfo,
 )
-"""Every state a task or one of its attempts may be in, in the order of a task's life."""
 
 Row = tuple[Any, ...]
 
@@ -39,16 +42,33 @@ class Listing:
 
 def _recent(e: Event) -> Row:
     return (
-        *(e.finished_ms, e.id, e.name, e.state, e.attempt, e.worker, e.queued_ms),
-        *(e.started_ms, e.wait_ms, e.run_ms, e.note),
+        e.finished_ms,
+        e.id,
+        e.name,
+        e.state,
+        e.attempt,
+        e.worker,
+        e.queued_ms,
+        e.started_ms,
+        e.wait_ms,
+        e.run_ms,
+        e.note,
     )
 
 
 RECENT = Listing(
     (
-        *(("finished_at", "time"), ("task_id", "text"), ("name", "label"), ("state", "state")),
-        *(("attempt", "count"), ("worker", "label"), ("queued_at", "time")),
-        *(("started_at", "time"), ("wait", "span"), ("run", "span"), ("note", "text")),
+        ("finished_at", "time"),
+        ("task_id", "text"),
+        ("name", "label"),
+        ("state", "state"),
+        ("attempt", "count"),
+        ("worker", "label"),
+        ("queued_at", "time"),
+        ("started_at", "time"),
+        ("wait", "span"),
+        ("run", "span"),
+        ("note", "text"),
     ),
     _recent,
 )
@@ -56,18 +76,41 @@ RECENT = Listing(
 
 def _worker(w: WorkerInfo) -> Row:
     return (
-        *(w.name, w.host, w.pid, w.state, w.threads, w.pending, w.running, w.task),
-        *(w.task_id, w.task_since_ms, w.started_ms, w.deadline_ms, w.python, w.version),
+        w.name,
+        w.host,
+        w.pid,
+        w.state,
+        w.threads,
+        w.pending,
+        w.running,
+        w.task,
+        w.task_id,
+        w.task_since_ms,
+        w.started_ms,
+        w.deadline_ms,
+        w.python,
+        w.version,
         ", ".join(w.names),
     )
 
 
 WORKERS = Listing(
     (
-        *(("worker", "text"), ("host", "label"), ("pid", "number"), ("state", "label")),
-        *(("threads", "count"), ("pending", "count"), ("running", "count"), ("task", "text")),
-        *(("task_id", "text"), ("task_since", "time"), ("started_at", "time")),
-        *(("deadline_at", "time"), ("python", "label"), ("version", "label"), ("names", "text")),
+        ("worker", "text"),
+        ("host", "label"),
+        ("pid", "number"),
+        ("state", "label"),
+        ("threads", "count"),
+        ("pending", "count"),
+        ("running", "count"),
+        ("task", "text"),
+        ("task_id", "text"),
+        ("task_since", "time"),
+        ("started_at", "time"),
+        ("deadline_at", "time"),
+        ("python", "label"),
+        ("version", "label"),
+        ("names", "text"),
     ),
     _worker,
     "worker",
@@ -81,7 +124,10 @@ def _consumer(c: ConsumerRow) -> Row:
 
 CONSUMERS = Listing(
     (
-        *(("consumer", "text"), ("pending", "count"), ("idle", "span"), ("inactive", "span")),
+        ("consumer", "text"),
+        ("pending", "count"),
+        ("idle", "span"),
+        ("inactive", "span"),
         ("state", "label"),
     ),
     _consumer,
@@ -92,32 +138,35 @@ CONSUMERS = Listing(
 
 def _pending(p: PendingRow) -> Row:
     return (
-        *(
-            p.id,
-            p.name,
-            "running",
-            p.worker,
-            p.attempt,
-            p.recovered,
-            p.queued_ms,
-            p.since_ms,
-            p.held_ms,
-        ),
-        *(p.deliveries, p.entry, p.preview),
+        p.id,
+        p.name,
+        "running",
+        p.worker,
+        p.attempt,
+        p.recovered,
+        p.queued_ms,
+        p.since_ms,
+        p.held_ms,
+        p.deliveries,
+        p.entry,
+        p.preview,
     )
 
 
 PENDING = Listing(
     (
-        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("worker", "label")),
-        *(
-            ("attempt", "count"),
-            ("recovered", "count"),
-            ("queued_at", "time"),
-            ("since", "time"),
-            ("held", "span"),
-        ),
-        *(("deliveries", "count"), ("entry", "text"), ("payload", "text")),
+        ("task_id", "text"),
+        ("name", "label"),
+        ("state", "state"),
+        ("worker", "label"),
+        ("attempt", "count"),
+        ("recovered", "count"),
+        ("queued_at", "time"),
+        ("since", "time"),
+        ("held", "span"),
+        ("deliveries", "count"),
+        ("entry", "text"),
+        ("payload", "text"),
     ),
     _pending,
 )
@@ -125,27 +174,31 @@ PENDING = Listing(
 
 def _delayed(d: DelayedRow) -> Row:
     return (
-        *(
-            d.id,
-            d.name,
-            "delayed",
-            d.due_ms,
-            d.due_in_ms,
-            d.reason,
-            d.attempt,
-            d.recovered,
-            d.error_type,
-        ),
+        d.id,
+        d.name,
+        "delayed",
+        d.due_ms,
+        d.due_in_ms,
+        d.reason,
+        d.attempt,
+        d.recovered,
+        d.error_type,
         d.preview,
     )
 
 
 DELAYED = Listing(
     (
-        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("due_at", "time")),
+        ("task_id", "text"),
+        ("name", "label"),
+        ("state", "state"),
+        ("due_at", "time"),
         ("due_in", "span"),
-        *(("reason", "label"), ("attempt", "count"), ("recovered", "count")),
-        *(("error_type", "label"), ("payload", "text")),
+        ("reason", "label"),
+        ("attempt", "count"),
+        ("recovered", "count"),
+        ("error_type", "label"),
+        ("payload", "text"),
     ),
     _delayed,
     labels={"reason": ("delay", "retry", "snooze", "unknown")},
@@ -154,17 +207,33 @@ DELAYED = Listing(
 
 def _dead(d: DeadLetter) -> Row:
     return (
-        *(d.id, d.name, "failed", d.died_ms, d.error_type, d.error, d.attempt, d.worker, d.run_ms),
-        *(d.preview, d.traceback),
+        d.id,
+        d.name,
+        "failed",
+        d.died_ms,
+        d.error_type,
+        d.error,
+        d.attempt,
+        d.worker,
+        d.run_ms,
+        d.preview,
+        d.traceback,
     )
 
 
 DEAD = Listing(
     (
-        *(("task_id", "text"), ("name", "label"), ("state", "state"), ("died_at", "time")),
+        ("task_id", "text"),
+        ("name", "label"),
+        ("state", "state"),
+        ("died_at", "time"),
         ("error_type", "label"),
-        *(("error", "text"), ("attempt", "count"), ("worker", "label"), ("run", "span")),
-        *(("payload", "text"), ("traceback", "text")),
+        ("error", "text"),
+        ("attempt", "count"),
+        ("worker", "label"),
+        ("run", "span"),
+        ("payload", "text"),
+        ("traceback", "text"),
     ),
     _dead,
 )
@@ -176,8 +245,13 @@ def _failures(f: FailureGroup) -> Row:
 
 FAILURES = Listing(
     (
-        *(("error_type", "label"), ("name", "label"), ("count", "count"), ("first_at", "time")),
-        *(("last_at", "time"), ("example_id", "text"), ("error", "text")),
+        ("error_type", "label"),
+        ("name", "label"),
+        ("count", "count"),
+        ("first_at", "time"),
+        ("last_at", "time"),
+        ("example_id", "text"),
+        ("error", "text"),
     ),
     _failures,
 )
@@ -185,18 +259,35 @@ FAILURES = Listing(
 
 def _batch(b: BatchRow) -> Row:
     return (
-        *(b.id, b.name, b.state, b.total, b.waiting, b.succeeded, b.failed, b.cancelled),
-        *(b.retried, b.created_ms, b.finished_ms),
+        b.id,
+        b.name,
+        b.state,
+        b.total,
+        b.waiting,
+        b.succeeded,
+        b.failed,
+        b.cancelled,
+        b.retried,
+        b.created_ms,
+        b.finished_ms,
         None if b.finished_ms is None else b.finished_ms - b.created_ms,
     )
 
 
 BATCHES = Listing(
     (
-        *(("batch", "text"), ("name", "text"), ("state", "label"), ("total", "count")),
-        *(("waiting", "count"), ("succeeded", "count"), ("failed", "count")),
-        *(("cancelled", "count"), ("retried", "count"), ("created_at", "time")),
-        *(("finished_at", "time"), ("took", "span")),
+        ("batch", "text"),
+        ("name", "text"),
+        ("state", "label"),
+        ("total", "count"),
+        ("waiting", "count"),
+        ("succeeded", "count"),
+        ("failed", "count"),
+        ("cancelled", "count"),
+        ("retried", "count"),
+        ("created_at", "time"),
+        ("finished_at", "time"),
+        ("took", "span"),
     ),
     _batch,
     "batch",
@@ -220,19 +311,34 @@ class Attempt:
 
 
 def attempts_of(task: TaskHistory) -> list[Attempt]:
-    """A task's attempts, oldest first; the last says how it stands if that is not its end."""
+    """Return a task's attempts, oldest first; where the last is not its end, one more says how it
+    stands."""
     found = [
         Attempt(
-            *(e.attempt, e.state, e.queued_ms, e.started_ms, e.finished_ms, e.wait_ms, e.run_ms),
-            *(e.worker, e.note),
+            attempt=e.attempt,
+            state=e.state,
+            queued_ms=e.queued_ms,
+            started_ms=e.started_ms,
+            finished_ms=e.finished_ms,
+            wait_ms=e.wait_ms,
+            run_ms=e.run_ms,
+            worker=e.worker,
+            note=e.note,
         )
         for e in task.events
     ]
     if not found or found[-1].state != task.state:
         found.append(
             Attempt(
-                *(task.attempt, task.state, task.since_ms, None, task.finished_ms, None, None),
-                *(task.worker, task.error_type),
+                attempt=task.attempt,
+                state=task.state,
+                queued_ms=task.since_ms,
+                started_ms=None,
+                finished_ms=task.finished_ms,
+                wait_ms=None,
+                run_ms=None,
+                worker=task.worker,
+                note=task.error_type,
             )
         )
     return found
@@ -240,16 +346,29 @@ def attempts_of(task: TaskHistory) -> list[Attempt]:
 
 def _attempt(a: Attempt) -> Row:
     return (
-        *(a.attempt, a.state, a.queued_ms, a.started_ms, a.finished_ms, a.wait_ms, a.run_ms),
-        *(a.worker, a.note),
+        a.attempt,
+        a.state,
+        a.queued_ms,
+        a.started_ms,
+        a.finished_ms,
+        a.wait_ms,
+        a.run_ms,
+        a.worker,
+        a.note,
     )
 
 
 ATTEMPTS = Listing(
     (
-        *(("attempt", "count"), ("state", "state"), ("queued_at", "time")),
-        *(("started_at", "time"), ("finished_at", "time"), ("wait", "span"), ("run", "span")),
-        *(("worker", "label"), ("note", "text")),
+        ("attempt", "count"),
+        ("state", "state"),
+        ("queued_at", "time"),
+        ("started_at", "time"),
+        ("finished_at", "time"),
+        ("wait", "span"),
+        ("run", "span"),
+        ("worker", "label"),
+        ("note", "text"),
     ),
     _attempt,
 )

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from .._optional import require
 from ..errors import ConfigurationError
-from .columns import STATES, Listing
-from .tick import Event
+from ..protocol.states import STATES
+from .columns import Listing
+from .rows import Event
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# In the order of the columns that docs/frames.md promises.
 THROUGHPUT = ("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled")
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _PLAIN = {"count": "int64", "number": "Int64"}
@@ -32,7 +34,8 @@ def pandas() -> Any:
 
 def frame(listing: Listing, records: Iterable[Any]) -> pd.DataFrame:
     """Records as a DataFrame of exactly the listing's columns and dtypes."""
-    pd, columns = pandas(), listing.columns
+    pd = pandas()
+    columns = listing.columns
     rows = [listing.row(record) for record in records]
     data = {
         name: column(kind, [row[i] for row in rows], listing.labels.get(name, ()))
@@ -80,7 +83,8 @@ def throughput(
     pd = pandas()
     import numpy as np
 
-    first, steps = start_ms // step_ms, max(1, math.ceil(end_ms / step_ms) - start_ms // step_ms)
+    first = start_ms // step_ms
+    steps = max(1, math.ceil(end_ms / step_ms) - first)
     begin = pd.Timestamp(first * step_ms, unit="ms", tz="UTC").as_unit("ms")
     index = pd.date_range(begin, periods=steps, freq=pd.Timedelta(step_ms, unit="ms"), name="ts")
     keys = [] if by is None else sorted({getattr(event, by) for event in events})
@@ -110,10 +114,13 @@ def latency(
     marks = [f"p{100 * q:g}" for q in quantiles]
     listing = Listing(
         (
-            *((by, "text"), ("count", "count")),
+            (by, "text"),
+            ("count", "count"),
             *((f"wait_{mark}", "span") for mark in marks),
             *((f"run_{mark}", "span") for mark in marks),
-            *(("wait_mean", "span"), ("run_mean", "span"), ("run_max", "span")),
+            ("wait_mean", "span"),
+            ("run_mean", "span"),
+            ("run_max", "span"),
         ),
         tuple,
         by,
@@ -123,10 +130,13 @@ def latency(
         waits, runs = (sorted(part) for part in zip(*groups[key], strict=True))
         rows.append(
             (
-                *(key, len(runs)),
+                key,
+                len(runs),
                 *(quantile(waits, q) for q in quantiles),
                 *(quantile(runs, q) for q in quantiles),
-                *(statistics.fmean(waits), statistics.fmean(runs), runs[-1]),
+                statistics.fmean(waits),
+                statistics.fmean(runs),
+                runs[-1],
             )
         )
     return frame(listing, rows)

@@ -15,18 +15,18 @@ from .._optional import require
 from ..errors import ConfigurationError, RedistqError
 from ..logger import logger
 from ..protocol.commands import Snapshot
+from ..protocol.states import COUNTED
 from ..system.hosts import host_in, is_loopback, named_here
+from .health import condition, running_count, slots_of
 from .monitor import TaskMonitor
-from .tick import running_count, slots_of
 
 log = logger("redistq.metrics")
 
 DEFAULT_HOST = "127.0.0.1"
-STATES = ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
 
 
 class QueueCollector:
-    """A prometheus_client collector for one queue; ``read`` answers a snapshot.
+    """A prometheus_client collector for one queue; ``read`` returns a snapshot.
 
     While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
     pass for those of now.
@@ -53,7 +53,7 @@ class QueueCollector:
         yield from self._families(snapshot)
 
     def _families(self, shot: Snapshot) -> Iterator[Any]:
-        alive = [w for w in shot.workers if w.deadline_ms >= shot.now_ms]
+        now = condition(shot)
         age = 0 if shot.oldest_ms is None else max(0, shot.now_ms - shot.oldest_ms)
         late = 0 if shot.next_due_ms is None else max(0, shot.now_ms - shot.next_due_ms)
         tasks = self._core.GaugeMetricFamily(
@@ -70,7 +70,7 @@ class QueueCollector:
         ends = self._core.CounterMetricFamily(
             "redistq_attempts", "Attempts by how they ended", labels=["queue", "state"]
         )
-        for state in STATES:
+        for state in COUNTED:
             ends.add_metric([self._queue, state], shot.counters.get(state, 0))
         yield ends
         yield self._gauge(
@@ -80,11 +80,11 @@ class QueueCollector:
             "oldest_ready_seconds", "Age of the oldest unread task, 0 without", age / 1000
         )
         yield self._gauge("delayed_late_seconds", "How late the next delayed task is", late / 1000)
-        yield self._gauge("workers", "Worker processes whose heartbeat is in time", len(alive))
+        yield self._gauge("workers", "Worker processes whose heartbeat is in time", len(now.living))
+        yield self._gauge("silent_workers", "Worker processes past their deadline", len(now.silent))
         yield self._gauge(
-            "silent_workers", "Worker processes past their deadline", len(shot.workers) - len(alive)
+            "worker_threads", "Threads of living workers", sum(map(slots_of, now.living))
         )
-        yield self._gauge("worker_threads", "Threads of living workers", sum(map(slots_of, alive)))
         yield self._gauge("paused", "1 while the queue is paused", int(shot.paused))
 
     def _gauge(self, name: str, what: str, value: float) -> Any:

@@ -1,4 +1,4 @@
-"""The window: TaskMonitor looks at one queue. Figures and DataFrames; it changes nothing by itself.
+"""TaskMonitor looks at one queue: figures, records and DataFrames. It changes nothing by itself.
 
 Used by dashboards, the command line, the metrics and notebooks. What it costs does not grow with
 the queue. The few verbs that do change something (pause, replay, ...) are the producer's.
@@ -14,9 +14,11 @@ from ..errors import ConfigurationError
 from ..producer.producer import TaskProducer
 from ..protocol.commands import TIME, Snapshot, read_time
 from ..protocol.keys import DEFAULT_QUEUE
+from ..protocol.states import COUNTED
 from . import columns, frames
-from .records import EVENTS_MAX, STATS_EVENTS, Inspector, stats_of, workers_of
-from .tick import DeadLetter, Running, Tick, fields_of, read_tick, text_of
+from .inspector import EVENTS_MAX, Inspector
+from .rows import DeadLetter, Running, fields_of, text_of
+from .tick import STATS_EVENTS, Tick, read_tick, stats_of, workers_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +32,10 @@ __all__ = ["TaskMonitor"]
 class TaskMonitor:
     """Looks at one queue; safe to use from several threads. Connection arguments: TaskProducer's.
 
-    ``get_...`` methods answer DataFrames with fixed columns, dtypes and order, also when there is
+    ``get_...`` methods return DataFrames with fixed columns, dtypes and order, also when there is
     nothing to show (docs/frames.md lists them): times are the server's, aware and in UTC, lengths
     of time are timedeltas, states are categories. Properties are short for them with their
-    defaults. ``snapshot()``, ``tick()`` and ``records`` answer plain records and need no pandas.
+    defaults. ``snapshot()``, ``tick()`` and ``records`` return plain records and need no pandas.
     """
 
     def __init__(
@@ -95,7 +97,8 @@ class TaskMonitor:
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is a whole number, at least 1: {value!r}")
-        held, known = self._held, self._dead
+        held = self._held
+        known = self._dead
         reply = self.broker.call(self.commands.tick(after or "", known, held=held, **limits))
         tick = read_tick(reply, after or "", events, held, known)
         # Payloads and tracebacks are sent once. Replaced as a whole: another thread sees one or the
@@ -247,11 +250,7 @@ class TaskMonitor:
 
     def _lost_events(self, shot: Snapshot) -> bool:
         """Whether the history has dropped events: there were more than it holds."""
-        ended = sum(
-            shot.counters.get(state, 0)
-            for state in ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
-        )
-        return ended > shot.history
+        return sum(shot.counters.get(state, 0) for state in COUNTED) > shot.history
 
     def _facts(self, now_ms: int) -> dict[str, Any]:
         return {"as_of": frames.iso(now_ms), "queue": self.queue, "url": self.url}
@@ -341,15 +340,15 @@ class TaskMonitor:
         self.producer.resume()
 
     def replay(self, *task_ids: str) -> int:
-        """Send dead letters again with a clean slate: these, or all; answers how many went."""
+        """Send dead letters again with a clean slate: these, or all; return how many went."""
         return self.producer.replay(*task_ids)
 
     def purge(self, *task_ids: str) -> int:
-        """Delete dead letters for good: these, or all; answers how many were deleted."""
+        """Delete dead letters for good: these, or all; return how many were deleted."""
         return self.producer.purge(*task_ids)
 
     def cancel(self, *task_ids: str) -> dict[str, str]:
-        """Cancel tasks that wait; answers how each stands (see TaskProducer.cancel)."""
+        """Cancel tasks that wait; return how each stands (see TaskProducer.cancel)."""
         return self.producer.cancel(*task_ids)
 
     def cancel_waiting(self) -> int:

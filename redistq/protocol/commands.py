@@ -15,6 +15,7 @@ from typing import Any
 
 from . import scripts
 from .keys import DEFAULT_GROUP, QueueKeys
+from .states import SETTLED as SETTLED
 
 Command = tuple[Any, ...]
 
@@ -123,9 +124,6 @@ class Refused:
 
     lost: list[int]
     broken: dict[int, str]
-
-
-SETTLED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
 
 _PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")

@@ -1,4 +1,4 @@
-"""What a queue holds, listed as plain frozen records: for scripts, the command line and frames.
+"""Lists what a queue holds as plain frozen records: for scripts, the command line and frames.
 
 Made by TaskMonitor. It needs no pandas, and its cost is that of the rows listed, whatever the
 queue's length. Times are milliseconds of the server's clock.
@@ -7,18 +7,22 @@ queue's length. Times are milliseconds of the server's clock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ..connection.broker import Broker
 from ..connection.refusals import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
-from ..protocol.commands import MAX_TASKS, Commands, Snapshot
-from .tick import (
+from ..protocol.commands import MAX_TASKS, Commands, Watched
+from ..protocol.states import ENDED
+from .rows import (
     BatchRow,
+    ConsumerRow,
     DeadLetter,
+    DelayedRow,
     Event,
-    Tick,
+    FailureGroup,
+    PendingRow,
+    TaskHistory,
     fields_of,
     int_or_none,
     preview_of,
@@ -26,123 +30,12 @@ from .tick import (
     read_dead,
     read_error,
     read_event,
-    running_count,
     text_of,
 )
 
 EVENTS_PAGE = 1000
-STATS_EVENTS = 300
-"""Events read for the figure of throughput: few, because each costs the server some 10 µs."""
 EVENTS_MAX = 100_000
 """Most events read for one answer; the history holds about 10,000 unless workers say otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class PendingRow:
-    """A task in some worker's hands: ``since_ms`` is when it was handed over."""
-
-    entry: str
-    id: str
-    name: str
-    worker: str
-    attempt: int
-    recovered: int
-    queued_ms: int
-    since_ms: int
-    held_ms: int
-    deliveries: int
-    preview: str
-
-
-@dataclass(frozen=True, slots=True)
-class DelayedRow:
-    """A task that waits for its time. ``reason`` is delay, retry, snooze or unknown (no worker here
-    has a handler for it); ``due_in_ms`` is negative when it is late."""
-
-    id: str
-    name: str
-    due_ms: int
-    due_in_ms: int
-    reason: str
-    attempt: int
-    recovered: int
-    error_type: str
-    preview: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerRow:
-    """A consumer as the server lists it; ``inactive_ms`` is None when the server does not say.
-    ``alive`` says whether its worker's heartbeat is in time (None: no worker goes by this name)."""
-
-    name: str
-    pending: int
-    idle_ms: int
-    inactive_ms: int | None
-    alive: bool | None
-
-    @property
-    def state(self) -> str:
-        """alive, silent or unknown."""
-        return {True: "alive", False: "silent", None: "unknown"}[self.alive]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """A worker process. ``state`` is busy, idle, paused, or silent (its deadline has passed)."""
-
-    name: str
-    host: str
-    pid: int | None
-    state: str
-    threads: int
-    pending: int
-    running: int
-    task: str
-    task_id: str
-    task_since_ms: int | None
-    started_ms: int | None
-    deadline_ms: int
-    python: str
-    version: str
-    group: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FailureGroup:
-    """Dead letters of one task name that died of one type of error; ``error`` is the newest."""
-
-    error_type: str
-    name: str
-    count: int
-    first_ms: int
-    last_ms: int
-    example_id: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskHistory:
-    """All that is known of one task: its attempts that ended, oldest first, and how it stands.
-
-    ``state`` is delayed, queued, running, succeeded, failed, cancelled, or settled (its record has
-    expired and the history tells no end). Payload and result are the start of their JSON.
-    """
-
-    id: str
-    name: str
-    state: str
-    attempt: int
-    worker: str
-    since_ms: int | None
-    finished_ms: int | None
-    payload: str
-    result: str
-    error_type: str
-    error: str
-    traceback: str
-    events: tuple[Event, ...]
 
 
 class Inspector:
@@ -284,32 +177,7 @@ class Inspector:
             # The record of a task in the stream names nothing but its entry.
             for _, flat in self._broker.call(self._commands.entry(record["entry"])):
                 record |= {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
-        error = read_error(record.get("error", ""))
-        entry, last = record.get("entry", ""), events[-1] if events else None
-        state, since_ms, finished_ms = watched.state, int_or_none(entry.split("-")[0]), None
-        if state == "unknown":
-            ended = last is not None and last.state in ("succeeded", "failed", "cancelled")
-            state = last.state if ended and last else "settled"
-        if state in ("succeeded", "failed", "cancelled", "settled"):
-            finished_ms = int_or_none(record.get("finished_ms", ""))
-            if finished_ms is None and last is not None:
-                finished_ms = last.finished_ms
-        worker = watched.consumer or record.get("worker", "") or (last.worker if last else "")
-        return TaskHistory(
-            id=task_id,
-            name=record.get("name") or (last.name if last else ""),
-            state=state,
-            attempt=int_or_none(record.get("attempt", "")) or (last.attempt if last else 1),
-            worker="" if state in ("queued", "delayed") else worker,
-            since_ms=since_ms,
-            finished_ms=finished_ms,
-            payload=preview_of(record.get("payload", "")),
-            result=preview_of(record.get("result", "")),
-            error_type=error["type"],
-            error=error["message"],
-            traceback=error["traceback"],
-            events=tuple(events),
-        )
+        return _history_of(task_id, watched, record, events)
 
     def _pages(
         self, kind: str, n: int, *, full: bool = True, task_id: str = ""
@@ -328,75 +196,39 @@ class Inspector:
             left, start = left - limit, text_of(after)
 
 
-def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
-    """The figures of a tick (one without ``after``) by name, in a fixed order."""
-    shot = tick.snapshot
-    totals = {
-        state: shot.counters.get(state, 0)
-        for state in ("succeeded", "failed", "cancelled", "retried", "snoozed", "recovered")
-    }
-    oldest, due, (word, why) = shot.oldest_ms, shot.next_due_ms, tick.health
-    return {
-        "queue": queue,
-        "queue_length": shot.ready,
-        "pending": shot.pending,
-        "running": running_count(shot),
-        "delayed": shot.delayed,
-        **totals,
-        "dead": shot.dead,
-        "workers": len(tick.workers),
-        "slots": tick.slots,
-        "oldest_age_s": 0.0 if oldest is None else max(0, shot.now_ms - oldest) / 1000,
-        "next_due_s": None if due is None else (due - shot.now_ms) / 1000,
-        "throughput": round(tick.per_second, 3),
-        "paused": shot.paused,
-        "health": word,
-        "reason": why,
-        "group": shot.group,
-        "as_of_ms": shot.now_ms,
-    }
-
-
-def workers_of(tick: Tick) -> list[WorkerInfo]:
-    """The workers of a tick by name, with the first of what each runs."""
-    from .tick import running_of, slots_of
-
-    shot: Snapshot = tick.snapshot
-    found = []
-    for worker in sorted(shot.workers, key=lambda w: w.consumer):
-        details, held = worker.details, tick.running_on(worker.consumer)
-        running = running_of(worker)
-        started = sorted(held, key=lambda task: not task.started)
-        if worker.deadline_ms < shot.now_ms:
-            state = "silent"
-        elif worker.pending:
-            state = "busy"
-        else:
-            state = "paused" if shot.paused else "idle"
-        found.append(
-            WorkerInfo(
-                name=worker.consumer,
-                host=details.get("host", ""),
-                pid=int_or_none(details.get("pid", "")),
-                state=state,
-                threads=slots_of(worker),
-                pending=worker.pending,
-                running=0 if state == "silent" else running,
-                task=started[0].name if started else "",
-                task_id=started[0].id if started else "",
-                task_since_ms=started[0].since_ms if started else None,
-                started_ms=int_or_none(details.get("started_ms", "")),
-                deadline_ms=worker.deadline_ms,
-                python=details.get("python", ""),
-                version=details.get("version", ""),
-                group=details.get("group", ""),
-                names=tuple(name for name in details.get("names", "").split("\n") if name),
-            )
-        )
-    return found
-
-
 def _count(n: int) -> int:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ConfigurationError(f"n is a whole number, at least 1: {n!r}")
     return n
+
+
+def _history_of(
+    task_id: str, watched: Watched, record: dict[str, str], events: list[Event]
+) -> TaskHistory:
+    """Return what a task's record and the ends of its attempts, oldest first, say of it."""
+    last = events[-1] if events else None
+    state = watched.state
+    if state == "unknown":
+        state = last.state if last is not None and last.state in ENDED else "settled"
+    finished_ms = None
+    if state in (*ENDED, "settled"):
+        finished_ms = int_or_none(record.get("finished_ms", ""))
+        if finished_ms is None and last is not None:
+            finished_ms = last.finished_ms
+    worker = watched.consumer or record.get("worker", "") or (last.worker if last else "")
+    error = read_error(record.get("error", ""))
+    return TaskHistory(
+        id=task_id,
+        name=record.get("name") or (last.name if last else ""),
+        state=state,
+        attempt=int_or_none(record.get("attempt", "")) or (last.attempt if last else 1),
+        worker="" if state in ("queued", "delayed") else worker,
+        since_ms=int_or_none(record.get("entry", "").split("-")[0]),
+        finished_ms=finished_ms,
+        payload=preview_of(record.get("payload", "")),
+        result=preview_of(record.get("result", "")),
+        error_type=error["type"],
+        error=error["message"],
+        traceback=error["traceback"],
+        events=tuple(events),
+    )
