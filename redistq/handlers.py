@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from .errors import ConfigurationError
 from .logger import logger
 from .protocol.ids import check_line
-from .protocol.options import seconds
+from .protocol.options import checked
 from .retry import ExceptionTypes, RetryPolicy
 
 __all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]
@@ -72,11 +72,7 @@ class Handler:
         Raises ConfigurationError when the name or the signature cannot work.
         """
         check_line("a task's name", name)
-        timeout, ttl = options.get("timeout"), options.get("result_ttl")
-        if timeout is not None:
-            options["timeout"] = seconds(f"the timeout of task {name!r}", timeout, positive=True)
-        if ttl is not None:
-            options["result_ttl"] = seconds(f"the result_ttl of task {name!r}", ttl)
+        options = checked(options, f"task {name!r}")
         if not callable(function):
             raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(

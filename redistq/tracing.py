@@ -19,8 +19,6 @@ from .logger import logger
 log = logger("redistq.tracing")
 
 ENV = "REDISTQ_TRACING"
-CARRIER = "trace"
-"""The option in which a task carries its context."""
 
 
 class Tracing:
@@ -60,16 +58,16 @@ class Tracing:
 
     @contextlib.contextmanager
     def running(
-        self, opts: Mapping[str, Any], task_id: str, name: str, queue: str, attempt: int
+        self, carrier: Mapping[str, Any] | None, task_id: str, name: str, queue: str, attempt: int
     ) -> Iterator[None]:
-        """A span around a handler, the child of the one that created the task.
+        """A span around a handler, the child of the one that created the task, whose context the
+        task carries.
 
         What the handler raises is recorded and makes it an error; a Snooze does not.
         """
         span: Any = None
         with _no_trouble():
-            carrier = opts.get(CARRIER)
-            context = self._propagate.extract(carrier) if isinstance(carrier, dict) else None
+            context = None if carrier is None else self._propagate.extract(carrier)
             attributes = _attributes(task_id, name, queue, "process") | {"redistq.attempt": attempt}
             around = self._tracer.start_as_current_span(
                 f"process {name}",

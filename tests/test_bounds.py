@@ -346,7 +346,7 @@ def test_an_overwritten_inbox_stops_no_producer_that_empties_it(
     handlers = {"double": lambda n: n * 2}
     with TaskProducer(url=url) as producer, TaskWorker(url=url, task_handlers=handlers):
         assert producer.get_result(producer.add_task("double", 1), 20) == 2
-        (inbox,) = producer._inboxes
+        (inbox,) = producer._guess._free
         inbox.kept = 1_000
         client.delete(inbox.key)
         client.set(inbox.key, "not an inbox")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ from redistq import (
     UnknownTask,
 )
 from redistq.handlers import Registry
-from redistq.protocol import options
+from redistq.protocol.options import TaskOptions
 from redistq.retry import RetryPolicy
 
 
@@ -91,9 +92,10 @@ def test_times_may_be_text_everywhere(idle: Client, text: str, seconds: float) -
     """One grammar for calls, tasks, handlers, retries and workers."""
     for option in ("timeout", "delay", "result_ttl", "cache"):
         assert getattr(idle.options(**{option: text})._options, option) == seconds
-    fields = idle.producer._new("x", timeout=text, result_ttl=text, delay=text)  # type: ignore
-    assert fields[4] == f"+{int(seconds * 1000)}"
-    assert fields[3] == idle.producer._new("x", timeout=seconds, result_ttl=seconds)[3]
+    given = {"timeout": text, "result_ttl": text, "delay": text}
+    options = TaskOptions.of(given, "a task")
+    assert options.due == f"+{int(seconds * 1000)}"
+    assert options.written() == TaskOptions(timeout=seconds, result_ttl=seconds).written()
     handler = Registry().add("x", abs, timeout=text, result_ttl=text)
     assert (handler.timeout, handler.result_ttl) == (seconds, seconds)
     assert RetryPolicy(backoff=text).backoff == seconds  # type: ignore[arg-type]
@@ -130,7 +132,7 @@ def test_an_entry_holds_numbers_only() -> None:
     """What somebody wrote by hand is not read as text: the scripts could not."""
     for name in ("timeout", "result_ttl"):
         with pytest.raises(ConfigurationError, match=f"in an entry {name} is a number"):
-            options.check_written({name: "1m"})
+            TaskOptions.read(json.dumps({name: "1m"}).encode())
 
 
 # -- slips ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from redistq.protocol.options import (
     MAX_COUNT,
     MAX_SECONDS,
     MAX_WAIT_S,
-    due_after,
+    TaskOptions,
     milliseconds,
     wait_seconds,
 )
@@ -148,7 +148,7 @@ def test_durations_are_rounded_up_by_everybody(doors: Any, client: redis.Redis) 
     assert [milliseconds(s) for s in (0, 1e-9, 0.0001, 0.001, 1.1, 86_400.0)] == [
         *(0, 1, 1, 1, 1100, 86_400_000),
     ]
-    assert due_after(0.00001) == "+1"
+    assert TaskOptions(delay=0.00001).due == "+1"
     doors[0].add_task("a", delay=0.00001)
     doors[1].options(delay=0.00001).submit(abs, -1)
     doors[1].options(delay=0.00001).map_batch(abs, [-1], progress=False)

@@ -39,7 +39,8 @@ from redistq import (
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.connection.transport import SocketTransport, Transport
-from redistq.producer.operations import HABIT, INBOX_KEPT, RECENT
+from redistq.producer.results import INBOX_KEPT
+from redistq.producer.waiters import HABIT, RECENT
 
 registry = Registry()
 go = threading.Event()
@@ -326,7 +327,7 @@ def test_many_wait_for_the_same_task(producer: TaskProducer, worker: TaskWorker)
     ]
     for thread in threads:
         thread.start()
-    until(lambda: len(producer._inboxes) == 0, "all of them wait")
+    until(lambda: len(producer._guess._free) == 0, "all of them wait")
     go.set()
     for thread in threads:
         thread.join(20)
@@ -398,22 +399,22 @@ def test_who_waits_for_every_task_spares_the_question(
     looks = looks_at_records(client)
     wait_for_each(producer, 10)
     assert looks_at_records(client) - looks <= 2  # a busy machine may be slower than the guess
-    producer._waited = -1000  # no habit
+    producer._guess.waited = -1000  # no habit
     looks = looks_at_records(client)
     wait_for_each(producer, 10)
     assert looks_at_records(client) - looks == 10
-    producer._waited = HABIT
+    producer._guess.waited = HABIT
     with pytest.raises(TaskFailed, match="on purpose"):
         producer.get_result(producer.add_task("fails", "on purpose"), 10)
     assert len(producer.get_result(producer.add_task("big", 20_000), 10)) == 20_000
-    assert producer._waited == HABIT
+    assert producer._guess.waited == HABIT
 
 
 def test_the_address_of_a_waiter_stands_beside_the_other_options(
     producer: TaskProducer, client: redis.Redis
 ) -> None:
     """It goes along with a task added now under an id of our own, and with no other."""
-    producer._waited = HABIT
+    producer._guess.waited = HABIT
     for options, expected in (
         ({}, {"inbox"}),
         ({"retries": 1, "timeout": 5}, {"retries", "timeout", "inbox"}),
@@ -427,12 +428,12 @@ def test_the_address_of_a_waiter_stands_beside_the_other_options(
 
 def test_a_habit_of_waiting_ends(producer: TaskProducer, client: redis.Redis) -> None:
     """Who adds many tasks and waits for none leaves no more than a few notes behind."""
-    producer._waited = HABIT
+    producer._guess.waited = HABIT
     for n in range(3 * RECENT):
         producer.add_task("a", n)
     told = ["inbox" in fields["opts"] for _, fields in client.xrange("tasks")]
     assert told == [True] * (RECENT + 1) + [False] * (2 * RECENT - 1)
-    assert len(producer._recent) == RECENT
+    assert len(producer._guess.recent) == RECENT
 
 
 def test_a_note_that_never_comes_is_not_waited_for(
@@ -441,7 +442,7 @@ def test_a_note_that_never_comes_is_not_waited_for(
     """A server that lost the note, or all of its memory, is asked for the record soon."""
     wait_for_each(producer)
     task_id = producer.add_task("add_one", 5)
-    inbox = producer._recent[task_id]
+    inbox = producer._guess.recent[task_id]
     assert inbox is not None
     until(lambda: client.xlen(inbox.key), "the note")
     client.delete(inbox.key)

@@ -35,19 +35,20 @@ from ..errors import (
 from ..functions.call import CALL
 from ..logger import logger
 from ..producer.diagnosis import Wait
-from ..producer.operations import LEAST_LOOK_S, not_stored
+from ..producer.operations import not_stored
+from ..producer.results import LEAST_LOOK_S
 from ..producer.sansio import BLOCK_LIMIT, LEAST_PATIENCE_S
-from ..protocol.commands import MAX_TASKS, SETTLED, Command, Commands
+from ..protocol.commands import SETTLED, Command, Commands
 from ..protocol.ids import is_text, new_task_id
-from ..protocol.options import due_after, shown, wait_seconds
+from ..protocol.options import CallOptions, shown, wait_seconds
+from ..protocol.portions import portions
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .progress import Progress
-from .sender import CALL_BYTES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .client import CallOptions, Client
+    from .client import Client
 
 log = logger("redistq.client")
 
@@ -174,8 +175,6 @@ class Batch:
     @classmethod
     def find(cls, client: Client, batch_id: str) -> Batch:
         """See Client.batch."""
-        from .client import CallOptions
-
         total = client.broker.call(("HGET", client.keys.batch(batch_id), "total"))
         if total is None:
             newest = client.broker.call(("ZREVRANGE", client.keys.batches, 0, 99))
@@ -221,9 +220,9 @@ class Batch:
     def _send(self, packets: list[bytes], name: str, earlier: _Earlier | None) -> None:
         client = self._client
         opts = client.task_options(self._options, batch=self.id)
-        due = "" if self._options.delay is None else due_after(self._options.delay)
+        due = self._options.due
         fields = [(self._task_id(i), name, packet, opts, due) for i, packet in enumerate(packets)]
-        parts = list(_parts(fields))
+        parts = list(_numbered(fields))
         if earlier is None:
             commands = [
                 client.commands.enqueue([f for one in part for f in one]) for _, part in parts
@@ -590,8 +589,7 @@ class Batch:
                 f"tasks of batch {self.id!r} are running: wait for them (batch.wait()) first"
             )
         ids = [self._task_id(i) for i in range(self.total)]
-        for start in range(0, len(ids), MAX_TASKS):
-            part = ids[start : start + MAX_TASKS]
+        for part in portions(ids):
             client.producer.purge(*part)
             client.broker.call(("UNLINK", *(client.keys.task(i) for i in part)))
         keys = client.keys
@@ -753,16 +751,12 @@ def _ask(client: Client, commands: Iterable[Command]) -> Iterator[Any]:
         yield from list(client.broker.call_many(page))
 
 
-def _parts(fields: list[_Fields]) -> Iterator[tuple[int, list[_Fields]]]:
+def _numbered(fields: list[_Fields]) -> Iterator[tuple[int, list[_Fields]]]:
     """Tasks in portions for one request each, with the position of the first."""
     start = 0
-    while start < len(fields):
-        size, end = 0, start
-        while end < len(fields) and end - start < MAX_TASKS and size < CALL_BYTES:
-            size += len(fields[end][2])
-            end += 1
-        yield start, fields[start:end]
-        start = end
+    for part in portions(fields, lambda task: len(task[2])):
+        yield start, part
+        start += len(part)
 
 
 def _check_on_error(on_error: str) -> None:

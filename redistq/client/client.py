@@ -16,8 +16,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, wait
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .. import slots, tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -44,7 +44,7 @@ from ..logger import logger
 from ..producer.diagnosis import ANY_NAME, Diagnosis
 from ..producer.producer import TaskProducer
 from ..producer.sansio import BLOCK_LIMIT
-from ..protocol.codec import DEFAULT_MAX_BYTES, dumps, encode_payload
+from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
 from ..protocol.ids import is_call, new_call_id, new_task_id
@@ -56,7 +56,8 @@ from ..protocol.keys import (
     at_priority,
     without_priority,
 )
-from ..protocol.options import count, due_after, seconds, shown, unknown_option, wait_seconds
+from ..protocol.options import CallKeywords, count, listed, shown, wait_seconds
+from ..protocol.options import CallOptions as CallOptions
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import Origin, TaskFuture, flattened, in_order
@@ -74,19 +75,6 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 LEFTOVERS_SEEN = 1000
 """Most calls that are looked at to say how many were left by clients that have ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallOptions:
-    """How calls are sent; see Client.options."""
-
-    retries: int = 0
-    delay: float | None = None
-    timeout: float | None = None
-    name: str | None = None
-    result_ttl: float | None = None
-    cache: float | None = None
-    logs: bool = False
 
 
 class _Submitting:
@@ -186,10 +174,11 @@ class BoundOptions(_Submitting):
     def _client(self) -> Client:
         return self._bound
 
-    def options(self, **options: Any) -> BoundOptions:
+    @listed(CallKeywords)
+    def options(self, **options: Unpack[CallKeywords]) -> BoundOptions:
         """The same options with some changed."""
-        client = self._client.at_priority(options.pop("priority", None))
-        return BoundOptions(client, _checked(self._options, options))
+        client = self._client.at_priority(options.get("priority"))
+        return BoundOptions(client, self._options.changed(options))
 
     def __repr__(self) -> str:
         return f"{self._client!r}.options({self._options})"
@@ -292,7 +281,8 @@ class Client(_Submitting, Executor):
 
     # -- options ---------------------------------------------------------------------------------
 
-    def options(self, **options: Any) -> BoundOptions:
+    @listed(CallKeywords)
+    def options(self, **options: Unpack[CallKeywords]) -> BoundOptions:
         """The client with options for the calls it sends.
 
         ``retries`` (0: a call fails with its first error), ``delay`` and ``timeout`` (seconds),
@@ -301,8 +291,8 @@ class Client(_Submitting, Executor):
         or "1d": a stored result of the same code with the same arguments is reused that long),
         ``logs`` (what the task prints can be read while it runs).
         """
-        client = self.at_priority(options.pop("priority", None))
-        return BoundOptions(client, _checked(self._options, options))
+        client = self.at_priority(options.get("priority"))
+        return BoundOptions(client, self._options.changed(options))
 
     def at_priority(self, priority: str | None) -> Client:
         """The client of this queue's tasks of a priority; None is this client itself.
@@ -584,20 +574,18 @@ class Client(_Submitting, Executor):
         """What the signatures of a task's call, result and error are bound to."""
         return task_context(self.keys.stream, task_id)
 
-    def task_options(self, options: CallOptions, call: bool = True, **more: Any) -> bytes:
+    def task_options(
+        self,
+        options: CallOptions,
+        call: bool = True,
+        *,
+        inbox: str | None = None,
+        batch: str | None = None,
+    ) -> bytes:
         """The options that travel with a task; a call of a function names its home."""
-        opts: dict[str, Any] = dict(more)
-        if call and not self.shared:
-            opts["home"] = self.home.name
-        opts["retries"] = options.retries
-        if options.timeout is not None:
-            opts["timeout"] = options.timeout
-        if tracing.active is not None:
-            opts[tracing.CARRIER] = tracing.active.context()
-        ttl = options.cache if options.cache is not None else options.result_ttl
-        if ttl is not None:
-            opts["result_ttl"] = ttl
-        return dumps(opts)
+        home = self.home.name if call and not self.shared else None
+        trace = None if tracing.active is None else tracing.active.context()
+        return options.written(inbox=inbox, batch=batch, home=home, trace=trace)
 
     def _send(
         self,
@@ -618,9 +606,8 @@ class Client(_Submitting, Executor):
             future.keep_briefly = True
         if name.partition(":")[0] != CALL:
             future.task_name = name
-        due = "" if options.delay is None else due_after(options.delay)
         opts = self.task_options(options, name.startswith(CALL), inbox=self.sender.inbox.name)
-        self.sender.send(Outgoing((task_id, name, packet, opts, due), memo), future)
+        self.sender.send(Outgoing((task_id, name, packet, opts, options.due), memo), future)
         return future
 
     # -- what futures ask ------------------------------------------------------------------------
@@ -946,19 +933,6 @@ def _looks_large(value: Any) -> bool:
         total = usage(index=True)
         return int(total if isinstance(total, int) else total.sum()) >= LARGE
     return False
-
-
-def _checked(base: CallOptions, options: dict[str, Any]) -> CallOptions:
-    known = [*CallOptions.__dataclass_fields__, "priority"]
-    for name in options:
-        if name not in known:
-            raise unknown_option("a call", name, known)
-    changed = replace(base, **options)
-    numbers: dict[str, Any] = {"retries": count("retries", changed.retries)}
-    for name in ("delay", "timeout", "result_ttl", "cache"):
-        if (value := getattr(changed, name)) is not None:
-            numbers[name] = seconds(name, value, positive=name == "timeout")
-    return replace(changed, **numbers)
 
 
 def _check_function(fn: Any, where: str) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..connection.broker import Broker
 from ..functions.call import CALL
-from ..protocol.codec import loads
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.homes import Home
+from ..protocol.options import NO_OPTIONS, TaskOptions
 
 MARK = "client-"
 """What the name of an inbox begins with whose owner gives signs of life: only its absence proves
@@ -146,15 +146,14 @@ class Leftovers:
             if not raw or (name or b"").partition(b":")[0] != CALL.encode():
                 continue  # a named task belongs to no client
             try:
-                task_id, how = raw.decode(), loads(opts or b"{}")
-                inbox, batch = str(how.get("inbox", "")), str(how.get("batch", ""))
-                elsewhere = how.get("home", self.home.name) != self.home.name
-            except (ValueError, AttributeError):
+                task_id = raw.decode()
+                options = TaskOptions.read(opts) if opts else NO_OPTIONS
+            except (ValueError, TypeError):
                 continue  # no task of ours
-            if elsewhere and not self.everywhere:
+            if options.home not in (None, self.home.name) and not self.everywhere:
                 continue
-            named, wanted = self._of_batch(batch) if batch else (False, [])
-            wanted = [*wanted, *([inbox] if inbox else [])]
+            named, wanted = self._of_batch(options.batch) if options.batch else (False, [])
+            wanted = [*wanted, *([options.inbox] if options.inbox else [])]
             if not self._wanted(wanted, old):
                 found.append((task_id, named))
         if not found:

@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,8 +45,9 @@ from ..producer.diagnosis import Diagnosis, Wait
 from ..producer.operations import not_stored
 from ..producer.producer import TaskProducer
 from ..producer.sansio import BLOCK_LIMIT, NOTICE_S, Inbox, Notification, ReadInbox
-from ..protocol.commands import MAX_TASKS, SETTLED, Commands, Watched
+from ..protocol.commands import SETTLED, Commands, Watched
 from ..protocol.ids import new_task_id
+from ..protocol.portions import fill
 from .futures import TaskFuture, settle_future
 from .presence import BATCH_CLIENT, LIFE_S, MARK, SIGN_S, me
 
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 
 log = logger("redistq.client")
 
-CALL_BYTES = 1024 * 1024
-"""Bytes of calls in one request to the server, about."""
 LOOK_S = 30.0
 """Seconds after which futures that still wait are asked for."""
 LOOK_MANY = 1000
@@ -199,10 +198,7 @@ class Sender:
             known: list[Outgoing] = []
             failed: Exception | None = None
             try:
-                size = 0
-                while self._outbox and len(batch) < MAX_TASKS and size < CALL_BYTES:
-                    batch.append(self._outbox.popleft())
-                    size += len(batch[-1].fields[2])
+                fill(batch, self._taken(), lambda item: len(item.fields[2]))
                 if batch:
                     known = self._send_batch(batch)
             except Exception as error:
@@ -221,6 +217,11 @@ class Sender:
                     self._resolve(item.fields[0], partial(_give_exception, failed))
             for item in known:
                 self._known(item)
+
+    def _taken(self) -> Iterator[Outgoing]:
+        """What waits, taken away one by one."""
+        while self._outbox:
+            yield self._outbox.popleft()
 
     def _send_batch(self, batch: list[Outgoing]) -> list[Outgoing]:
         """Those of the batch that the server has already, or could not store."""

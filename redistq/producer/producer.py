@@ -1,4 +1,4 @@
-"""The door: TaskProducer adds tasks and asks for results; AsyncTaskProducer is its ``await`` twin.
+"""TaskProducer adds tasks and asks for results; AsyncTaskProducer is its ``await`` twin.
 
 Used by applications and notebooks. It never runs a task.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..connection.broker import Broker
 from ..errors import ServerUnavailable
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
-from .operations import Item, ProducerOperations, TaskName, TaskStatus
+from ..protocol.options import TaskKeywords, listed
+from .operations import Item, ProducerOperations, TaskName
+from .results import TaskStatus
 from .sansio import run, run_async
 
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
@@ -40,16 +42,14 @@ class TaskProducer(ProducerOperations):
         super().__init__(redis_host, redis_port, db, stream, **options)
         self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
 
+    @listed(TaskKeywords)
     def add_task(
         self,
         type: TaskName,
         payload: Any = None,
         *,
-        retries: int | None = None,
-        delay: float | None = None,
         task_id: str | None = None,
-        timeout: float | None = None,
-        result_ttl: float | None = None,
+        **options: Unpack[TaskKeywords],
     ) -> str:
         """Add one task and return its id.
 
@@ -60,16 +60,7 @@ class TaskProducer(ProducerOperations):
 
         Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
         """
-        fields = self._new(
-            type,
-            payload,
-            retries=retries,
-            delay=delay,
-            task_id=task_id,
-            timeout=timeout,
-            result_ttl=result_ttl,
-        )
-        new_id, command = self._sending(fields, task_id is None)
+        new_id, command = self._adding(type, payload, task_id, options)
         reply = self.broker.call(command)
         if reply:
             self._check_stored(reply)
@@ -91,20 +82,24 @@ class TaskProducer(ProducerOperations):
             raise
         return ids
 
+    @listed(TaskKeywords)
     def schedule_task(
         self,
         type: TaskName,
         payload: Any = None,
         execute_at: float | datetime = 0.0,
-        **options: Any,
+        *,
+        task_id: str | None = None,
+        **options: Unpack[TaskKeywords],
     ) -> str:
         """Add a task that becomes ready at ``execute_at``: epoch seconds or an aware datetime.
 
         The time is compared with the server's clock. A time in the past means now.
         """
-        task_id, command = self._adding(type, payload, execute_at=execute_at, **options)
+        given = {**options, "execute_at": execute_at}
+        new_id, command = self._adding(type, payload, task_id, given)
         self._check_stored(self.broker.call(command))
-        return task_id
+        return new_id
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """The task's result, as soon as it is settled; no polling.
@@ -149,10 +144,8 @@ class TaskProducer(ProducerOperations):
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""
-        inboxes, self._inboxes = [*self._inboxes, *self._recent.values()], []
-        self._recent.clear()
-        for inbox in inboxes:
-            if inbox is not None and inbox.connection is not None:
+        for inbox in self._guess.forget():
+            if inbox.connection is not None:
                 inbox.connection.close()
         self.broker.close()
 
@@ -182,11 +175,19 @@ class AsyncTaskProducer(ProducerOperations):
 
         self.broker = AsyncBroker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
 
-    async def add_task(self, type: TaskName, payload: Any = None, **options: Any) -> str:
+    @listed(TaskKeywords)
+    async def add_task(
+        self,
+        type: TaskName,
+        payload: Any = None,
+        *,
+        task_id: str | None = None,
+        **options: Unpack[TaskKeywords],
+    ) -> str:
         """As TaskProducer.add_task."""
-        task_id, command = self._adding(type, payload, **options)
+        new_id, command = self._adding(type, payload, task_id, options)
         self._check_stored(await self.broker.call(command))
-        return task_id
+        return new_id
 
     async def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """As TaskProducer.add_tasks."""
@@ -198,15 +199,21 @@ class AsyncTaskProducer(ProducerOperations):
             raise
         return ids
 
+    @listed(TaskKeywords)
     async def schedule_task(
         self,
         type: TaskName,
         payload: Any = None,
         execute_at: float | datetime = 0.0,
-        **options: Any,
+        *,
+        task_id: str | None = None,
+        **options: Unpack[TaskKeywords],
     ) -> str:
         """As TaskProducer.schedule_task."""
-        return await self.add_task(type, payload, execute_at=execute_at, **options)
+        given = {**options, "execute_at": execute_at}
+        new_id, command = self._adding(type, payload, task_id, given)
+        self._check_stored(await self.broker.call(command))
+        return new_id
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""
@@ -246,8 +253,7 @@ class AsyncTaskProducer(ProducerOperations):
 
     async def close(self) -> None:
         """Close the connections; safe to call twice."""
-        self._inboxes.clear()
-        self._recent.clear()
+        self._guess.forget()
         await self.broker.close()
 
     async def __aenter__(self) -> AsyncTaskProducer:

@@ -442,9 +442,9 @@ class Commands:
         """Ids of delayed tasks from a place in the order of their times."""
         return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
 
-    def newest_dead(self, limit: int) -> Command:
-        """Ids of the newest dead letters, the newest first."""
-        return ("ZREVRANGE", self.keys.dead, 0, limit - 1)
+    def payload(self, task_id: str) -> Command:
+        """The payload that stands in a task's record."""
+        return ("HGET", self.keys.task(task_id), "payload")
 
     def groups(self) -> Command:
         """The consumer groups of the stream, as the server lists them."""

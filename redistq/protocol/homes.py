@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .options import TaskOptions
+
 PAGE = 500
 """Most entries read at a time to get past the calls of others."""
 SHORT_S, LONG_S, LONGEST_S = 0.002, 0.25, 5.0
@@ -62,10 +64,9 @@ def home_of(opts: bytes) -> str:
     if _MARK not in opts:
         return ""
     try:
-        home = json.loads(opts).get("home", "")
-    except (ValueError, AttributeError):
+        return TaskOptions.read(opts).home or ""
+    except (ValueError, TypeError, RecursionError):
         return ""  # whoever runs it says what is wrong with them
-    return home if isinstance(home, str) else ""
 
 
 def entry_order(entry: bytes) -> tuple[int, int]:

@@ -11,7 +11,6 @@ these ends the task as failed, with that fault, and never the thread that ran it
 
 from __future__ import annotations
 
-import json
 import logging
 from contextvars import Context
 from typing import Any
@@ -21,7 +20,7 @@ from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_d
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
-from ..protocol.options import milliseconds
+from ..protocol.options import TaskOptions, addresses, milliseconds
 from .durations import Durations
 from .settings import WorkerSettings
 
@@ -35,8 +34,6 @@ MAX_RAW_RESULT = 256 * 1024 * 1024
 
 FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 """The fields of an entry, in the order in which scripts write them."""
-NO_OPTS: dict[str, Any] = {}
-"""The options of a task that has none."""
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
 
 Delivery = tuple[bytes, list[bytes], int]
@@ -162,7 +159,7 @@ class Attempt:
         "id",
         "inbox",
         "lane",
-        "opts",
+        "options",
         "payload",
         "recovered",
         "timeout",
@@ -175,7 +172,7 @@ class Attempt:
     payload: Any
     attempt: bytes
     recovered: bytes
-    opts: dict[str, Any]
+    options: TaskOptions
     timeout: float | None
     ttl: str
     inbox: str
@@ -210,14 +207,14 @@ class Attempt:
         """Return a context manager: the span of this attempt."""
         queue = self.handler.queues[self.lane]
         return spans.running(
-            self.opts, self.id.decode(), self.handler.name, queue, int(self.attempt)
+            self.options.trace, self.id.decode(), self.handler.name, queue, int(self.attempt)
         )
 
     def _make_context(self) -> TaskContext:
         handler = self.handler
         task_id = self.id.decode()
         attempt = int(self.attempt)
-        retries = self.opts.get("retries", handler.policy.retries)
+        retries = self.options.retries_or(handler.policy.retries)
         self.context = TaskContext(
             task_id=task_id,
             name=handler.name,
@@ -273,7 +270,7 @@ class Attempt:
         raises."""
         # By its type, as an except clause does: an error may claim to be of another.
         attempt, policy, kind = int(self.attempt), self.handler.policy, type(error)
-        retries = self.opts.get("retries", policy.retries)
+        retries = self.options.retries_or(policy.retries)
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
             return self._again("snoozed", delay, b"", "Snooze", took, started)
@@ -335,18 +332,6 @@ def note_of(error: BaseException) -> str:
 def fields_of(flat: list[bytes]) -> dict[bytes, bytes]:
     """Return an entry's fields by name."""
     return dict(zip(flat[::2], flat[1::2], strict=False))
-
-
-def addresses(opts: bytes) -> tuple[str, str]:
-    """Return the inbox and the batch that are told of a task's end; '' for what does not read as
-    one."""
-    try:
-        found = json.loads(opts) if opts else {}
-        inbox, batch = found.get("inbox", ""), found.get("batch", "")
-        (inbox + batch).encode()
-        return inbox, batch
-    except Exception:  # anyone may have written them: whatever is wrong, nobody is told
-        return "", ""
 
 
 def _failure(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import os
 import threading
 import time
@@ -21,17 +20,15 @@ from ..errors import TimeLimitExceeded
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
-from ..protocol.options import check_written, is_count, milliseconds
+from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, is_count
 from ..system.processes import leave_fork
 from .attempt import (
     FIELDS,
-    NO_OPTS,
     PARK,
     Attempt,
     BoundHandler,
     Delivery,
     Outcome,
-    addresses,
     fields_of,
 )
 from .durations import NAMES, UNKNOWN, Durations
@@ -275,22 +272,20 @@ class Executor:
     def _read_content(self, run: Attempt, payload: bytes, opts: bytes) -> Attempt | Outcome:
         """Return an attempt with its payload and options, or the outcome of what does not read."""
         handler = run.handler
-        run.opts = NO_OPTS
+        run.options = NO_OPTIONS
         run.timeout = handler.timeout
         run.ttl = handler.ttl
         run.inbox = run.batch = ""
         try:
             if opts:
-                run.opts = more = json.loads(opts)
-                _check_options(more)
-                run.timeout = more.get("timeout", handler.timeout)
-                run.inbox = more.get("inbox", "")
-                run.batch = more.get("batch", "")
-                if "result_ttl" in more:
-                    run.ttl = str(milliseconds(more["result_ttl"]))
+                run.options = more = TaskOptions.read(opts)
+                run.timeout = more.timeout_or(handler.timeout)
+                run.ttl = more.result_ttl_or(handler.ttl)
+                run.inbox = more.inbox or ""
+                run.batch = more.batch or ""
             run.payload = payload if handler.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            run.opts = NO_OPTS
+            run.options = NO_OPTIONS
             run.ttl = handler.ttl
             run.inbox, run.batch = addresses(opts)
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
@@ -309,12 +304,3 @@ class Executor:
         if len(self._bound) < NAMES:
             labelled.times = Durations()
         return self._bound.setdefault(name, labelled)  # the fetcher and runners come here
-
-
-def _check_options(opts: Any) -> None:
-    """Raise TypeError or ValueError for options that would fail later, when the handler has run."""
-    try:
-        (opts.get("inbox", "") + opts.get("batch", "")).encode()  # both are text that can be sent
-    except (AttributeError, TypeError):
-        raise TypeError(f"its options are not sound: {opts!r:.200}") from None
-    check_written(opts)

@@ -1,0 +1,262 @@
+"""How a task stands, and the wait for its end, written once for both producers.
+
+Used by ProducerOperations. A wait costs the server one question, and one blocking read until the
+task has ended; without news it is asked again now and then, because a server that lost its memory
+has lost the waiter's address too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import (
+    RedistqError,
+    ResultTimeout,
+    TaskCancelled,
+    TaskFailed,
+    UnknownTask,
+    WrongKind,
+)
+from ..protocol.codec import loads
+from ..protocol.commands import SETTLED, Commands, Watched
+from .diagnosis import ANY_NAME, Diagnosis, Wait
+from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
+
+INBOX_KEPT = 100
+"""Notes read from an inbox after which they are deleted."""
+EXPECTED_S = 0.25
+"""How long a waiter trusts that a task's end is told to its inbox before it looks at the record."""
+LEAST_LOOK_S = 1.0
+"""How long the server may take to say how a task stands, however little time a waiter gave."""
+LOOK_AGAIN_S = 30.0
+"""Seconds without news after which the record is looked at again."""
+SHORT_BYTES = 200
+"""Bytes of a payload that a page of dead letters holds."""
+CUT: Any = object()
+"""Stands for the payload of a dead letter that is longer."""
+_NOBODY = "is a worker running for this queue?"
+_UNREADABLE = (ValueError, RecursionError, AttributeError)
+"""What reading a body that no worker wrote raises."""
+_NOTHING: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """How a task stands.
+
+    ``state`` is delayed, queued, running, succeeded, failed or cancelled; ``running`` means handed
+    to ``worker``. ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
+    time; ``run_time`` is in seconds. ``error`` is the last error: type, message and traceback.
+    """
+
+    id: str
+    state: str
+    name: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    result: Any = None
+    error: dict[str, Any] | None = None
+    finished_at: datetime | None = None
+    run_time: float | None = None
+    payload: Any = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the task has come to its end."""
+        return self.state in SETTLED
+
+
+class ResultWait:
+    """One caller's wait for one task, with an inbox that nobody else reads meanwhile."""
+
+    __slots__ = (
+        "_answered",
+        "_commands",
+        "_deadline",
+        "_diagnosis",
+        "_inbox",
+        "_patience",
+        "_quiet",
+        "_task_id",
+        "_timeout",
+    )
+
+    def __init__(
+        self,
+        task_id: str,
+        timeout: float | None,
+        inbox: Inbox,
+        commands: Commands,
+        diagnosis: Diagnosis,
+        patience: float,
+    ) -> None:
+        self._task_id = task_id
+        self._timeout = timeout
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._inbox = inbox
+        self._commands = commands
+        self._diagnosis = diagnosis
+        self._patience = min(patience, LEAST_LOOK_S)
+        self._quiet = Wait()
+        self._answered = True  # whether the server answered the last read of the inbox
+
+    def result(self, expected: bool) -> Operation[Any]:
+        """Return the task's result, or raise what it came to.
+
+        ``expected``: the inbox is told of its end without being asked to.
+        """
+        inbox = self._inbox
+        if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
+            with contextlib.suppress(WrongKind):  # the next read tells
+                yield ("XTRIM", inbox.key, "MINID", inbox.last)
+            inbox.kept = 0
+        if expected:
+            left = min(EXPECTED_S, self._deadline - time.monotonic())
+            if left > 0:
+                result = self._end_in((yield ReadInbox(inbox, left, self._deadline)) or [])
+                if result is not _NOTHING:
+                    return result
+        while True:
+            watched = yield from self._look()
+            if watched.state in SETTLED:
+                return self._end_of(watched)
+            result = yield from self._listen(watched)
+            if result is not _NOTHING:
+                return result
+            if time.monotonic() >= self._deadline:
+                raise (yield from self._too_late(watched))
+
+    def _look(self) -> Operation[Watched]:
+        """Return how the task stands, and leave the inbox's address there in the same step: see
+        watch.lua. However little time is left, the question is asked."""
+        command = self._commands.watch(self._task_id, self._inbox.name)
+        least = time.monotonic() + self._patience
+        watched = Commands.read_watch((yield Call(command, max(self._deadline, least))))
+        if watched.state == "unknown":
+            raise UnknownTask(self._task_id)
+        return watched
+
+    def _listen(self, watched: Watched) -> Operation[Any]:
+        """Return the result as soon as the inbox tells it; _NOTHING when the record should be
+        looked at: the time is over, the connection was lost, or what was told has no body."""
+        now = time.monotonic()
+        until = min(self._deadline, now + LOOK_AGAIN_S)
+        self._answered = True
+        while now < until:
+            seconds = min(until - now, NOTICE_S, max(0.01, self._quiet.left(now)))
+            told = yield ReadInbox(self._inbox, seconds, self._deadline)
+            self._answered = told is not None
+            if told is None:
+                break
+            result = self._end_in(told)
+            if result is not _NOTHING or any(note.task_id == self._task_id for note in told):
+                return result
+            now = time.monotonic()
+            if now < self._deadline and self._quiet.due(now):
+                self._diagnosis.tell((yield from self._why(watched)))
+        return _NOTHING
+
+    def _end_in(self, told: list[Notification]) -> Any:
+        """Return the result among what an inbox tells; _NOTHING where it is not, or unreadable."""
+        for note in told:
+            if note.task_id == self._task_id and note.body is not None:
+                try:
+                    return outcome(self._task_id, note.state, note.body)
+                except _UNREADABLE:
+                    break  # the record has the truth
+        return _NOTHING
+
+    def _end_of(self, watched: Watched) -> Any:
+        """Return the result that stands in the record."""
+        body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
+        try:
+            return outcome(self._task_id, watched.state, body)
+        except _UNREADABLE as error:
+            raise RedistqError(
+                f"task {self._task_id} has {watched.state}, but what its record holds cannot be "
+                f"read: {error}"
+            ) from error
+
+    def _too_late(self, watched: Watched) -> Operation[ResultTimeout]:
+        assert self._timeout is not None
+        reason = "" if watched.state == "running" else _NOBODY
+        if reason and self._timeout >= 1 and self._answered:  # a shorter wait asks nobody
+            reason = yield from self._why(watched)
+        return ResultTimeout(self._task_id, self._timeout, watched.state, reason)
+
+    def _why(self, watched: Watched) -> Operation[str]:
+        """Return why the task does not run; '' also when the server does not say, which is no
+        reason to end the wait."""
+        name = watched.record.get("name", b"")
+        entry = watched.record.get("entry", b"")
+        try:
+            if not name and entry:  # while it is queued its name is in the stream alone
+                for _, flat in (yield self._commands.entry(entry)):
+                    name = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"name", b"")
+            names = [name.decode("utf-8", "replace") if name else ANY_NAME]
+            return self._diagnosis.read((yield self._diagnosis.command), names)
+        except Exception as error:  # whatever the server says to this question
+            return self._diagnosis.unanswered(error)
+
+
+def outcome(task_id: str, state: str, body: bytes) -> Any:
+    """Return the result that a settled task's body holds; raises TaskFailed or TaskCancelled."""
+    if state == "succeeded":
+        return loads(body)
+    if state == "failed":
+        raise TaskFailed(task_id, loads(body))
+    raise TaskCancelled(task_id)
+
+
+def status_of(task_id: str, watched: Watched) -> TaskStatus:
+    """Return how a task stands, from its record."""
+    record = watched.record
+
+    def text(field: str) -> str | None:
+        return record[field].decode("utf-8", "replace") if record.get(field) else None
+
+    finished = text("finished_ms")
+    run_ms = text("run_ms")
+    attempt = text("attempt")
+    payload = record.get("payload")
+    error = record.get("error") if watched.state != "succeeded" else None
+    return TaskStatus(
+        id=task_id,
+        state=watched.state,
+        name=text("name"),
+        attempt=int(attempt) if attempt else None,
+        worker=watched.consumer or text("worker"),
+        result=loads(record["result"]) if watched.state == "succeeded" else None,
+        error=loads(error) if error else None,
+        finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
+        run_time=float(run_ms) / 1000 if run_ms else None,
+        payload=readable(payload) if payload else None,
+    )
+
+
+def letter_of(row: list[Any]) -> TaskStatus | None:
+    """Return a dead letter from its row in a page: see browse.lua. Its payload is CUT where the
+    page has its start alone; None for a letter without a record."""
+    task_id, died_ms, flat = row
+    record = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+    start = record.pop("payload")
+    if not (record["name"] or record["error"]):
+        return None
+    record["finished_ms"] = died_ms
+    letter = status_of(task_id.decode("utf-8", "replace"), Watched("failed", record, ""))
+    if len(start) >= SHORT_BYTES or start == b"(large)":
+        return replace(letter, payload=CUT)
+    return replace(letter, payload=readable(start)) if start else letter
+
+
+def readable(payload: bytes) -> Any:
+    """Return a payload; one that is no JSON, which is why its task failed, as text."""
+    try:
+        return loads(payload)
+    except (ValueError, RecursionError):
+        return payload.decode("utf-8", "replace")
