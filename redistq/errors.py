@@ -30,6 +30,7 @@ __all__ = [
     "TaskCancelled",
     "TaskFailed",
     "TimeLimitExceeded",
+    "UnexpectedReply",
     "UnknownBatch",
     "UnknownTask",
     "UntrustedPayload",
@@ -65,6 +66,20 @@ class ServerFull(RedistqError):
 
     Workers still drain such a server: let them, or raise ``maxmemory``.
     """
+
+
+class UnexpectedReply(RedistqError):
+    """The server's answer is none that this command has; whether it did anything is unknown.
+
+    ``command`` is what was asked, ``reply`` the beginning of what came, as text.
+    """
+
+    def __init__(self, command: str, reply: str) -> None:
+        self.command, self.reply = command, reply
+        super().__init__(
+            f"{command} was answered with {reply}, which is no answer to it: is this really a "
+            "Redis server, or a proxy that changes answers?"
+        )
 
 
 class PayloadError(RedistqError, TypeError):

@@ -15,7 +15,7 @@ from typing import Any
 import redis
 from servers import Server
 
-from redistq.protocol import scripts
+from redistq.protocol import replies, scripts
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
 
@@ -109,15 +109,17 @@ class World:
     # -- calls -----------------------------------------------------------------------------------
 
     def call(self, command: Sequence[Any]) -> Any:
-        """One call as a broker sends it, when it is as the script's header says."""
+        """One call as a broker sends it, when it is as the script's header says, and so is the
+        answer."""
         if command[0] != "EVALSHA":
             return self._request(*command)
         scripts.check(command)
         sha, text = self._texts.get(command[1]) or (command[1], scripts.text_of(command[1]))
         try:
-            return self._request("EVALSHA", sha, *command[2:])
+            reply = self._request("EVALSHA", sha, *command[2:])
         except redis.exceptions.NoScriptError:
-            return self._request("EVAL", text, *command[2:])
+            reply = self._request("EVAL", text, *command[2:])
+        return replies.checked(command, reply)
 
     def _request(self, *command: Any) -> Any:
         # On a bare connection: the client would make dictionaries of some answers.

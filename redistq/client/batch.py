@@ -42,6 +42,7 @@ from ..protocol.commands import SETTLED, Command, Commands
 from ..protocol.ids import is_text, new_task_id
 from ..protocol.options import CallOptions, shown, wait_seconds
 from ..protocol.portions import portions
+from ..protocol.replies import messages, read
 from .futures import TaskFuture, decode_error, decode_result, kept_awake, pass_on
 from .progress import Progress
 
@@ -175,12 +176,13 @@ class Batch:
     @classmethod
     def find(cls, client: Client, batch_id: str) -> Batch:
         """See Client.batch."""
-        total = client.broker.call(("HGET", client.keys.batch(batch_id), "total"))
+        command = ("HGET", client.keys.batch(batch_id), "total")
+        total = client.broker.call(command)
         if total is None:
             newest = client.broker.call(("ZREVRANGE", client.keys.batches, 0, 99))
             known = [raw.decode("utf-8", "replace") for raw in newest]
             raise UnknownBatch(batch_id, next(iter(get_close_matches(str(batch_id), known, 1)), ""))
-        return cls(client, batch_id, int(total), CallOptions())
+        return cls(client, batch_id, read(command, total, int), CallOptions())
 
     def _remember(self, digests: list[bytes]) -> None:
         """Keep what names the batch's calls as long as the batch itself may be there."""
@@ -259,14 +261,15 @@ class Batch:
         return self._counts(None)
 
     def _counts(self, deadline: float | None) -> dict[str, int]:
-        raw = self._client.broker.call(("HGETALL", self._client.keys.batch(self.id)), deadline)
+        command = ("HGETALL", self._client.keys.batch(self.id))
+        raw = self._client.broker.call(command, deadline)
         if not raw:
             raise UnknownBatch(self.id)
         fields = dict(zip(raw[::2], raw[1::2], strict=True))
-        counts = {
-            name: int(fields.get(name.encode(), 0))
-            for name in ("total", "succeeded", "failed", "cancelled", "retried")
-        }
+        names = ("total", "succeeded", "failed", "cancelled", "retried")
+        counts = read(
+            command, fields, lambda fields: {n: int(fields.get(n.encode(), 0)) for n in names}
+        )
         ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
         return {**counts, "waiting": max(counts["total"] - ended, 0)}
 
@@ -348,11 +351,11 @@ class Batch:
                 block = max(1, int(left * 1000))
                 try:
                     most = block if counts["waiting"] else 1
-                    read = ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
+                    command = ("XREAD", "COUNT", 1000, "BLOCK", most, "STREAMS", key, last)
                     patience = timeout_s if end is None else min(timeout_s, end - now - left)
                     with slots.lent():
                         reply = connection.read(
-                            read, block / 1000 + max(patience, LEAST_PATIENCE_S)
+                            command, block / 1000 + max(patience, LEAST_PATIENCE_S)
                         )
                 except ConnectionLost as error:
                     now = time.monotonic()
@@ -363,12 +366,12 @@ class Batch:
                     time.sleep(0.1)
                     continue
                 now = time.monotonic()
-                if reply:
-                    last = reply[0][1][-1][0].decode()
+                if news := messages(command, reply):
+                    last = news[-1][0]
                     wait.heard(now)
                     client.diagnosis.over()
-                    yield [ended for _, flat in reply[0][1] for ended in self._read(flat)]
-                if not reply and not counts["waiting"]:
+                    yield [ended for _, flat in news for ended in self._read(flat)]
+                if not news and not counts["waiting"]:
                     self._has_ended(counts)
                     return
                 if end is not None and now >= end and counts["waiting"]:

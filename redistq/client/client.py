@@ -58,6 +58,7 @@ from ..protocol.keys import (
 )
 from ..protocol.options import CallKeywords, count, listed, shown, wait_seconds
 from ..protocol.options import CallOptions as CallOptions
+from ..protocol.replies import messages
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import Origin, TaskFuture, flattened, in_order
@@ -691,19 +692,18 @@ class Client(_Submitting, Executor):
                 ended = future.done()
                 block = 1 if ended else 500
                 try:
-                    reply = connection.request(
-                        ("XREAD", "COUNT", 500, "BLOCK", block, "STREAMS", key, last)
-                    )
+                    read = ("XREAD", "COUNT", 500, "BLOCK", block, "STREAMS", key, last)
+                    found = connection.ask(read, functools.partial(messages, read))
                 except ConnectionLost:
                     if ended:
                         return
                     time.sleep(0.2)
                     continue
-                for entry, fields in reply[0][1] if reply else ():
-                    last = entry.decode()
+                for entry, fields in found:
+                    last = entry
                     if len(fields) > 3:  # else somebody else wrote it
                         yield fields[3].decode("utf-8", "replace")
-                if ended and not reply:
+                if ended and not found:
                     return
         finally:
             connection.close()

@@ -378,7 +378,7 @@ class Sender:
     def _read_inbox(self, connection: Connection, step: ReadInbox) -> list[Notification]:
         """Return what the inbox tells, once more of every task where the inbox was overwritten."""
         try:
-            return step.read(connection.request(step.command()))
+            return connection.ask(step.command(), step.read)
         except WrongKind:
             self._broker.call(self.inbox.clearing())
             self._look_at(self._sent())

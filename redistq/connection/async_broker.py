@@ -18,8 +18,9 @@ import redis.exceptions as rex
 from redis.asyncio.retry import Retry as _ClientRetry
 from redis.backoff import NoBackoff
 
-from ..errors import ConfigurationError, ConnectionLost
+from ..errors import ConfigurationError, ConnectionLost, UnexpectedReply
 from ..protocol.commands import Command
+from ..protocol.replies import checked
 from ..protocol.scripts import text_of
 from .address import Address, what_is_wrong
 from .broker import DEFAULT_TIMEOUT, KEPT_IDLE, pause_before, said_most
@@ -108,9 +109,13 @@ class AsyncBroker:
             connection = self._idle.pop() if self._idle else self.connection(self.timeout)
             try:
                 try:
-                    return await connection.request(command, until)
+                    return checked(command, await connection.request(command, until))
                 except ConnectionLost as error:
-                    return await self._again(connection, command, error, until)
+                    reply = await self._again(connection, command, error, until)
+                    return checked(command, reply)
+            except UnexpectedReply:
+                await connection.close()  # what comes next there may be the answer to this
+                raise
             finally:
                 if len(self._idle) < KEPT_IDLE:
                     self._idle.append(connection)

@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..errors import ConnectionLost, Refused, ServerUnavailable
+from ..errors import ConnectionLost, Refused, ServerUnavailable, UnexpectedReply
 from ..protocol.commands import Command
+from ..protocol.replies import checked
 from .address import Address
 from .connection import Connection
 from .connector import Connector
@@ -65,7 +66,7 @@ class Broker:
         ``timeout`` seconds, or until a ``deadline`` (monotonic clock) that is nearer.
 
         Raises ServerUnavailable when there was no answer in that time, ServerFull,
-        ConfigurationError, GroupMissing, or ServerError.
+        ConfigurationError, GroupMissing, UnexpectedReply, or ServerError.
         """
         # As _take_connection and _put_back, in place: every call comes along here.
         until = time.monotonic() + self._timeout
@@ -77,11 +78,14 @@ class Broker:
             connection = self._new_connection()
         try:
             if deadline is None or deadline >= until:
-                return connection.request(command, until)
+                return checked(command, connection.request(command, until))
             until = deadline
-            return connection.request_by(command, until)
+            return checked(command, connection.request_by(command, until))
         except ConnectionLost as error:
             return self._again(connection, command, error, until)
+        except UnexpectedReply:
+            connection.close()  # what comes next there may be the answer to this
+            raise
         finally:
             idle = self._idle  # another since then, when it was closed
             idle.append(connection)
@@ -106,8 +110,7 @@ class Broker:
         connection, deadline = self._take_connection(), time.monotonic() + self._timeout
         try:
             for answer in connection.request_many(source, self._timeout):
-                sent.popleft()
-                yield answer
+                yield checked(sent.popleft(), answer)
                 deadline = time.monotonic() + self._timeout
         except ConnectionLost as error:
             # Those under way may have been done or not; being idempotent, they are sent again.
@@ -117,6 +120,9 @@ class Broker:
             for command in source:
                 sent.clear()
                 yield self.call(command)
+        except UnexpectedReply:
+            connection.close()
+            raise
         finally:
             self._put_back(connection)
 
@@ -158,9 +164,12 @@ class Broker:
             time.sleep(pause_before(tries, deadline, self, error))
             tries += 1
             try:
-                return connection.request_by(command, deadline)
+                return checked(command, connection.request_by(command, deadline))
             except ConnectionLost as again:
                 error = said_most(error, again)
+            except UnexpectedReply:
+                connection.close()
+                raise
 
     def connection(self, timeout: float | None = None) -> Connection:
         """A dedicated connection, for blocking reads; its reads give up after ``timeout`` s."""

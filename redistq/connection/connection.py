@@ -11,15 +11,18 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.exceptions as rex
 
-from ..errors import ConnectionLost
+from ..errors import ConnectionLost, UnexpectedReply
 from ..protocol.commands import Command
+from ..protocol.replies import read
 from ..protocol.scripts import text_of
 from .refusals import meaning_of, script_is_unknown, to_another_server
 from .transport import Transport, transport_over
+
+T = TypeVar("T")
 
 OPEN_TIMEOUT = 10.0
 """Most seconds that making a connection may take: look-up, connecting, authentication."""
@@ -53,6 +56,16 @@ class Connection:
             return transport.receive(deadline)
         except BaseException as error:
             return self._after(error, command, deadline)
+
+    def ask(self, command: Command, reader: Callable[[Any], T]) -> T:
+        """What ``reader`` makes of the answer to a command; raises as ``request``, and
+        UnexpectedReply when it can make nothing of it."""
+        reply = self.request(command)
+        try:
+            return read(command, reply, reader)
+        except UnexpectedReply:
+            self.close()  # what comes next may be the answer to this
+            raise
 
     def request_by(self, command: Command, deadline: float | None) -> Any:
         """As ``request``, for a deadline that is nearer than usual, or when there is no connection

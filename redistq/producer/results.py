@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
+from ..protocol.replies import UNREADABLE
 from .diagnosis import ANY_NAME, Diagnosis, Wait
 from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
 
@@ -177,10 +178,7 @@ class ResultWait:
         try:
             return outcome(self._task_id, watched.state, body)
         except _UNREADABLE as error:
-            raise RedistqError(
-                f"task {self._task_id} has {watched.state}, but what its record holds cannot be "
-                f"read: {error}"
-            ) from error
+            raise _cannot_be_read(self._task_id, watched, error) from error
 
     def _too_late(self, watched: Watched) -> Operation[ResultTimeout]:
         assert self._timeout is not None
@@ -214,7 +212,20 @@ def outcome(task_id: str, state: str, body: bytes) -> Any:
 
 
 def status_of(task_id: str, watched: Watched) -> TaskStatus:
-    """Return how a task stands, from its record."""
+    """Return how a task stands, from its record; raises RedistqError for one nobody here wrote."""
+    try:
+        return _status_of(task_id, watched)
+    except UNREADABLE as error:
+        raise _cannot_be_read(task_id, watched, error) from error
+
+
+def _cannot_be_read(task_id: str, watched: Watched, error: Exception) -> RedistqError:
+    return RedistqError(
+        f"task {task_id} has {watched.state}, but what its record holds cannot be read: {error}"
+    )
+
+
+def _status_of(task_id: str, watched: Watched) -> TaskStatus:
     record = watched.record
 
     def text(field: str) -> str | None:

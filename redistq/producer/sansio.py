@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..connection.broker import Broker
 from ..connection.connection import Connection
-from ..errors import ConnectionLost, WrongKind
+from ..errors import ConnectionLost, UnexpectedReply, WrongKind
 from ..logger import logger
 from ..protocol.commands import SETTLED, Command
 from ..protocol.keys import QueueKeys
+from ..protocol.replies import UNREADABLE, unexpected
 from ..slots import lent, runner
 
 if TYPE_CHECKING:
@@ -119,7 +120,13 @@ class ReadInbox:
         return ("XREAD", "COUNT", 1000, "BLOCK", block, "STREAMS", self.inbox.key, self.inbox.last)
 
     def read(self, reply: Any) -> list[Notification]:
-        """The answer of ``command``, and the inbox moved on."""
+        """The answer of ``command``, and the inbox moved on; raises UnexpectedReply."""
+        try:
+            return self._read(reply)
+        except UNREADABLE as error:
+            raise unexpected(self.command(), reply) from error
+
+    def _read(self, reply: Any) -> list[Notification]:
         told = []
         for entry, flat in reply[0][1] if reply else ():
             self.inbox.last = entry.decode()
@@ -182,6 +189,9 @@ def _read(broker: Broker, step: Any) -> list[Notification] | None:
             with lent():
                 reply = inbox.connection.read(command, patience)
         return step.read(reply)  # type: ignore[no-any-return]
+    except UnexpectedReply:
+        inbox.connection.close()
+        raise
     except WrongKind:
         broker.call(inbox.clearing())
         return None
@@ -219,6 +229,9 @@ async def _read_async(broker: AsyncBroker, step: Any) -> list[Notification] | No
     try:
         reply = await inbox.async_connection.request(step.command(), deadline)
         return step.read(reply)  # type: ignore[no-any-return]
+    except UnexpectedReply:
+        await inbox.async_connection.close()
+        raise
     except WrongKind:
         await broker.call(inbox.clearing())
         return None

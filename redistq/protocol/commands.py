@@ -246,8 +246,8 @@ class Commands:
     @staticmethod
     def read_watch(reply: list[Any]) -> Watched:
         """The answer of ``watch``."""
-        record = reply[1]
-        fields = {record[i].decode(): record[i + 1] for i in range(0, len(record), 2)}
+        names = (name.decode("utf-8", "replace") for name in reply[1][::2])
+        fields = dict(zip(names, reply[1][1::2], strict=True))
         return Watched(reply[0].decode(), fields, reply[2].decode())
 
     def open_batch(self, batch_id: str, name: str, total: int, ttl_ms: int) -> Command:

@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, ConnectionLost, GroupMissing, RedistqEr
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, Promoted
 from ..protocol.keys import DEFAULT_QUEUE, QueueKeys
+from ..protocol.replies import is_news, unexpected
 
 log = logger("redistq.scheduler")
 
@@ -182,6 +183,8 @@ class TaskScheduler:
                 raise _CannotListen(error) from error
             if message is None:
                 return
+            if not is_news(message):
+                raise unexpected(("SUBSCRIBE",), message)
             if message[0] == b"subscribe" and self._on_message is not None:
                 self._on_message(LISTENING)
             if message[0] != b"message":

@@ -44,6 +44,7 @@ from ..errors import (
     RedistqError,
     ResultError,
     ServerUnavailable,
+    UnexpectedReply,
 )
 from ..handlers import Handler
 from ..logger import logger
@@ -357,14 +358,12 @@ class Processor:
                     return []
         if len(open_lanes) == 1 and not self._passing:
             commands = self._lanes[open_lanes[0]]
-            return self._read(connection.request(commands.fetch(self.consumer, room, block_ms)))
+            return connection.ask(commands.fetch(self.consumer, room, block_ms), self._read)
         tasks: list[Delivery] = []
         for lane in open_lanes:
             left = room - len(tasks)
             asked = self._passing[lane].ask(left) if self._passing else left
-            page = self._read(
-                connection.request(self._lanes[lane].fetch(self.consumer, asked, None))
-            )
+            page = connection.ask(self._lanes[lane].fetch(self.consumer, asked, None), self._read)
             tasks.extend(self._leave_foreign(page, lane) if self._passing else page)
             if len(tasks) >= room:
                 return tasks
@@ -372,7 +371,7 @@ class Processor:
             return tasks
         streams = [self._lanes[lane].keys.stream for lane in open_lanes]
         command = self._lanes[0].fetch_any(self.consumer, 1, block_ms, streams)
-        tasks = self._read(connection.request(command))
+        tasks = connection.ask(command, self._read)
         if self._passing:
             by_lane = {lane: [t for t in tasks if t[2] == lane] for lane in open_lanes}
             tasks = [t for lane, part in by_lane.items() for t in self._leave_foreign(part, lane)]
@@ -597,8 +596,8 @@ class Processor:
         held = set(self._held)
         for commands in self._lanes:
             cursor = "0-0"
-            while page := self._read(
-                connection.request(commands.fetch(self.consumer, MAX_TASKS, None, cursor))
+            while page := connection.ask(
+                commands.fetch(self.consumer, MAX_TASKS, None, cursor), self._read
             ):
                 cursor = page[-1][0].decode()
                 found = [task for task in page if task[1] and (task[0], task[2]) not in held]
@@ -778,7 +777,7 @@ class Processor:
                 while batch:
                     try:
                         batch = self._settle(batch)
-                    except (ServerUnavailable, ConnectionLost) as error:
+                    except (ServerUnavailable, ConnectionLost, UnexpectedReply) as error:
                         self._answers += 1  # not ours to mend: it is asked until it is back
                         log.warning("%d outcomes wait for the server: %s", len(batch), error)
                         late = until is not None and time.monotonic() > until
@@ -818,7 +817,7 @@ class Processor:
                     if not mine and not isinstance(error.__cause__, UnicodeEncodeError):
                         raise
                     self._settle([outcome.failed(error)])
-            except (ServerUnavailable, ConnectionLost, ConfigurationError):
+            except (ServerUnavailable, ConnectionLost, UnexpectedReply, ConfigurationError):
                 return left + batch[position:]  # no fault of this outcome
             except Exception:
                 log.exception("the outcome of task %s is refused", outcome.id)
