@@ -25,8 +25,9 @@ STEP_S = 0.5
 class Lender(Protocol):
     """A processor, as its runners know it."""
 
-    def lend(self) -> None:
-        """Run one more task at a time from now on; raises RedistqError beyond MOST."""
+    def lend(self) -> bool:
+        """Run one more task at a time from now on, if a thread can be started for it; answers
+        whether it was. Raises RedistqError beyond MOST."""
 
     def take_back(self) -> None:
         """Run one less."""
@@ -36,18 +37,19 @@ class Runner:
     """A runner's thread: its slot is lent while it waits for one thing or more."""
 
     def __init__(self, lender: Lender) -> None:
-        self._lender, self._waits = lender, 0
+        self._lender, self._waits, self._lent = lender, 0, False
 
     def begin(self) -> None:
         """It waits; raises RedistqError when too many do already."""
         if not self._waits:
-            self._lender.lend()
+            self._lent = self._lender.lend()
         self._waits += 1
 
     def end(self) -> None:
         """It waits no more for that."""
         self._waits -= 1
-        if not self._waits:
+        if not self._waits and self._lent:
+            self._lent = False
             self._lender.take_back()
 
 

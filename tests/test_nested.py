@@ -161,6 +161,44 @@ def test_too_many_waits_fail_in_words(url: str, monkeypatch: pytest.MonkeyPatch)
         assert producer.get_result(producer.add_task("chain", 2), timeout=20) == 2
 
 
+def test_without_a_thread_for_it_a_slot_is_not_lent(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started, a task that waits keeps its slot and goes on without."""
+    start, refused = threading.Thread.start, []
+
+    def no_more(thread: threading.Thread) -> None:
+        if thread.name.startswith("redistq-run-") and refuse.is_set():
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    refuse = threading.Event()
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    registry = Registry()
+
+    @registry.task(retries=0)
+    def parent(n: int) -> int:
+        with TaskProducer(url=url) as producer:
+            return 1 + producer.get_result(producer.add_task("child", n), timeout=20)
+
+    @registry.task(retries=0)
+    def child(n: int) -> int:
+        return n
+
+    with (
+        TaskWorker(url=url, task_handlers=registry, thread_count=2),
+        TaskProducer(url=url) as producer,
+    ):
+        refuse.set()
+        assert [
+            producer.get_result(producer.add_task("parent", n), timeout=20) for n in range(3)
+        ] == [1, 2, 3]
+        assert refused
+        refuse.clear()
+        assert producer.get_result(producer.add_task("parent", 5), timeout=20) == 6
+
+
 def test_a_time_limit_strikes_while_a_task_waits(single: Client) -> None:
     """A parent with a time limit is ended by it, not with its whole process."""
     url = single.server.url  # type: ignore[attr-defined]

@@ -699,14 +699,15 @@ class Processor:
 
     # -- lending slots: see slots.py -------------------------------------------------------------
 
-    def lend(self) -> None:
-        """A runner waits for other tasks: one more runs meanwhile."""
+    def lend(self) -> bool:
+        """A runner waits for other tasks: one more runs meanwhile, where there is a thread for
+        it."""
         with self._idle_lock:
             if self._surplus:  # the one that was started for a wait before is still there
                 self._surplus -= 1
-                return
+                return True
             if self._draining:
-                return  # nothing is fetched any more
+                return False  # nothing is fetched any more
             if not self._free_slots:
                 raise RedistqError(
                     f"this worker process has no slot left: {len(self._runners)} of its tasks wait "
@@ -718,11 +719,15 @@ class Processor:
             self._runners.append(runner)
         try:
             runner.start()
-        except BaseException:  # no more threads here
+        except BaseException as error:
             with self._idle_lock:
                 self._runners.remove(runner)
                 self._free_slots.append(slot)
-            raise
+            if not isinstance(error, RuntimeError):
+                raise
+            log.warning("a task that waits keeps its slot: no thread can be started (%s)", error)
+            return False
+        return True
 
     def take_back(self) -> None:
         """A runner goes on with its task: there is one too many."""
