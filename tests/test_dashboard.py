@@ -18,7 +18,7 @@ from servers import Server
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
 from redistq.dashboard import page as show
 from redistq.dashboard.view import Point, View, alerts, line, plain, rates
-from redistq.display import elements
+from redistq.display import html
 from redistq.display.palette import LOOKS, WARNING
 from redistq.display.text import clean, duration
 from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
@@ -176,7 +176,7 @@ def test_sparklines_are_pictures_with_words() -> None:
     ]
     sources = [str(value) for name, value in reader.attributes if name == "src"]
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
-    assert elements.svg([], NOW, "#000000").startswith("<svg")
+    assert html.svg([], NOW, "#000000").startswith("<svg")
 
 
 def test_workers_show_what_they_run() -> None:
@@ -388,11 +388,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     from redistq.display import notebook
 
     played = Stage()
-    monkeypatch.setattr(notebook, "_publish", played.publish)
+    monkeypatch.setattr(notebook, "publish", played.publish)
     before = set(comm.get_comm_manager().comms)
     yield played
     for panel in refresher.panels():
-        panel.end("the test is over")  # type: ignore[attr-defined]
+        panel.end("the test is over")
     assert not ui_threads()
     assert set(comm.get_comm_manager().comms) <= before
 
@@ -410,6 +410,11 @@ def wait(condition: Callable[[], Any], failure: str, seconds: float = 15.0) -> N
         time.sleep(0.02)
 
 
+def seen_by(panel: Any, front_ends: int) -> None:
+    """Say, as a front end would, how many show a dashboard."""
+    panel.widgets["root"].set_trait("_view_count", front_ends)
+
+
 def opened(source: Any, **options: Any) -> Any:
     """A dashboard that is shown, with its panel."""
     from redistq.dashboard import Dashboard
@@ -417,7 +422,7 @@ def opened(source: Any, **options: Any) -> Any:
     made = Dashboard(source, mode=options.pop("mode", "widget"), **options)
     made._ipython_display_()
     if made.mode == "widget":
-        made._panels[0]._root._view_count = 1  # as the front end says when it shows it
+        seen_by(made.panel, 1)  # as the front end says when it shows it
     return made
 
 
@@ -437,9 +442,12 @@ def test_it_shows_figures_that_move(stage: Stage, producer: TaskProducer) -> Non
         "text/html",
         "text/plain",
     ]
-    panel = made._panels[0]
+    panel = made.panel
     producer.add_tasks(("resize", n) for n in range(7))
-    wait(lambda: "7 tasks wait and no worker" in panel._head.value, "the figures stand still")
+    wait(
+        lambda: "7 tasks wait and no worker" in panel.widgets["head"].value,
+        "the figures stand still",
+    )
     assert len(ui_threads()) == 1
     assert made.live
     made.close()
@@ -456,35 +464,36 @@ def test_buttons_do_what_they_say(stage: Stage, producer: TaskProducer) -> None:
     def fail(_: Any) -> None:
         raise ValueError("on purpose")
 
-    panel = opened(producer)._panels[0]
+    panel = opened(producer).panel
     with TaskWorker(url=str(producer.address), stream="seen", task_handlers={"fail": fail}):
         producer.add_task("fail", retries=0)
         wait(
-            lambda: "ValueError: on purpose" in "".join(s.value for s in panel._slots), "not shown"
+            lambda: "ValueError: on purpose" in "".join(s.value for s in panel.letters.slots),
+            "not shown",
         )
     producer.add_tasks({"type": "x", "delay": delay} for delay in (None, None, 3600))
 
-    panel._pause.click()
+    panel.widgets["pause"].click()
     wait(lambda: producer.snapshot().paused, "not paused")
-    wait(lambda: panel._pause.description == "Resume", "the button still says Pause")
-    panel._pause.click()
+    wait(lambda: panel.widgets["pause"].description == "Resume", "the button still says Pause")
+    panel.widgets["pause"].click()
     wait(lambda: not producer.snapshot().paused, "not resumed")
 
-    wait(lambda: panel._cancel.description == "Cancel waiting (3)", "it does not count")
-    panel._cancel.click()
-    wait(lambda: panel._confirm.layout.display == "flex", "it does not ask")
-    assert "Cancel 3 waiting tasks?" in panel._question.value
-    panel._no.click()
-    wait(lambda: panel._confirm.layout.display == "none", "it asks on")
+    wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
+    panel.widgets["cancel"].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
+    assert "Cancel 3 waiting tasks?" in panel.widgets["question"].value
+    panel.widgets["no"].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "none", "it asks on")
     assert producer.snapshot().ready == 2
-    panel._cancel.click()
-    panel._yes.click()
-    wait(lambda: "3 tasks cancelled" in panel._said.value, "it did not cancel")
+    panel.widgets["cancel"].click()
+    panel.widgets["yes"].click()
+    wait(lambda: "3 tasks cancelled" in panel.widgets["notice"].value, "it did not cancel")
     assert (producer.snapshot().ready, producer.snapshot().delayed) == (0, 0)
 
-    panel._retry.click()
-    panel._yes.click()
-    wait(lambda: "1 failed task sent again" in panel._said.value, "it did not retry")
+    panel.widgets["retry"].click()
+    panel.widgets["yes"].click()
+    wait(lambda: "1 failed task sent again" in panel.widgets["notice"].value, "it did not retry")
     assert (producer.snapshot().ready, producer.snapshot().dead) == (1, 0)
 
 
@@ -494,47 +503,47 @@ def test_a_button_pressed_while_the_server_is_away_says_so(
     """Nothing is promised: the notice says that it did not work, and the dashboard recovers."""
     server = private_server()
     with TaskProducer(url=server.url, stream="seen") as producer:
-        panel = opened(producer)._panels[0]
-        wait(lambda: "Nothing waits" in panel._head.value, "it does not show")
+        panel = opened(producer).panel
+        wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not show")
         server.kill()
-        wait(lambda: "No answer from" in panel._head.value, "it does not notice")
-        assert panel._pause.disabled
-        panel._pause.click()  # as if it had been pressed a moment before
-        wait(lambda: "That did not work" in panel._said.value, "it does not say so", 30)
+        wait(lambda: "No answer from" in panel.widgets["head"].value, "it does not notice")
+        assert panel.widgets["pause"].disabled
+        panel.widgets["pause"].click()  # as if it had been pressed a moment before
+        wait(lambda: "That did not work" in panel.widgets["notice"].value, "it does not say so", 30)
         server.start()
-        wait(lambda: "Nothing waits" in panel._head.value, "it does not recover", 30)
-        assert not panel._pause.disabled
+        wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not recover", 30)
+        assert not panel.widgets["pause"].disabled
 
 
 def test_an_open_traceback_stays_open(stage: Stage, producer: TaskProducer) -> None:
     """A failed task keeps its widget while others come and go: what is open is not redrawn."""
-    panel = opened(producer)._panels[0]
+    panel = opened(producer).panel
     seen = tick()
 
     def letters(*numbers: int) -> None:
         dead = tuple(replace(seen.dead[0], id=f"t{n}", died_ms=NOW + n) for n in numbers)
-        panel._render_letters(view(replace(seen, dead=dead)))
+        panel.letters.render(view(replace(seen, dead=dead)))
 
     letters(1)
-    first = panel._slots[0].value
+    first = panel.letters.slots[0].value
     assert "task t1 " in first
     letters(4, 3, 2, 1)
-    assert panel._slots[0].value == first
-    assert [slot.layout.order for slot in panel._slots[:4]] == ["3", "0", "1", "2"]
+    assert panel.letters.slots[0].value == first
+    assert [slot.layout.order for slot in panel.letters.slots[:4]] == ["3", "0", "1", "2"]
     letters(6, 5, 4, 3, 2)
-    assert "task t1 " not in panel._slots[0].value
-    assert [slot.layout.display for slot in panel._slots] == [None] * 5
+    assert "task t1 " not in panel.letters.slots[0].value
+    assert [slot.layout.display for slot in panel.letters.slots] == [None] * 5
 
 
 def test_it_ends_when_its_output_is_cleared(
     stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen by one front end, then by none: it leaves nothing behind, though it is still kept."""
-    from redistq.dashboard import widget_panel as dashboard_panel
+    from redistq.dashboard import widget_panel
 
-    monkeypatch.setattr(dashboard_panel, "GONE_AFTER_S", 0.2)
+    monkeypatch.setattr(widget_panel, "GONE_AFTER_S", 0.2)
     made = opened(producer)
-    made._panels[0]._root._view_count = 0
+    seen_by(made.panel, 0)
     wait(lambda: not ui_threads(), "it goes on")
     assert not made.live
     assert "stopped: its output was cleared" in stage.html
@@ -544,17 +553,17 @@ def test_it_ends_when_nobody_keeps_or_sees_it(
     stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deleted dashboard that no front end shows ends; one that is shown goes on."""
-    from redistq.dashboard import widget_panel as dashboard_panel
+    from redistq.dashboard import widget_panel
 
-    monkeypatch.setattr(dashboard_panel, "UNSEEN_AFTER_S", 0.2)
+    monkeypatch.setattr(widget_panel, "UNSEEN_AFTER_S", 0.2)
     made = opened(producer)
-    panel = made._panels[0]
+    panel = made.panel
     del made
     gc.collect()
     time.sleep(0.8)  # what must not happen has no signal: longer than it would have taken
     assert not panel.ended
-    panel._was_seen = False  # as if the view had never been
-    panel._root._view_count = 0
+    panel.audience.seen = False  # as if the view had never been
+    seen_by(panel, 0)
     wait(lambda: not ui_threads(), "it goes on")
     assert "stopped: nobody keeps it" in stage.html
 
@@ -564,11 +573,11 @@ def test_it_ends_when_a_cell_is_interrupted(stage: Stage, producer: TaskProducer
     from redistq.display import notebook
 
     first, second = opened(producer), opened(producer)
-    notebook._cells._after_cell(SimpleNamespace(error_in_exec=ValueError()))
+    notebook.cells.after_cell(SimpleNamespace(error_in_exec=ValueError()))
     time.sleep(0.7)  # what must not happen has no signal: more than one refresh
     assert first.live
     assert second.live
-    notebook._cells._after_cell(SimpleNamespace(error_in_exec=KeyboardInterrupt()))
+    notebook.cells.after_cell(SimpleNamespace(error_in_exec=KeyboardInterrupt()))
     wait(lambda: not ui_threads(), "it goes on")
     assert not first.live
     assert not second.live
@@ -578,7 +587,7 @@ def test_it_ends_when_a_cell_is_interrupted(stage: Stage, producer: TaskProducer
 def test_dashboards_share_one_thread_and_one_call(stage: Stage, producer: TaskProducer) -> None:
     """Two dashboards of one queue: one feed, one thread; closing one leaves the other."""
     first, second = opened(producer), opened(TaskMonitor(url=str(producer.address), stream="seen"))
-    assert first._feed is second._feed
+    assert first.feed is second.feed
     assert len(ui_threads()) == 1
     first.close()
     assert second.live
@@ -604,12 +613,12 @@ def test_a_faulty_panel_does_not_end_the_others(
     stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that nobody foresaw is shown, and the thread goes on."""
-    panel = opened(producer)._panels[0]
-    monkeypatch.setattr(panel, "_feed", None)
-    wait(lambda: "AttributeError" in panel._notice, "the fault is not shown")
+    panel = opened(producer).panel
+    monkeypatch.setattr(panel, "feed", None)
+    wait(lambda: "AttributeError" in panel.notice, "the fault is not shown")
     other = opened(producer)
     producer.add_task("x")
-    wait(lambda: "1 task waits" in other._panels[0]._head.value, "the others stand still")
+    wait(lambda: "1 task waits" in other.panel.widgets["head"].value, "the others stand still")
     monkeypatch.undo()
 
 
@@ -669,7 +678,7 @@ def test_all_that_knows_its_queue_is_a_source(url: str) -> None:
     worker = TaskWorker(url=url, stream="seen", task_handlers={"x": print})
     with TaskProducer(url=url, stream="seen") as a, TaskMonitor(url=url, stream="seen") as b:
         made = [Dashboard(url, queue="seen"), Dashboard(a), b.dashboard(), Dashboard(worker)]
-        assert len({id(dashboard._feed) for dashboard in made}) == 1
+        assert len({id(dashboard.feed) for dashboard in made}) == 1
         assert {dashboard.queue for dashboard in made} == {"seen"}
 
 
@@ -739,7 +748,9 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
     # Nobody looks, as far as it knows, and after a while it is refreshed every five seconds. Play
     # the front end that looks: from now on it must be refreshed twice a second.
     time.sleep(1.0)
-    cells.run("d._panels[0]._root._view_count = 1; from redistq import TaskProducer")
+    cells.run(
+        "d.panel.widgets['root'].set_trait('_view_count', 1); from redistq import TaskProducer"
+    )
     busy = cells.run(
         "p = TaskProducer(stream='seen')\nfor _ in range(30): p.add_task('x'); time.sleep(0.1)"
     )
@@ -782,10 +793,10 @@ def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
     from redistq.dashboard import serve
 
     page = __import__("pathlib").Path("page.ipynb")
-    usual = serve._voila(serve.parser().parse_args([]), page)
+    usual = serve.voila_arguments(serve.parser().parse_args([]), page)
     assert "--Voila.ip=127.0.0.1" in usual
     assert "--no-browser" in usual
-    everywhere = serve._voila(serve.parser().parse_args(["--host", "0.0.0.0"]), page)
+    everywhere = serve.voila_arguments(serve.parser().parse_args(["--host", "0.0.0.0"]), page)
     assert "--Voila.ip=0.0.0.0" in everywhere
     assert [serve.is_loopback(h) for h in ("::1", "localhost", "127.0.0.2", "example.org")] == [
         True,

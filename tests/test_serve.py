@@ -284,7 +284,7 @@ def test_which_pages_may_ask(headers: dict[str, str], let_in: bool) -> None:
     """Its own, and what is no page at all."""
     mine: Callable[[str], bool] = hosts.named_here("127.0.0.1", [])
     request = SimpleNamespace(headers={"Host": "localhost:1", **headers}, host_name="localhost")
-    assert (serve._refused(request, mine) == "") is let_in
+    assert (serve.refusal_of(request, mine) == "") is let_in
 
 
 def test_a_port_that_is_taken_ends_it(server: Server) -> None:

@@ -22,9 +22,10 @@ _USAGE = """usage: redistq {worker,monitor,dashboard} ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to the command that is named; answers the exit code."""
+    """Hand over to the command that is named; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    command, rest = (args[0], args[1:]) if args else ("", [])
+    command = args[0] if args else ""
+    rest = args[1:]
     if command == "worker":
         from .worker import main as worker
 

@@ -40,7 +40,7 @@ _ESCAPE_S = 0.05
 
 
 class Keys:
-    """A context in which ``read`` answers keys by name; without a terminal it only waits."""
+    """A context in which ``read`` returns keys by name; without a terminal it only waits."""
 
     def __init__(self, stream: Any = None) -> None:
         stream = sys.stdin if stream is None else stream
@@ -74,7 +74,8 @@ class Keys:
         if self._before is not None and self._fd is not None:
             import termios
 
-            before, self._before = self._before, None
+            before = self._before
+            self._before = None
             try:
                 termios.tcsetattr(self._fd, termios.TCSANOW, before)
             except (OSError, termios.error):
@@ -125,5 +126,6 @@ class Keys:
             end = next((i for i, c in enumerate(self._buffer[2:], 2) if 64 <= c < 127), None)
             self._buffer = self._buffer[(end or len(self._buffer)) + 1 :]
             return None
-        first, self._buffer = self._buffer[:1], self._buffer[1:]
+        first = self._buffer[:1]
+        self._buffer = self._buffer[1:]
         return "escape" if first == b"\x1b" else first.decode("latin-1")

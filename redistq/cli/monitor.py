@@ -25,7 +25,10 @@ from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.stdout import written
 from . import tables
 
-EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
 _EPILOG = """
@@ -125,7 +128,7 @@ def _add_servers(add: Callable[..., Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m redistq.cli_monitor") -> int:
-    """Run one command; answers the exit code."""
+    """Run one command; return the exit code."""
     return written(lambda: _main(argv, prog))
 
 
@@ -244,7 +247,8 @@ _LISTINGS = {
 
 def _list(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     shown = _LISTINGS[args.command]
-    listing, records = shown.listing, shown.read(monitor, getattr(args, "n", 0))
+    listing = shown.listing
+    records = shown.read(monitor, getattr(args, "n", 0))
     if args.json:
         tables.write_json(tables.plain(listing, records))
     elif args.csv:
@@ -287,7 +291,8 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
-    out, text = tables.console(), require("rich.text", "cli", "tables")
+    out = tables.console()
+    text = require("rich.text", "cli", "tables")
     grid = require("rich.table", "cli", "tables").Table.grid(padding=(0, 2))
     due = values["next_due_s"]
     rows = (
@@ -329,7 +334,8 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
         rows = (tables.plain_row(columns.ATTEMPTS, attempt) for attempt in attempts)
         tables.write_csv(tables.fields(columns.ATTEMPTS), rows)
     else:
-        out, text = tables.console(), require("rich.text", "cli", "tables")
+        out = tables.console()
+        text = require("rich.text", "cli", "tables")
         out.print(text.Text(clean(f"{task.id}  {task.name}  {task.state}", 500), style="bold"))
         out.print(tables.table("task", columns.ATTEMPTS, attempts, out, monitor.now_ms()))
         for name in ("payload", "result"):

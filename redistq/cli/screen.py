@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._optional import require
-from ..dashboard.view import Point, alerts, rate_now, rates
-from ..dashboard.view import View as Picture
+from ..dashboard.feed import Feed
+from ..dashboard.view import View, alerts, rate_now, rates
 from ..display.palette import look
 from ..display.text import clean, clock, duration, one_line, plural
 from ..errors import RedistqError
@@ -25,12 +24,13 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running
 from ..monitor.tick import Tick, workers_of
 from .keyboard import Keys
-from .tables import console as output_console
+from .lines import Line, columns, drawn, figures, fit, spark
+from .tables import console as console_for
 
-EVENTS_KEPT, DEAD_KEPT, RUNNING_KEPT = 200, 50, 64
-TRAIL_MS = 65_000
+EVENTS_KEPT = 200
+DEAD_KEPT = 50
+RUNNING_KEPT = 64
 NOTICE_S = 4.0
-BARS = " ▁▂▃▄▅▆▇█"
 LISTS = ("running", "recent", "dead")
 HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
 STATE_STYLES = {
@@ -41,52 +41,43 @@ STATE_STYLES = {
     "cancelled": "yellow",
 }
 
-Line = list[tuple[str, str]]
-"""Pieces of text, each with its style."""
+
+def feed_of(monitor: TaskMonitor) -> Feed:
+    """Return a feed of a queue that holds what the screen shows."""
+    return Feed(
+        monitor,
+        recent=EVENTS_KEPT,
+        fresh_s=0.0,  # a key changes the picture at once
+        events=EVENTS_KEPT,
+        dead=DEAD_KEPT,
+        running=RUNNING_KEPT,
+        batches=1,
+    )
 
 
 @dataclass(slots=True)
 class Screen:
-    """What the screen knows and where its reader is; ``lines`` draws it."""
+    """Where the reader of a feed is; ``press`` takes a key, ``lines`` draws the picture."""
 
-    monitor: TaskMonitor
-    tick: Tick | None = None
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
-    trail: deque[Point] = field(default_factory=deque)
+    feed: Feed
     focus: str = "recent"
     at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LISTS, 0))
     asking: str = ""
     notice: str = ""
     notice_until: float = 0.0
-    problem: str = ""
     detail: list[str] | None = None
     detail_at: int = 0
     ended: bool = False
 
-    # -- what it knows ---------------------------------------------------------------------------
+    @property
+    def tick(self) -> Tick | None:
+        """The last tick, if there was one."""
+        return self.feed.tick
 
-    def refresh(self) -> None:
-        """One call for all that is new; a server that is away is said, and asked again."""
-        try:
-            tick = self.monitor.tick(
-                self.tick.cursor if self.tick else None,
-                events=EVENTS_KEPT,
-                dead=DEAD_KEPT,
-                running=RUNNING_KEPT,
-                batches=1,
-            )
-        except RedistqError as error:
-            self.problem = one_line(str(error))
-            return
-        self.problem = ""
-        if self.tick is not None and tick.now_ms < self.tick.now_ms:
-            self.trail.clear()  # another server answers now, with a clock of its own
-        self.tick = tick
-        self.events.extendleft(tick.events)
-        settled = tick.count("succeeded") + tick.count("failed")
-        self.trail.append(Point(tick.now_ms, tick.snapshot.ready, settled))
-        while self.trail[0].now_ms < tick.now_ms - TRAIL_MS:
-            self.trail.popleft()
+    @property
+    def monitor(self) -> TaskMonitor:
+        """The monitor of the queue."""
+        return self.feed.monitor
 
     def rows(self, name: str) -> list[Any]:
         """What one of the lists shows."""
@@ -94,7 +85,7 @@ class Screen:
             return []
         if name == "running":
             return list(self.tick.running)
-        return list(self.events) if name == "recent" else list(self.tick.dead)
+        return list(self.feed.recent) if name == "recent" else list(self.tick.dead)
 
     # -- keys ------------------------------------------------------------------------------------
 
@@ -129,7 +120,7 @@ class Screen:
         if key in ("y", "Y"):
             with self._trying():
                 self.say(f"{plural(self.monitor.replay(), 'task')} sent again")
-                self.refresh()
+                self.feed.refresh()
         else:
             self.say("nothing was sent")
 
@@ -141,7 +132,7 @@ class Screen:
             else:
                 self.monitor.pause()
                 self.say("paused: running tasks finish, no other is started")
-            self.refresh()
+            self.feed.refresh()
 
     def _show(self) -> None:
         rows = self.rows(self.focus)
@@ -149,7 +140,8 @@ class Screen:
             return
         row = rows[min(self.at[self.focus], len(rows) - 1)]
         with self._trying():
-            self.detail, self.detail_at = self._describe(row), 0
+            self.detail = self._describe(row)
+            self.detail_at = 0
 
     def _describe(self, row: Event | Running | DeadLetter) -> list[str]:
         task = self.monitor.records.task(row.id)
@@ -178,7 +170,8 @@ class Screen:
 
     def say(self, words: str) -> None:
         """Words for the last line, for a few seconds."""
-        self.notice, self.notice_until = words, time.monotonic() + NOTICE_S
+        self.notice = words
+        self.notice_until = time.monotonic() + NOTICE_S
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[None]:
@@ -208,11 +201,10 @@ class Screen:
         when = f" {clock(tick.now_ms)} UTC " if tick else " "
         room = max(0, width - len(when))
         lines: list[Line] = [[(fit(title, room) + when, "reverse bold")]]
-        problem = f"{clean(self.problem, 300)} (asking again)" if self.problem else ""
-        picture = Picture(
-            queue=self.monitor.queue, url=self.monitor.url, tick=tick, problem=problem
-        )
-        sentences = [sentence for _, sentence in alerts(picture)]
+        trouble = one_line(self.feed.trouble)
+        problem = f"{clean(trouble, 300)} (asking again)" if trouble else ""
+        view = View(queue=self.monitor.queue, url=self.monitor.url, tick=tick, problem=problem)
+        sentences = [sentence for _, sentence in alerts(view)]
         if not sentences and tick is not None:
             sentences = [f"● {tick.health[1]}"]
         lines += [[(sentence, "bold")] for sentence in sentences[:2]]
@@ -220,7 +212,7 @@ class Screen:
             return lines
         shot = tick.snapshot
         age = 0 if shot.oldest_ms is None else shot.now_ms - shot.oldest_ms
-        figures = [
+        now = [
             ("waiting", shot.ready),
             ("running", tick.running_count),
             ("delayed", shot.delayed),
@@ -228,15 +220,16 @@ class Screen:
             ("workers", len(tick.workers)),
         ]
         totals = [(s, tick.count(s)) for s in ("succeeded", "failed", "retried", "recovered")]
-        lines.append(_figures(figures) + ([(f"  oldest {duration(age)}", "dim")] if age else []))
-        lines.append(_figures(totals))
-        if len(self.trail) > 1:
+        lines.append(figures(now) + ([(f"  oldest {duration(age)}", "dim")] if age else []))
+        lines.append(figures(totals))
+        trail = list(self.feed.trail)
+        if len(trail) > 1:
             span = max(10, min(60, (width - 36) // 2))
-            speeds = [speed for _, speed in rates(list(self.trail))]
-            depths = [float(point.depth) for point in self.trail]
+            speeds = [speed for _, speed in rates(trail)]
+            depths = [float(point.depth) for point in trail]
             lines.append(
                 [
-                    (f"{rate_now(list(self.trail)):>9,.1f}/s ", "bold"),
+                    (f"{rate_now(trail):>9,.1f}/s ", "bold"),
                     (spark(speeds, span), "green"),
                     ("  waiting ", "bold"),
                     (spark(depths, span), "cyan"),
@@ -287,7 +280,8 @@ class Screen:
         return shares
 
     def _list(self, name: str, width: int, share: int, live: bool) -> list[Line]:
-        rows, focused = self.rows(name), live and name == self.focus
+        rows = self.rows(name)
+        focused = live and name == self.focus
         if share < 1:
             return []
         assert self.tick is not None
@@ -340,71 +334,12 @@ def _moved(at: int, key: str, last: int) -> int:
     return max(0, min(last, at + step.get(key, 0)))
 
 
-def _figures(pairs: list[tuple[str, int]]) -> Line:
-    line: Line = []
-    for name, count in pairs:
-        line += [(f"{name} ", ""), (f"{count:,}", "bold"), ("   ", "")]
-    return line
-
-
-def spark(values: list[float], width: int) -> str:
-    """The newest ``width`` values as bars, the highest full."""
-    shown = values[-width:]
-    top = max(shown, default=0.0)
-    steps = len(BARS) - 1
-    bars = "".join(
-        BARS[max(1 if v > 0 else 0, round(v / top * steps))] if top > 0 else BARS[0] for v in shown
-    )
-    return bars.rjust(width)
-
-
-def fit(text: str, width: int) -> str:
-    """Text on exactly ``width`` cells of a terminal: cut with an ellipsis, or padded."""
-    cells = require("rich.cells", "cli", "the live screen")
-    if cells.cell_len(text) > width:
-        text = cells.set_cell_size(text, max(0, width - 1)) + "…" if width > 0 else ""
-    return str(cells.set_cell_size(text, width))
-
-
-def columns(width: int, *parts: tuple[str, int, str]) -> Line:
-    """Pieces of text, each on so many cells (0: all that is left), with a style."""
-    line: Line = []
-    left = width
-    for text, wanted, style in parts:
-        size = min(left, wanted or left)
-        if size <= 0:
-            break
-        lead = text[: len(text) - len(text.lstrip(" "))]
-        gap = 1 if wanted else 0
-        piece = fit(lead + clean(one_line(text), 2000), size - gap) + " " * gap
-        line.append((piece, style))
-        left -= size
-    return line
-
-
-def drawn(lines: list[Line], width: int) -> Any:
-    """Lines as something rich prints: text only, no markup, none wider than the terminal."""
-    rich_text = require("rich.text", "cli", "the live screen")
-    found = []
-    for line in lines:
-        text = rich_text.Text(no_wrap=True, overflow="ellipsis")
-        for piece, style in line:
-            text.append(piece, style=style)
-        text.rstrip()
-        text.truncate(width, overflow="ellipsis")
-        found.append(text)
-    return rich_text.Text("\n", no_wrap=True, overflow="ellipsis").join(found)
-
-
 def run(monitor: TaskMonitor, *, interval: float = 0.35) -> int:
     """Show the queue until q (0) or a signal (130, 143); piped, one picture."""
-    console = output_console("the live screen")
-    screen = Screen(monitor)
-    screen.tick = None
-    first = monitor.tick(events=EVENTS_KEPT, dead=DEAD_KEPT, batches=1)  # or ServerUnavailable
+    console = console_for("the live screen")
+    screen = Screen(feed_of(monitor))
+    screen.feed.ask()  # without a first answer there is no screen
     if not console.is_terminal or console.is_dumb_terminal:
-        screen.tick = first
-        screen.events.extendleft(first.events)
         console.print(drawn(screen.lines(console.width, 60, live=False), console.width))
         return 0
     return _live(screen, console, max(0.1, interval))
@@ -447,7 +382,7 @@ def _live(screen: Screen, console: Any, interval: float) -> int:
 
 def _loop(screen: Screen, console: Any, live: Any, keys: Keys, interval: float) -> None:
     while not screen.ended:
-        screen.refresh()
+        screen.feed.refresh()
         until = time.monotonic() + interval
         while True:
             width, height = console.size

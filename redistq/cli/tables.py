@@ -228,7 +228,8 @@ def human(kind: str, value: Any, now_ms: float) -> str:
 def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms: float) -> Any:
     """A rich table of records that fits the console."""
     box = require("rich.box", "cli", "tables")
-    text, tables = require("rich.text", "cli", "tables"), require("rich.table", "cli", "tables")
+    text = require("rich.text", "cli", "tables")
+    tables = require("rich.table", "cli", "tables")
     kinds = dict(listing.columns)
     places = {column: i for i, (column, _) in enumerate(listing.columns)}
     shown = [column for column in TABLES[name] if out.width >= column.from_width]
@@ -247,9 +248,11 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
             min_width=None if fixed else min(5, len(column.heading)),
         )
     for record in records:
-        row, cells = listing.row(record), []
+        row = listing.row(record)
+        cells = []
         for column in shown:
-            kind, value = kinds[column.name], row[places[column.name]]
+            kind = kinds[column.name]
+            value = row[places[column.name]]
             words = human(kind, value, now_ms)
             if kind == "state":
                 words = f"{look(value).glyph} {words}"

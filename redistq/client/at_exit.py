@@ -16,7 +16,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from ..display.notes import in_kernel, say
+from ..display.notebook import in_kernel, say
 from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.call import CALL
 from ..logger import logger

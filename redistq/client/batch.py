@@ -20,8 +20,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
-from ..display.notes import say
-from ..display.panels import badge, escape, panel
+from ..display.html import badge, escape, panel
+from ..display.notebook import say
 from ..errors import (
     ConfigurationError,
     ConnectionLost,

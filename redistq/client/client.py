@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from .. import slots, tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import Broker
-from ..display.notes import say
-from ..display.panels import escape, panel
+from ..display.html import escape, panel
+from ..display.notebook import say
 from ..errors import ConfigurationError, ConnectionLost, PayloadTooLarge, RedistqError
 from ..functions.blobs import BLOB_TTL_S, Blobs
 from ..functions.call import (

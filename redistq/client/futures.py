@@ -17,8 +17,8 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import slots
-from ..display.notes import in_kernel
-from ..display.panels import badge, escape, panel
+from ..display.html import badge, escape, panel, tag
+from ..display.notebook import in_kernel
 from ..errors import (
     PayloadError,
     RedistqError,
@@ -246,7 +246,7 @@ class TaskFuture(Future[Any]):
 
     def _repr_html_(self) -> str:
         state = self.state
-        rows = [("task", f"<code>{escape(self.task_id)}</code>"), ("function", escape(self.name))]
+        rows = [("task", tag("code", self.task_id)), ("function", escape(self.name))]
         if state == "failed":
             rows.append(("error", escape(_short(super().exception(0), 300))))
         elif state == "succeeded":

@@ -8,11 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-
-def in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return shell is not None and hasattr(shell, "kernel")
+from ..display.notebook import in_kernel
 
 
 class Progress:
@@ -22,12 +18,12 @@ class Progress:
         self._bar: Any = None
         self._label, self._total = label, total
         if wanted is None:
-            wanted = in_notebook() or sys.stderr.isatty()
+            wanted = in_kernel() or sys.stderr.isatty()
         self._wanted = wanted
 
     def _open(self, done: int) -> None:
         try:
-            if in_notebook():
+            if in_kernel():
                 from tqdm.auto import tqdm
             else:
                 from tqdm import tqdm

@@ -109,7 +109,7 @@ def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
         from redistq.display.notebook import say
 
         say(
-            f"redistq: started a local Valkey at {server.url} (data in {server.home}; "
+            f"started a local Valkey at {server.url} (data in {server.home}; "
             "it stops when its last user has gone)"
         )
     return server

@@ -7,16 +7,17 @@ button is pressed. It ends by itself and leaves no thread, no connection and no 
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from typing import Any
 
 from ..connection.address import Address, resolve
-from ..display.notebook import Outlet, in_kernel, show_bundle
+from ..display.notebook import in_kernel, show_bundle
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from .feed import Feed, feed_of
+from .html_panel import HtmlPanel
 from .page import page
-from .refresher import Feed, feed_of, refresher
+from .refresher import refresher
 from .view import line, plain
 from .widget_panel import WidgetPanel
 
@@ -59,18 +60,24 @@ class Dashboard:
             raise ConfigurationError(f"refresh is in seconds, at least 0.5: {refresh!r}")
         if isinstance(source, str):
             source, url = None, source
-        self.mode, self.refresh = mode, float(refresh)
+        self.mode = mode
+        self.refresh = float(refresh)
         where, queue, group, delayed_key = _where(source, url, queue, group)
-        self._feed: Feed = feed_of(where, queue, group, delayed_key)
-        self._panels: list[Any] = []
+        self.feed: Feed = feed_of(where, queue, group, delayed_key)
+        self._panels: list[WidgetPanel | HtmlPanel] = []
         # The panel is kept by the refresher, and knows nothing of this handle: when the handle
         # goes, a panel that nobody sees goes too.
-        self._orphan = weakref.finalize(self, _orphaned, self._panels)
+        weakref.finalize(self, _release, self._panels)
 
     @property
     def queue(self) -> str:
         """The queue's name."""
-        return self._feed.monitor.queue
+        return self.feed.monitor.queue
+
+    @property
+    def panel(self) -> WidgetPanel | HtmlPanel | None:
+        """What shows it live, of the last time that it was shown; None when nothing does."""
+        return self._panels[0] if self._panels else None
 
     @property
     def live(self) -> bool:
@@ -85,19 +92,19 @@ class Dashboard:
 
     def html(self) -> str:
         """The dashboard of this moment as HTML that needs nothing else."""
-        self._feed.refresh()
-        return str(page(self._feed.view()))
+        self.feed.refresh()
+        return str(page(self.feed.view()))
 
     def text(self) -> str:
         """The dashboard of this moment as a few lines of text."""
-        self._feed.refresh()
-        return plain(self._feed.view())
+        self.feed.refresh()
+        return plain(self.feed.view())
 
     def _repr_html_(self) -> str:
         return self.html()
 
     def __repr__(self) -> str:
-        return f"Dashboard({line(self._feed.view())})"
+        return f"Dashboard({line(self.feed.view())})"
 
     def _ipython_display_(self) -> None:
         """Show it, in the way that works here; IPython calls this."""
@@ -108,14 +115,13 @@ class Dashboard:
         if mode == "static":
             show_bundle({"text/html": self.html(), "text/plain": self.text()})
             return
-        self._feed.refresh()
-        for panel in self._panels:
-            if panel.show():
-                return  # one more view of what is live already
-        panel = (
-            WidgetPanel(self._feed, self.refresh)
+        self.feed.refresh()
+        if any(shown.show() for shown in self._panels):
+            return  # one more view of what is live already
+        panel: WidgetPanel | HtmlPanel = (
+            WidgetPanel(self.feed, self.refresh)
             if mode == "widget"
-            else HtmlPanel(self._feed, self.refresh)
+            else HtmlPanel(self.feed, self.refresh)
         )
         self._panels[:] = [panel]
         panel.show()
@@ -133,92 +139,25 @@ class Dashboard:
         return "widget"
 
 
-class HtmlPanel:
-    """A live picture without widgets: HTML that is put in place of itself, and no buttons."""
-
-    LIFE_S = 6 * 3600.0
-
-    def __init__(self, feed: Feed, refresh: float) -> None:
-        self._feed, self._refresh = feed, max(1.0, refresh)
-        self._outlet: Outlet | None = None
-        self._shown = ""
-        self._born = time.monotonic()
-        self._alone = self.ended = False
-
-    def show(self) -> bool:
-        """Show it once; later views are pictures of their own."""
-        if self.ended or self._outlet is not None:
-            return False
-        self._outlet = Outlet()
-        self._outlet.show(self._bundle(live=True))
-        return True
-
-    def _bundle(self, **more: Any) -> dict[str, str]:
-        view = self._feed.view(**more)
-        return {"text/html": str(page(view)), "text/plain": plain(view)}
-
-    def step(self) -> float | None:
-        """Put the newest picture in place."""
-        if self.ended:
-            return None
-        if self._outlet is not None:
-            if self._outlet.interrupted:
-                self._end("the kernel was interrupted")
-                return None
-            if self._alone and self._outlet.cell_ended:
-                self._end("nobody keeps it")
-                return None
-        if time.monotonic() - self._born > self.LIFE_S:
-            self._end("it was live for six hours")
-            return None
-        self._feed.refresh()
-        bundle = self._bundle(live=True)
-        if bundle["text/html"] != self._shown and self._outlet is not None:
-            self._shown = bundle["text/html"]
-            self._outlet.replace(bundle)
-        return self._refresh
-
-    def fault(self, error: Exception) -> None:
-        """Nothing to show it on: the log has it."""
-
-    def orphan(self) -> None:
-        """The handle is gone, and nobody can tell whether this is seen: it ends with its cell.
-        Called by the garbage collector, in any thread: it only leaves a note."""
-        self._alone = True
-
-    def end(self, why: str) -> None:
-        """Leave a last picture and stop."""
-        refresher.remove(self)
-        self._end(why)
-
-    def _end(self, why: str) -> None:
-        if not self.ended:
-            self.ended = True
-            if self._outlet is not None:
-                self._outlet.replace(self._bundle(ended=why))
-                self._outlet.close()
-
-
-def _orphaned(panels: list[Any]) -> None:
+def _release(panels: list[WidgetPanel | HtmlPanel]) -> None:
     for panel in panels:
-        panel.orphan()
+        panel.released()
 
 
 def _where(
     source: Any, url: str | None, queue: str | None, group: str | None
 ) -> tuple[Address, str, str, str]:
-    """Server, queue, group and delayed key of whatever a dashboard was given."""
+    """Return server, queue, group and delayed key of what a dashboard was given."""
     if source is None:
         address = resolve(url)
         keys = QueueKeys(queue or DEFAULT_QUEUE, clustered=address.clustered)
         return address, keys.stream, group or DEFAULT_GROUP, keys.delayed
     what = type(source).__name__
-    for name in ("producer", "_producer"):
-        inner = getattr(source, name, None)
-        if isinstance(getattr(inner, "address", None), Address):
-            source = inner
-            break
-    known, commands = getattr(source, "address", None), getattr(source, "commands", None)
+    inner = getattr(source, "producer", None)  # a monitor's or a client's
+    if isinstance(getattr(inner, "address", None), Address):
+        source = inner
+    known = getattr(source, "address", None)
+    commands = getattr(source, "commands", None)
     settings = getattr(source, "settings", None)
     if not isinstance(known, Address) or (commands is None and settings is None):
         raise ConfigurationError(

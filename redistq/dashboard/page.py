@@ -1,7 +1,7 @@
 """What a dashboard looks like: a View in, HTML out; pure functions.
 
 Called by the dashboard, live and static. It talks to nobody and keeps nothing. Text that comes
-from a queue is anybody's text: it reaches the page only through ``elements``, which escapes it.
+from a queue is anybody's text: it reaches the page only through ``display.html``, which escapes it.
 Every meaning stands in the text and in no attribute, since Jupyter drops most attributes of an
 untrusted notebook's HTML.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..display.elements import (
+from ..display.html import (
     MUTED,
     RULE,
     Html,
@@ -88,7 +88,8 @@ def _title(view: View) -> Html:
 
 
 def _figures(view: View, tick: Tick) -> Html:
-    shot, rate = tick.snapshot, rate_now(view.trail)
+    shot = tick.snapshot
+    rate = rate_now(view.trail)
     waits = f"oldest {duration(tick.now_ms - shot.oldest_ms)}" if shot.oldest_ms else "none"
     if shot.next_due_ms is None:
         due = "none"
@@ -188,8 +189,10 @@ def workers(view: View) -> Html:
 
 
 def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
-    details, age = worker.details, beat_age(worker, tick)
-    slots, busy = slots_of(worker), running_of(worker)
+    details = worker.details
+    age = beat_age(worker, tick)
+    slots = slots_of(worker)
+    busy = running_of(worker)
     if worker.deadline_ms < tick.now_ms:
         state = mark("⚠ silent", WARNING)
     elif busy:
@@ -275,7 +278,8 @@ def failures(view: View) -> Html:
 def letter(dead: DeadLetter) -> Html:
     """One failed task; it opens to its payload and traceback."""
     what = f"{dead.error_type}: {dead.error}" if dead.error_type else dead.error
-    traceback, payload = dead.traceback.rstrip(), _payload(dead.name, dead.preview)
+    traceback = dead.traceback.rstrip()
+    payload = _payload(dead.name, dead.preview)
     if len(traceback) > _TRACEBACK:
         traceback = "…" + traceback[-_TRACEBACK:]
     box = (

@@ -49,7 +49,8 @@ Dashboard(queue=os.environ.get("REDISTQ_QUEUE", "tasks"))"""
 
 GONE_AFTER_S = 60
 """A visitor who was not connected for so long has gone."""
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED = 1
+EXIT_USAGE = 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal; answers the exit code (2: a setting or package is missing or wrong)."""
+    """Serve until a signal; return the exit code (2: a setting or package is missing or wrong)."""
     return written(lambda: _serve(argv))
 
 
@@ -112,7 +113,7 @@ def _serve(argv: Sequence[str] | None) -> int:
             )
         server = _server(Voila, token, named_here(args.host, args.allow_host), page_url)
         try:
-            server.launch_instance(argv=_voila(args, page), config=_config())
+            server.launch_instance(argv=voila_arguments(args, page), config=_config())
         finally:
             server.clear_instance()
     return 0
@@ -138,8 +139,8 @@ def _kernels_find(address: Address, args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def _voila(args: argparse.Namespace, page: Path) -> list[str]:
-    """The arguments of Voilà, which anybody on this machine can see."""
+def voila_arguments(args: argparse.Namespace, page: Path) -> list[str]:
+    """Return the arguments of Voilà, which anybody on this machine can see."""
     return [
         str(page),
         f"--Voila.ip={args.host}",
@@ -182,7 +183,8 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
 
         def init_settings(self) -> dict[str, Any]:
             # Set here, after every configuration file has had its say.
-            self.token, self.auto_token = token, False
+            self.token = token
+            self.auto_token = False
             self.identity_provider_class = TokenOnly
             return {
                 **super().init_settings(),
@@ -208,7 +210,7 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
             find = self.app.find_handler
 
             def guarded(request: Any, **kwargs: Any) -> Any:
-                if refused := _refused(request, is_own_name):
+                if refused := refusal_of(request, is_own_name):
                     log.warning("refused a request: %s", refused)
                     return self.app.get_handler_delegate(
                         request, ErrorHandler, {"status_code": 403}
@@ -233,8 +235,8 @@ def _same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-def _refused(request: Any, is_own_name: Callable[[str], bool]) -> str:
-    """Why a request is not answered; empty when it is."""
+def refusal_of(request: Any, is_own_name: Callable[[str], bool]) -> str:
+    """Return why a request is not answered; empty when it is."""
     host = request.headers.get("Host", "")
     if not is_own_name(request.host_name):
         return f"it asks for {host!r:.100}, which is no name of this server (see --allow-host)"
@@ -256,7 +258,8 @@ def _forget_token(request: Any) -> None:
 
 def _log_request(handler: Any) -> None:
     """One line a request at most, without what follows the question mark: the token."""
-    status, request = handler.get_status(), handler.request
+    status = handler.get_status()
+    request = handler.request
     level = logging.DEBUG if status < 500 else logging.WARNING
     log.log(level, "%d %s %s", status, request.method, request.path)
 

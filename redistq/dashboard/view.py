@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..display.elements import TRAIL_MS as TRAIL_MS
+from ..display.html import TRAIL_MS as TRAIL_MS
 from ..display.palette import DELAYED, FAILED, QUEUED, WARNING
 from ..display.text import LINE_CHARS, NAME_CHARS, clean, clock, duration, one_line, plural
 from ..monitor.health import condition

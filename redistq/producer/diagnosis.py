@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..connection.connection import Connection
-from ..display.notes import say
+from ..display.notebook import say
 from ..logger import logger
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.homes import Home

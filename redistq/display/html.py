@@ -1,8 +1,8 @@
-"""HTML elements for the dashboard: text is escaped here, styles are inline.
+"""HTML for notebooks and pages: text is escaped here and nowhere else, styles are inline.
 
-Used by the dashboard's HTML. Text becomes part of a page only through ``tag`` and ``join``, which
-escape whatever is not Html already. Sparklines are images, because Jupyter keeps those of an
-untrusted notebook, and inline SVG it does not.
+Used by the dashboard and by every ``_repr_html_``. Text becomes part of a page only through ``tag``
+and ``join``, which escape whatever is not Html already. An untrusted notebook keeps inline styles
+and images, but neither style sheets nor inline SVG: hence sparklines are images.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
     said = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
-    inside = "".join(child if isinstance(child, Html) else _escaped(child) for child in children)
+    inside = "".join(child if isinstance(child, Html) else escape(child) for child in children)
     return Html(f"<{name}{said}>{inside}</{name}>")
 
 
-def _escaped(text: str) -> str:
-    return html.escape(HIDDEN.sub("\ufffd", text), quote=False)
+def escape(text: object) -> Html:
+    """Return any text as HTML: what came from a queue is somebody's input."""
+    return Html(html.escape(HIDDEN.sub("\ufffd", str(text)), quote=False))
 
 
 def join(parts: Iterable[str]) -> Html:
     """Elements one after the other; text among them is escaped."""
-    return Html("".join(p if isinstance(p, Html) else _escaped(p) for p in parts))
+    return Html("".join(p if isinstance(p, Html) else escape(p) for p in parts))
 
 
 def block(parts: Iterable[str]) -> Html:
@@ -99,22 +100,51 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     )
 
 
+def panel(title: str, aside: str, rows: Iterable[tuple[str, str]]) -> Html:
+    """A titled table of labels and values, in the notebook's own colours."""
+    body = (
+        tag(
+            "tr",
+            tag(
+                "th",
+                label,
+                scope="row",
+                style="text-align:left;font-weight:normal;opacity:.75;padding:1px 12px 1px 0",
+            ),
+            tag("td", value, style="text-align:left;padding:1px 0"),
+        )
+        for label, value in rows
+    )
+    return tag(
+        "div",
+        tag("div", tag("strong", title), Html(" &nbsp;"), aside),
+        tag("table", *body, style="border-collapse:collapse;background:none"),
+        style="border-left:3px solid #0072B2;padding:2px 0 2px 10px;"
+        "color:var(--jp-content-font-color1,inherit)",
+    )
+
+
 def mono(text: str) -> Html:
     """Code."""
     style = "font-family:var(--jp-code-font-family,monospace);font-size:12px;overflow-wrap:anywhere"
     return tag("span", text, style=style)
 
 
-def state_mark(state: str) -> Html:
-    """A state as glyph and word, underlined in its colour."""
-    face = look(state)
-    style = f"border-bottom:2px solid {face.color};white-space:nowrap"
-    return tag("span", f"{face.glyph} {clean(face.word, 20)}", style=style)
-
-
 def mark(text: str, color: str) -> Html:
     """Words underlined in a colour."""
     return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")
+
+
+def state_mark(state: str) -> Html:
+    """A state of the queue's as glyph and word, underlined in its colour."""
+    face = look(state)
+    return mark(f"{face.glyph} {clean(face.word, 20)}", face.color)
+
+
+def badge(state: str) -> Html:
+    """A state of a future's or batch's as glyph and word, underlined in its colour."""
+    face = look("queued" if state == "pending" else state)
+    return mark(f"{face.glyph} {state}", face.color)
 
 
 def spark(title: str, said: str, picture: str) -> Html:
