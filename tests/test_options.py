@@ -6,12 +6,16 @@ somebody wrote by hand, where it is too late for an error and the task ends as f
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,19 +23,28 @@ import redis
 from servers import Server
 from workers import until
 
-from redistq import Client, ConfigurationError, TaskProducer, TaskWorker
+import redistq
+from redistq import AsyncTaskProducer, Client, ConfigurationError, TaskProducer, TaskWorker
 from redistq.errors import TaskCancelled, TaskFailed
 from redistq.handlers import Registry
+from redistq.protocol.commands import MAX_TASKS
 from redistq.protocol.options import (
     MAX_COUNT,
     MAX_SECONDS,
     MAX_WAIT_S,
+    Attachments,
+    CallKeywords,
+    CallOptions,
+    TaskKeywords,
     TaskOptions,
+    addresses,
     milliseconds,
     wait_seconds,
 )
+from redistq.protocol.portions import MAX_BYTES, portions
 from redistq.worker.settings import WorkerSettings
 
+PRODUCERS = (TaskProducer, AsyncTaskProducer)
 NO_SECONDS = [
     math.inf,
     -math.inf,
@@ -231,3 +244,110 @@ def test_a_wait_that_is_no_number_is_refused(doors: Any, timeout: Any) -> None:
     with pytest.raises(ConfigurationError, match="None to wait for ever"):
         doors[0].get_result("x", timeout=timeout)
     assert (wait_seconds(-1), wait_seconds(-(10**400)), wait_seconds(None)) == (0, 0, None)
+
+
+PACKAGE = Path(redistq.__file__).parent
+MEANT_OTHERWISE = {
+    "retries": {"retry.py", "functions/call.py"},  # the argument of a RetryPolicy
+    "delay": {"retry.py", "errors.py", "worker/attempt.py", "monitor/columns.py"},  # of a retry
+    "result_ttl": {"worker/settings.py", "cli/worker.py"},  # what holds for a whole worker
+    "logs": {"functions/call.py", "protocol/keys.py"},  # a call's own field, and a key's name
+    "priority": {"protocol/keys.py"},  # whose queue's name it is part of
+    "cache": {"functions/reducers.py"},  # what was reduced before
+    "timeout": set[str](),
+    "execute_at": set[str](),
+}
+
+
+def named_in(source: str, option: str) -> bool:
+    """Whether code names an option: as an argument, a field, a text, or that of options."""
+    holders = {"options", "opts", "more", "handler", "marked"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr == option:
+            whose = getattr(node.value, "id", getattr(node.value, "attr", ""))
+            if whose.lstrip("_") in holders:
+                return True
+        if option == "timeout":
+            continue  # which is said of connections, waits and threads too
+        if isinstance(node, ast.arg | ast.keyword) and node.arg == option:
+            return True
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == option:
+            return True
+        if isinstance(node, ast.Constant) and node.value == option:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("option", sorted(MEANT_OTHERWISE))
+def test_an_option_is_named_in_three_files_at_most(option: str) -> None:
+    """The file of the options, and where it acts: the next option is as cheap to add."""
+    files = {str(p.relative_to(PACKAGE)): p.read_text() for p in PACKAGE.rglob("*.py")}
+    found = {name for name, source in files.items() if named_in(source, option)}
+    rest = found - MEANT_OTHERWISE[option]
+    assert "protocol/options.py" in rest or option == "timeout"
+    assert len(rest) <= 3, sorted(rest)
+
+
+def test_every_option_that_is_taken_is_an_option_of_tasks_or_calls() -> None:
+    """What editors list, and what is checked and kept, are the same."""
+    assert set(TaskKeywords.__annotations__) < set(TaskOptions.__dataclass_fields__)
+    assert set(Attachments.__annotations__) < set(TaskOptions.__dataclass_fields__)
+    assert set(CallKeywords.__annotations__) == set(CallOptions.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("function", "keywords"),
+    [
+        *((getattr(p, n), TaskKeywords) for p in PRODUCERS for n in ("add_task", "schedule_task")),
+        (Client.options, CallKeywords),
+    ],
+)
+def test_editors_list_the_options(function: Any, keywords: Any) -> None:
+    """A signature has a keyword for each of them."""
+    shown = inspect.signature(function).parameters
+    assert set(keywords.__annotations__) <= set(shown)
+    assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+
+
+def test_what_is_written_is_read_again() -> None:
+    """All options of an entry come back, and those of a call; nothing at all is written as such."""
+    options = TaskOptions(retries=3, timeout=1.5, result_ttl=0.0)
+    more: Any = {"inbox": "i", "batch": "b", "home": "h", "trace": {"traceparent": "00-1-2-3"}}
+    assert TaskOptions.read(options.written(**more)) == replace(options, **more)
+    call = CallOptions(retries=1, cache=60.0, result_ttl=5.0, delay=3.0)
+    assert TaskOptions.read(call.written(inbox="i")) == TaskOptions(
+        retries=1, result_ttl=60.0, inbox="i"
+    )
+    assert (TaskOptions().written(inbox=None), TaskOptions.read(b"{}")) == (b"", TaskOptions())
+
+
+def test_what_other_languages_write_is_read(doors: Any) -> None:
+    """Unknown names are passed over, null is no time limit, and addresses survive what is wrong."""
+    read = TaskOptions.read(b'{"timeout": null, "x-new": [1], "home": 5, "trace": "no"}')
+    assert (read.timeout_or(7.0), read.home, read.trace) == (None, None, None)
+    assert TaskOptions.read(b'{"retries": 0}').timeout_or(7.0) == 7.0
+    assert addresses(b'{"inbox": "i", "batch": "b", "retries": -1}') == ("i", "b")
+    for wrong in (b"[]", b"5", b'{"inbox": 1}', b'{"inbox": "\\ud800"}', b"{"):
+        assert addresses(wrong) == ("", "")
+        with pytest.raises((ValueError, TypeError)):
+            TaskOptions.read(wrong)
+    long = json.dumps({"retries": 2, "x": "y" * 2000}).encode()
+    assert TaskOptions.read(long).retries == 2
+
+
+def test_an_option_that_there_is_not_is_named(doors: Any) -> None:
+    """A slip in a keyword says what was meant, and sends nothing."""
+    with pytest.raises(ConfigurationError, match="did you mean 'retries'"):
+        doors[0].add_task("a", retrys=1)
+    with pytest.raises(ConfigurationError, match="not both"):
+        doors[0].schedule_task("a", execute_at=1, delay=1)
+
+
+def test_portions_are_full_of_tasks_or_of_bytes() -> None:
+    """No more than MAX_TASKS, and no more bytes than the task that passes the limit brings."""
+    parts = list(portions(range(2 * MAX_TASKS + 1)))
+    assert [len(part) for part in parts] == [MAX_TASKS, MAX_TASKS, 1]
+    assert [n for part in parts for n in part] == list(range(2 * MAX_TASKS + 1))
+    sizes = [MAX_BYTES - 1, 1, MAX_BYTES, 5, 5]
+    assert list(portions(sizes, lambda size: size)) == [sizes[:2], sizes[2:3], sizes[3:]]
+    assert list(portions([])) == []

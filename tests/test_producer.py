@@ -486,6 +486,25 @@ def test_inboxes_do_not_grow_for_ever(
     assert 0 < int(client.ttl(inbox)) <= 3600
 
 
+def test_dead_letters_are_read_by_the_page(
+    producer: TaskProducer, worker: TaskWorker, client: redis.Redis
+) -> None:
+    """One question brings many, as get_task shows them, whole payloads too; an end is an end."""
+    payloads = [1, "x" * 197, "y" * 198, "z" * 100_000]
+    ids = [producer.add_task("fails", payload, retries=0) for payload in payloads]
+    until(lambda: client.zcard("dead:tasks") == len(ids), "all of them have failed")
+    client.config_resetstat()
+    letters = {letter.id: letter for letter in producer.dead_letters()}
+    stats: Any = client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] <= 2  # with one that was unknown
+    assert letters == {task_id: producer.get_task(task_id) for task_id in ids}
+    assert [letters[task_id].payload for task_id in ids] == payloads
+    assert [letter.id for letter in producer.dead_letters(2)] == list(letters)[:2]
+    client.delete(f"task:tasks:{ids[0]}")
+    assert {letter.id for letter in producer.dead_letters()} == set(ids[1:])
+    assert producer.dead_letters(0) == []
+
+
 def test_an_interrupted_wait_leaves_the_producer_usable(
     producer: TaskProducer, worker: TaskWorker
 ) -> None:

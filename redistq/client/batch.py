@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,7 @@ class Batch:
             )
         if resume not in (True, False, "items"):
             raise ConfigurationError(f"resume is True, False or 'items', not {resume!r}")
-        if options.result_ttl is None:
-            options = replace(options, result_ttl=BATCH_TTL_S)
+        options = options.kept(BATCH_TTL_S)
         # Everything is packed before the first task is sent: an item that cannot be pickled
         # leaves nothing behind.
         needs: list[str] = []

@@ -603,7 +603,7 @@ class Client(_Submitting, Executor):
             future.needs = needs
         if origin != "call":
             future._origin = origin
-        if options.result_ttl is None and not memo:
+        if not options.result_is_kept and not memo:
             future.keep_briefly = True
         if name.partition(":")[0] != CALL:
             future.task_name = name

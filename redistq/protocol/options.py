@@ -254,9 +254,9 @@ class TaskOptions:
     @classmethod
     def of(cls, given: Mapping[str, Any], what: str) -> TaskOptions:
         """Return the options that a caller gives to ``what``; raises ConfigurationError."""
-        for name in given:
-            if name not in OPTIONS_OF_TASKS:
-                raise unknown_option(what, name, OPTIONS_OF_TASKS)
+        if not OPTIONS_OF_TASKS.issuperset(given):
+            wrong = next(name for name in given if name not in OPTIONS_OF_TASKS)
+            raise unknown_option(what, wrong, OPTIONS_OF_TASKS)
         if given.get("delay") is not None and given.get("execute_at") is not None:
             raise ConfigurationError("give either delay or execute_at, not both")
         return cls(**checked(given))
@@ -331,6 +331,15 @@ class CallOptions:
         calls is kept as long."""
         return _written(self, self.result_ttl if self.cache is None else self.cache, more)
 
+    def kept(self, seconds: float) -> CallOptions:
+        """Return these options with results kept so long, where nobody said how long."""
+        return self if self.result_ttl is not None else replace(self, result_ttl=seconds)
+
+    @property
+    def result_is_kept(self) -> bool:
+        """Whether the result is to be there after its client has it."""
+        return self.result_ttl is not None or self.cache is not None
+
     @property
     def due(self) -> str:
         """When a call is due, as ``enqueue`` takes it."""
@@ -377,7 +386,7 @@ def _written(
     return encode(options.retries, options.timeout, result_ttl, tuple(more.items()))
 
 
-@lru_cache(maxsize=512)  # those of one client's calls are the same: 0.9 us for each, not 1.8
+@lru_cache(maxsize=512)  # those of one client's calls are the same
 def _encode(
     retries: int | None,
     timeout: float | None,

@@ -20,7 +20,7 @@ from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_d
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
-from ..protocol.options import TaskOptions, addresses, milliseconds
+from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, milliseconds
 from .durations import Durations
 from .settings import WorkerSettings
 
@@ -180,6 +180,20 @@ class Attempt:
     lane: int
     context: TaskContext
     """Only once the handler was given one."""
+
+    def apply(self, options: TaskOptions) -> None:
+        """Set what holds for this run: the task's own options before its handler's."""
+        handler = self.handler
+        self.options = options
+        if options is NO_OPTIONS:  # the usual
+            self.timeout = handler.timeout
+            self.ttl = handler.ttl
+            self.inbox = self.batch = ""
+            return
+        self.timeout = options.timeout_or(handler.timeout)
+        self.ttl = options.result_ttl_or(handler.ttl)
+        self.inbox = options.inbox or ""
+        self.batch = options.batch or ""
 
     # -- the handler's call ----------------------------------------------------------------------
 

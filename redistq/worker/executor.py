@@ -271,22 +271,11 @@ class Executor:
 
     def _read_content(self, run: Attempt, payload: bytes, opts: bytes) -> Attempt | Outcome:
         """Return an attempt with its payload and options, or the outcome of what does not read."""
-        handler = run.handler
-        run.options = NO_OPTIONS
-        run.timeout = handler.timeout
-        run.ttl = handler.ttl
-        run.inbox = run.batch = ""
         try:
-            if opts:
-                run.options = more = TaskOptions.read(opts)
-                run.timeout = more.timeout_or(handler.timeout)
-                run.ttl = more.result_ttl_or(handler.ttl)
-                run.inbox = more.inbox or ""
-                run.batch = more.batch or ""
-            run.payload = payload if handler.raw else loads(payload)
+            run.apply(TaskOptions.read(opts) if opts else NO_OPTIONS)
+            run.payload = payload if run.handler.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            run.options = NO_OPTIONS
-            run.ttl = handler.ttl
+            run.apply(NO_OPTIONS)
             run.inbox, run.batch = addresses(opts)
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
             return run.end("failed", body, "CorruptPayload", 0, 0)
