@@ -263,7 +263,7 @@ def memory(tasks: int = 100_000) -> None:
         gc.collect()
         before, started = resident(), time.perf_counter()
         futures = [client.submit(noop, n) for n in range(tasks)]
-        while client.sender._outbox:
+        while client._session.exchange.sender.is_idle is False:
             time.sleep(0.01)
         taken = time.perf_counter() - started
         gc.collect()

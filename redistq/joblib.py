@@ -24,8 +24,8 @@ from joblib.parallel import (
 )
 
 from .client.client import Client
-from .client.client import _label as label
-from .client.futures import TaskFuture
+from .client.futures import TaskFuture, cancel_all
+from .client.submission import label
 from .errors import PayloadError
 from .functions.pickling import dump, load
 from .system.blas import limited
@@ -112,8 +112,7 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.reset_batch_stats()
 
     def _cancel(self) -> None:
-        if self._client is not None and self._futures:
-            self._client.sender.cancel(list(self._futures))
+        cancel_all(list(self._futures))
 
 
 @dataclass(frozen=True, slots=True)

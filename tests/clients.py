@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from servers import Server
+
+from redistq import TaskProducer
+from redistq.client import submission
+from redistq.client.futures import TaskFuture
+from redistq.client.session import Session
+from redistq.protocol.options import CallOptions
 
 KEY = "a signing key for tests only"
 
@@ -51,6 +58,34 @@ def serving(workers: int = 2, **options: Any) -> Iterator[Any]:
             client.close()
 
 
+def session(client: Any) -> Session:
+    """What a client has open, for tests of what users do not see."""
+    found: Session = client._session
+    return found
+
+
+def kept(client: Any) -> weakref.ref[Session]:
+    """Whether what a client has open is there still: it goes with the last of its futures."""
+    return weakref.ref(session(client))
+
+
+def producer_of(client: Any) -> TaskProducer:
+    """A producer of the client's queue."""
+    return TaskProducer(address=client.address, stream=client.keys.stream)
+
+
+def store_function(client: Any, fn: Callable[..., Any]) -> str:
+    """The name under which the server keeps a function."""
+    return session(client).packer.store_function(fn, 600, [])
+
+
+def send(client: Any, task_id: str, name: str, payload: bytes) -> TaskFuture:
+    """A task with that payload, as a client sends it."""
+    inside = session(client)
+    future = TaskFuture(inside, inside.queue(), task_id, name)
+    return submission.send(inside, future, name, payload, CallOptions())
+
+
 def threads_of(client: Any) -> list[threading.Thread]:
     """The threads of a client's sender."""
-    return list(client.sender._threads)
+    return list(session(client).exchange.pending.threads)

@@ -32,7 +32,7 @@ def long(n):
     (log / str(n)).touch()
     time.sleep(60)
 """
-WORKERS = "client.start_workers(2)"
+WORKERS = "workers = client.start_workers(2)"
 TEN = "for n in range(10): client.submit(work, n)"
 
 
@@ -186,7 +186,7 @@ def test_workers_that_are_gone_are_not_waited_for(
     running = program(
         "for n in range(5): client.submit(long, n)",
         "while len(list(log.iterdir())) < 2: time.sleep(0.05)",
-        "client._workers[0].stop(0)",
+        "workers.stop(0)",
     )
     assert any("5 calls had not ended" in line for line in said(running))
 

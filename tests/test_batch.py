@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import KEY, gate, serving
+from clients import KEY, gate, kept, serving, session
 from servers import Server
 from workers import command, until
 
@@ -288,7 +288,7 @@ def test_the_same_cell_again_runs_only_what_is_missing(idle: Client, tmp_path: P
         return n
 
     batch = idle.map_batch(first, range(4), name="nightly")
-    assert idle.producer.cancel("nightly:3") == {"nightly:3": "cancelled"}
+    assert session(idle).queue().cancel(("nightly:3",)) == {"nightly:3": "cancelled"}
     idle.start_workers(1)
     batch.wait(20)
     assert (batch.counts()["failed"], batch.counts()["cancelled"]) == (1, 1)
@@ -364,7 +364,7 @@ def test_delete_refuses_while_tasks_run(crew: Client, tmp_path: Path) -> None:
     """Their results would come to a batch that is not there."""
     wait_for_it, let_go = gate(tmp_path)
     batch = crew.map_batch(lambda _: wait_for_it(), [1])
-    until(lambda: crew.producer.get_task(f"{batch.id}:0").state == "running", "a run")
+    until(lambda: session(crew).queue().watch(f"{batch.id}:0").state == "running", "a run")
     with pytest.raises(ConfigurationError, match="are running"):
         batch.delete()
     let_go()
@@ -395,7 +395,7 @@ def test_an_interrupted_wait_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("redistq.client.batch.Batch._counts", interrupt)
+        patch.setattr("redistq.client.queues.ClientQueue.batch_counts", interrupt)
         with pytest.raises(KeyboardInterrupt):
             batch.results()
     said = capsys.readouterr().err
@@ -478,7 +478,7 @@ def test_a_scope_left_by_an_error_cancels_what_has_not_started(
         cell()
     assert len(futures) == 300
     assert all(future.cancelled() for future in futures)
-    assert idle.producer.snapshot().ready == 0
+    assert session(idle).queue().snapshot().ready == 0
 
 
 def test_representations_are_escaped(idle: Client) -> None:
@@ -526,7 +526,7 @@ def begun(url: str, *args: Any, **how: Any) -> tuple[Any, TaskWorker, weakref.re
     """A batch whose client nobody else holds, its workers, and whether that client is there."""
     client = Client(url, signing_key=KEY)
     workers = client.start_workers(1)
-    return client.map_batch(*args, progress=False, **how), workers, client.reference
+    return client.map_batch(*args, progress=False, **how), workers, kept(client)
 
 
 @pytest.mark.parametrize("name", [None, "kept"])
@@ -592,7 +592,7 @@ def test_failed_tasks_that_are_sent_again_keep_the_client(url: str, tmp_path: Pa
         return wait_for_it()
 
     client = Client(url, signing_key=KEY)
-    workers, gone = client.start_workers(1), client.reference
+    workers, gone = client.start_workers(1), kept(client)
     batch = client.map_batch(fails_first, [0], progress=False)
     batch.wait(20)
     assert batch.retry_failed() == 1
@@ -608,7 +608,7 @@ def test_a_batch_that_was_found_keeps_its_client_while_it_is_held(idle: Client, 
     """Who only looks leaves nothing behind."""
     idle.map_batch(abs, range(2), name="looked-at", progress=False)
     found = Client(url, signing_key=KEY).batch("looked-at")
-    gone = found._client.reference
+    gone = weakref.ref(found._session)
     gc.collect()
     assert gone() is not None
     assert found.counts()["waiting"] == 2

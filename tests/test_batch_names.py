@@ -10,6 +10,7 @@ import pytest
 from clients import KEY, gate, serving
 
 from redistq import Client, ConfigurationError, PayloadError
+from redistq.client import resume
 
 
 @pytest.fixture(scope="module")
@@ -201,18 +202,16 @@ def test_a_change_that_is_cut_off_leaves_nothing_old(
     """Whatever was sent before the end: the next run has the results of its own items."""
     work = square(str(tmp_path / "log"))
     run(crew, work, [1, 2, 3], "cut")
-    from redistq.client.batch import Batch
+    real = resume.remember
 
-    real = Batch._remember
-
-    def killed(batch: Batch, digests: list[bytes]) -> None:
+    def killed(queue: Any, batch_id: str, digests: list[bytes]) -> None:
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        real(batch, digests)
+        real(queue, batch_id, digests)
 
     calls: list[int] = []
-    monkeypatch.setattr(Batch, "_remember", killed)
+    monkeypatch.setattr(resume, "remember", killed)
     with pytest.raises(KeyboardInterrupt):
         crew.map_batch(work, [4, 2, 5], name="cut", progress=False)
     monkeypatch.undo()

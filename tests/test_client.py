@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import KEY, gate, serving, threads_of
+from clients import KEY, gate, serving, session, threads_of
 from servers import Server
 from workers import until
 
 from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskFailed, UnknownTask
-from redistq.client.futures import RemoteTraceback
+from redistq.client.outcomes import RemoteTraceback
 
 
 @pytest.fixture(scope="module")
@@ -380,8 +380,8 @@ def test_map_that_is_left_cancels_the_rest(idle: Client) -> None:
     results = idle.map(abs, range(50), timeout=0.01)
     with pytest.raises(TimeoutError):
         next(results)
-    assert idle.producer.snapshot().ready == 0
-    assert idle.sender.pending == {}
+    assert session(idle).queue().snapshot().ready == 0
+    assert len(session(idle).exchange.pending) == 0
 
 
 # -- cancel --------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_a_waiting_task_is_cancelled(idle: Client) -> None:
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(0)
     assert concurrent.futures.wait([future], 5).done == {future}
-    assert idle.producer.snapshot().ready == 0
+    assert session(idle).queue().snapshot().ready == 0
 
 
 def test_a_running_or_finished_task_is_not_cancelled(crew: Client, tmp_path: Path) -> None:
@@ -430,9 +430,9 @@ def test_cancelling_while_workers_take_them_loses_none(crew: Client) -> None:
 def test_a_delayed_call_waits_and_can_be_cancelled(idle: Client) -> None:
     """options(delay=) puts it off."""
     future = idle.options(delay=600).submit(abs, 1)
-    assert idle.producer.snapshot().delayed == 1
+    assert session(idle).queue().snapshot().delayed == 1
     assert future.cancel()
-    assert idle.producer.snapshot().delayed == 0
+    assert session(idle).queue().snapshot().delayed == 0
 
 
 # -- asyncio -------------------------------------------------------------------------------------
@@ -508,22 +508,23 @@ def test_an_interrupt_stops_the_wait_and_says_that_work_goes_on(
 
 def test_an_interrupted_send_loses_no_call(crew: Client, monkeypatch: Any) -> None:
     """Calls that another thread was sending when the interrupt came are sent again, once each."""
-    real, first = crew.sender._broker.call, [True]
+    real, first = session(crew).broker.call, [True]
+    enqueue = session(crew).queue().commands.enqueue(())
 
     def interrupted(command: Any) -> Any:
-        if first and command[0] == "EVALSHA" and command[1] == crew.commands._enqueue[1]:
+        if first and command[:2] == enqueue[:2]:
             first.clear()
             real(command)
             raise KeyboardInterrupt  # it arrived, and its answer was not read
         return real(command)
 
-    crew.sender._last_submit = 0.0
+    session(crew).exchange.sender.last_submit = 0.0
     with monkeypatch.context() as patch:
-        patch.setattr(crew.sender._broker, "call", interrupted)
+        patch.setattr(crew.broker, "call", interrupted)
         with pytest.raises(KeyboardInterrupt):
             crew.submit(abs, -1)
         assert crew.submit(abs, -2).result(10) == 2
-    until(lambda: not crew.sender.pending, "both to be resolved")
+    until(lambda: not session(crew).exchange.pending, "both to be resolved")
 
 
 # -- the end -------------------------------------------------------------------------------------
@@ -577,7 +578,7 @@ def test_shutdown_in_a_callback_does_not_wait_for_itself(url: str) -> None:
     client = Client(url, signing_key=KEY)
     client.start_workers(1)
     client.submit(abs, 1).add_done_callback(lambda f: client.shutdown())
-    until(client.sender.ended.is_set, "the end")
+    until(session(client).exchange.pending.ended.is_set, "the end")
 
 
 def test_closing_ends_every_wait_with_an_error(url: str, idle: Client) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy
 import pandas
 import pytest
-from clients import KEY, serving
+from clients import KEY, producer_of, send, serving, session, store_function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import Server
@@ -184,9 +184,10 @@ def test_another_minor_version_of_python_is_refused_in_words(crew: Client) -> No
     strange = dump(((3, 99), {}, dump(abs)))
     with pytest.raises(WrongPython, match=r"sent by Python 3.99 and this worker runs 3\.\d+"):
         load_function(strange)
-    digest = crew.blobs.put("function", strange)
-    packet = crew.signer.pack("call", crew.context_of("strange"), Call(digest, (1,), {}).pickled())
-    future = crew._send("strange", "redistq.call:strange", packet, crew._options)
+    digest = session(crew).blobs.put("function", strange)
+    context = session(crew).queue().context_of("strange")
+    packet = session(crew).signer.pack("call", context, Call(digest, (1,), {}).pickled())
+    future = send(crew, "strange", "redistq.call:strange", packet)
     error = future.exception(10)
     assert isinstance(error, WrongPython)
     assert "same minor version" in str(error)
@@ -256,7 +257,7 @@ def test_arrays_and_frames_travel_both_ways(crew: Client) -> None:
 
 def test_what_compresses_is_compressed(crew: Client) -> None:
     """Zeros cross as a few bytes, random bytes as they are."""
-    signer = crew.signer
+    signer = session(crew).signer
     assert len(signer.pack("argument", "x", bytes(1_000_000))) < 20_000
     noise = numpy.random.default_rng(1).bytes(1_000_000)
     assert 0 < len(signer.pack("argument", "x", noise)) - 1_000_000 < 100
@@ -410,14 +411,14 @@ def test_an_ordinary_call_is_never_made_again_by_a_lost_answer(
 
     def lossy(asked: Any) -> Any:
         answer = real(asked)
-        if first and asked[:2] == crew.commands._enqueue[:2]:
+        if first and asked[:2] == session(crew).queue().commands.enqueue(())[:2]:
             first.clear()
             until(lambda: path.exists(), "the first run")
             time.sleep(0.1)  # its failure is settled
             return real(asked)  # as the broker does when the connection broke in between
         return answer
 
-    monkeypatch.setattr(crew.sender._broker, "call", lossy)
+    monkeypatch.setattr(session(crew).broker, "call", lossy)
     assert isinstance(crew.submit(fail).exception(10), ValueError)
     assert path.read_text() == "x"
 
@@ -600,9 +601,11 @@ def test_a_worker_without_a_key_leaves_function_calls_to_others(url: str) -> Non
     from redistq import TaskWorker
 
     client = Client(url, signing_key=KEY)
-    with TaskWorker(url=url, task_handlers={"n": lambda n: n}, thread_count=1) as worker:
+    handlers = {"n": lambda n: n}
+    worker = TaskWorker(url=url, task_handlers=handlers, thread_count=1)
+    with worker, producer_of(client) as producer:
         future = client.submit(abs, -5)
-        until(lambda: client.producer.get_task(future.task_id).state == "delayed", "a parked call")
+        until(lambda: producer.get_task(future.task_id).state == "delayed", "a parked call")
         assert worker.running
     client.start_workers(1)
     assert future.result(30) == 5
@@ -623,7 +626,7 @@ def test_an_unsigned_payload_is_not_unpickled(crew: Client, tmp_path: Path) -> N
     """A task written by somebody without the key fails, and nothing of it was run."""
     trap = tmp_path / "sprung"
     payload = MAGIC + b"\0" + pickle.dumps(("f", (Bomb(str(trap)),), {}, False, False))
-    future = crew._send("unsigned", "redistq.call", payload, crew._options)
+    future = send(crew, "unsigned", "redistq.call", payload)
     error = future.exception(10)
     assert isinstance(error, UntrustedPayload | TaskFailed)
     assert "not signed" in str(error)
@@ -633,30 +636,30 @@ def test_an_unsigned_payload_is_not_unpickled(crew: Client, tmp_path: Path) -> N
 @pytest.mark.parametrize("at", ["flags", "signature", "data", "cut"])
 def test_a_tampered_payload_is_not_unpickled(crew: Client, at: str) -> None:
     """Each byte counts."""
-    good = bytearray(crew.signer.pack("call", "c", Call("f", (1,), {}).pickled()))
+    good = bytearray(session(crew).signer.pack("call", "c", Call("f", (1,), {}).pickled()))
     if at == "cut":
         del good[-1]
     else:
         good[{"flags": 4, "signature": 10, "data": -1}[at]] ^= 1
     with pytest.raises(UntrustedPayload):
-        crew.signer.unpack("call", "c", bytes(good))
+        session(crew).signer.unpack("call", "c", bytes(good))
 
 
 def test_a_tampered_blob_is_not_unpickled(crew: Client, tmp_path: Path) -> None:
     """Another content under a blob's name, or one without our signature, is refused."""
     trap = tmp_path / "sprung"
     evil = MAGIC + b"\0" + dump(((3, 11), {}, pickle.dumps(Bomb(str(trap)))))
-    good = crew.store_function(lambda: "mine", crew._options)
+    good = store_function(crew, lambda: "mine")
     for name in (good, digest_of(evil)):
         crew.broker.call(("SET", crew.keys.blob(name), evil))
-        context = crew.context_of(f"evil-{name}")
-        packet = crew.signer.pack("call", context, Call(name, (), {}).pickled())
-        error = crew._send(f"evil-{name}", "redistq.call", packet, crew._options).exception(10)
+        context = session(crew).queue().context_of(f"evil-{name}")
+        packet = session(crew).signer.pack("call", context, Call(name, (), {}).pickled())
+        error = send(crew, f"evil-{name}", "redistq.call", packet).exception(10)
         assert error is not None
         assert re.search("not what its name says|not signed", str(error))
     assert not trap.exists()
     crew.broker.call(("DEL", crew.keys.blob(good)))
-    crew.blobs.forget()
+    session(crew).blobs.forget()
 
 
 def test_a_result_without_our_signature_is_not_unpickled(url: str, tmp_path: Path) -> None:
@@ -665,7 +668,7 @@ def test_a_result_without_our_signature_is_not_unpickled(url: str, tmp_path: Pat
     client = Client(url, signing_key=KEY)
     future = client.submit(abs, 1)
     evil = MAGIC + b"\0" + pickle.dumps(Bomb(str(trap)))
-    told = ("XADD", client.sender.inbox.key, "*", "id")
+    told = ("XADD", session(client).exchange.presence.inbox.key, "*", "id")
     client.broker.call((*told, future.task_id, "state", "succeeded", "body", evil))
     with pytest.raises(UntrustedPayload, match="not signed"):
         future.result(10)
@@ -750,7 +753,7 @@ def test_noise_is_no_packet(noise: bytes) -> None:
 
 def test_blobs_are_stored_once_renewed_and_expire(crew: Client) -> None:
     """A second put sends nothing; what is put for longer is kept for longer."""
-    blobs = Blobs(crew.broker, crew.keys, crew.signer)
+    blobs = Blobs(crew.broker, crew.keys, session(crew).signer)
     name = blobs.put("argument", b"some data")
     key = crew.keys.blob(name)
     week = 7 * 86_400

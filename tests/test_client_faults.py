@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clients import KEY, gate, serving
+from clients import KEY, gate, serving, session, store_function
 from kernels import Kernel
 from servers import Server
 from workers import alive, registered, until
@@ -26,8 +26,7 @@ from redistq import Client, ServerUnavailable, UnknownTask
 
 def sent(client: Client) -> bool:
     """Whether nothing is on its way to the server."""
-    sender = client.sender
-    return not sender._outbox and not sender._sending.locked()
+    return session(client).exchange.sender.is_idle
 
 
 # -- servers -------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def test_flushall_fails_what_was_outstanding(private_server: Callable[..., Serve
     """No connection is lost, so the client finds out when it asks; then it goes on."""
     server = private_server()
     client = Client(server.url, signing_key=KEY)
-    client.sender.look_s = 0.2
+    session(client).exchange.listener.look_s = 0.2
     futures = [client.submit(abs, -n) for n in range(50)]
     until(lambda: sent(client), "all to be sent, and the answers read")
     with server.client() as db:
@@ -118,9 +117,9 @@ def test_a_function_lost_with_the_servers_memory_is_stored_again(
         def g() -> str:
             return "there"
 
-        client.blobs.put("function", b"")  # believed to be there
+        session(client).blobs.put("function", b"")  # believed to be there
         assert client.submit(f).result(20) == "here", "the worker has it still"
-        digest = client.store_function(g, client._options)
+        digest = store_function(client, g)
         with server.client() as db:
             db.delete(f"blob:tasks:{digest}")
         error = client.submit(g).exception(20)
@@ -132,7 +131,7 @@ def test_a_server_that_stays_away_ends_the_wait(private_server: Callable[..., Se
     """After a time futures fail with ServerUnavailable, naming how to ask again."""
     server = private_server()
     client = Client(server.url, signing_key=KEY, timeout=0.5)
-    client.sender.give_up_s = 1.0
+    session(client).exchange.listener.give_up_s = 1.0
     future = client.submit(abs, 1)
     server.kill()
     with pytest.raises(ServerUnavailable, match="asks for it again"):

@@ -28,27 +28,26 @@ def test_every_print_of_the_guide_says_what_it_prints() -> None:
 
 def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     """Limits and times that it states."""
-    from redistq.client import batch, client
-    from redistq.client import sender as sender
-    from redistq.client.client import CallOptions
+    from redistq.client import batch, results, resume, watcher
     from redistq.functions import blobs, parts
     from redistq.functions import output as task_output
     from redistq.protocol import codec
+    from redistq.protocol.options import CallOptions
     from redistq.worker import attempt
     from redistq.worker.settings import WorkerSettings
 
     assert codec.DEFAULT_MAX_BYTES == 8 * 1024**2
     assert blobs.MAX_BLOB_BYTES == attempt.MAX_RAW_RESULT == 256 * 1024**2
     assert (task_output.MAX_BYTES, task_output.MAX_ENTRIES) == (256 * 1024, 2_000)
-    assert blobs.BLOB_TTL_S == client.BATCH_TTL_S == 7 * 86_400
-    assert batch._OPEN_TTL_MS == 30 * 86_400_000
+    assert blobs.BLOB_TTL_S == batch.BATCH_TTL_S == 7 * 86_400
+    assert resume.OPEN_TTL_MS == 30 * 86_400_000
     assert parts.LARGE == 64 * 1024
-    assert sender.GIVE_UP_S == 120
+    assert results.GIVE_UP_S == 120
     assert WorkerSettings().result_ttl == 86_400
-    assert sender.TAKEN_TTL_S == 600
+    assert watcher.TAKEN_TTL_S == 600
     (row,) = re.findall(r"^\| `options\(\.\.\.\)` \|.* with (.*) \|$", GUIDE, re.M)
     named = set(re.findall(r"`(\w+)`", row))
-    assert named == {*CallOptions.__dataclass_fields__, "priority"}
+    assert named == set(CallOptions.__dataclass_fields__)
 
 
 def test_what_the_guide_names_is_there() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
+from clients import threads_of
 from workers import until
 
 from redistq import Client, ConfigurationError, TaskProducer
@@ -37,14 +39,43 @@ def test_urgent_calls_run_first(client_of: Client, client: redis.Redis) -> None:
 def test_priorities_are_found_checked_and_end_with_the_client(client_of: Client) -> None:
     """The same priority is the same queue; an unknown one is refused; none outlives the client."""
     high = client_of.options(priority="high")
-    assert high._client is client_of.options(priority="high", retries=2)._client
-    assert high.options(priority="normal")._client is client_of
-    assert high.options(retries=1)._client is high._client
+    first = high.submit(int)
+    assert first.queue is client_of.options(priority="high", retries=2).submit(int).queue
+    assert first.queue is high.options(retries=1).submit(int).queue
+    assert high.options(priority="normal").submit(int).queue is client_of.submit(int).queue
+    assert high.options(priority=None).submit(int).queue is first.queue
+    client_of.start_workers(1)
     with pytest.raises(ConfigurationError, match="high, normal, low"):
         client_of.options(priority="urgent")
     client_of.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         high.submit(int)
+
+
+def test_three_priorities_cost_no_more_than_one(client_of: Client, client: redis.Redis) -> None:
+    """No thread, connection, inbox or sign of life of their own."""
+    client_of.start_workers(1)
+
+    def open_now() -> tuple[int, int, int, int]:
+        rows: Any = client.client_list()
+        ours = [t for t in threading.enumerate() if t.name.startswith("redistq-")]
+        signs = list(client.scan_iter("client:*"))
+        inboxes = {key.split(":")[1] for key in client.scan_iter("inbox:*")}
+        assert inboxes <= {"jobs"}
+        return len(ours), len(rows), len(signs), len(threads_of(client_of))
+
+    def round_of(*priorities: str) -> None:
+        for priority in priorities:
+            submitting = client_of.options(priority=priority)
+            assert submitting.submit(abs, -1).result(20) == 1
+            assert submitting.map_batch(abs, [-2], progress=False).results(20) == [2]
+            assert submitting.options(cache="1d").submit(abs, -3).result(20) == 3
+
+    round_of("normal", "normal", "normal")
+    before = open_now()
+    round_of("high", "normal", "low")
+    assert open_now() == before
+    assert before[2:] == (1, 2)
 
 
 def test_batches_and_large_arguments_of_any_priority(

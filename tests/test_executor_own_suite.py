@@ -27,7 +27,8 @@ import pytest
 from clients import KEY, serving
 
 from redistq import Client, PayloadError, TaskFailed
-from redistq.client.futures import RemoteTraceback, TaskFuture
+from redistq.client.futures import TaskFuture
+from redistq.client.outcomes import RemoteTraceback
 
 VERSION = "{}.{}".format(*sys.version_info)
 WORKERS = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from clients import KEY
+from clients import KEY, producer_of
 
 from redistq import (
     AsyncTaskProducer,
@@ -37,6 +37,12 @@ def idle(url: str) -> Iterator[Client]:
 
 
 # -- places and workers --------------------------------------------------------------------------
+
+
+def add_tasks(client: Client, items: Any) -> None:
+    """Tasks of a producer beside the client."""
+    with producer_of(client) as producer:
+        producer.add_tasks(items)
 
 
 @pytest.mark.parametrize("number", [4, True, 2.5])
@@ -114,18 +120,20 @@ def test_text_that_is_no_time_is_refused(idle: Client, text: str) -> None:
 def test_waits_take_times_as_text(idle: Client) -> None:
     """Of futures, maps, batches and producers."""
     future, batch = idle.submit(abs, -1), idle.map_batch(abs, [-1])
+    producer = producer_of(idle)
     waits: list[Callable[[], Any]] = [
         lambda: future.result("100ms"),  # type: ignore[arg-type]
         lambda: future.exception("100ms"),  # type: ignore[arg-type]
         lambda: list(idle.map(abs, [-1], timeout="100ms")),  # type: ignore[arg-type]
         lambda: batch.results("100ms"),  # type: ignore[arg-type]
-        lambda: idle.producer.get_result(future.task_id, "100ms"),  # type: ignore[arg-type]
+        lambda: producer.get_result(future.task_id, "100ms"),  # type: ignore[arg-type]
     ]
     for wait in waits:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"after 0\.\d"):
             wait()
         assert time.monotonic() - began < 5
+    producer.close()
 
 
 def test_an_entry_holds_numbers_only() -> None:
@@ -158,7 +166,7 @@ def test_an_entry_holds_numbers_only() -> None:
         (lambda c: c.options(priority=["high"]), "priority is one of high, normal, low"),
         (lambda c: c.options(retrys=3), r"no option 'retrys'; did you mean 'retries'\?"),
         (lambda c: c.start_workers(1, thread=2), r"no option 'thread'; did you mean 'threads'\?"),
-        (lambda c: c.producer.add_tasks([{"type": "x", "delays": 1}]), "did you mean 'delay'"),
+        (lambda c: add_tasks(c, [{"type": "x", "delays": 1}]), "did you mean 'delay'"),
         (lambda c: c.start_workers(processes=2), r"comes first: client.start_workers\(4\)"),
         (lambda c: c.batch(5), "takes a batch's name, not 5"),
         (lambda c: c.future(None), "takes a task's id, not None"),

@@ -26,8 +26,6 @@ DOORS = {
     ("worker.__init__", "cli.worker"),  # python -m redistq.worker is the command's name
     ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
     ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
-    ("client.batch", "client.client"),
-    ("client.at_exit", "client.batch"),
 }
 
 REDIS = ("redis", "hiredis", "redis.asyncio", "redis.exceptions")

@@ -9,7 +9,7 @@ from typing import Any
 import joblib
 import numpy
 import pytest
-from clients import KEY, serving
+from clients import KEY, producer_of, serving, session
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -17,6 +17,7 @@ from workers import until
 
 import redistq.joblib
 from redistq import Client
+from redistq.protocol.commands import Snapshot
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,21 @@ def data() -> tuple[Any, Any]:
     return x, y
 
 
+def snapshot(client: Client) -> Snapshot:
+    """The figures of the client's queue."""
+    with producer_of(client) as producer:
+        return producer.snapshot()
+
+
 def test_cross_val_score_gives_the_same_scores(crew: Client, data: tuple[Any, Any]) -> None:
     """As joblib's own backend; and the work was done by our workers."""
     model = LogisticRegression(max_iter=200)
     here = cross_val_score(model, *data, cv=5)
-    before = crew.producer.snapshot().counters["succeeded"]
+    before = snapshot(crew).counters["succeeded"]
     with joblib.parallel_config(backend="redistq", client=crew):
         there = cross_val_score(model, *data, cv=5, n_jobs=-1)
     assert numpy.allclose(here, there)
-    assert crew.producer.snapshot().counters["succeeded"] > before
+    assert snapshot(crew).counters["succeeded"] > before
 
 
 def test_grid_search_finds_the_same(crew: Client, data: tuple[Any, Any]) -> None:
@@ -104,7 +111,7 @@ def test_an_error_is_raised_and_the_rest_is_cancelled(crew: Client) -> None:
         pytest.raises(LookupError, match="three"),
     ):
         joblib.Parallel(n_jobs=2)(joblib.delayed(fail)(n) for n in range(100))
-    until(lambda: crew.producer.snapshot().ready == 0, "an empty queue")
+    until(lambda: snapshot(crew).ready == 0, "an empty queue")
 
 
 def test_without_a_client_one_is_made_for_the_block(
@@ -118,19 +125,19 @@ def test_without_a_client_one_is_made_for_the_block(
 
     def making() -> Client:
         client = real()
-        made.append((client.sender, client._workers))
+        made.append((session(client).exchange.pending, session(client).workers))
         return client
 
     monkeypatch.setattr("redistq.joblib.Client", making)
     with joblib.parallel_config(backend="redistq"):
         scores = cross_val_score(LogisticRegression(max_iter=200), *data, cv=4, n_jobs=2)
         numbers = joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(-n) for n in range(9))
-        (workers,) = made[0][1]
+        assert made[0][1].running
     assert len(scores) == 4
     assert numbers == list(range(9))
     assert len(made) == 1, "one client for all of the block"
     until(made[0][0].ended.is_set, "its end", 20)
-    until(lambda: not workers.running, "its workers' end", 20)
+    until(lambda: not made[0][1].running, "its workers' end", 20)
 
 
 def test_a_client_registers_the_backend_by_itself(crew: Client) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from clients import KEY
+from clients import KEY, producer_of, session
 from workers import until
 
 from redistq import Client, TaskCancelled, TaskProducer
@@ -23,8 +23,7 @@ import os, signal, sys
 from redistq import Client
 client = Client(sys.argv[1], signing_key={KEY!r})
 {{lines}}
-for part in client.parts():
-    part.sender._flush(patient=True)  # all is with the server
+client._session.exchange.sender.flush(patient=True)  # all is with the server
 os.kill(os.getpid(), signal.SIGKILL)
 """
 THREE = "for n in range(3): client.submit(abs, -n)"
@@ -125,7 +124,7 @@ def test_a_client_that_is_closed_has_ended(heir: Client, url: str, client: redis
     """Though its process lives; and its sign goes with it."""
     with Client(url, signing_key=KEY) as other:
         other.submit(abs, -1)
-        assert client.exists(f"client:tasks:{other.sender.inbox.name}")
+        assert client.exists(f"client:tasks:{session(other).exchange.presence.inbox.name}")
         assert heir.drop_leftovers() == 0
         other.close()
     assert not client.keys("client:tasks:*")
@@ -147,9 +146,9 @@ def test_clients_of_other_machines_live_as_long_as_their_sign(
 
 def test_a_sign_of_life_is_given_again(heir: Client, client: redis.Redis) -> None:
     """Before it expires, and when the server has lost it."""
-    heir.sender.sign_s = 0.01
+    session(heir).exchange.listener.sign_s = 0.01
     heir.submit(abs, -1)
-    key = f"client:tasks:{heir.sender.inbox.name}"
+    key = f"client:tasks:{session(heir).exchange.presence.inbox.name}"
     client.expire(key, 5)
     until(lambda: client.ttl(key) > 100, "another sign", 20)
     client.delete(key)
@@ -184,12 +183,12 @@ def test_what_a_worker_has_begun_is_finished(heir: Client, url: str, tmp_path: P
     heir.start_workers(1)
     until(begun.running, "the first to run")
     waits = other.submit(abs, -1)
-    until(lambda: heir.producer.snapshot().ready == 1, "the second to wait")
+    until(lambda: session(heir).queue().snapshot().ready == 1, "the second to wait")
     other.close()
     assert heir.drop_leftovers() == 1
     assert heir.future(begun.task_id).result(20) is None
-    with pytest.raises(TaskCancelled):
-        heir.producer.get_result(waits.task_id, timeout=5)
+    with producer_of(heir) as producer, pytest.raises(TaskCancelled):
+        producer.get_result(waits.task_id, timeout=5)
 
 
 @pytest.mark.parametrize(

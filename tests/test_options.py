@@ -252,7 +252,14 @@ MEANT_OTHERWISE = {
     "delay": {"retry.py", "errors.py", "worker/attempt.py", "monitor/columns.py"},  # of a retry
     "result_ttl": {"worker/settings.py", "cli/worker.py"},  # what holds for a whole worker
     "logs": {"functions/call.py", "protocol/keys.py"},  # a call's own field, and a key's name
-    "priority": {"protocol/keys.py"},  # whose queue's name it is part of
+    # Part of a queue's name, and what a client calls its queues by.
+    "priority": {
+        "protocol/keys.py",
+        "client/batch.py",
+        "client/leftovers.py",
+        "client/queues.py",
+        "client/session.py",
+    },
     "cache": {"functions/reducers.py"},  # what was reduced before
     "timeout": set[str](),
     "execute_at": set[str](),

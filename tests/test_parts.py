@@ -14,7 +14,7 @@ import joblib
 import numpy
 import pandas
 import pytest
-from clients import serving
+from clients import KEY, serving, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -75,7 +75,7 @@ def test_what_many_calls_hold_is_stored_once(crew: Client, what: str, how: str) 
     """Also deep inside their arguments, beside something that differs in each call."""
     holder = HOLDERS[what]()
     crew.broker.call(("FLUSHALL",))
-    crew.blobs.forget()
+    session(crew).blobs.forget()
 
     def take(pair: Any) -> int:
         return pair[1]
@@ -122,7 +122,8 @@ def test_what_is_one_object_stays_one_and_equals_stay_two(crew: Client) -> None:
 def test_a_call_larger_than_the_limit_travels_when_its_parts_do(crew: Client) -> None:
     """Also when what is left without them is large: many small things in one argument."""
     many = {"rows": [f"row {n}" for n in range(60_000)], "x": numbers()}
-    client = Client(crew.server.url, signing_key=crew._key, max_payload_bytes=100_000)  # type: ignore[attr-defined]
+    url = crew.server.url  # type: ignore[attr-defined]
+    client = Client(url, signing_key=KEY, max_payload_bytes=100_000)
     try:
         found = client.submit(lambda one, held: (one, len(held["rows"]), len(held["x"])), 1, many)
         assert found.result(20) == (1, 60_000, 4 * BIG)
@@ -232,7 +233,8 @@ def test_a_manager_is_reached_from_workers(crew: Client, tmp_path: Path) -> None
     def add(shared: Any, n: int) -> None:
         shared.append(n)
 
-    with Manager() as manager, Client(crew.server.url, signing_key=crew._key) as client:  # type: ignore[attr-defined]
+    url = crew.server.url  # type: ignore[attr-defined]
+    with Manager() as manager, Client(url, signing_key=KEY) as client:
         client.start_workers(1)
         shared = manager.list()
         list(client.map(add, [shared] * 3, range(3)))

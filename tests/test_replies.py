@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from clients import session
 
 from redistq import (
     AsyncTaskProducer,
@@ -179,7 +180,7 @@ def test_every_call_of_a_monitor_ends_with_an_error_of_ours(liar: Liar) -> None:
 def test_every_call_of_a_client_ends_with_an_error_of_ours(liar: Liar) -> None:
     """Futures of a client fail with RedistqError, and so does whatever else is asked of it."""
     client = Client(url=liar.url, timeout=2, signing_key="k" * 32)
-    client.sender.give_up_s = 1.0
+    session(client).exchange.listener.give_up_s = 1.0
     try:
         calls: dict[str, Callable[[], Any]] = {
             "submit": lambda: client.submit(len, "abc").result(timeout=4),

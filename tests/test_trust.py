@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from clients import KEY, gate, serving
+from clients import KEY, gate, serving, session, store_function
 from workers import until
 
 from redistq import Client, TaskFailed, TaskWorker
@@ -57,20 +57,21 @@ def result_of(client: Client, fn: Any, *args: Any) -> tuple[str, bytes]:
     return future.task_id, write(client, "HGET", record_of(client, future.task_id), "result")
 
 
-def add_entry(client: Client, task_id: str, payload: bytes, opts: str = "") -> None:
+def add_entry(
+    client: Client, task_id: str, payload: bytes, opts: str = "", priority: str = "normal"
+) -> None:
     """An entry by hand."""
+    stream = session(client).queue(priority).keys.stream
     fields = ("id", task_id, "name", "redistq.call", "payload", payload)
-    write(
-        *(client, "XADD", client.keys.stream, "*", *fields),
-        *("attempt", "1", "recovered", "0", "opts", opts),
-    )
+    more = ("attempt", "1", "recovered", "0", "opts", opts)
+    write(client, "XADD", stream, "*", *fields, *more)
 
 
-def how_it_ended(client: Client, task_id: str) -> dict[str, Any]:
+def how_it_ended(client: Client, task_id: str, priority: str = "normal") -> dict[str, Any]:
     """The record of a task that was added by hand, once it has ended."""
 
     def ended() -> dict[bytes, bytes] | None:
-        raw = write(client, "HGETALL", record_of(client, task_id))
+        raw = write(client, "HGETALL", session(client).queue(priority).keys.task(task_id))
         record = dict(zip(raw[::2], raw[1::2], strict=True))
         return record if b"state" in record else None
 
@@ -161,7 +162,7 @@ def test_a_worker_outlives_a_payload_that_swells(url: str, monkeypatch: pytest.M
 
 def test_a_result_is_not_run_as_a_call(crew: Client) -> None:
     """A function whose result looks like a call makes no call of it."""
-    function = crew.store_function(abs, crew._options)
+    function = store_function(crew, abs)
     _, packet = result_of(crew, lambda: (function, (-1,), {}, False, False))
     add_entry(crew, "result-as-call", packet)
     end = how_it_ended(crew, "result-as-call")
@@ -171,12 +172,14 @@ def test_a_result_is_not_run_as_a_call(crew: Client) -> None:
 @pytest.mark.parametrize("queue", ["tasks", "tasks!high"])
 def test_a_call_is_run_for_its_own_task_alone(crew: Client, queue: str) -> None:
     """Under another id, or in another queue of the same workers, it fails and nothing is run."""
-    function = crew.store_function(abs, crew._options)
-    packet = crew.pack_call("mine", function, (-1,), {}, crew._options)
-    there = crew if queue == "tasks" else crew.at_priority("high")
+    function = store_function(crew, abs)
+    own = session(crew)
+    call = Call(function, (-1,), {})
+    packet = own.packer.pack(own.queue().context_of("mine"), call, 600, [])
     task_id = "another" if queue == "tasks" else "mine"
-    add_entry(there, task_id, packet)
-    end = how_it_ended(there, task_id)
+    priority = "normal" if queue == "tasks" else "high"
+    add_entry(crew, task_id, packet, priority=priority)
+    end = how_it_ended(crew, task_id, priority)
     assert (end["state"], end["error"]["type"]) == ("failed", "UntrustedPayload")
 
 
@@ -185,14 +188,14 @@ def test_one_stored_value_is_not_taken_for_another(crew: Client, what: str) -> N
     """Blobs that change places are refused, whichever the worker wanted."""
     kind: Any = what.split()[0]
     wanted: Any = what.split()[-1]
-    good = crew.blobs.put(wanted, dump(f"wanted {what}"))
-    other = crew.blobs.put(kind, dump(f"other {what}"))
+    good = session(crew).blobs.put(wanted, dump(f"wanted {what}"))
+    other = session(crew).blobs.put(kind, dump(f"other {what}"))
     write(crew, "COPY", crew.keys.blob(other), crew.keys.blob(good), "REPLACE")
-    crew.blobs._cache.clear()
+    session(crew).blobs._cache.clear()
     with pytest.raises(UntrustedPayload):
-        crew.blobs.get(wanted, good)
+        session(crew).blobs.get(wanted, good)
     with pytest.raises(UntrustedPayload):
-        crew.blobs.get("function" if kind == "argument" else "argument", other)
+        session(crew).blobs.get("function" if kind == "argument" else "argument", other)
 
 
 # -- answers -------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def test_one_stored_value_is_not_taken_for_another(crew: Client, what: str) -> N
 def told(client: Client, task_id: str, state: str, body: bytes | str) -> None:
     """News by hand, in the inbox of a client."""
     fields = ("id", task_id, "state", state, "body", body)
-    write(client, "XADD", client.sender.inbox.key, "*", *fields)
+    write(client, "XADD", session(client).exchange.presence.inbox.key, "*", *fields)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +215,12 @@ def test_a_future_takes_its_own_result_alone(crew: Client, tmp_path: Path, forge
     wait_for_it, let_go = gate(tmp_path)
     _, other = result_of(crew, lambda: "another")
     future = crew.submit(wait_for_it)
-    context = crew.context_of(future.task_id)
+    context = session(crew).queue().context_of(future.task_id)
     bodies: dict[str, bytes] = {
         "another's result": other,
         "JSON": b'"forged"',
-        "its own call": crew.signer.pack("call", context, dump("forged")),
-        "an error's packet": crew.signer.pack("error", context, dump(ValueError())),
+        "its own call": session(crew).signer.pack("call", context, dump("forged")),
+        "an error's packet": session(crew).signer.pack("error", context, dump(ValueError())),
         "nothing": b"",
     }
     try:
@@ -290,11 +293,11 @@ def test_an_error_keeps_its_type_in_its_own_task_alone(crew: Client, tmp_path: P
     failed = crew.submit(fail)
     assert isinstance(failed.exception(20), ZeroDivisionError)
     body = write(crew, "HGET", record_of(crew, failed.task_id), "error")
-    result = base64.b64encode(crew.signer.pack("result", "", dump(Odd()))).decode()
+    result = base64.b64encode(session(crew).signer.pack("result", "", dump(Odd()))).decode()
     plain = json.dumps({"type": "WorkerLost", "message": "it died", "pickle": result})
     for forged, text in ((body, "its own"), (plain, "WorkerLost: it died"), (b"[1]", "failed")):
         future = crew.submit("nobody-has-it")
-        future._origin = "call"
+        future.origin = "call"
         told(crew, future.task_id, "failed", forged)
         error = future.exception(20)
         assert type(error) is TaskFailed
@@ -306,10 +309,10 @@ def test_an_error_keeps_its_type_in_its_own_task_alone(crew: Client, tmp_path: P
 
 def old_call(client: Client, fn: Any, *args: Any) -> bytes:
     """A call as a client of the last release sends it, its function stored."""
-    packet = client.signer.pack("function", "", dump((PYTHON, {}, dump(fn))), old=True)
+    packet = session(client).signer.pack("function", "", dump((PYTHON, {}, dump(fn))), old=True)
     name = digest_of(packet)
     write(client, "SET", client.keys.blob(name), packet)
-    return client.signer.pack("call", "", Call(name, args, {}).pickled(), old=True)
+    return session(client).signer.pack("call", "", Call(name, args, {}).pickled(), old=True)
 
 
 def test_a_call_of_the_last_release_is_run_and_answered_in_kind(crew: Client) -> None:
@@ -317,7 +320,7 @@ def test_a_call_of_the_last_release_is_run_and_answered_in_kind(crew: Client) ->
     add_entry(crew, "0123456789abcdef0000", old_call(crew, abs, -5))
     packet = how_it_ended(crew, "0123456789abcdef0000")["result"]
     assert packet[:4] == OLD_MAGIC
-    assert load(crew.signer.unpack("result", "", packet, old=True)) == 5
+    assert load(session(crew).signer.unpack("result", "", packet, old=True)) == 5
     assert crew.future("0123456789abcdef0000").result(20) == 5
 
 
@@ -325,8 +328,8 @@ def test_an_old_call_gives_nothing_to_a_task_of_today(crew: Client, tmp_path: Pa
     """Who has a call of the last release, which is bound to no task, can have it run in the place
     of another one, and the answer is refused there."""
     future = crew.submit("nobody-has-it")
-    future._origin = "call"
-    opts = json.dumps({"inbox": crew.sender.inbox.name})
+    future.origin = "call"
+    opts = json.dumps({"inbox": session(crew).exchange.presence.inbox.name})
     add_entry(crew, future.task_id, old_call(crew, abs, -6), opts)
     with pytest.raises(UntrustedPayload, match="the last release"):
         future.result(20)
@@ -335,7 +338,7 @@ def test_an_old_call_gives_nothing_to_a_task_of_today(crew: Client, tmp_path: Pa
 def test_a_batch_of_the_last_release_is_read(crew: Client) -> None:
     """A batch that was found again may be that old; one that was begun here is not."""
     batch = crew.map_batch(abs, [-1], name="of-old", progress=False).wait(20)
-    old = crew.signer.pack("result", "", dump("old"), old=True)
+    old = session(crew).signer.pack("result", "", dump("old"), old=True)
     write(crew, "HSET", record_of(crew, "of-old:0"), "result", old)
     assert crew.batch("of-old").results(20) == ["old"]
     with pytest.raises(UntrustedPayload):
@@ -346,14 +349,14 @@ def test_the_last_releases_format_can_be_refused(
     crew: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line says that such packets are still read, and a setting ends it."""
-    old = crew.signer.pack("call", "", b"data", old=True)
+    old = session(crew).signer.pack("call", "", b"data", old=True)
     packets._warn_of_old.cache_clear()
     for _ in range(3):
-        assert crew.signer.unpack("call", "c", old, old=True) == b"data"
+        assert session(crew).signer.unpack("call", "c", old, old=True) == b"data"
     assert [r.getMessage().count("REDISTQ_REFUSE_RQ1") for r in caplog.records] == [1]
     monkeypatch.setenv("REDISTQ_REFUSE_RQ1", "1")
     with pytest.raises(UntrustedPayload, match="REDISTQ_REFUSE_RQ1"):
-        Signer(crew.signer.key).unpack("call", "c", old, old=True)
+        Signer(session(crew).signer.key).unpack("call", "c", old, old=True)
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -371,6 +374,6 @@ def test_client_and_worker_mean_the_same_queue(scheme: str) -> None:
         registry = with_function_calls(Registry(), settings, Broker(address), lanes)
         stores = registry[CALL].function._stores  # type: ignore[attr-defined]
         assert [stores[name].stream for name in names] == [
-            client.at_priority(priority).keys.stream for priority in PRIORITIES
+            session(client).queue(priority).keys.stream for priority in PRIORITIES
         ]
     client.close()

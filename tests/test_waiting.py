@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from clients import KEY, gate
+from clients import KEY, gate, producer_of, session
 from servers import Server
 from workers import until
 
@@ -215,7 +215,8 @@ def test_workers_of_other_folders_are_said(
 
 def test_a_paused_queue_is_said(idle: Client, said: Callable[[], list[str]]) -> None:
     """Whatever workers there are: none of them starts anything."""
-    idle.producer.pause()
+    with producer_of(idle) as producer:
+        producer.pause()
     drop(lambda: idle.submit(abs, -1).result(), SOON)
     until(said, "a word")
     assert "queue 'tasks'" in said()[0]
@@ -257,7 +258,7 @@ def test_results_that_come_ask_nothing(idle: Client, client: redis.Redis) -> Non
     idle.start_workers(1)
     assert idle.submit(abs, -1).result(20) == 1
     questions: list[float] = []
-    idle.diagnosis.ask = lambda names: questions.append(time.monotonic()) or ""  # type: ignore
+    session(idle).queue().diagnosis.ask = lambda names: questions.append(time.monotonic()) or ""  # type: ignore
     futures = [idle.submit(time.sleep, 0.01) for _ in range(100)]
     concurrent.futures.wait(futures)
     assert questions == []
@@ -293,7 +294,7 @@ def test_calls_that_stand_before_ours_are_said(
 ) -> None:
     """What a client left that is gone is said when workers are started, once, and never our own."""
     left = [idle.submit(abs, -n) for n in range(3)]
-    until(lambda: idle.producer.snapshot().ready == 3, "all to be sent")
+    until(lambda: session(idle).queue().snapshot().ready == 3, "all to be sent")
     with Client(url, signing_key=KEY) as other:
         other.start_workers(1)
         (line,) = [r.getMessage() for r in caplog.records if "before yours" in r.getMessage()]

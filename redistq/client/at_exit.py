@@ -1,6 +1,6 @@
 """The end of a program whose client was not shut down: its work is done, or it is said what stays.
 
-Used by clients. A program that has workers of its own waits for what it submitted, as it would
+Used by sessions. A program that has workers of its own waits for what it submitted, as it would
 with the executors of the standard library; nobody else would be there to do it. It never waits for
 ever: not for workers that are gone, nor for a server that is away, nor for what is due much later.
 """
@@ -21,10 +21,9 @@ from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.call import CALL
 from ..logger import logger
 from ..producer.diagnosis import Wait
-from ..protocol.commands import Commands
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .session import Session
 
 log = logger("redistq.client")
 
@@ -34,64 +33,62 @@ DUE_S = 30.0
 """What is due later than in so many seconds, with nothing else to do, is not waited for."""
 STEP_S = 0.2
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def watch(client: Client) -> None:
+def watch(session: Session) -> None:
     """Look after this client's work when the program ends."""
-    if not _clients:
+    if not _sessions:
         # After all that is registered already, which therefore lives on while we wait: embedded
-        # servers, logging, and what lets go of clients.
+        # servers, logging, and what lets go of sessions.
         atexit.unregister(_finish)
         atexit.register(_finish)
-    _clients.add(client)
-
-
-def forget(client: Client) -> None:
-    """It is a part of another, which is looked after."""
-    _clients.discard(client)
+    _sessions.add(session)
 
 
 def _finish() -> None:
     if in_kernel():
         return  # a notebook's kernel is told to end and has seconds to do it
-    for client in list(_clients):
+    for session in list(_sessions):
         try:
-            _end(client, os.getpid())
+            _end(session, os.getpid())
         except KeyboardInterrupt:
-            _say_what_stays(client, "")
-        except Exception:
+            _say_what_stays(session, "")
+        except Exception:  # the program ends: its own error, if any, is what counts
             log.debug("the end of a client's work could not be waited for", exc_info=True)
 
 
-def _end(client: Client, pid: int) -> None:
-    if client.pid != pid or client.sender.ended.is_set() or not _unfinished(client):
+def _end(session: Session, pid: int) -> None:
+    if session.pid != pid or session.exchange.pending.ended.is_set() or not _unfinished(session):
         return
     # A program that was interrupted is to end.
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
-    if interrupted or not client.has_workers():
-        _say_what_stays(client, "")
+    if interrupted or not session.workers.running:
+        _say_what_stays(session, "")
         return
-    why = _wait(client)
+    why = _wait(session)
     if why:
-        _say_what_stays(client, why)
+        _say_what_stays(session, why)
     else:
-        client.close()
+        session.close()
 
 
-def _wait(client: Client) -> str:
-    """Wait until all is done; else why there is no use in it."""
-    wait, doubts, told = Wait(), 0, False
-    while left := _unfinished(client):
+def _wait(session: Session) -> str:
+    """Wait until all is done; return '', else why there is no use in it."""
+    exchange = session.exchange
+    wait = Wait()
+    doubts = 0
+    told = False
+    while left := _unfinished(session):
         now = time.monotonic()
-        if not client.has_workers():
+        if not session.workers.running:
             return "its workers were stopped"
-        away = max(part.sender.away_s() for part in client.parts())
+        away = exchange.listener.away_s()
         if away > AWAY_S:
             return "the server is away"
         if not away and wait.due(now):
             wait.heard(now)
-            reason = _no_use(client)
+            reason = _no_use(session)
             # Twice: a worker that has just died is replaced in a moment.
             doubts = doubts + 1 if reason else 0
             if doubts > 1:
@@ -99,7 +96,7 @@ def _wait(client: Client) -> str:
             if not told:
                 told = True
                 say(f"the program waits for {left}; Ctrl-C leaves them in the queue", log)
-        futures = [f for part in client.parts() for f in part.sender.outstanding()]
+        futures = exchange.pending.outstanding()
         if futures:
             concurrent.futures.wait(futures, STEP_S, return_when=concurrent.futures.FIRST_COMPLETED)
         else:
@@ -107,14 +104,16 @@ def _wait(client: Client) -> str:
     return ""
 
 
-def _no_use(client: Client) -> str:
-    for part in client.parts():
-        if not (part.sender.pending or part.open_batches):
-            continue
-        if reason := part.diagnosis.ask({*part.sender.wanted(), CALL}):
+def _no_use(session: Session) -> str:
+    """Return why what is left will not run; '' when it will."""
+    wanted = session.exchange.pending.wanted()
+    for priority, _ in list(session.open_batches):
+        wanted.setdefault(session.queue(priority), set())
+    for queue, names in wanted.items():
+        if reason := queue.diagnosis.ask({*names, CALL}):
             return reason
         try:
-            shot = Commands.read_snapshot(part.broker.call(part.commands.snapshot()))
+            shot = queue.snapshot()
         except (RedistqError, ConnectionLost) as error:
             return str(error)
         later = shot.next_due_ms is not None and shot.next_due_ms > shot.now_ms + DUE_S * 1000
@@ -123,24 +122,21 @@ def _no_use(client: Client) -> str:
     return ""
 
 
-def _unfinished(client: Client) -> str:
-    """What has not ended, in words; '' when all has."""
-    from .batch import Batch
-
-    calls = sum(len(part.sender.outstanding()) for part in client.parts())
+def _unfinished(session: Session) -> str:
+    """Return what has not ended, in words; '' when all has."""
+    calls = len(session.exchange.pending.outstanding())
     batches: list[str] = []
-    for part in client.parts():
-        for name in sorted(part.open_batches):
-            try:
-                if not Batch.find(part, name).done:
-                    batches.append(name)
-                    continue
-            except UnknownTask:
-                pass
-            except (RedistqError, ConnectionLost):
-                batches.append(name)  # without a server nobody knows
-                continue
-            part.open_batches.discard(name)
+    for priority, name in sorted(session.open_batches):
+        try:
+            waits = bool(session.queue(priority).batch_counts(name)["waiting"])
+        except UnknownTask:
+            waits = False
+        except (RedistqError, ConnectionLost):
+            waits = True  # without a server it is not known
+        if waits:
+            batches.append(name)
+        else:
+            session.open_batches.discard((priority, name))
     words = [f"{calls:,} call{'s' if calls > 1 else ''}"] if calls else []
     words += [f"batch {name!r}" for name in batches[:3]]
     if len(batches) > 3:
@@ -148,11 +144,12 @@ def _unfinished(client: Client) -> str:
     return " and ".join(words)
 
 
-def _say_what_stays(client: Client, why: str) -> None:
+def _say_what_stays(session: Session, why: str) -> None:
     with contextlib.suppress(Exception):
         say(
-            f"the program ends and {_unfinished(client)} {'have' if why else 'had'} not ended"
-            f"{f' ({why})' if why else ''}: they stay in queue {client.keys.stream!r} of "
-            f"{client.address} for its workers; client.shutdown() before the end waits for them",
+            f"the program ends and {_unfinished(session)} {'have' if why else 'had'} not ended"
+            f"{f' ({why})' if why else ''}: they stay in queue {session.keys.stream!r} of "
+            f"{session.broker.address} for its workers; client.shutdown() before the end waits "
+            "for them",
             log,
         )

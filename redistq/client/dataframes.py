@@ -1,32 +1,30 @@
 """DataFrames fanned out: by rows and by groups, and put together in the original order.
 
-Used by Client.map_frame and map_groups; pandas is imported here alone.
+Used by Client.map_frame and map_groups, and by batches for their failures; pandas is imported here
+alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from .._optional import require
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .client import _Submitting
+Map = Callable[..., Iterable[Any]]
+"""The ``map`` of a client, or of a client with options."""
 
 
 def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "pandas is needed for DataFrames: pip install redistq[notebook]"
-        ) from error
-    return pandas
+    return require("pandas", "notebook", "DataFrames")
 
 
 def map_frame(
-    submitting: _Submitting, fn: Callable[[Any], Any], df: pd.DataFrame, chunks: int
+    map_calls: Map, fn: Callable[[Any], Any], df: pd.DataFrame, chunks: int
 ) -> pd.DataFrame:
     """See Client.map_frame. Raises ValueError for no chunks at all."""
     pandas = _pandas()
@@ -38,7 +36,7 @@ def map_frame(
     chunks = min(chunks, max(rows, 1))
     edges = [rows * i // chunks for i in range(chunks + 1)]
     parts = (df.iloc[a:b] for a, b in itertools.pairwise(edges))
-    results = list(submitting.map(fn, parts))
+    results = list(map_calls(fn, parts))
     for result in results:
         if not isinstance(result, pandas.DataFrame | pandas.Series):
             raise TypeError(
@@ -49,7 +47,7 @@ def map_frame(
     return joined
 
 
-def map_groups(submitting: _Submitting, fn: Callable[[Any], Any], groups: Any) -> Any:
+def map_groups(map_calls: Map, fn: Callable[[Any], Any], groups: Any) -> Any:
     """See Client.map_groups. Raises TypeError for what is no groupby."""
     pandas = _pandas()
     if not hasattr(groups, "ngroup") or not hasattr(groups, "obj"):
@@ -60,7 +58,7 @@ def map_groups(submitting: _Submitting, fn: Callable[[Any], Any], groups: Any) -
         frames.append(frame)
     by_one = len(groups._grouper.groupings) == 1
     names = [k[0] if by_one and isinstance(k, tuple) and len(k) == 1 else k for k in keys]
-    results = list(submitting.map(_named(fn), names, frames)) if frames else []
+    results = list(map_calls(_named(fn), names, frames)) if frames else []
     shaped = pandas.DataFrame | pandas.Series
     pairs = zip(results, frames, strict=True)
     if frames and all(isinstance(r, shaped) and r.index.equals(f.index) for r, f in pairs):
@@ -129,3 +127,13 @@ def _repeated_keys(groups: Any, keys: list[Any], results: list[Any]) -> list[Any
         else:
             found.append(grouping.name)
     return found
+
+
+def failures_frame(rows: dict[int, dict[str, Any]]) -> pd.DataFrame:
+    """See Batch.failures."""
+    pandas = _pandas()
+    index = pandas.Index(list(rows), name="position")
+    kinds = {"error": "str", "message": "str", "traceback": "str", "task_id": "str"}
+    columns = ["item", "error", "message", "traceback", "attempts", "task_id"]
+    frame = pandas.DataFrame(list(rows.values()), columns=columns, index=index)
+    return frame.astype({**kinds, "attempts": "int64"})

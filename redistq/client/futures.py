@@ -6,54 +6,30 @@ Made by clients. Waiting costs nothing here: the client's one inbox reader resol
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import reprlib
 import sys
+import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from threading import current_thread, main_thread
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..display.html import badge, escape, panel, tag
 from ..display.notebook import in_kernel
-from ..errors import (
-    PayloadError,
-    RedistqError,
-    ResultTimeout,
-    TaskFailed,
-    TimeLimitExceeded,
-    UnknownTask,
-    UntrustedPayload,
-)
-from ..functions.pickling import load
-from ..functions.signing import Signer, is_packet, task_context
-from ..protocol.codec import loads
+from ..errors import RedistqError, ResultTimeout, TimeLimitExceeded
+from ..functions.signing import Signer
 from ..protocol.options import wait_seconds
+from . import postmortem
+from .outcomes import Origin, decode_error, decode_result
 
 if TYPE_CHECKING:
-    from .client import Client
-
-Origin = Literal["call", "named", "unknown"]
-"""What is known of a task whose result is read: it is a function call, and its result a packet of
-its own; it has a name, and its result is JSON; or only its id is known, and either will do."""
-
+    from .queues import ClientQueue
+    from .session import Session
 
 INTERRUPT_S = 0.2
 """Seconds after which a notebook's interrupt ends an ``await``, at the latest."""
-
-
-class RemoteTraceback(Exception):
-    """Carries the worker's traceback as the cause of an error raised here."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        super().__init__(text)
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text.rstrip()}\n"""'
 
 
 class TaskFuture(Future[Any]):
@@ -65,53 +41,51 @@ class TaskFuture(Future[Any]):
     """
 
     # On the class, for there may be a hundred thousand futures: few of them ever fail.
-    _told_cancelled = False
     task_name = "redistq.call"
     """What its task is called where workers look for a handler; '' when that is not known."""
     needs: Sequence[str] = ()
     """Functions and arguments that the server keeps for the call, until it has succeeded."""
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
+    origin: Origin = "call"
+    _is_marked = False
+    """Whether it was told that its task was cancelled."""
     _report: dict[str, Any] | None = None
-    _origin: Origin = "call"
 
-    def __init__(self, client: Client, task_id: str, name: str) -> None:
+    def __init__(self, session: Session, queue: ClientQueue, task_id: str, name: str) -> None:
         super().__init__()
         if (runner := slots.runner()) is not None:
             self._waiters = slots.Waiters(runner)
-        self._held: Client | None = client
-        self._known: weakref.ref[Client] = client.reference
-        self.task_id, self.name = task_id, name
+        self._held: Session | None = session
+        self.queue = queue
+        self.task_id = task_id
+        self.name = name
 
     @property
-    def _client(self) -> Client:
-        client = self._known()
-        if client is None:
+    def _session(self) -> Session:
+        """What sent it; raises RedistqError when that is gone."""
+        session = self.queue.session()
+        if session is None:
             raise RedistqError(
                 f"the client of task {self.task_id} is gone; with another, "
                 f"client.future({self.task_id!r}) asks for it"
             )
-        return client
-
-    def _settled(self) -> None:
-        """It needs its client no more: what a notebook remembers of results keeps no workers."""
-        if self.needs and self.cancelled() and self._held is not None:
-            needs, self.needs = self.needs, ()
-            self._held.blobs.drop(needs)
-        self._held = None
+        return session
 
     # -- the standard library's interface --------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Cancel the task if no worker has it yet; answers whether it is cancelled."""
+        """Cancel the task if no worker has it yet; return whether it is cancelled."""
         if self.done():
             return self.cancelled()
-        self._client.sender.cancel((self,))
+        self._session.exchange.cancel((self,))
         return self.cancelled()
 
     def running(self) -> bool:
         """Whether a worker has the task now (one look at the server)."""
-        return not self.done() and self._client._is_running(self)
+        if self.done():
+            return False
+        return self.queue.watch(self.task_id).state == "running"
 
     def result(self, timeout: float | None = None) -> Any:
         """The task's result; raises its own error, with the worker's traceback as the cause, or
@@ -155,8 +129,10 @@ class TaskFuture(Future[Any]):
             raise
 
     def _timed_out(self, timeout: float | None) -> ResultTimeout:
-        client = self._held  # None when it has just ended
-        reason = client._why_waiting(timeout or 0.0) if client is not None else ""
+        session = self._held  # None when it has just ended
+        reason = ""
+        if session is not None:
+            reason = session.exchange.why_waiting(self.queue, timeout or 0.0)
         return ResultTimeout(self.task_id, timeout or 0.0, "pending", reason)
 
     def _say_it_goes_on(self) -> None:
@@ -179,13 +155,6 @@ class TaskFuture(Future[Any]):
         with kept_awake(), slots.lent():
             return (yield from told.__await__())
 
-    def _cancelled(self) -> None:
-        # Told twice, by the caller of ``cancel`` and by the inbox: only the first one notifies.
-        with self._condition:
-            first, self._told_cancelled = not self._told_cancelled, True
-        if first and super().cancel():
-            self.set_running_or_notify_cancel()
-
     # -- post-mortem -----------------------------------------------------------------------------
 
     @property
@@ -199,14 +168,20 @@ class TaskFuture(Future[Any]):
         Complete for tasks submitted with ``options(logs=True)``; otherwise the last lines of a
         task that failed.
         """
+        session = self._session
         if follow:
-            return self._client._follow_logs(self)
-        lines = self._client._read_logs(self.task_id)
+            return postmortem.follow_logs(session, self.task_id, self.done)
+        lines = postmortem.read_logs(session, self.task_id)
         return "\n".join(lines if lines else self.report.get("output", []))
 
     def replay(self) -> TaskFuture:
-        """Send the failed task again, as it was; answers a new future for it."""
-        return self._client._replay(self)
+        """Send the failed task again, as it was; return a new future for it."""
+        session = self._session
+        postmortem.replay(self.queue, self.task_id)
+        again = TaskFuture(session, self.queue, self.task_id, self.name)
+        again.origin = self.origin
+        session.exchange.expect(again)
+        return again
 
     def rerun_here(self, debug: bool = False) -> Any:
         """Run the same function with the same arguments in this process, for a look at it.
@@ -214,7 +189,7 @@ class TaskFuture(Future[Any]):
         With ``debug`` it runs under the debugger, which stops where the error is raised. Raises
         RedistqError when the task's arguments are no longer kept (they are of failed tasks).
         """
-        function, args, kwargs = self._client._call_of(self.task_id)
+        function, args, kwargs = postmortem.call_of(self._session, self.queue, self.task_id)
         if not debug:
             return function(*args, **kwargs)
         import pdb
@@ -240,8 +215,8 @@ class TaskFuture(Future[Any]):
         text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
         if self.state == "failed":
             text += f": {_short(super().exception(0), 100)}"
-        elif (client := self._held) is not None and client.diagnosis.reason:
-            text += f": {client.diagnosis.reason}"
+        elif self._held is not None and self.queue.diagnosis.reason:
+            text += f": {self.queue.diagnosis.reason}"
         return text + ">"
 
     def _repr_html_(self) -> str:
@@ -329,107 +304,85 @@ def _short(value: Any, most: int) -> str:
         return f"<{type(value).__name__}>"
 
 
-def decode_result(
-    signer: Signer,
-    stream: str,
-    task_id: str,
-    body: bytes | None,
-    origin: Origin = "call",
-    old: bool = False,
-) -> Any:
-    """A stored result of a task of that queue: the packet of this very task, or JSON.
-
-    ``old``: the last release's packets will do. Raises UntrustedPayload for any other result, and
-    UnknownTask for one that was not kept.
-    """
-    if body is None:
-        error = UnknownTask(task_id)
-        error.add_note("The task succeeded, and its result was not kept (result_ttl).")
-        raise error
-    if origin == "named" or (origin == "unknown" and not is_packet(body)):
-        if is_packet(body):
-            raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
-        return loads(body)
-    old = old or origin == "unknown"
-    return _unpickled(signer.unpack("result", task_context(stream, task_id), body, old=old))
-
-
-def _unpickled(data: bytes) -> Any:
-    """The object that a worker sent. Its own code runs here; where that raises what would end this
-    process or the thread that reads for all futures, PayloadError is raised instead."""
-    try:
-        return load(data)
-    except Exception:
-        raise
-    except BaseException as end:
-        if isinstance(end, KeyboardInterrupt) and current_thread() is main_thread():
-            raise  # somebody stops the wait
-        raise PayloadError(f"what the worker sent raises {end!r} when it is unpickled") from end
-
-
-def decode_error(
-    signer: Signer, stream: str, task_id: str, body: bytes, old: bool = False
-) -> tuple[BaseException, dict[str, Any]]:
-    """A stored error as an exception to raise, and its report.
-
-    It has its own type when that can be trusted and imported here, and is a TaskFailed otherwise:
-    the server's own errors (WorkerLost) are text alone, and so is what somebody else wrote there.
-    The worker's traceback is its cause.
-    """
-    found = loads(body)
-    report: dict[str, Any] = found if isinstance(found, dict) else {"message": str(found)}
-    error: BaseException = TaskFailed(task_id, {**report, "traceback": ""})
-    if pickled := report.pop("pickle", None):
-        try:
-            packet = base64.b64decode(pickled)
-            own = _unpickled(signer.unpack("error", task_context(stream, task_id), packet, old=old))
-            # What would end this process (SystemExit and its kin) is told, not done.
-            if isinstance(own, Exception):
-                error = own
-        except Exception as why:
-            error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
-    if report.get("traceback"):
-        # Not by plain assignment, which an exception of a frozen dataclass refuses.
-        BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))
-    return error, report
-
-
-def settle_future(
-    future: TaskFuture, signer: Signer, stream: str, state: str, body: bytes | None
-) -> None:
-    """Give a future its end; one that was cancelled meanwhile keeps that."""
+def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -> None:
+    """Give a future the end of its task; one that was cancelled meanwhile keeps that."""
     if future.done():
         return
-    task_id, origin = future.task_id, future._origin
+    task_id, origin = future.task_id, future.origin
+    context = future.queue.context_of(task_id)
     try:
         if state == "succeeded":
-            future.set_result(decode_result(signer, stream, task_id, body, origin))
+            future.set_result(decode_result(signer, context, task_id, body, origin))
         elif state == "failed":
-            old = origin == "unknown"
-            error, future._report = decode_error(signer, stream, task_id, body or b"{}", old)
+            error, future._report = decode_error(
+                signer, context, task_id, body or b"{}", origin == "unknown"
+            )
             future.set_exception(error)
         else:
-            future._cancelled()
+            mark_cancelled(future)
     except CancelledError:
         pass
-    except Exception as why:
-        # A result that cannot be read is an error of this task, not of its reader.
-        if not future.done():
-            future.set_exception(why)
+    except Exception as why:  # a result that cannot be read is its task's error, not its reader's
+        fail(future, why)
 
 
-def in_order(futures: list[TaskFuture], deadline: Any) -> Iterator[Any]:
+def fail(future: TaskFuture, error: BaseException) -> None:
+    """Give a future an error, unless it has its end."""
+    if not future.done():
+        future.set_exception(error)
+
+
+def mark_cancelled(future: TaskFuture) -> None:
+    """Give a future the end of a task that was cancelled.
+
+    Both the caller of ``cancel`` and the inbox tell it so: only the first notifies who waits.
+    """
+    with future._condition:
+        first = not future._is_marked
+        future._is_marked = True
+    if first and Future.cancel(future):
+        future.set_running_or_notify_cancel()
+
+
+def release(future: TaskFuture) -> None:
+    """Let a future go on without its session: what a notebook remembers keeps no workers."""
+    session = future._held
+    if future.needs and future.cancelled() and session is not None:
+        needs = future.needs
+        future.needs = ()
+        session.blobs.drop(needs)
+    future._held = None
+
+
+def disown(future: TaskFuture) -> None:
+    """In a forked process: end a future of the parent's, whose locks a thread may have held that is
+    not here."""
+    future._condition = threading.Condition()
+    vars(future)["_done_callbacks"] = []
+    fail(
+        future,
+        RedistqError(f"task {future.task_id} belongs to the process that forked this one"),
+    )
+
+
+def cancel_all(futures: Sequence[TaskFuture]) -> None:
+    """Cancel those of one client's futures that no worker has yet, in few requests."""
+    if futures:
+        futures[0]._session.exchange.cancel(futures)
+
+
+def in_order(futures: list[TaskFuture], left: Callable[[], float | None]) -> Iterator[Any]:
     """Results in order, as Executor.map gives them; what is left is cancelled when one is not
     taken."""
     try:
         futures.reverse()
         while futures:
-            futures[-1].exception(deadline())
+            futures[-1].exception(left())
             yield futures.pop().result()  # and not kept: whoever takes it has the only one
     finally:
         if futures:
             with contextlib.suppress(RedistqError):
-                futures[0]._client.sender.cancel(futures)
+                cancel_all(futures)
 
 
 def flattened(chunks: Iterator[list[Any]]) -> Iterator[Any]:

@@ -153,11 +153,13 @@ def _where(
         keys = QueueKeys(queue or DEFAULT_QUEUE, clustered=address.clustered)
         return address, keys.stream, group or DEFAULT_GROUP, keys.delayed
     what = type(source).__name__
-    inner = getattr(source, "producer", None)  # a monitor's or a client's
+    inner = getattr(source, "producer", None)  # a monitor's
     if isinstance(getattr(inner, "address", None), Address):
         source = inner
     known = getattr(source, "address", None)
     commands = getattr(source, "commands", None)
+    if commands is None and isinstance(getattr(source, "keys", None), QueueKeys):
+        commands = source  # keys and group are a client's own attributes
     settings = getattr(source, "settings", None)
     if not isinstance(known, Address) or (commands is None and settings is None):
         raise ConfigurationError(

@@ -110,10 +110,12 @@ class QueueKeys:
     def __post_init__(self) -> None:
         name = check_queue(self.stream)
         if self.clustered and "{" not in name:
-            base, mark, priority = name.partition(PRIORITY_MARK)
-            name = "{" + base + "}" + mark + priority
+            untagged, mark, priority = name.partition(PRIORITY_MARK)
+            name = "{" + untagged + "}" + mark + priority
         put = object.__setattr__
         put(self, "stream", name)
+        # What belongs to a client, whichever priorities its tasks have, is there once for all.
+        base = without_priority(name)
         delayed = f"delayed:{name}"
         if self.delayed_key is not None:
             delayed = check_delayed_key(self.delayed_key, name)
@@ -129,15 +131,15 @@ class QueueKeys:
         put(self, "workers", f"workers:{name}")
         put(self, "worker_prefix", f"worker:{name}:")
         put(self, "waiters", f"waiters:{name}")
-        put(self, "inbox_prefix", f"inbox:{name}:")
-        put(self, "client_prefix", f"client:{name}:")
+        put(self, "inbox_prefix", f"inbox:{base}:")
+        put(self, "client_prefix", f"client:{base}:")
         put(self, "meta", f"meta:{name}")
         put(self, "batches", f"batches:{name}")
         put(self, "batch_prefix", f"batch:{name}:")
         put(self, "settled_prefix", f"settled:{name}:")
         put(self, "calls_prefix", f"calls:{name}:")
-        put(self, "blob_prefix", f"blob:{name}:")
-        put(self, "logs_prefix", f"logs:{name}:")
+        put(self, "blob_prefix", f"blob:{base}:")
+        put(self, "logs_prefix", f"logs:{base}:")
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:

@@ -1,0 +1,162 @@
+"""Resuming: what an earlier run of a batch has done, compared with the calls of now.
+
+Used by batches with a name. A result is used again where it answers the same call: position by
+position, function and item must be what they were then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..protocol.commands import SETTLED, Command
+from ..protocol.ids import new_task_id
+from .queues import ClientQueue
+from .sender import NewTask
+from .submission import batch_task_id
+
+OPEN_TTL_MS = 30 * 86_400_000
+"""A batch that does not end is forgotten after 30 days; a finished one after a week."""
+_CALLS_TTL_S = OPEN_TTL_MS // 1000 + 8 * 86_400
+"""Seconds that what names the calls is kept: as long as the batch itself may be there."""
+_DIGEST = 8
+_UNKNOWN = bytes(2 * _DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class CallNames:
+    """What names the calls of a batch: for each item the fingerprint of function and item."""
+
+    function: bytes
+    items: list[bytes]
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], items: list[Any]) -> CallNames:
+        """Return the names of these calls; raises PayloadError for what has no fingerprint."""
+        from ..functions.fingerprint import fingerprint_of
+
+        function = fingerprint_of(fn, "the function")[:_DIGEST]
+        return cls(
+            function, [fingerprint_of(item, f"item {i}")[:_DIGEST] for i, item in enumerate(items)]
+        )
+
+    @property
+    def digests(self) -> list[bytes]:
+        """The name of each call, by position."""
+        return [self.function + item for item in self.items]
+
+
+def remember(queue: ClientQueue, batch_id: str, digests: list[bytes]) -> None:
+    """Keep what names the batch's calls on the server."""
+    key = queue.keys.calls(batch_id)
+    queue.broker.call(("SET", key, b"".join(digests), "EX", _CALLS_TTL_S))
+
+
+@dataclass(slots=True)
+class EarlierRun:
+    """An earlier run of a batch beside the calls of now, by position."""
+
+    states: dict[int, str]
+    reused: set[int]
+    """Those whose results answer the calls of now."""
+    others: set[int]
+    """Those that were other calls, or it is not known which."""
+    digests: list[bytes]
+    """What names each call whose result there will be."""
+    known: bool
+    function_changed: bool
+
+    @classmethod
+    def of(
+        cls, calls: CallNames, stored: bytes, states: dict[int, str], items_alone: bool
+    ) -> EarlierRun:
+        """Compare the calls of now with the names that are stored and the ends that were seen."""
+        digests = calls.digests
+        reused: set[int] = set()
+        others: set[int] = set()
+        changed = False
+        for i, now in enumerate(digests):
+            then = stored[2 * _DIGEST * i : 2 * _DIGEST * (i + 1)]
+            same_item = then[_DIGEST:] == now[_DIGEST:]
+            changed = changed or (same_item and then != now)
+            if then == now or (items_alone and same_item):
+                if states.get(i) == "succeeded":
+                    reused.add(i)
+                if states.get(i) not in ("failed", "cancelled"):
+                    digests[i] = then
+            else:
+                others.add(i)
+        return cls(states, reused, others, digests, bool(stored), changed)
+
+    @property
+    def outdated(self) -> set[int]:
+        """Those with results that answer other calls."""
+        return {i for i in self.others if self.states.get(i) == "succeeded"}
+
+    def rows(self, start: int, tasks: Iterable[NewTask]) -> Iterator[tuple[Any, ...]]:
+        """Yield what ``resubmit`` takes of tasks, the first of which stands at ``start``."""
+        outdated = self.outdated
+        for i, fields in enumerate(tasks, start):
+            yield (*fields, self.states.get(i, ""), "1" if i in outdated else "")
+
+    def resubmission(self, queue: ClientQueue, start: int, tasks: list[NewTask]) -> Command:
+        """Return the command by which tasks run again, as they are now, unless their results
+        count."""
+        return queue.commands.resubmit(new_task_id(), self.rows(start, tasks))
+
+    def words(self, batch: str, total: int) -> str:
+        """Return what the user should know of it, in one line; '' when there is nothing."""
+        of_old = "with an earlier version of the function, " if self.function_changed else ""
+        if self.reused:
+            some = f"{len(self.reused):,} of {total:,} results of batch {batch!r} are "
+            rest = "" if len(self.reused) == total else f"; {total - len(self.reused):,} run now"
+            return f"{some}from an earlier run{', ' + of_old.rstrip(', ') if of_old else ''}{rest}"
+        if not self.outdated:
+            return ""
+        if not self.known:
+            why = "of which calls its results are is not known"
+        elif self.function_changed:
+            why = "the function has changed (resume='items' keeps the results of the same items)"
+        else:
+            why = "its items are others now"
+        return f"batch {batch!r} was run before, and {why}: all {total:,} run now"
+
+
+def compare(
+    queue: ClientQueue,
+    batch_id: str,
+    calls: CallNames,
+    states: dict[int, str],
+    items_alone: bool,
+) -> EarlierRun:
+    """Return what of an earlier run under this name is the answer to these calls, and what is not.
+
+    Raises ConfigurationError when it is still at work on other calls: they may be wanted.
+    """
+    stored = queue.broker.call(("GET", queue.keys.calls(batch_id))) or b""
+    earlier = EarlierRun.of(calls, stored, states, items_alone)
+    if waiting := _still_at_work(queue, batch_id, earlier.others):
+        why = "another version of the function" if earlier.function_changed else "other items"
+        raise ConfigurationError(
+            f"batch {batch_id!r} is still at work, with {why} ({waiting:,} of "
+            f"{len(calls.items):,} tasks): choose another name, wait for it "
+            f"(client.batch(name).wait()), or end it (client.batch(name).cancel())"
+        )
+    if earlier.others:
+        # Unknown from here on: should we be cut off, nothing old is taken for an answer.
+        known = [_UNKNOWN if i in earlier.others else d for i, d in enumerate(earlier.digests)]
+        remember(queue, batch_id, known)
+    return earlier
+
+
+def _still_at_work(queue: ClientQueue, batch_id: str, indexes: Iterable[int]) -> int:
+    """Return how many of these tasks wait or run, by their records: one that failed may have been
+    sent again."""
+    records = (queue.keys.task(batch_task_id(batch_id, i)) for i in indexes)
+    commands = (("HMGET", key, "state", "entry") for key in records)
+    return sum(
+        (state or entry) is not None and (state or b"").decode() not in SETTLED
+        for state, entry in queue.pages(commands)
+    )

@@ -1,0 +1,229 @@
+"""Submission: a function and its arguments become a task on its way, and a future of its result.
+
+Used by clients and batches: ``submit``, ``map`` and ``map_batch`` pack, encode and send here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import tracing
+from ..errors import ConfigurationError
+from ..functions.blobs import BLOB_TTL_S
+from ..functions.call import CALL, Call
+from ..protocol.codec import encode_payload
+from ..protocol.ids import new_call_id, new_task_id
+from ..protocol.options import CallOptions, shown
+from .futures import TaskFuture
+from .packing import Shared
+from .queues import ClientQueue
+from .sender import NewTask, Outgoing
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def submit(
+    session: Session,
+    fn: Callable[..., Any] | str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: CallOptions,
+) -> TaskFuture:
+    """Send one call, or one named task; see Client.submit."""
+    if isinstance(fn, str):
+        return _submit_named(session, fn, args, kwargs, options)
+    check_function(fn, "submit")
+    queue = session.queue(options.priority)
+    packer = session.packer
+    keep_s = _keep_needs_s(options)
+    needs: list[str] = []
+    function = packer.store_function(fn, keep_s, needs)
+    for_function = len(needs)
+    cached = options.cache is not None
+    task_id = _cached_id(session, queue, fn, args, kwargs) if cached else new_call_id()
+    call = Call(function, args, kwargs, False, options.logs)
+    packet = packer.pack(queue.context_of(task_id), call, keep_s, needs)
+    if len(needs) == for_function:
+        needs.clear()  # a function alone: who calls it once more need not store it again
+    future = TaskFuture(session, queue, task_id, options.name or label(fn))
+    future.needs = needs
+    return send(session, future, f"{CALL}:{future.name}", packet, options)
+
+
+def _cached_id(
+    session: Session,
+    queue: ClientQueue,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str:
+    """Return the id of a cached call, by which its result is found again in its queue."""
+    from ..functions.fingerprint import fingerprint
+
+    code = fingerprint(fn, args, kwargs)
+    # The inbox that all priorities share tells an end by the task's id alone.
+    if queue.priority != "normal":
+        code = f"{code}!{queue.priority}"
+    return f"memo-{session.signer.name_for(code)}"
+
+
+def _submit_named(
+    session: Session,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: CallOptions,
+) -> TaskFuture:
+    if kwargs or len(args) > 1:
+        raise TypeError("a named task takes one payload: client.submit('name', payload)")
+    if not name or "\n" in name or len(name) > 200:
+        raise ConfigurationError(
+            f"a task's name is one line of 1 to 200 characters, not {shown(name)}; for a call: "
+            "client.submit(fn, ...)"
+        )
+    payload = encode_payload(name, args[0] if args else None, session.settings.max_payload_bytes)
+    future = TaskFuture(session, session.queue(options.priority), new_task_id(), name)
+    future.origin = "named"
+    future.task_name = name
+    return send(session, future, name, payload, options)
+
+
+def send(
+    session: Session, future: TaskFuture, name: str, packet: bytes, options: CallOptions
+) -> TaskFuture:
+    """Send a task of that name and payload, whose end the future will be given; return it."""
+    cached = options.cache is not None and future.origin == "call"
+    if not options.result_is_kept and not cached:
+        future.keep_briefly = True
+    inbox = session.exchange.presence.inbox.name
+    opts = task_options(session, options, name.startswith(CALL), inbox=inbox)
+    fields = (future.task_id, name, packet, opts, options.due)
+    session.exchange.send(Outgoing(future.queue, fields, cached), future)
+    return future
+
+
+def map_calls(
+    session: Session,
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    chunksize: int,
+    options: CallOptions,
+) -> list[TaskFuture]:
+    """Send one call an item, or one task for ``chunksize`` of them; return their futures."""
+    check_function(fn, "map")
+    if not iterables:
+        raise TypeError("map takes one iterable or more: client.map(fn, items)")
+    queue = session.queue(options.priority)
+    blobs = session.blobs
+    keep_s = _keep_needs_s(options)
+    stored: list[str] = []
+    function = session.packer.store_function(fn, keep_s, stored)
+    called = options.name or label(fn)
+    shared: Shared = {}
+    rows: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
+    in_chunks = chunksize > 1
+    if in_chunks:
+        rows = _chunks(rows, chunksize)
+    futures = []
+    for args in rows:
+        future = TaskFuture(session, queue, new_call_id(), called)
+        needs: list[str] = []
+        blobs.require(stored, needs)
+        call = Call(function, args, {}, in_chunks, options.logs)
+        context = queue.context_of(future.task_id)
+        packet = session.packer.pack(context, call, keep_s, needs, shared)
+        future.needs = needs
+        futures.append(send(session, future, f"{CALL}:{called}", packet, options))
+    blobs.drop(stored)
+    return futures
+
+
+def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterable[tuple[Any, ...]]:
+    source = iter(rows)
+    while chunk := tuple(itertools.islice(source, size)):
+        yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTasks:
+    """The tasks of a batch, packed before the first of them is sent."""
+
+    tasks: list[NewTask]
+    needs: list[str]
+    """Functions and arguments that the server keeps for them."""
+
+
+def batch_tasks(
+    session: Session,
+    batch_id: str,
+    fn: Callable[..., Any],
+    items: list[Any],
+    options: CallOptions,
+) -> BatchTasks:
+    """Pack one call an item; an item that cannot be pickled leaves nothing behind."""
+    queue = session.queue(options.priority)
+    keep_s = _keep_needs_s(options)
+    needs: list[str] = []
+    function = session.packer.store_function(fn, keep_s, needs)
+    name = f"{CALL}:{options.name or label(fn)}"
+    opts = task_options(session, options, batch=batch_id)
+    shared: Shared = {}
+    tasks: list[NewTask] = []
+    for index, item in enumerate(items):
+        task_id = batch_task_id(batch_id, index)
+        call = Call(function, (item,), {}, False, options.logs)
+        packet = session.packer.pack(queue.context_of(task_id), call, keep_s, needs, shared)
+        tasks.append((task_id, name, packet, opts, options.due))
+    return BatchTasks(tasks, needs)
+
+
+def batch_task_id(batch_id: str, index: int) -> str:
+    """Return the id of a batch's task: its name and the item's position."""
+    return f"{batch_id}:{index}"
+
+
+def task_options(
+    session: Session,
+    options: CallOptions,
+    is_call: bool = True,
+    *,
+    inbox: str | None = None,
+    batch: str | None = None,
+) -> bytes:
+    """Return the options that travel with a task; a call of a function names its home."""
+    settings = session.settings
+    home = settings.home.name if is_call and not settings.shared else None
+    trace = None if tracing.active is None else tracing.active.context()
+    return options.written(inbox=inbox, batch=batch, home=home, trace=trace)
+
+
+def _keep_needs_s(options: CallOptions) -> float:
+    """Return how long what a call needs is kept on the server: a week from when it is due."""
+    return BLOB_TTL_S + (options.delay or 0)
+
+
+def label(fn: Any) -> str:
+    """Return what monitors call a function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = str(getattr(fn, "__qualname__", type(fn).__name__)).replace("\n", " ")
+    return name.replace("<locals>.", "")[-150:]
+
+
+def check_function(fn: Any, where: str) -> None:
+    """Raise TypeError for what is no function, with a word for the usual slip."""
+    if isinstance(fn, str):
+        raise TypeError(
+            f"{where} takes a function, not {shown(fn)}; named tasks are sent one by one, "
+            "client.submit('name', payload), or by TaskProducer.add_tasks"
+        )
+    if not callable(fn):
+        raise TypeError(
+            f"{where} takes a function, not {shown(fn)}; give the function and its arguments "
+            f"apart: client.{where}(fn, ...), not client.{where}(fn(...))"
+        )
