@@ -46,6 +46,7 @@ from redistq.retry import RetryPolicy
 from redistq.worker.attempt import Attempt, Delivery, Outcome
 from redistq.worker.executor import Executor
 from redistq.worker.processor import EXIT_FAULT, Processor
+from redistq.worker.queues import WorkerQueue
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings
 
@@ -747,7 +748,7 @@ def test_a_worker_inside_a_program_stops_and_says_so(
     """The program goes on, ``running`` and ``fault`` tell, and its tasks go to others."""
     worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2).start()
     consumer = worker.consumer
-    worker._processor._executor.times = None  # a mistake of ours, in the fetcher
+    worker._processor.executor.times = None  # a mistake of ours, in the fetcher
     with TaskProducer(url=url) as door:
         task_id = door.add_task("echo", 7)
         until(lambda: not worker.running, "its end", 20)
@@ -776,7 +777,7 @@ def _refusing(refused: Callable[[Any], Exception | None]) -> type[Broker]:
 def _processor(
     url: str, tmp_path: Path, refused: Callable[[Any], Exception | None]
 ) -> tuple[Processor, list[str]]:
-    """A crew whose server refuses some calls, and why it could not go on."""
+    """A processor whose server refuses some calls, and why it could not go on."""
     broker, calls = _refusing(refused)(Address(url)), Commands(QueueKeys())
     faults: list[str] = []
     settings = WorkerSettings(lease=1, threads=1)
@@ -796,20 +797,20 @@ def test_an_outcome_that_cannot_be_sent_fails_alone(
     def refused(command: Any) -> Exception | None:
         return TypeError("not this one") if _settles(command, "odd") else None
 
-    crew, faults = _processor(url, tmp_path, refused)
-    crew.start()
+    processor, faults = _processor(url, tmp_path, refused)
+    processor.start()
     with TaskProducer(url=url) as door:
         door.add_tasks([{"type": "echo", "payload": n, "task_id": f"t{n}"} for n in range(9)])
         door.add_task("echo", 1, task_id="odd")
         assert [door.get_result(f"t{n}", 10) for n in range(9)] == list(range(9))
         with pytest.raises(TaskFailed, match="not this one"):
             door.get_result("odd", 10)
-    assert crew.stop(5)
-    crew.broker.close()
+    assert processor.stop(5)
+    processor.broker.close()
     assert not faults
 
 
-def test_an_outcome_that_the_server_refuses_ends_the_crew_and_is_charged(
+def test_an_outcome_that_the_server_refuses_ends_the_processor_and_is_charged(
     url: str, tmp_path: Path
 ) -> None:
     """The others are settled meanwhile; after a lease the scoreboard says which task it was."""
@@ -817,21 +818,21 @@ def test_an_outcome_that_the_server_refuses_ends_the_crew_and_is_charged(
     def refused(command: Any) -> Exception | None:
         return redis.ResponseError("odd") if any("odd" in str(part) for part in command) else None
 
-    crew, faults = _processor(url, tmp_path, refused)
+    processor, faults = _processor(url, tmp_path, refused)
     with TaskProducer(url=url) as door:
         door.add_task("echo", 1, task_id="odd")
         entry = door.get_task("odd") and redis.Redis.from_url(url).xrange("tasks")[0][0].decode()
-        crew.start()
+        processor.start()
         door.add_tasks([{"type": "echo", "payload": n, "task_id": f"t{n}"} for n in range(9)])
         assert [door.get_result(f"t{n}", 10) for n in range(9)] == list(range(9))
         until(lambda: faults, "the fault", 20)
     assert "refuses an outcome" in faults[0]
-    assert crew.scoreboard.running() == [entry]
-    crew.stop(0.1)
-    crew.broker.close()
+    assert processor.scoreboard.running() == [entry]
+    processor.stop(0.1)
+    processor.broker.close()
 
 
-def test_settling_that_hangs_ends_the_crew(
+def test_settling_that_hangs_ends_the_processor(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A settling call that never comes back is seen from outside."""
@@ -843,17 +844,17 @@ def test_settling_that_hangs_ends_the_crew(
             go.wait(30)
         return None
 
-    crew, faults = _processor(url, tmp_path, refused)
-    crew.broker.timeout = 0.5
-    crew.start()
+    processor, faults = _processor(url, tmp_path, refused)
+    processor.broker.timeout = 0.5
+    processor.start()
     with TaskProducer(url=url) as door:
         door.add_task("echo", 1, task_id="odd")
         until(lambda: faults, "the fault", 20)
         assert "no outcome could be settled" in faults[0]
         go.set()
         assert door.get_result("odd", 10) == 1
-    crew.stop(5)
-    crew.broker.close()
+    processor.stop(5)
+    processor.broker.close()
 
 
 # -- entries that others wrote ---------------------------------------------------------------------
@@ -905,6 +906,7 @@ def test_what_is_shown_while_an_entry_is_opened() -> None:
     """A payload that ends the process when it is read is charged: its entry stands on the
     scoreboard."""
     scoreboard = Scoreboard.create(2)
+    queue = WorkerQueue("tasks", Commands(QueueKeys()), scoreboard, 0)
     shown: list[list[str]] = []
 
     class Looking(Executor):
@@ -916,9 +918,9 @@ def test_what_is_shown_while_an_entry_is_opened() -> None:
 
     executor = Looking(WorkerSettings(), registry, "me", scoreboard)
     fields = [b"id", b"x", b"name", b"echo", b"payload", b"1", b"attempt", b"1"]
-    task = (b"1-0", [*fields, b"recovered", b"0", b"opts", b""], 0)
+    task = (b"1-0", [*fields, b"recovered", b"0", b"opts", b""], queue)
     assert json.loads(executor.runner(0)(task).args[6]) == 1
-    assert asyncio.run(executor.run_async((b"2-0", [b"id", b"x"], 0), 1)).entry == b"2-0"
+    assert asyncio.run(executor.run_async((b"2-0", [b"id", b"x"], queue), 1)).entry == b"2-0"
     assert shown == [["1-0"], ["2-0"]]
     assert scoreboard.running() == []
     scoreboard.unmap()

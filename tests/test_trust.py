@@ -370,8 +370,8 @@ def test_client_and_worker_mean_the_same_queue(scheme: str) -> None:
     queues = [at_priority(client.keys.stream, priority) for priority in PRIORITIES]
     for names in (queues, [at_priority("tasks", priority) for priority in PRIORITIES]):
         settings = WorkerSettings.of({"queues": names, "signing_key": KEY.encode().hex()})
-        lanes = settings.lanes_for(address)
-        registry = with_function_calls(Registry(), settings, Broker(address), lanes)
+        calls = settings.commands_for(address)
+        registry = with_function_calls(Registry(), settings, Broker(address), calls)
         stores = registry[CALL].function._stores  # type: ignore[attr-defined]
         assert [stores[name].stream for name in names] == [
             session(client).queue(priority).keys.stream for priority in PRIORITIES

@@ -759,9 +759,8 @@ def test_long_tasks_after_many_short_ones_are_shared_out(
     url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, known: bool, threads: int
 ) -> None:
     """A worker that has run only short tasks lately keeps of the long ones what it can start."""
-    monkeypatch.setattr(
-        "redistq.worker.processor.STUCK_S", 60.0
-    )  # not because nobody makes progress
+    # Not because nobody makes progress.
+    monkeypatch.setattr("redistq.worker.prefetch.STUCK_S", 60.0)
     handlers = {"waits": waits, "add_one": add_one}
     options: dict[str, Any] = {"task_handlers": handlers, "thread_count": threads, "lease": 2}
     with TaskProducer(url=url) as producer, TaskWorker(url=url, **options):
@@ -917,8 +916,8 @@ def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
     scoreboard.end_limited(1)
     scoreboard.begin(1, b"99-0")
     assert other.overdue(51) is False
-    other.paused = True
-    assert scoreboard.paused
+    other.paused = {0}
+    assert scoreboard.paused == {0}
     other.close()
     (tmp_path / "other").write_bytes(bytes(200))
     with pytest.raises(ValueError, match="no scoreboard"):

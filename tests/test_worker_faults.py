@@ -21,9 +21,11 @@ from redistq.connection.broker import Broker
 from redistq.errors import ConnectionLost
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
-from redistq.worker.processor import LARGE_RESULT, PREFETCH_TASKS, UNSETTLED, Processor
+from redistq.worker.prefetch import PREFETCH_TASKS
+from redistq.worker.processor import Processor
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings
+from redistq.worker.settler import LARGE_RESULT, UNSETTLED, Settler
 from redistq.worker.supervisor import Supervisor
 
 registry = Registry()
@@ -317,6 +319,12 @@ def test_a_resume_that_nobody_heard_is_seen_all_the_same(
         assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
 
 
+def settler(worker: TaskWorker) -> Settler:
+    """What settles the outcomes of a worker in this process."""
+    found: Settler = worker._processor.settler
+    return found
+
+
 # -- the server ------------------------------------------------------------------------------------
 
 
@@ -336,9 +344,7 @@ def test_what_was_finished_while_the_server_was_away_is_settled_afterwards(
             producer.get_result(i, 10)
         server.kill()
         go.set()
-        until(
-            lambda: worker._processor._outcomes or worker._processor._settling.locked(), "its end"
-        )
+        until(lambda: settler(worker).backlog or settler(worker).busy.locked(), "its end")
         until(lapse(2.5), "longer than the lease")
         server.start()
         assert producer.get_result(task_id, 20) == 1
@@ -357,11 +363,11 @@ def test_handlers_faster_than_the_server_do_not_run_away_from_it(
     with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
         first = producer.add_tasks(("add_one", n) for n in range(2000))
         assert producer.get_result(first[-1], 20) == 2000  # it knows that they are short
-        with worker._processor._settling:
+        with settler(worker).busy:
             ids = producer.add_tasks(("add_one", n) for n in range(3 * most))
-            until(lambda: len(worker._processor._outcomes) >= UNSETTLED, "enough of them")
+            until(lambda: settler(worker).backlog >= UNSETTLED, "enough of them")
             until(lapse(1), "as much as it would read")
-            assert UNSETTLED <= len(worker._processor._outcomes) <= most
+            assert UNSETTLED <= settler(worker).backlog <= most
             assert producer.snapshot().pending <= most
         until(lambda: producer.snapshot().pending + producer.snapshot().ready == 0, "the end", 30)
         assert producer.get_result(ids[-1], 20) == 3 * most
@@ -375,11 +381,11 @@ def test_large_results_are_not_piled_up(
     with TaskWorker(url=url, task_handlers=registry, thread_count=2) as worker:
         first = producer.add_tasks(("add_one", n) for n in range(200))
         assert producer.get_result(first[-1], 20) == 200
-        with worker._processor._settling:
+        with settler(worker).busy:
             ids = producer.add_tasks(("large", n) for n in range(1, 20))
-            until(lambda: len(worker._processor._outcomes) == 2, "one of each runner")
+            until(lambda: settler(worker).backlog == 2, "one of each runner")
             until(lapse(0.5), "time for more")
-            assert len(worker._processor._outcomes) == 2
+            assert settler(worker).backlog == 2
         sizes = [len(producer.get_result(i, 20)) for i in ids]
     assert sizes == [LARGE_RESULT + n for n in range(1, 20)]
 
@@ -558,7 +564,6 @@ def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_
     settings = WorkerSettings(lease=2, threads=1)
     broker, calls = Broker(Address(url)), Commands(QueueKeys())
     scoreboard = Scoreboard.create(200)
-    crew = Processor(settings, registry, broker, [calls], "me", scoreboard)
 
     class Late:
         """A connection whose answer arrives after the task was settled."""
@@ -568,13 +573,17 @@ def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_
             self.pages: list[Any] = [[[b"tasks", entries]], []]
 
         def request(self, command: Any) -> Any:
-            crew._held.pop((b"1-0", 0), None)
+            held.pop((b"1-0", queue), None)
             return self.pages.pop(0)
 
-    crew._held[b"1-0", 0] = None
-    crew._take_up_lost_answers(Late())  # type: ignore[arg-type]
-    assert [task[0] for task in crew._ready] == [b"2-0"]
-    assert list(crew._held) == [(b"2-0", 0)]
+    processor = Processor(settings, registry, broker, [calls], "me", scoreboard)
+    fetcher, held = processor.fetcher, processor.fetcher.held
+    (queue,) = fetcher.queues
+    fetcher.accept([(b"1-0", [], queue)])
+    processor.runners.take_unstarted()  # it runs
+    fetcher.take_up_lost_answers(Late())  # type: ignore[arg-type]
+    assert [task[0] for task in processor.runners.ready] == [b"2-0"]
+    assert list(held) == [(b"2-0", queue)]
     broker.close()
 
 
@@ -595,22 +604,23 @@ def test_tasks_that_could_not_be_given_back_are_found_again(
 
     broker, calls = Failing(Address(url)), Commands(QueueKeys())
     scoreboard = Scoreboard.create(200)
-    crew = Processor(
+    processor = Processor(
         WorkerSettings(lease=2, threads=1), registry, broker, [calls], "me", scoreboard
     )
     broker.call(calls.create_group())
     ids = producer.add_tasks([("add_one", n) for n in range(3)])
     wire = broker.connection(5)
-    crew._accept(crew._read(wire.request(calls.fetch("me", 10, None))))
+    fetcher, reader, ready = processor.fetcher, processor.fetcher.reader, processor.runners.ready
+    fetcher.accept(reader.read(wire, 10, 1))
     broker.failing = True
-    crew._give_back(drained_only=False)
-    assert (len(crew._ready), crew._look_again) == (0, True)
+    fetcher.give_back()
+    assert (len(ready), reader.look_again) == (0, True)
     broker.failing = False
-    crew._take_up_lost_answers(wire)
-    assert len(crew._ready) == 3
-    crew._look_again = False
-    crew._give_back(drained_only=False)
-    assert (len(crew._ready), len(crew._held), crew._look_again) == (0, 0, False)
+    fetcher.take_up_lost_answers(wire)
+    assert len(ready) == 3
+    reader.look_again = False
+    fetcher.give_back()
+    assert (len(ready), len(fetcher.held), reader.look_again) == (0, 0, False)
     assert {producer.get_task(i).state for i in ids} == {"queued"}
     wire.close()
     with pytest.raises(ConnectionLost):

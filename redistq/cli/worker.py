@@ -255,8 +255,8 @@ def main(argv: list[str] | None = None) -> int:
                 "name a module with handlers, or say whose functions to run: --signing-key-file or "
                 "--allow-pickle"
             )
-        lanes = settings.lanes_for(address)
-        broker = Broker(address, slot_key=lanes[0].keys.stream, timeout=5.0)
+        calls = settings.commands_for(address)
+        broker = Broker(address, slot_key=calls[0].keys.stream, timeout=5.0)
         try:
             _wait_while_refused(broker, told_to_end)
             warn_about_server(broker)

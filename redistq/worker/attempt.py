@@ -22,6 +22,7 @@ from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
 from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, milliseconds
 from .durations import Durations
+from .queues import WorkerQueue
 from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -36,15 +37,16 @@ FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 """The fields of an entry, in the order in which scripts write them."""
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
 
-Delivery = tuple[bytes, list[bytes], int]
-"""A stream entry as it was read: its id, its fields as a flat list, and which of the worker's
-queues it came from."""
+Delivery = tuple[bytes, list[bytes], WorkerQueue]
+"""A stream entry as it was read: its id, its fields as a flat list, and the queue it came from."""
+Held = dict[tuple[bytes, WorkerQueue], None]
+"""What is pending for a worker process, ready, running or to settle: entries with their queues."""
 
 
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "attempt", "entry", "id", "lane", "name", "order", "refused_at", "verb")
+    __slots__ = ("args", "attempt", "entry", "id", "name", "order", "queue", "refused_at", "verb")
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Outcome:
         attempt: str,
         order: int,
         args: tuple[Any, ...],
-        lane: int,
+        queue: WorkerQueue,
     ) -> None:
         self.verb = verb
         self.entry = entry
@@ -65,7 +67,7 @@ class Outcome:
         self.order = order
         """When it was started: outcomes are settled about in the order of their entries."""
         self.args = args
-        self.lane = lane
+        self.queue = queue
         self.refused_at = 0.0
         """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
 
@@ -75,18 +77,18 @@ class Outcome:
         return len(self.args[6]) if len(self.args) > 6 else 0
 
     @classmethod
-    def corrupt(cls, entry: bytes, reason: str, lane: int) -> Outcome:
+    def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:
         """Return the outcome of an entry that is no task: it is set aside with the reason."""
-        return cls(CORRUPT, entry, "", reason, "", 0, (), lane)
+        return cls(CORRUPT, entry, "", reason, "", 0, (), queue)
 
     @classmethod
     def fault(cls, task: Delivery, fault: BaseException) -> Outcome:
         """Return the outcome of an entry that our own code failed on: a failed task with that
         fault; what is no task is set aside."""
-        entry, flat, lane = task
+        entry, flat, queue = task
         fields = fields_of(flat)
         if any(field not in fields for field in FIELDS):
-            return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", lane)
+            return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", queue)
         inbox, batch = addresses(fields[b"opts"])
         task_id, name, attempt = fields[b"id"], fields[b"name"], fields[b"attempt"]
         return cls(
@@ -97,7 +99,7 @@ class Outcome:
             attempt.decode("ascii", "replace"),
             0,
             _failure(entry, task_id, name, attempt, fault, inbox, batch),
-            lane,
+            queue,
         )
 
     def failed(self, fault: BaseException) -> Outcome:
@@ -106,7 +108,7 @@ class Outcome:
         inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
         args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
         return Outcome(
-            SETTLE, self.entry, self.id, self.name, self.attempt, self.order, args, self.lane
+            SETTLE, self.entry, self.id, self.name, self.attempt, self.order, args, self.queue
         )
 
 
@@ -120,7 +122,6 @@ class BoundHandler:
         "max_result_bytes",
         "name",
         "policy",
-        "queues",
         "raw",
         "timeout",
         "times",
@@ -130,7 +131,6 @@ class BoundHandler:
 
     def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
         self.consumer = consumer
-        self.queues = settings.queues
         self.max_result_bytes = settings.max_result_bytes
         self.function = handler.function
         self.name = handler.name
@@ -158,9 +158,9 @@ class Attempt:
         "handler",
         "id",
         "inbox",
-        "lane",
         "options",
         "payload",
+        "queue",
         "recovered",
         "timeout",
         "ttl",
@@ -177,7 +177,7 @@ class Attempt:
     ttl: str
     inbox: str
     batch: str
-    lane: int
+    queue: WorkerQueue
     context: TaskContext
     """Only once the handler was given one."""
 
@@ -219,10 +219,8 @@ class Attempt:
 
     def traced(self, spans: tracing.Tracing) -> Any:
         """Return a context manager: the span of this attempt."""
-        queue = self.handler.queues[self.lane]
-        return spans.running(
-            self.options.trace, self.id.decode(), self.handler.name, queue, int(self.attempt)
-        )
+        task_id, name = self.id.decode(), self.handler.name
+        return spans.running(self.options.trace, task_id, name, self.queue.name, int(self.attempt))
 
     def _make_context(self) -> TaskContext:
         handler = self.handler
@@ -232,7 +230,7 @@ class Attempt:
         self.context = TaskContext(
             task_id=task_id,
             name=handler.name,
-            queue=handler.queues[self.lane],
+            queue=self.queue.name,
             attempt=attempt,
             recovered=int(self.recovered),
             max_attempts=retries + 1,
@@ -335,7 +333,7 @@ class Attempt:
     def _outcome(self, verb: str, started: int, args: tuple[Any, ...]) -> Outcome:
         task_id, attempt = self.id.decode(), self.attempt.decode()
         name = self.handler.name
-        return Outcome(verb, self.entry, task_id, name, attempt, started, args, self.lane)
+        return Outcome(verb, self.entry, task_id, name, attempt, started, args, self.queue)
 
 
 def note_of(error: BaseException) -> str:

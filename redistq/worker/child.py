@@ -172,10 +172,10 @@ def _run(starter: Starter) -> int:
     use_import_path(spec["path"])
     registry = _registry(spec)
     address = rejoin(Address(**spec["address"]))
-    lanes = settings.lanes_for(address)
-    broker = Broker(address, slot_key=lanes[0].keys.stream)
+    calls = settings.commands_for(address)
+    broker = Broker(address, slot_key=calls[0].keys.stream)
     named = len(registry)
-    registry = with_function_calls(registry, settings, broker, lanes)
+    registry = with_function_calls(registry, settings, broker, calls)
     if len(registry) > named:
         from ..functions.call import import_local_modules
         from ..functions.output import catch_standard_output
@@ -187,11 +187,11 @@ def _run(starter: Starter) -> int:
     # At once: whatever could not go on cannot be relied on for a clean end. The supervisor, which
     # outlives this process, gives its tasks back.
     processor = Processor(
-        *(settings, registry, broker, lanes, spec["consumer"], scoreboard),
+        *(settings, registry, broker, calls, spec["consumer"], scoreboard),
         on_fault=lambda reason: os._exit(EXIT_FAULT),
     )
 
-    details = announce(broker, lanes, settings, spec["consumer"], registry)
+    details = announce(broker, calls, settings, spec["consumer"], registry)
     orders.work_begins()
     slots.serve_process(processor)
     processor.start()
@@ -202,7 +202,7 @@ def _run(starter: Starter) -> int:
     if orders.alone:
         # Nobody else knows what was started here: without a word, all of it would be charged.
         try:
-            sign_off(broker, lanes, settings, spec["consumer"], scoreboard.running())
+            sign_off(broker, calls, settings, spec["consumer"], scoreboard.running())
         except Exception as error:
             log.warning("this worker process could not sign off: %s", error)
     if finished:

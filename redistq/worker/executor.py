@@ -233,7 +233,7 @@ class Executor:
 
     def open(self, task: Delivery) -> Attempt | Outcome:
         """Return the attempt that an entry asks for, or the outcome of one that cannot be run."""
-        entry, flat, lane = task
+        entry, flat, queue = task
         try:
             # Once a task: to unpack the fields in their usual order takes 0.5 us, to find them by
             # name 3 us.
@@ -247,21 +247,22 @@ class Executor:
             missing = [field.decode() for field in FIELDS if field not in fields]
             if missing:
                 reason = f"no task: the entry has no field {missing[0]!r}"
-                return Outcome.corrupt(entry, reason, lane)
+                return Outcome.corrupt(entry, reason, queue)
             task_id, name, payload, attempt, recovered, opts = (fields[f] for f in FIELDS)
         try:
             task_id.decode()
         except UnicodeDecodeError:
-            return Outcome.corrupt(entry, "no task: its id is not UTF-8", lane)
+            return Outcome.corrupt(entry, "no task: its id is not UTF-8", queue)
         if not (is_count(attempt) and is_count(recovered)):
             reason = "no task: its attempt or recovery count is no number"
-            return Outcome.corrupt(entry, reason, lane)
+            return Outcome.corrupt(entry, reason, queue)
         handler = self._bound.get(name) or self._labelled(name)
         if handler is None:
             text = name.decode("utf-8", "replace")
-            return Outcome(PARK, entry, task_id.decode(), text, "", 0, (entry, task_id, name), lane)
+            parked = (entry, task_id, name)
+            return Outcome(PARK, entry, task_id.decode(), text, "", 0, parked, queue)
         run = Attempt()
-        run.lane = lane
+        run.queue = queue
         run.entry = entry
         run.id = task_id
         run.handler = handler

@@ -2,7 +2,7 @@
 
 Written by the processor, a few bytes a task; read by the supervisor, which thereby knows what a
 process had started when it died, what a dashboard shows as running, and which time limit has
-passed, all without one server command. The supervisor writes one byte: which queues are paused.
+passed, all without one server command. The supervisor writes which queues are paused: a byte each.
 
 It has no name in any folder. Who makes it hands its descriptor to the other process, so nothing
 stays behind whoever is killed, nothing can be in the way, and nobody else can open it.
@@ -14,17 +14,17 @@ import contextlib
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from ..errors import ConfigurationError
 from ..system.processes import off_standard
 
 _MAGIC = b"redistq1"
-_HEADER = 64
 _SLOT = 64
 _ENTRY = 48  # an entry id is at most 41 bytes: two 64-bit numbers and a dash
-_PAUSED = 8
+_QUEUES = 8
 _SETTLED = 16
+_PAUSED = 64  # from here a byte a queue, the most urgent first; then the slots
 _NONE = bytes(_ENTRY)
 
 
@@ -42,12 +42,15 @@ class Scoreboard:
         except BaseException:
             self.close()
             raise
-        self.slots = (len(self._map) - _HEADER) // _SLOT
+        (self._queues,) = struct.unpack_from("<I", self._map, _QUEUES)
+        self._first = _header(self._queues)  # where the slots begin
+        self.slots = (len(self._map) - self._first) // _SLOT
 
     @classmethod
-    def create(cls, slots: int) -> Scoreboard:
-        """A new scoreboard; raises ConfigurationError when there is no memory for it."""
-        content = _MAGIC + bytes(_HEADER - len(_MAGIC) + slots * _SLOT)
+    def create(cls, slots: int, queues: int = 1) -> Scoreboard:
+        """Return a new scoreboard; raises ConfigurationError when there is no memory for it."""
+        start = _MAGIC + struct.pack("<I", queues)
+        content = start + bytes(_header(queues) + slots * _SLOT - len(start))
         reason: OSError | None = None
         for make in _storages():
             try:
@@ -73,28 +76,28 @@ class Scoreboard:
 
     def begin(self, slot: int, entry: bytes) -> None:
         """Slot ``slot`` starts to run ``entry``."""
-        at = _HEADER + slot * _SLOT
+        at = self._first + slot * _SLOT
         self._map[at : at + len(entry)] = entry
 
     def limit(self, slot: int, deadline: float) -> None:
         """What runs in ``slot`` must end by ``deadline`` (this machine's monotonic clock)."""
-        struct.pack_into("<d", self._map, _HEADER + slot * _SLOT + _ENTRY, deadline)
+        struct.pack_into("<d", self._map, self._first + slot * _SLOT + _ENTRY, deadline)
 
     def end(self, slot: int) -> None:
         """Slot ``slot`` runs nothing."""
-        at = _HEADER + slot * _SLOT
+        at = self._first + slot * _SLOT
         self._map[at : at + _ENTRY] = _NONE
 
     def end_limited(self, slot: int) -> None:
         """As ``end``, for a task that had a time limit."""
-        at = _HEADER + slot * _SLOT
+        at = self._first + slot * _SLOT
         self._map[at : at + _SLOT] = bytes(_SLOT)
 
     def running(self) -> list[str]:
         """The entries that are being run; one that starts or ends right now may be torn, and then
         matches no entry."""
         found = []
-        for at in range(_HEADER, len(self._map), _SLOT):
+        for at in range(self._first, len(self._map), _SLOT):
             raw = self._map[at : at + _ENTRY]
             if raw[0]:
                 found.append(raw.split(b"\0", 1)[0].decode("ascii", "replace"))
@@ -102,7 +105,7 @@ class Scoreboard:
 
     def overdue(self, now: float) -> bool:
         """Whether any slot's time limit has passed."""
-        for at in range(_HEADER, len(self._map), _SLOT):
+        for at in range(self._first, len(self._map), _SLOT):
             if self._map[at]:
                 (deadline,) = struct.unpack_from("<d", self._map, at + _ENTRY)
                 if 0 < deadline < now:
@@ -110,14 +113,18 @@ class Scoreboard:
         return False
 
     @property
-    def paused(self) -> int:
-        """Which queues the supervisor says are paused: a bit each, the most urgent queue's
-        first."""
-        return self._map[_PAUSED]
+    def paused(self) -> frozenset[int]:
+        """Which queues the supervisor says are paused, by their places; 0 is the most urgent."""
+        return frozenset(place for place in range(self._queues) if self.is_paused(place))
 
     @paused.setter
-    def paused(self, value: int) -> None:
-        self._map[_PAUSED] = int(value)
+    def paused(self, places: Collection[int]) -> None:
+        for place in range(self._queues):
+            self._map[_PAUSED + place] = place in places
+
+    def is_paused(self, place: int) -> bool:
+        """Return whether the supervisor says that the queue at this place is paused."""
+        return self._map[_PAUSED + place] != 0
 
     @property
     def settled(self) -> int:
@@ -128,6 +135,11 @@ class Scoreboard:
     @settled.setter
     def settled(self, count: int) -> None:
         struct.pack_into("<Q", self._map, _SETTLED, count)
+
+
+def _header(queues: int) -> int:
+    """Return how many bytes stand before the slots."""
+    return _PAUSED + -(-queues // _SLOT) * _SLOT
 
 
 def _filled(descriptor: int, content: bytes) -> int:

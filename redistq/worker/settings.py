@@ -21,8 +21,6 @@ MAX_BYTES = 2**31
 """Most bytes of a result that a worker may be told to allow."""
 MAX_EVENTS = 1_000_000_000
 """Most events of a history that a worker may be told to keep."""
-MAX_QUEUES = 8
-"""Most queues of one worker: a bit each on its scoreboard says whether they are paused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +50,8 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         queues = tuple(self.queues) or (self.queue,)  # JSON has made a list of it
-        if len(set(queues)) != len(queues) or len(queues) > MAX_QUEUES:
-            raise ConfigurationError(
-                f"a worker takes from 1 to {MAX_QUEUES} different queues, not {queues!r}"
-            )
+        if len(set(queues)) != len(queues):
+            raise ConfigurationError(f"a worker takes from different queues, not {queues!r}")
         object.__setattr__(self, "queues", queues)
         if self.queue not in queues:
             object.__setattr__(self, "queue", queues[0])
@@ -86,9 +82,9 @@ class WorkerSettings:
         """The lease in milliseconds."""
         return milliseconds(self.lease)
 
-    def lanes_for(self, address: Address) -> list[Commands]:
+    def commands_for(self, address: Address) -> list[Commands]:
         """The script calls of each queue on that server, the most urgent first."""
-        lanes = [
+        found = [
             Commands(
                 QueueKeys(
                     queue, self.delayed_key if queue == self.queue else None, address.clustered
@@ -99,13 +95,13 @@ class WorkerSettings:
             )
             for queue in self.queues
         ]
-        tags = {commands.keys.stream.partition("{")[2].partition("}")[0] for commands in lanes}
+        tags = {commands.keys.stream.partition("{")[2].partition("}")[0] for commands in found}
         if address.clustered and len(tags) > 1:
             raise ConfigurationError(
                 "on a cluster one worker's queues share a hash tag, as {jobs}a and {jobs}b do, not "
                 + " and ".join(self.queues)
             )
-        return lanes
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """For a child process."""

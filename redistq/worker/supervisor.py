@@ -118,8 +118,8 @@ class Supervisor:
     ) -> None:
         self.settings, self.address = settings, address
         self._child_spec, self._wanted = child_spec or {}, children
-        self._lanes: list[Commands] = settings.lanes_for(address)
-        self._broker = Broker(address, slot_key=self._lanes[0].keys.stream, timeout=5.0)
+        self._commands: list[Commands] = settings.commands_for(address)
+        self._broker = Broker(address, slot_key=self._commands[0].keys.stream, timeout=5.0)
         self._members: list[ManagedProcess] = [member] if member else []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -132,7 +132,8 @@ class Supervisor:
         self.on_ready: Any = None
         self.parent: int | None = None
         """The application whose worker it keeps and with which it must end."""
-        self.paused = 0  # a bit each queue, the most urgent first
+        self.paused: frozenset[int] = frozenset()
+        """Which queues are paused, by their places; 0 is the most urgent."""
         self._announced = False
         self._next_beat = 0.0
         self._next_adopt = time.monotonic() + 1.0
@@ -179,9 +180,9 @@ class Supervisor:
                     stream=commands.keys.stream,
                     delayed_key=commands.keys.delayed,
                     address=self.address,
-                    on_message=partial(self._control, lane),
+                    on_message=partial(self._control, place),
                 ).start()
-                for lane, commands in enumerate(self._lanes)
+                for place, commands in enumerate(self._commands)
             ]
         self._announced = False
         try:
@@ -232,19 +233,20 @@ class Supervisor:
             until = min(until, self._restart_at)
         return max(0.002, until - now)
 
-    def _control(self, lane: int, word: str) -> None:
-        if word in ("paused", "resumed"):
-            bit = 1 << lane
-            self._set_paused(self.paused | bit if word == "paused" else self.paused & ~bit)
+    def _control(self, place: int, word: str) -> None:
+        if word == "paused":
+            self._set_paused(self.paused | {place})
+        if word == "resumed":
+            self._set_paused(self.paused - {place})
         if word in ("paused", "resumed", LISTENING):
             # Words may have been missed, or have crossed a heartbeat: see at once what holds.
             self._next_beat = 0.0
             self._wake.set()
 
-    def _set_paused(self, paused: int) -> None:
-        for lane, queue in enumerate(self.settings.queues):
-            if (paused ^ self.paused) >> lane & 1:
-                log.info("queue %s is %s", queue, "paused" if paused >> lane & 1 else "resumed")
+    def _set_paused(self, paused: frozenset[int]) -> None:
+        for place, queue in enumerate(self.settings.queues):
+            if (place in paused) != (place in self.paused):
+                log.info("queue %s is %s", queue, "paused" if place in paused else "resumed")
         self.paused = paused
         with self._lock:
             for member in self._members:
@@ -264,7 +266,7 @@ class Supervisor:
             if self._earliest is not None and self._earliest <= time.monotonic():
                 self._recover_expired()
             if now >= self._next_adopt:
-                for commands in self._lanes:
+                for commands in self._commands:
                     adopted = self._broker.call(commands.adopt(self.settings.lease_ms))
                     if adopted:
                         log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
@@ -285,13 +287,15 @@ class Supervisor:
             running = " ".join(member.scoreboard.running()[:64])
             rows.append((member.consumer, "=" if running == member.told else running))
             told.append((member, running))
-        paused, earliest, now = 0, [], time.monotonic()
+        paused: set[int] = set()
+        earliest, now = [], time.monotonic()
         forgotten: set[str] = set()
-        for lane, commands in enumerate(self._lanes):
+        for place, commands in enumerate(self._commands):
             reply = Commands.read_heartbeat(
                 self._broker.call(commands.heartbeat(self.settings.lease_ms, rows))
             )
-            paused |= reply.paused << lane
+            if reply.paused:
+                paused.add(place)
             if reply.earliest_deadline_ms >= 0:
                 # One millisecond past the deadline, the first instant at which it has passed.
                 wait_ms = reply.earliest_deadline_ms - reply.now_ms + 1
@@ -308,12 +312,12 @@ class Supervisor:
         self._next_beat = now + self.settings.lease / 3
         self._earliest = min(earliest, default=None)
         if paused != self.paused:
-            self._set_paused(paused)
+            self._set_paused(frozenset(paused))
             # The answer may be older than a word that came meanwhile: see at once what holds.
             self._next_beat = 0.0
 
     def _recover_expired(self) -> None:
-        for commands in self._lanes:
+        for commands in self._commands:
             while not self._kill.is_set():
                 done = Commands.read_recover(
                     self._broker.call(commands.recover(self.settings.max_recoveries))
@@ -338,7 +342,7 @@ class Supervisor:
 
     def _report(self, consumer: str, started: list[str]) -> bool:
         try:
-            sign_off(self._broker, self._lanes, self.settings, consumer, started)
+            sign_off(self._broker, self._commands, self.settings, consumer, started)
         except (RedistqError, GroupMissing) as error:
             log.warning("worker %s could not be reported: %s", consumer, error)
             return False
@@ -451,7 +455,7 @@ class Supervisor:
             return
 
     def _spawn(self) -> None:
-        scoreboard = Scoreboard.create(self.settings.scoreboard_slots)
+        scoreboard = Scoreboard.create(self.settings.scoreboard_slots, len(self.settings.queues))
         try:
             scoreboard.paused = self.paused
             member = ManagedProcess(
@@ -561,7 +565,7 @@ class Supervisor:
 
 def sign_off(
     broker: Broker,
-    lanes: Sequence[Commands],
+    queues: Sequence[Commands],
     settings: WorkerSettings,
     consumer: str,
     started: Iterable[str],
@@ -569,7 +573,7 @@ def sign_off(
     """A worker process has ended, or is about to: its tasks go back, those ``started`` are charged
     a recovery. Raises as Broker.call does."""
     started = tuple(started)
-    for commands in lanes:
+    for commands in queues:
         more = True
         while more:
             done = Commands.read_recover(

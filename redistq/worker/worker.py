@@ -93,7 +93,7 @@ class TaskWorker:
                 "decorated with @task that are imported before the worker is made"
             )
         self.address = address or resolve(url, redis_host, redis_port, db, password)
-        self._lanes = self.settings.lanes_for(self.address)
+        self._commands = self.settings.commands_for(self.address)
         self._processor: Any = None
         self._scoreboard: Scoreboard | None = None
         self._broker: Broker | None = None
@@ -128,7 +128,7 @@ class TaskWorker:
             return self
 
     def _start(self) -> None:
-        broker = self._broker = Broker(self.address, slot_key=self._lanes[0].keys.stream)
+        broker = self._broker = Broker(self.address, slot_key=self._commands[0].keys.stream)
         try:
             broker.call(("PING",))
             warn_about_server(broker)
@@ -140,7 +140,9 @@ class TaskWorker:
             raise
         self.consumer = new_consumer_name(socket.gethostname())
         try:
-            self._scoreboard = Scoreboard.create(self.settings.scoreboard_slots)
+            self._scoreboard = Scoreboard.create(
+                self.settings.scoreboard_slots, len(self.settings.queues)
+            )
             supervisor = self._new_sidecar()  # it loads its modules while we load ours
         except BaseException:
             broker.close()
@@ -148,12 +150,12 @@ class TaskWorker:
         try:
             from .processor import Processor
 
-            registry = with_function_calls(self.registry, self.settings, broker, self._lanes)
-            self._details = announce(broker, self._lanes, self.settings, self.consumer, registry)
+            registry = with_function_calls(self.registry, self.settings, broker, self._commands)
+            self._details = announce(broker, self._commands, self.settings, self.consumer, registry)
             self._introduce_beside(supervisor)
             self.fault = ""
             self._processor = Processor(
-                *(self.settings, registry, broker, self._lanes, self.consumer, self._scoreboard),
+                *(self.settings, registry, broker, self._commands, self.consumer, self._scoreboard),
                 on_fault=self._on_fault,
             )
             self._processor.start()
@@ -329,7 +331,7 @@ class TaskWorker:
         assert self._scoreboard is not None
         try:
             started = self._scoreboard.running()
-            sign_off(self._broker, self._lanes, self.settings, self.consumer, started)
+            sign_off(self._broker, self._commands, self.settings, self.consumer, started)
         except RedistqError as error:
             log.warning("worker %s could not sign off: %s", self.consumer, error)
 
@@ -427,7 +429,7 @@ def _load_target(target: str) -> Registry:
 
 
 def with_function_calls(
-    registry: Registry, settings: WorkerSettings, broker: Broker, lanes: Sequence[Commands]
+    registry: Registry, settings: WorkerSettings, broker: Broker, queues: Sequence[Commands]
 ) -> Registry:
     """The handlers, and the one for functions that clients send where those can be trusted.
 
@@ -456,12 +458,12 @@ def with_function_calls(
         blobs = next((s.blobs for s in stores.values() if s.logs_prefix == keys.logs_prefix), None)
         stream = QueueKeys(queue, clustered=clustered).stream
         stores[queue] = QueueStore(blobs or Blobs(broker, keys, signer), keys.logs_prefix, stream)
-    return with_calls(registry, signer, stores, LogSink(broker, lanes[0].keys))
+    return with_calls(registry, signer, stores, LogSink(broker, queues[0].keys))
 
 
 def announce(
     broker: Broker,
-    lanes: Sequence[Commands],
+    queues: Sequence[Commands],
     settings: WorkerSettings,
     consumer: str,
     handlers: Mapping[str, Handler],
@@ -485,7 +487,7 @@ def announce(
     }
     if settings.home:
         details["home"] = settings.home
-    for commands in lanes:
+    for commands in queues:
         if missing := Commands.read_rights(broker.call(commands.rights(consumer))):
             raise ConfigurationError(
                 "the server's ACL forbids what a worker does: "
@@ -493,7 +495,7 @@ def announce(
                 + ("" if len(missing) <= 10 else f" and {len(missing) - 10} more")
                 + "; allow its user these commands on these keys and channels (ACL SETUSER)"
             )
-    for queue, commands in zip(settings.queues, lanes, strict=True):
+    for queue, commands in zip(settings.queues, queues, strict=True):
         reply = broker.call(commands.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))
     return details

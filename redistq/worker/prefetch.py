@@ -1,0 +1,158 @@
+"""Prefetch: how much work a worker process takes ahead of its runners, and what it gives back.
+
+*Problem.* A worker that reads one task at a time spends a round trip on each; one that reads
+hundreds ahead keeps them from workers that are idle, should they turn out to take long. Nobody says
+beforehand how long a task takes, a queue mixes short names with long ones, and an answer to a read
+is a fact: what it brought is ours until we give it back.
+
+*Trick.* Hold a moment's work, measured in time: 50 ms (``PREFETCH_NS``), by the mean that tasks of
+each name take in this process (``durations``), and by the mixture of names that came last. Since
+that is a guess, it is put right afterwards, three times:
+
+- *When a page has come* (``keep``): the names in it are known now. Is it much more than was meant,
+  and did it empty the queue, then others may be idle: all but a moment's work goes back.
+- *While it is held* (``surplus``): the means move when the tasks turn out long. Twenty times a
+  second the work in hand is weighed anew, and what is beyond twice a moment's work is offered.
+- *When nothing starts* (``is_stuck``): all runners are busy with long tasks. After a quarter of a
+  second what waits behind them is offered; refused, then less and less often.
+
+Offering is cheap and safe: the server takes a task back only when nothing is left to read
+(``release``), in the same step, so with a backlog nothing moves at all. A refusal means that others
+have enough to do; the more we hold, the less it matters when we ask again.
+
+*Rejected.* A fixed number of tasks: right for one duration only. One read a task: a third of the
+throughput. Stealing by idle workers: they would have to know who holds what, and take from the
+living. Asking for less instead of giving back: a long task is noticed only once it runs, and by
+then its page is here.
+
+Nothing here starts a thread, talks to a server or reads a clock: the fetcher says what there is and
+what time it is, and does what it hears. All of it runs once a page, not once a task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .durations import Durations, Forecast, fitting, total_ns
+
+PREFETCH_NS = 50_000_000
+"""Most unstarted work held, in time: what runs in 50 ms."""
+PREFETCH_TASKS = 500
+"""Most unstarted work held, in tasks."""
+PREFETCH_MIXED = 16
+"""Most tasks read at a time for the event loop of a worker that has busy threads as well."""
+SURPLUS_NS = 2 * PREFETCH_NS
+"""Unstarted work beyond this, in time, is offered to workers that are idle, down to PREFETCH_NS."""
+STUCK_S = 0.25
+"""Held work that nobody could start for this long is offered to other workers."""
+LONGEST_STUCK_S = 4.0
+"""Where others refuse it time and again: at most this long until it is offered once more."""
+LOOK_S = 0.05
+"""While unstarted work is held, how often the fetcher looks whether it is too much."""
+
+
+class Prefetch:
+    """Decides how much to hold for ``threads`` runners and, with ``has_loop``, an event loop.
+
+    ``has_sync`` says whether there are handlers that runners run. In the methods, ``waiting`` is
+    how many tasks wait for runners, ``idle`` how many runners wait for tasks, ``started`` how many
+    tasks runners have ever started, and ``now`` a time of any clock that only goes forwards.
+    """
+
+    def __init__(self, threads: int, *, has_sync: bool = True, has_loop: bool = False) -> None:
+        self._threads = threads
+        self._has_sync = has_sync
+        self._has_loop = has_loop
+        self._forecast = Forecast()
+        self.low = 0
+        """Ask for more when no more than so many tasks wait: many at a time, not one by one."""
+        self._seen_started = -1
+        self._offered_at = -1  # how many had been started when work that was stuck was offered
+        self._stuck_since = 0.0
+        self._stuck_s = STUCK_S
+        self._look_at = 0.0
+
+    # -- how much to read ------------------------------------------------------------------------
+
+    def room(self, *, waiting: int, idle: int, started: int, loop_room: int = 0) -> int:
+        """Return how many more tasks to read: about 50 ms' worth; of long ones, one for each idle
+        runner. 0 or less: none."""
+        room = 0
+        if self._has_sync:
+            mean = self._forecast.mean_ns()
+            if started == self._offered_at or mean is None or mean >= PREFETCH_NS:
+                room = idle - waiting
+            else:
+                ahead = min(int(self._threads * PREFETCH_NS / max(mean, 1)), PREFETCH_TASKS)
+                self.low = ahead // 2
+                room = ahead - waiting if waiting <= self.low else 0
+                room = max(room, idle - waiting)
+        if self._has_loop:
+            if self._has_sync:  # what is read for the loop may turn out to be work for threads
+                loop_room = min(loop_room, PREFETCH_MIXED - waiting)
+            room = max(room, loop_room)
+        return min(room, PREFETCH_TASKS)
+
+    def learn(self, page: Sequence[Durations]) -> None:
+        """Expect the names of this page to come again."""
+        self._forecast.read(Counter(page))
+
+    # -- what to keep ----------------------------------------------------------------------------
+
+    def keep(self, page: Sequence[Durations], *, drained: bool, idle: int) -> int:
+        """Return how many tasks of a page to keep, from the first; others are to be offered.
+
+        ``drained``: the page was all there was to read.
+        """
+        # With an event loop, this few may have been read for it: more than threads have room for.
+        few = self._has_loop and len(page) <= PREFETCH_MIXED
+        if drained and not few and total_ns(Counter(page)) > self._threads * SURPLUS_NS:
+            return max(fitting(page, self._threads * PREFETCH_NS), idle, 1)
+        return len(page)
+
+    def refused(self, now: float) -> None:
+        """Keep what a page had too much: others have enough to do. Look again a little later."""
+        self._look_at = now + LOOK_S
+
+    def surplus_is_due(self, now: float) -> bool:
+        """Return whether to weigh what is held: once in a while."""
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_S
+        return True
+
+    def surplus(self, held: Sequence[Durations]) -> int:
+        """Return how many tasks of those that wait are to be offered, from the last."""
+        if total_ns(Counter(held)) <= self._threads * SURPLUS_NS:
+            return 0
+        return len(held) - max(fitting(held, self._threads * PREFETCH_NS), self._threads)
+
+    def surplus_refused(self, held: Sequence[Durations], now: float) -> None:
+        """Keep it: others have enough to do. The more is held, the less it matters when they are
+        asked again."""
+        self._look_at = now + max(LOOK_S, total_ns(Counter(held)) / 1e9 / 16)
+
+    # -- what is stuck ---------------------------------------------------------------------------
+
+    def came(self, now: float) -> None:
+        """A page has come: nothing of it is stuck yet."""
+        self._stuck_since = now
+
+    def is_stuck(self, now: float, *, waiting: int, started: int) -> bool:
+        """Return whether what waits is to be offered, since no runner has started any for a
+        while."""
+        if started != self._seen_started or not waiting:
+            self._seen_started = started
+            self._stuck_since = now
+            if started != self._offered_at:
+                self._stuck_s = STUCK_S
+            return False
+        return now - self._stuck_since >= self._stuck_s
+
+    def offered_stuck(self, now: float, *, started: int) -> None:
+        """It was offered: until a runner starts a task none is read ahead, and what waits is
+        offered again after twice the time."""
+        self._offered_at = started
+        self._stuck_since = now
+        self._stuck_s = min(self._stuck_s * 2, LONGEST_STUCK_S)
