@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytest
 from servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
-from redistq.dashboard import page as show
+from redistq.dashboard import page
+from redistq.dashboard.feed import Feed
 from redistq.dashboard.view import Point, View, alerts, line, plain, rates
 from redistq.display import html
 from redistq.display.palette import LOOKS, WARNING
 from redistq.display.text import clean, duration
+from redistq.errors import ServerUnavailable
 from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
 from redistq.monitor.tick import Tick
 from redistq.protocol.commands import Snapshot, WorkerRow
@@ -152,7 +155,7 @@ class Reader(HTMLParser):
 
 def test_the_header_figures_are_the_snapshots() -> None:
     """Every figure stands with its word, and the clock is the server's."""
-    text = re.sub(r"\s+", " ", Reader(show.head(view())).text)
+    text = re.sub(r"\s+", " ", Reader(page.head(view())).text)
     for part in (
         "374 … waiting oldest 3.2 s",
         "2 ▶ running of 4 slots",
@@ -168,7 +171,7 @@ def test_the_header_figures_are_the_snapshots() -> None:
 
 def test_sparklines_are_pictures_with_words() -> None:
     """An image that untrusted notebooks keep, whose alt text says what it shows."""
-    reader = Reader(show.head(view()))
+    reader = Reader(page.head(view()))
     alts = [value for name, value in reader.attributes if name == "alt"]
     assert alts == [
         "Queue depth, last 60 s: 500 now, at most 1,000",
@@ -181,7 +184,7 @@ def test_sparklines_are_pictures_with_words() -> None:
 
 def test_workers_show_what_they_run() -> None:
     """Name, age and attempt of the running task, and how busy the worker is."""
-    text = re.sub(r"\s+", " ", Reader(show.workers(view())).text)
+    text = re.sub(r"\s+", " ", Reader(page.workers(view())).text)
     assert "Workers: 1, 1 busy" in text
     assert 'resize {"n":1} 1.5 s · attempt 2 · recovered 1×' in text
     assert "and 1 more in hand" in text
@@ -190,8 +193,8 @@ def test_workers_show_what_they_run() -> None:
 
 def test_recent_and_failed_tasks_are_listed() -> None:
     """The state as glyph and word, and a dead letter that opens to its traceback."""
-    assert "↻ retried" in show.recent(view())
-    letter = Reader(show.letter(tick().dead[0]))
+    assert "↻ retried" in page.recent(view())
+    letter = Reader(page.letter(tick().dead[0]))
     assert letter.tags.count("details") == letter.tags.count("summary") == 1
     assert "ValueError: no such album" in letter.text
     assert "Traceback (most recent call last):\n  boom" in letter.text
@@ -202,16 +205,16 @@ def test_a_function_call_reads_as_one() -> None:
     call = Running("1-0", "t1", "redistq.call:fit", "host:abc", 1, 0, NOW, True, '{"p":"gASV"}')
     letter = replace(tick().dead[0], name="redistq.call:fit", preview='{"p":"gASV"}')
     seen = view(tick(running=(call,), dead=(letter,)), recent=(event(name="redistq.call:fit"),))
-    page = show.page(seen)
-    assert page.count("fit()") == 3
-    assert "gASV" not in page
-    assert "redistq.call" not in page
+    whole = page.page(seen)
+    assert whole.count("fit()") == 3
+    assert "gASV" not in whole
+    assert "redistq.call" not in whole
 
 
 def test_batches_show_their_progress() -> None:
     """A progress element with the numbers as text in it and beside it."""
     batch = BatchRow("b1", "demo", 1000, 612, 4, 0, 9, NOW - 12_000, None)
-    reader = Reader(show.batches(view(tick(batches=(batch,)))))
+    reader = Reader(page.batches(view(tick(batches=(batch,)))))
     assert ("value", "616") in reader.attributes
     assert "616 of 1,000 (62%)" in reader.text
 
@@ -247,9 +250,9 @@ def test_a_server_that_is_away_is_said_first() -> None:
     """The old figures stay, under a sentence that says how old they are."""
     seen = view(problem="No answer from redis://host for 8 s; asking again.")
     assert alerts(seen)[0][1].startswith("✖ No answer from redis://host for 8 s")
-    assert "no connection" in show.head(seen)
+    assert "no connection" in page.head(seen)
     nothing = View(queue="q", url="u", problem="No answer")
-    assert "No answer" in show.page(nothing)
+    assert "No answer" in page.page(nothing)
     assert "No answer" in line(nothing)
 
 
@@ -284,6 +287,71 @@ def test_rates_come_from_counters_and_survive_a_reset() -> None:
     assert [round(rate) for _, rate in rates(trail, 500)] == [50, 0]
 
 
+class Played:
+    """A monitor whose ticks are given: the answers of a server, or of one after the other."""
+
+    queue = "images"
+    url = "redis://host:6379/0"
+
+    def __init__(self, *ticks: Tick | Exception) -> None:
+        self.ticks = list(ticks)
+        self.asked: list[tuple[str | None, dict[str, int]]] = []
+
+    def tick(self, after: str | None, **limits: int) -> Tick:
+        self.asked.append((after, limits))
+        found = self.ticks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def at(seconds: float, **more: Any) -> Tick:
+    """A tick so long after NOW."""
+    return tick(snapshot(now_ms=NOW + int(seconds * 1000)), **more)
+
+
+def test_a_feed_keeps_the_last_minute_of_one_server() -> None:
+    """Points older than the sparkline go; where time went back another server answers, and the
+    trail begins anew, while a clock that is set back by less keeps it."""
+    monitor = Played(at(0), at(1), at(66), at(65.5), at(-30))
+    feed = Feed(monitor, fresh_s=0.0)  # type: ignore[arg-type]
+    sizes = []
+    for _ in range(5):
+        feed.ask()
+        sizes.append(len(feed.trail))
+    assert sizes == [1, 2, 2, 3, 1]
+    assert [after for after, _ in monitor.asked] == [None, "1-0", "1-0", "1-0", "1-0"]
+
+
+def test_a_feed_says_what_failed_until_there_is_an_answer() -> None:
+    """``refresh`` keeps the trouble and the last tick, ``ask`` raises it; an answer ends it."""
+    away = ServerUnavailable("no answer from redis://host:6379/0")
+    monitor = Played(at(0), away, away, at(1))
+    feed = Feed(monitor, fresh_s=0.0, events=200)  # type: ignore[arg-type]
+    feed.refresh()
+    feed.refresh()
+    assert feed.trouble == str(away)
+    assert feed.tick is not None
+    assert "No answer from redis://host:6379/0 for 0 s; asking again." in feed.view().problem
+    with pytest.raises(ServerUnavailable):
+        feed.ask()
+    feed.refresh()
+    assert (feed.trouble, feed.failing_since, feed.view().problem) == ("", None, "")
+    assert {limits["events"] for _, limits in monitor.asked} == {200}
+
+
+def test_a_fresh_picture_is_shared() -> None:
+    """Two dashboards that refresh within a moment ask once, unless a button changed something."""
+    monitor = Played(at(0), at(1))
+    feed = Feed(monitor)  # type: ignore[arg-type]
+    feed.refresh()
+    feed.refresh()
+    assert len(monitor.asked) == 1
+    feed.forget_age()
+    feed.refresh()
+    assert len(monitor.asked) == 2
+
+
 # -- what it must never do -----------------------------------------------------------------------
 
 
@@ -306,13 +374,13 @@ def test_hostile_text_is_shown_as_text() -> None:
         notice=HOSTILE,
         ended=HOSTILE,
     )
-    page = show.page(seen)
-    reader = Reader(page)
+    whole = page.page(seen)
+    reader = Reader(whole)
     assert set(reader.tags) <= ALLOWED
     names = {name for name, _ in reader.attributes}
     assert names <= {"style", "scope", "src", "alt", "value", "max", "role"}
     assert reader.text.count("<script>alert(1)</script>") >= 12
-    assert "\u202e" not in page
+    assert "\u202e" not in whole
     assert "\u202e" not in plain(seen)
 
 
@@ -321,7 +389,7 @@ def test_text_is_cut_and_control_characters_are_seen() -> None:
     assert clean("a" * 1000) == "a" * 59 + "…"
     assert clean("a\x00b\x1b[31mc") == "a\ufffdb\ufffd[31mc"
     long = replace(tick().dead[0], traceback="x" * 100_000, error="y" * 100_000)
-    assert len(show.letter(long)) < 8_000
+    assert len(page.letter(long)) < 8_000
 
 
 def test_a_large_queue_renders_fast_and_small() -> None:
@@ -335,10 +403,10 @@ def test_a_large_queue_renders_fast_and_small() -> None:
         recent=tuple(event(id=str(n)) for n in range(10_000)),
         trail=tuple(Point(NOW - 60_000 + 500 * n, n, n) for n in range(121)),
     )
-    best = min(_timed(lambda: show.page(seen)) for _ in range(5))
+    best = min(_timed(lambda: page.page(seen)) for _ in range(5))
     assert best < 0.05
-    assert len(show.page(seen)) < 40_000
-    assert "(the first 12 of 1,000)" in show.workers(seen)
+    assert len(page.page(seen)) < 40_000
+    assert "(the first 12 of 1,000)" in page.workers(seen)
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -515,24 +583,29 @@ def test_a_button_pressed_while_the_server_is_away_says_so(
         assert not panel.widgets["pause"].disabled
 
 
-def test_an_open_traceback_stays_open(stage: Stage, producer: TaskProducer) -> None:
+def test_an_open_traceback_stays_open(stage: Stage) -> None:
     """A failed task keeps its widget while others come and go: what is open is not redrawn."""
-    panel = opened(producer).panel
+    from redistq.dashboard.widgets import Letters, close
+
     seen = tick()
+    letters = Letters()
+    slots = letters.slots
 
-    def letters(*numbers: int) -> None:
+    def show(*numbers: int) -> None:
         dead = tuple(replace(seen.dead[0], id=f"t{n}", died_ms=NOW + n) for n in numbers)
-        panel.letters.render(view(replace(seen, dead=dead)))
+        letters.render(view(replace(seen, dead=dead)))
 
-    letters(1)
-    first = panel.letters.slots[0].value
+    show(1)
+    first = slots[0].value
     assert "task t1 " in first
-    letters(4, 3, 2, 1)
-    assert panel.letters.slots[0].value == first
-    assert [slot.layout.order for slot in panel.letters.slots[:4]] == ["3", "0", "1", "2"]
-    letters(6, 5, 4, 3, 2)
-    assert "task t1 " not in panel.letters.slots[0].value
-    assert [slot.layout.display for slot in panel.letters.slots] == [None] * 5
+    show(4, 3, 2, 1)
+    assert slots[0].value == first
+    assert [slot.layout.order for slot in slots[:4]] == ["3", "0", "1", "2"]
+    show(6, 5, 4, 3, 2)
+    assert "task t1 " not in slots[0].value
+    assert [slot.layout.display for slot in slots] == [None] * 5
+    for slot in slots:
+        close(slot)
 
 
 def test_it_ends_when_its_output_is_cleared(
@@ -778,7 +851,6 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
 def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
     """``redistq dashboard --serve`` runs what notebooks/dashboard.ipynb shows."""
     import json
-    from pathlib import Path
 
     from redistq.dashboard import serve
 
@@ -792,11 +864,11 @@ def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
     """Loopback by default."""
     from redistq.dashboard import serve
 
-    page = __import__("pathlib").Path("page.ipynb")
-    usual = serve.voila_arguments(serve.parser().parse_args([]), page)
+    notebook = Path("page.ipynb")
+    usual = serve.voila_arguments(serve.parser().parse_args([]), notebook)
     assert "--Voila.ip=127.0.0.1" in usual
     assert "--no-browser" in usual
-    everywhere = serve.voila_arguments(serve.parser().parse_args(["--host", "0.0.0.0"]), page)
+    everywhere = serve.voila_arguments(serve.parser().parse_args(["--host", "0.0.0.0"]), notebook)
     assert "--Voila.ip=0.0.0.0" in everywhere
     assert [serve.is_loopback(h) for h in ("::1", "localhost", "127.0.0.2", "example.org")] == [
         True,

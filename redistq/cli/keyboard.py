@@ -122,7 +122,7 @@ class Keys:
                 self._buffer = self._buffer[length:]
                 return name
         if self._buffer.startswith((b"\x1b[", b"\x1bO")):
-            # A sequence nobody asked for: up to its final byte, all of it is one key.
+            # An unknown sequence: up to its final byte, all of it is one key.
             end = next((i for i, c in enumerate(self._buffer[2:], 2) if 64 <= c < 127), None)
             self._buffer = self._buffer[(end or len(self._buffer)) + 1 :]
             return None

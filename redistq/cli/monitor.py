@@ -418,7 +418,7 @@ def _cancel_waiting(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _need_terminal(command: str) -> None:
-    """Raise ConfigurationError where nobody is there to be asked."""
+    """Raise ConfigurationError where no terminal is there to ask at."""
     if not sys.stdin.isatty():
         raise ConfigurationError(f"{command} needs --yes without a terminal")
 

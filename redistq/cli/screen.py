@@ -359,10 +359,15 @@ def _live(screen: Screen, console: Any, interval: float) -> int:
 
     try:
         # Suspending would leave the shell in the live screen's terminal: q is the way out.
-        for name, action in (("SIGTERM", on_signal), ("SIGHUP", on_signal), ("SIGTSTP", None)):
+        actions: dict[str, Any] = {
+            "SIGTERM": on_signal,
+            "SIGHUP": on_signal,
+            "SIGTSTP": signal.SIG_IGN,
+        }
+        for name, action in actions.items():
             if hasattr(signal, name):
                 number = getattr(signal, name)
-                before[number] = signal.signal(number, action or signal.SIG_IGN)
+                before[number] = signal.signal(number, action)
         with (
             Keys() as keys,
             live_module.Live(console=console, screen=True, auto_refresh=False) as live,

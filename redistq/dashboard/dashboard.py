@@ -59,7 +59,8 @@ class Dashboard:
         if isinstance(refresh, bool) or not isinstance(refresh, int | float) or refresh < 0.5:
             raise ConfigurationError(f"refresh is in seconds, at least 0.5: {refresh!r}")
         if isinstance(source, str):
-            source, url = None, source
+            url = source
+            source = None
         self.mode = mode
         self.refresh = float(refresh)
         where, queue, group, delayed_key = _where(source, url, queue, group)

@@ -1,7 +1,7 @@
 """What a dashboard looks like: a View in, HTML out; pure functions.
 
-Called by the dashboard, live and static. It talks to nobody and keeps nothing. Text that comes
-from a queue is anybody's text: it reaches the page only through ``display.html``, which escapes it.
+Called by the dashboard, live and static. It never talks to a server and keeps nothing. Text of a
+queue is anybody's input: it reaches the page only through ``display.html``, which escapes it.
 Every meaning stands in the text and in no attribute, since Jupyter drops most attributes of an
 untrusted notebook's HTML.
 """

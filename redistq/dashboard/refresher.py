@@ -26,7 +26,7 @@ class Panel(Protocol):
         """Do what is due; return in how many seconds to come back, or None: never again."""
 
     def on_error(self, error: Exception) -> None:
-        """Show an error of a step that nobody foresaw."""
+        """Show an unexpected error of a step."""
 
     def end(self, why: str) -> None:
         """Stop, and leave a still picture that says why."""
@@ -60,7 +60,8 @@ class Refresher:
         thread that has no panel left has ended."""
         with self._stepping, self._lock:
             self._panels.pop(panel, None)
-            thread, empty = self._thread, not self._panels
+            thread = self._thread
+            empty = not self._panels
         self._wake.set()
         if empty and thread is not None and thread is not threading.current_thread():
             thread.join(10)
@@ -108,7 +109,7 @@ class Refresher:
                 if seconds is None:
                     self._panels.pop(panel, None)
                 elif panel in self._panels:
-                    # Unless somebody was in a hurry while it was stepped.
+                    # Unless ``hurry`` was called while it was stepped.
                     due = time.monotonic() + seconds
                     self._panels[panel] = min(self._panels[panel], due)
 

@@ -152,12 +152,9 @@ def voila_arguments(args: argparse.Namespace, page: Path) -> list[str]:
     ]
 
 
-def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url: str) -> Any:
-    """Voilà with its doors shut: a class of it."""
+def _token_only(token: str) -> type:
+    """Return who may come in: a class of those who have the token."""
     from jupyter_server.auth.identity import IdentityProvider
-    from jupyter_server.services.kernels.handlers import KernelHandler
-    from tornado.web import ErrorHandler
-    from voila.tornado.handler import TornadoVoilaHandler
 
     class TokenOnly(IdentityProvider):
         """The token, compared in constant time; no password, and no change of either."""
@@ -170,6 +167,16 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
             given = handler.get_argument("password", default="")
             return self.generate_anonymous_user(handler) if _same(given, token) else None
 
+    return TokenOnly
+
+
+def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url: str) -> Any:
+    """Return a class of Voilà that serves nothing but the dashboard, to who may come in."""
+    from jupyter_server.services.kernels.handlers import KernelHandler
+    from voila.tornado.handler import TornadoVoilaHandler
+
+    token_only = _token_only(token)
+
     class KernelModel(KernelHandler):
         """That a page's kernel is there, by the name that only this page was told."""
 
@@ -179,13 +186,13 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
         """Every request passes the guard, whatever it is for."""
 
         name = "voila"
-        identity_provider_class = TokenOnly
+        identity_provider_class = token_only
 
         def init_settings(self) -> dict[str, Any]:
             # Set here, after every configuration file has had its say.
             self.token = token
             self.auto_token = False
-            self.identity_provider_class = TokenOnly
+            self.identity_provider_class = token_only
             return {
                 **super().init_settings(),
                 "log_function": _log_request,
@@ -207,18 +214,7 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
             return handlers
 
         def listen(self) -> None:
-            find = self.app.find_handler
-
-            def guarded(request: Any, **kwargs: Any) -> Any:
-                if refused := refusal_of(request, is_own_name):
-                    log.warning("refused a request: %s", refused)
-                    return self.app.get_handler_delegate(
-                        request, ErrorHandler, {"status_code": 403}
-                    )
-                _forget_token(request)
-                return find(request, **kwargs)
-
-            self.app.find_handler = guarded
+            _guard(self.app, is_own_name)
             super().listen()
 
         def launch_browser(self) -> None:
@@ -229,6 +225,22 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
             webbrowser.open(file.as_uri())
 
     return DashboardServer
+
+
+def _guard(app: Any, is_own_name: Callable[[str], bool]) -> None:
+    """Let each request of a web application pass ``refusal_of`` first, and without its token."""
+    from tornado.web import ErrorHandler
+
+    find = app.find_handler
+
+    def guarded(request: Any, **kwargs: Any) -> Any:
+        if refused := refusal_of(request, is_own_name):
+            log.warning("refused a request: %s", refused)
+            return app.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+        _forget_token(request)
+        return find(request, **kwargs)
+
+    app.find_handler = guarded
 
 
 def _same(given: str, token: str) -> bool:

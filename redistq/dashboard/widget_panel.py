@@ -186,7 +186,7 @@ class WidgetPanel:
         return self.audience.reason_to_leave(views or 0, self._outlet.cell_ended)
 
     def on_error(self, error: Exception) -> None:
-        """Show an error that nobody foresaw."""
+        """Show an unexpected error of a step."""
         self.notice = f"The dashboard failed and goes on: {type(error).__name__}: {error}"
 
     # -- buttons ---------------------------------------------------------------------------------

@@ -170,7 +170,9 @@ def spark(title: str, said: str, picture: str) -> Html:
 
 def svg(points: Sequence[tuple[int, float]], end_ms: int, color: str) -> str:
     """A sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
-    width, height, low = 300, 44, 42
+    width = 300
+    height = 44
+    low = 42  # the height of the base line
     start = end_ms - TRAIL_MS
     seen = [(at, value) for at, value in points if at >= start]
     top = max((value for _, value in seen), default=0.0) or 1.0

@@ -49,8 +49,8 @@ def say(
         try:
             show_bundle(_muted(f"redistq: {text}"))
             return
-        except Exception:
-            pass  # no front end, or one that is going away: the line goes where it can
+        except Exception:  # no front end, or one that is going away: the line goes where it can
+            pass
     if log is not None:
         log.log(level, "%s", text)
     elif sys.stderr is not None:

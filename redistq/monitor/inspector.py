@@ -88,7 +88,8 @@ class Inspector:
         """Tasks that wait for their time, the next due first."""
         found = []
         for now_ms, row in self._pages("delayed", n, full=False):
-            fields, due = fields_of(row[2]), int(float(row[1]))
+            fields = fields_of(row[2])
+            due = int(float(row[1]))
             found.append(
                 DelayedRow(
                     id=text_of(row[0]),
@@ -145,7 +146,8 @@ class Inspector:
         found = []
         for flat in reply:
             row: dict[str, Any] = {text_of(flat[i]): flat[i + 1] for i in range(0, len(flat), 2)}
-            name, inactive = text_of(row["name"]), row.get("inactive", -1)
+            name = text_of(row["name"])
+            inactive = row.get("inactive", -1)
             found.append(
                 ConsumerRow(
                     name=name,
@@ -184,7 +186,8 @@ class Inspector:
     ) -> Iterator[tuple[int, list[Any]]]:
         """Server time and row, page after page, at most ``n`` rows looked at."""
         limit = EVENTS_PAGE if kind == "history" else MAX_TASKS
-        left, start = _count(n), ""
+        left = _count(n)
+        start = ""
         while left > 0:
             now_ms, rows, after = self._broker.call(
                 self._commands.browse(kind, min(left, limit), start, full=full, task_id=task_id)
@@ -193,7 +196,8 @@ class Inspector:
                 yield now_ms, row
             if not after:
                 return
-            left, start = left - limit, text_of(after)
+            left -= limit
+            start = text_of(after)
 
 
 def _count(n: int) -> int:

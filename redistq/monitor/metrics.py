@@ -1,7 +1,7 @@
 """Figures for Prometheus: one call to the server a scrape, served by a worker or the monitor.
 
-Used by ``--metrics-port``. A collector reads one snapshot when it is asked and keeps nothing, so
-nobody polls. Needs prometheus_client (``pip install redistq[metrics]``).
+Used by ``--metrics-port``. A collector reads one snapshot when it is asked, and keeps nothing:
+there is no polling. Needs prometheus_client (``pip install redistq[metrics]``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class QueueCollector:
 
     def __init__(self, queue: str, read: Callable[[], Snapshot]) -> None:
         self._core = require("prometheus_client.core", "metrics", "Prometheus metrics")
-        self._queue, self._read = queue, read
+        self._queue = queue
+        self._read = read
 
     def describe(self) -> list[Any]:
         """Nothing: registering must not ask the server."""
@@ -141,7 +142,8 @@ class MetricsServer:
         if is_loopback(host):
             # For this machine alone: so not for a web site that a browser here has open.
             self._server.set_app(_for_own_names(self._server.get_app(), named_here(host)))
-        self.host, self.port = host, int(self._server.server_port)
+        self.host = host
+        self.port = int(self._server.server_port)
 
     def stop(self) -> None:
         """End it and close the monitor's connections; safe to call twice."""

@@ -18,7 +18,7 @@ class Event:
 
     ``entry`` is the event's place in the history (give the newest to the next tick);
     ``queued_ms`` is when this attempt became ready (None: it never did, a delayed task that was
-    cancelled); ``run_ms`` is how long the handler ran (None: nobody knows, its worker died, or it
+    cancelled); ``run_ms`` is how long the handler ran (None: not known, its worker died, or it
     never ran); ``note`` is the type of the error, or empty.
     """
 

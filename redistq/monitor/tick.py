@@ -84,7 +84,7 @@ class Tick:
 
     @property
     def silent(self) -> tuple[WorkerRow, ...]:
-        """Workers past their deadline that nobody has recovered yet, by name."""
+        """Workers past their deadline whose tasks are not recovered yet, by name."""
         return condition(self.snapshot).silent
 
     @property
@@ -158,7 +158,8 @@ def _seen(tick: Tick) -> int:
 def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
     """The figures of a tick (one without ``after``) by name, in a fixed order."""
     shot = tick.snapshot
-    oldest, due = shot.oldest_ms, shot.next_due_ms
+    oldest = shot.oldest_ms
+    due = shot.next_due_ms
     word, why = tick.health
     return {
         "queue": queue,
@@ -186,7 +187,8 @@ def workers_of(tick: Tick) -> list[WorkerInfo]:
     shot = tick.snapshot
     found = []
     for worker in sorted(shot.workers, key=lambda w: w.consumer):
-        details, held = worker.details, tick.running_on(worker.consumer)
+        details = worker.details
+        held = tick.running_on(worker.consumer)
         running = running_of(worker)
         started = sorted(held, key=lambda task: not task.started)
         if worker.deadline_ms < shot.now_ms:
@@ -218,7 +220,7 @@ def workers_of(tick: Tick) -> list[WorkerInfo]:
     return found
 
 
-# -- reading what tick.lua answers ---------------------------------------------------------------
+# -- reading tick.lua's answer ------------------------------------------------------------------
 
 
 def read_tick(
@@ -234,7 +236,8 @@ def read_tick(
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
     letters = []
     for raw_id, raw_died, flat in dead:
-        task_id, died = text_of(raw_id), int(float(raw_died))
+        task_id = text_of(raw_id)
+        died = int(float(raw_died))
         found = known.get((task_id, died)) if not flat else None
         letters.append(found or read_dead(task_id, died, fields_of(flat)))
     return Tick(
