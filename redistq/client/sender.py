@@ -235,7 +235,7 @@ class Sender:
 
 
 def _size(item: Outgoing) -> int:
-    return payload_bytes(item.fields)
+    return len(item.fields[2])
 
 
 def _by_queue(items: list[Outgoing]) -> Iterable[tuple[ClientQueue, list[Outgoing]]]:

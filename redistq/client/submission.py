@@ -48,10 +48,9 @@ def submit(
     task_id = _cached_id(session, queue, fn, args, kwargs) if cached else new_call_id()
     call = Call(function, args, kwargs, False, options.logs)
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs)
-    if len(needs) == for_function:
-        needs.clear()  # a function alone: who calls it once more need not store it again
     future = TaskFuture(session, queue, task_id, options.name or label(fn))
-    future.needs = needs
+    if len(needs) > for_function:  # a function alone need not be stored again for the next call
+        future.needs = needs
     return send(session, future, f"{CALL}:{future.name}", packet, options)
 
 
