@@ -23,8 +23,9 @@ from workers import Command, alive, command, history, registered, until, worker_
 
 import redistq
 from redistq import ConfigurationError, TaskProducer
-from redistq.system import processes
-from redistq.system.processes import Helper, interpreter
+from redistq.system import interpreter as interpreters
+from redistq.system.interpreter import interpreter
+from redistq.system.processes import Helper
 from redistq.worker import child as _child
 
 JOBS = """
@@ -662,7 +663,7 @@ def test_the_import_path_travels_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_p
     odd: list[Any] = ["", "lib", "__editable__.x.__path_hook__", tmp_path, "/nowhere"]
     monkeypatch.setattr(sys, "path", odd)
     expected = [str(tmp_path), str(tmp_path / "lib"), "__editable__.x.__path_hook__", "/nowhere"]
-    assert processes.import_path() == expected
+    assert interpreters.import_path() == expected
     monkeypatch.setattr(sys, "path", ["/nowhere", "/mine"])
-    processes.use_import_path(expected)
+    interpreters.use_import_path(expected)
     assert sys.path == [*expected, "/mine"]

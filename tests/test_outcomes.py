@@ -24,7 +24,7 @@ import pytest
 import redis
 from clients import serving
 from servers import Server
-from workers import command, registered, until
+from workers import command, processor_of, registered, until
 
 from redistq import (
     ConfigurationError,
@@ -748,7 +748,7 @@ def test_a_worker_inside_a_program_stops_and_says_so(
     """The program goes on, ``running`` and ``fault`` tell, and its tasks go to others."""
     worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2).start()
     consumer = worker.consumer
-    worker._processor.executor.times = None  # a mistake of ours, in the fetcher
+    processor_of(worker).executor.times = None  # a mistake of ours, in the fetcher
     with TaskProducer(url=url) as door:
         task_id = door.add_task("echo", 7)
         until(lambda: not worker.running, "its end", 20)

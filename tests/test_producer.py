@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 from servers import Server, free_port
-from workers import Proxy, command, commands_in, history, lapse, until
+from workers import Proxy, command, commands_in, history, lapse, processor_of, until
 
 from redistq import (
     AsyncTaskProducer,
@@ -825,7 +825,7 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
         with pytest.raises(TaskFailed, match="on purpose"):
             producer.get_result(producer.add_task("fails", "on purpose"), 10)
         assert type(producer.broker._idle[-1]._transport) is Transport
-        assert worker._processor.lost == 0
+        assert processor_of(worker).lost == 0
 
 
 def test_the_wire_of_a_plain_connection_is_direct(producer: TaskProducer) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import redis
-from workers import until
+from workers import scoreboard_of, until
 
 from redistq import ConfigurationError, TaskProducer, TaskWorker
 from redistq.connection.address import Address
@@ -61,7 +61,7 @@ def test_a_pause_holds_back_its_own_queue_alone(url: str) -> None:
     ) as worker:
         normal.pause()
         until(
-            lambda: worker._scoreboard is not None and worker._scoreboard.paused == {1},
+            lambda: scoreboard_of(worker).paused == {1},
             "it hears it",
         )
         waits = normal.add_task("echo", 1)
@@ -80,7 +80,7 @@ def test_a_worker_takes_from_as_many_queues_as_it_is_told(url: str) -> None:
     with TaskWorker(url=url, queues=names, task_handlers={"echo": lambda p: p}, lease=2) as worker:
         producers[8].pause()
         producers[11].pause()
-        until(lambda: worker._scoreboard and worker._scoreboard.paused == {8, 11}, "it hears it")
+        until(lambda: scoreboard_of(worker).paused == {8, 11}, "it hears it")
         ids = [producer.add_task("echo", n) for n, producer in enumerate(producers)]
         for n in set(range(12)) - {8, 11}:
             assert producers[n].get_result(ids[n], 10) == n

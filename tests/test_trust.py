@@ -28,8 +28,8 @@ from redistq.functions.pickling import PYTHON, dump, load
 from redistq.functions.signing import OLD_MAGIC, Kind, Signer
 from redistq.handlers import Registry
 from redistq.protocol.keys import PRIORITIES, at_priority
+from redistq.worker.bootstrap import with_function_calls
 from redistq.worker.settings import WorkerSettings
-from redistq.worker.worker import with_function_calls
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from servers import Server
-from workers import commands_in, history, lapse, registered, until
+from workers import commands_in, history, lapse, registered, scoreboard_of, until
 
 from redistq import (
     ConfigurationError,
@@ -567,7 +567,7 @@ def test_a_paused_queue_starts_nothing(farm: Farm) -> None:
     farm.producer.pause()
     try:
         until(
-            lambda: farm.worker._scoreboard and farm.worker._scoreboard.paused,
+            lambda: scoreboard_of(farm.worker).paused,
             "the worker hears it",
         )
         key = fresh_key()
@@ -591,7 +591,7 @@ def test_waiting_tasks_can_be_cancelled_and_running_ones_cannot(farm: Farm) -> N
     for key in keys:
         assert events[key + "started"].wait(10)
     farm.producer.pause()  # so that no worker takes what is queued
-    until(lambda: farm.worker._scoreboard and farm.worker._scoreboard.paused, "the worker hears it")
+    until(lambda: scoreboard_of(farm.worker).paused, "the worker hears it")
     queued = farm.producer.add_task(add_one, 1)
     delayed = farm.producer.add_task(add_one, 1, delay=60)
     until(lambda: farm.producer.get_task(queued).state == "queued", "the worker lets go of it")
@@ -797,7 +797,7 @@ def test_a_long_task_keeps_no_short_ones_hostage(url: str, client: redis.Redis, 
         for n in range(50):  # the worker learns that tasks are short, and prefetches
             producer.get_result(producer.add_task(add_one, n), 10)
         producer.pause()
-        until(lambda: first._scoreboard and first._scoreboard.paused, "the pause")
+        until(lambda: scoreboard_of(first).paused, "the pause")
         long = producer.add_task(waits, {"key": key})
         ids = producer.add_tasks([(add_one, n) for n in range(short)])
         producer.resume()

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import redis
 from servers import Server
-from workers import Command, Proxy, alive, history, lapse, registered, until
+from workers import (
+    Command,
+    Proxy,
+    alive,
+    history,
+    lapse,
+    processor_of,
+    registered,
+    scoreboard_of,
+    until,
+)
 
 from redistq import Registry, TaskProducer, TaskWorker
 from redistq.connection.address import Address
@@ -81,8 +91,8 @@ def producer(url: str) -> Iterator[TaskProducer]:
 
 def supervisor_of(worker: TaskWorker) -> int:
     """The pid of the process that beats for a worker."""
-    assert worker._sidecar is not None
-    return worker._sidecar.pid
+    assert worker._running is not None
+    return worker._running.sidecar.pid
 
 
 PROGRAM = """
@@ -110,7 +120,7 @@ worker = TaskWorker(
     task_handlers={"waits": waits, "holds": holds}, thread_count=1, lease=float(sys.argv[1])
 )
 worker.start()
-print("up", worker._sidecar.pid, flush=True)
+print("up", worker._running.sidecar.pid, flush=True)
 {end}
 """
 
@@ -222,9 +232,7 @@ def test_a_killed_supervisor_is_replaced_and_nothing_runs_twice(
         for one in (worker, other):
             before = supervisor_of(one)
             os.kill(before, signal.SIGKILL)
-            until(
-                lambda w=one, b=before: w._sidecar and supervisor_of(w) != b, "another supervisor"
-            )
+            until(lambda w=one, b=before: supervisor_of(w) != b, "another supervisor")
         until(lapse(3.0), "longer than the lease")
         assert len(registered(client)) == 2
         go.set()
@@ -282,23 +290,23 @@ def test_a_heartbeat_that_crosses_a_resume_does_not_pause_again(
     """An answer that is older than the word "resumed" is looked at again, not believed."""
     supervisor = Supervisor(WorkerSettings(lease=60), Address(url))
     producer.pause()
-    supervisor._beat_if_due()
-    assert supervisor.paused
-    supervisor._control(0, "resumed")
-    supervisor._control(0, "paused")
+    supervisor.heartbeat.send_if_due()
+    assert supervisor.heartbeat.paused
+    supervisor.heartbeat.heed(0, "resumed")
+    supervisor.heartbeat.heed(0, "paused")
     real = supervisor._broker.call
 
     def crossing(command: Any) -> Any:
         answer = real(command)  # it still says: paused
         producer.resume()
-        supervisor._control(0, "resumed")
+        supervisor.heartbeat.heed(0, "resumed")
         supervisor._broker.call = real  # type: ignore[method-assign]
         return answer
 
     supervisor._broker.call = crossing  # type: ignore[method-assign]
-    supervisor._beat_if_due()
-    supervisor._beat_if_due()
-    assert not supervisor.paused
+    supervisor.heartbeat.send_if_due()
+    supervisor.heartbeat.send_if_due()
+    assert not supervisor.heartbeat.paused
     supervisor._broker.close()
 
 
@@ -313,7 +321,7 @@ def test_a_resume_that_nobody_heard_is_seen_all_the_same(
         server.client() as client,
     ):
         producer.pause()
-        until(lambda: worker._scoreboard and worker._scoreboard.paused, "the pause")
+        until(lambda: scoreboard_of(worker).paused, "the pause")
         client.hset("meta:tasks", "paused", 0)  # a resume whose word was lost
         proxy.cut()
         assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
@@ -321,7 +329,7 @@ def test_a_resume_that_nobody_heard_is_seen_all_the_same(
 
 def settler(worker: TaskWorker) -> Settler:
     """What settles the outcomes of a worker in this process."""
-    found: Settler = worker._processor.settler
+    found: Settler = processor_of(worker).settler
     return found
 
 
@@ -485,7 +493,7 @@ def test_a_lost_delivery_is_taken_up_again(server: Server, client: redis.Redis) 
             assert time.monotonic() - at < 4
             assert proxy.lost == n + 1
         assert {tuple(history(client, i)) for i in ids} == {("succeeded",)}
-        assert worker._processor.lost == 0
+        assert processor_of(worker).lost == 0
 
 
 def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redis.Redis) -> None:
@@ -497,7 +505,7 @@ def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redi
     ):
         for n in range(5):
             producer.pause()
-            until(lambda: worker._scoreboard and worker._scoreboard.paused, "the pause")
+            until(lambda: scoreboard_of(worker).paused, "the pause")
             task_id = producer.add_task("counted", str(n))
             producer.resume()
             until(lambda i=task_id: producer.get_task(i).settled, "its end")
@@ -509,7 +517,7 @@ def test_a_lost_answer_of_a_settlement_settles_once(server: Server, client: redi
         until(lambda: proxy.lost == 1, "the lost answer")
         assert producer.get_result(producer.add_task("add_one", 1), 10) == 2
         assert history(client, task_id) == ["succeeded"]
-        assert worker._processor.lost == 0
+        assert processor_of(worker).lost == 0
         assert producer.snapshot().counters["succeeded"] == 7
 
 
@@ -531,7 +539,7 @@ def test_connections_cut_at_any_moment_run_nothing_twice(
         assert set(runs.values()) == {1}
         assert producer.snapshot().counters["succeeded"] == 2000
         until(lambda: producer.snapshot().pending == 0, "nothing is left pending")
-        assert worker._processor.lost == 0
+        assert processor_of(worker).lost == 0
 
 
 # -- a late worker ---------------------------------------------------------------------------------
@@ -554,7 +562,7 @@ def test_the_outcome_of_a_worker_that_lost_its_lease_does_not_count(
             until(lambda: runs["a"] == 2, "the second run")
             go.set()
             assert producer.get_result(task_id, 10) == 2
-        until(lambda: first._processor.lost == 1, "the first run is told")
+        until(lambda: processor_of(first).lost == 1, "the first run is told")
     assert history(client, task_id) == ["recovered", "succeeded"]
     assert producer.snapshot().counters["succeeded"] == 1
 

@@ -471,7 +471,7 @@ def test_children_end_with_the_program_that_started_them(
         "from redistq import TaskWorker\n"
         "worker = TaskWorker(task_handlers=jobs.registry, processes=2, thread_count=1,\n"
         "                    lease=60, shutdown_timeout=0.2).start()\n"
-        "print('up', worker._sidecar.pid, flush=True)\n"
+        "print('up', worker._running.sidecar.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with command(jobs, "-c", code, url=url) as one:

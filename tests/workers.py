@@ -20,6 +20,9 @@ from typing import Any
 
 import redis
 
+from redistq import TaskWorker
+from redistq.worker.scoreboard import Scoreboard
+
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
     """Wait for a condition that has no signal of its own; its value, or a failed test."""
@@ -57,6 +60,20 @@ def registered(client: redis.Redis, queue: str = "tasks") -> dict[str, int]:
         if pid:
             found[name] = int(pid)
     return found
+
+
+def processor_of(worker: TaskWorker) -> Any:
+    """What runs the tasks of a worker in this process."""
+    assert worker._running is not None
+    assert worker._running.threads is not None
+    return worker._running.threads.processor
+
+
+def scoreboard_of(worker: TaskWorker) -> Scoreboard:
+    """What a worker in this process and its supervisor tell each other by."""
+    assert worker._running is not None
+    assert worker._running.threads is not None
+    return worker._running.threads.scoreboard
 
 
 def commands_in(client: redis.Redis, condition: Callable[[], Any]) -> int:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..connection.address import Address, resolve
 from ..connection.broker import Broker
@@ -20,11 +20,15 @@ from ..errors import ConfigurationError, RedistqError, Refused, ServerUnavailabl
 from ..logger import logger
 from ..protocol.commands import PING
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from ..system.interpreter import import_path
 from ..system.private import read_given
-from ..system.processes import import_path, mend_standard_streams
+from ..system.streams import mend_standard_streams
+from ..worker.bootstrap import ENV_KEY, warn_about_server
 from ..worker.settings import WorkerSettings
-from ..worker.supervisor import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Supervisor, warn_about_server
-from ..worker.worker import ENV_KEY
+from ..worker.supervisor import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Supervisor
+
+if TYPE_CHECKING:
+    from ..monitor.metrics import MetricsServer
 
 log = logger("redistq.worker")
 
@@ -176,7 +180,9 @@ def _path_of_handlers() -> list[str]:
     return [*rest, here] if sys.flags.safe_path else [here, *rest]
 
 
-def _metrics(args: argparse.Namespace, settings: WorkerSettings, address: Address) -> Any:
+def _metrics(
+    args: argparse.Namespace, settings: WorkerSettings, address: Address
+) -> MetricsServer | None:
     """A server of metrics in this process, which runs no task; None when none is wanted."""
     if args.metrics_port is None:
         return None
@@ -215,8 +221,87 @@ def _wait_while_refused(broker: Broker, told_to_end: threading.Event) -> None:
                 sys.exit(EXIT_OK)
 
 
+def _settings(args: argparse.Namespace) -> WorkerSettings:
+    return WorkerSettings(
+        queues=tuple(args.queue or [DEFAULT_QUEUE]),
+        group=args.group,
+        delayed_key=args.delayed_key,
+        threads=args.threads,
+        async_concurrency=args.async_concurrency,
+        lease=args.lease,
+        scheduler=not args.no_scheduler,
+        max_recoveries=args.max_recoveries,
+        result_ttl=args.result_ttl,
+        unknown_grace=args.unknown_grace,
+        shutdown_timeout=args.shutdown_timeout,
+        allow_pickle=args.allow_pickle,
+        signing_key=_key_in(args.signing_key_file),
+    )
+
+
+def _server_of(
+    args: argparse.Namespace, settings: WorkerSettings, told_to_end: threading.Event
+) -> Address:
+    """Where the server is, once it takes commands; raises RedistqError when no worker can work
+    there."""
+    address = resolve(args.url)
+    if not (args.targets or settings.allow_pickle or settings.signing_key or address.embedded):
+        raise ConfigurationError(
+            "name a module with handlers, or say whose functions to run: --signing-key-file or "
+            "--allow-pickle"
+        )
+    first = settings.commands_for(address)[0]
+    broker = Broker(address, slot_key=first.keys.stream, timeout=5.0)
+    try:
+        _wait_while_refused(broker, told_to_end)
+        warn_about_server(broker)
+    finally:
+        broker.close()
+    return address
+
+
+def _supervisor(args: argparse.Namespace, settings: WorkerSettings, address: Address) -> Supervisor:
+    def on_ready() -> None:
+        log.info(
+            "ready: %d process%s of %d threads for queue %s at %s",
+            args.processes,
+            "" if args.processes == 1 else "es",
+            args.threads,
+            ", ".join(settings.queues),
+            address,
+        )
+
+    return Supervisor(
+        settings,
+        address,
+        children=args.processes,
+        child_spec={
+            "targets": args.targets,
+            "log_level": args.log_level,
+            "path": _path_of_handlers(),
+        },
+        on_ready=on_ready,
+    )
+
+
+def _stop_on_signals(supervisor: Supervisor) -> None:
+    """Drain at the first signal, end at once at the second."""
+
+    def on_signal(number: int, _: object) -> None:
+        again = supervisor.stopping
+        log.info(
+            "%s: %s",
+            signal.Signals(number).name,
+            "ending at once" if again else "draining; once more ends at once",
+        )
+        supervisor.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run until a signal; answers the exit code."""
+    """Run until a signal; return the exit code."""
     mend_standard_streams()
     # Until there is something to drain. Process 1 of a container would not even notice otherwise.
     told_to_end = threading.Event()
@@ -234,34 +319,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.processes < 1:
         parser().error("--processes is 1 or more")
     try:
-        settings = WorkerSettings(
-            queues=tuple(args.queue or [DEFAULT_QUEUE]),
-            group=args.group,
-            delayed_key=args.delayed_key,
-            threads=args.threads,
-            async_concurrency=args.async_concurrency,
-            lease=args.lease,
-            scheduler=not args.no_scheduler,
-            max_recoveries=args.max_recoveries,
-            result_ttl=args.result_ttl,
-            unknown_grace=args.unknown_grace,
-            shutdown_timeout=args.shutdown_timeout,
-            allow_pickle=args.allow_pickle,
-            signing_key=_key_in(args.signing_key_file),
-        )
-        address = resolve(args.url)
-        if not (args.targets or settings.allow_pickle or settings.signing_key or address.embedded):
-            raise ConfigurationError(
-                "name a module with handlers, or say whose functions to run: --signing-key-file or "
-                "--allow-pickle"
-            )
-        calls = settings.commands_for(address)
-        broker = Broker(address, slot_key=calls[0].keys.stream, timeout=5.0)
-        try:
-            _wait_while_refused(broker, told_to_end)
-            warn_about_server(broker)
-        finally:
-            broker.close()
+        settings = _settings(args)
+        address = _server_of(args, settings, told_to_end)
         metrics = _metrics(args, settings, address)
     except ImportError as error:
         log.error("%s", error)
@@ -269,40 +328,12 @@ def main(argv: list[str] | None = None) -> int:
     except RedistqError as error:
         log.error("%s", error)
         return EXIT_USAGE if isinstance(error, ValueError) else EXIT_FAILED
-    supervisor = Supervisor(
-        settings,
-        address,
-        children=args.processes,
-        child_spec={
-            "targets": args.targets,
-            "log_level": args.log_level,
-            "path": _path_of_handlers(),
-        },
-    )
-    supervisor.on_ready = lambda: log.info(
-        "ready: %d process%s of %d threads for queue %s at %s",
-        args.processes,
-        "" if args.processes == 1 else "es",
-        args.threads,
-        ", ".join(settings.queues),
-        address,
-    )
-
-    def on_signal(number: int, _: Any) -> None:
-        again = supervisor.stopping
-        log.info(
-            "%s: %s",
-            signal.Signals(number).name,
-            "ending at once" if again else "draining; once more ends at once",
-        )
-        supervisor.request_stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    supervisor = _supervisor(args, settings, address)
+    _stop_on_signals(supervisor)
     try:
         code = supervisor.run()
     finally:
         if metrics is not None:
             metrics.stop()
-    log.info("ended" if code == 0 else "ended with code %d", *([] if code == 0 else [code]))
+    log.info("ended" if code == 0 else f"ended with code {code}")
     return code

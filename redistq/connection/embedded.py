@@ -23,7 +23,8 @@ from typing import Any
 
 from redistq.errors import ConfigurationError, EmbeddedServerError
 from redistq.system import private
-from redistq.system.processes import interpreter, pipe
+from redistq.system.interpreter import interpreter
+from redistq.system.processes import pipe
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "default_home", "join", "leave"]
 

@@ -1,10 +1,9 @@
-"""Processes of our own: the interpreter that runs them, what they inherit, and the line to them.
+"""Processes of our own and the line to each of them.
 
-Used by TaskWorker and supervisors to start helpers (``redistq.worker.sidecar``,
-``redistq.worker.child``), and by
-those when they begin. A helper has two pipes of its own: *orders*, whose end means that whoever
-started it has gone, and *news*. Standard input is none of our business: helpers get an empty one,
-and so do the processes that handlers start.
+Used through ``worker/pipe.py`` by TaskWorker and supervisors, which start ``worker/sidecar.py`` and
+``worker/child.py``, and by those when they begin. A helper has two pipes of its own: *orders*,
+whose end means that its starter has gone, and *news*. Standard input has no part in this: helpers
+get an empty one, and so do the processes that handlers start.
 """
 
 from __future__ import annotations
@@ -12,27 +11,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import io
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from ..errors import ConfigurationError
+from .forks import close, handle_signal, keep_from_forks
+from .interpreter import ENV_PYTHON, import_path, interpreter, interpreter_flags
+from .streams import mend_standard_streams
 
-ENV_PYTHON = "REDISTQ_PYTHON"
 START_TIMEOUT_S = 60.0
 """Seconds within which a process that was started has to take part."""
-
-_PYTHON_NAME = re.compile(r"(python|pypy|graalpy)[\w.+-]*$", re.IGNORECASE)
 
 _BOOT = (
     "import sys,json;"
@@ -44,84 +40,12 @@ _BOOT = (
 one line byte by byte, so that nothing of what follows is taken."""
 
 
-# -- what is started -------------------------------------------------------------------------------
-
-
-def interpreter() -> str:
-    """The Python that runs our processes: REDISTQ_PYTHON, else the one that runs this program.
-
-    A program that embeds Python, or was frozen, names itself in ``sys.executable``; started as a
-    helper it would do its own work again. Raises ConfigurationError, which names an interpreter
-    that would do.
-    """
-    if named := os.environ.get(ENV_PYTHON):
-        if _is_program(named):
-            return named
-        raise ConfigurationError(f"{ENV_PYTHON} is {named!r}, which is no program that can be run")
-    own = sys.executable
-    if own and not getattr(sys, "frozen", False) and _is_python(own):
-        return own
-    found = next(filter(_is_python, _candidates()), None)
-    raise ConfigurationError(
-        f"sys.executable is {own!r}, which is no Python interpreter, and redistq's own processes "
-        f"need one: set {ENV_PYTHON} to one of this version that can import redistq"
-        + (f", such as {ENV_PYTHON}={found}" if found else "")
-    )
-
-
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
-
-
-def _is_python(path: str) -> bool:
-    names = (os.path.basename(path), os.path.basename(os.path.realpath(path)))
-    return any(map(_PYTHON_NAME.match, names)) and _is_program(path)
-
-
-def _candidates() -> Iterator[str]:
-    yield getattr(sys, "_base_executable", None) or ""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    for prefix in (sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(os.__file__) + "/../.."):
-        for name in (version, "python3"):
-            yield os.path.normpath(os.path.join(prefix, "bin", name))
-
-
-def interpreter_flags() -> list[str]:
-    """The options this interpreter was started with, for another: -O, -W, -X, -E, -s, -u and so on.
-
-    What the environment says (PYTHONWARNINGS and the like) is inherited anyway.
-    """
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    passed = {word.partition("=")[0] for word in flags}
-    for name, value in sys._xoptions.items():
-        if name not in passed:
-            flags += ["-X", name if value is True else f"{name}={value}"]
-    if getattr(sys.__stdout__, "write_through", False):
-        flags.append("-u")
-    return flags
-
-
-def import_path() -> list[str]:
-    """Where this program looks for modules, in its order, for a process with any current folder."""
-    found = []
-    for entry in sys.path:
-        if not isinstance(entry, str):
-            continue  # the import system passes over it as well
-        if not entry or os.path.exists(entry):
-            try:
-                entry = os.path.abspath(entry)
-            except OSError:
-                continue  # the current folder was deleted
-        found.append(entry)
-    return found
-
-
-def use_import_path(path: Sequence[str]) -> None:
-    """Look for modules where the program that started us does, and in its order.
-
-    To be called when our own modules are loaded: a ``queue.py`` beside the handlers is theirs.
-    """
-    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+def how_it_ended(code: int) -> str:
+    """Return what to say of a process that ended with this code."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}"
 
 
 def pipe() -> tuple[int, int]:
@@ -193,7 +117,7 @@ class Helper:
         finally:
             os.close(orders)
             os.close(news)
-        _keep_from_forks(self._orders, self._news)
+        keep_from_forks(self._orders, self._news)
         # It loads its modules meanwhile. Nothing waits for one that does not read.
         os.set_blocking(self._orders, False)
         self._unsent = json.dumps(import_path()).encode() + b"\n"
@@ -216,7 +140,7 @@ class Helper:
             self._introduced = not self._unsent
 
     def _send(self) -> bool:
-        """Send what fits; answers whether there is still somebody."""
+        """Send what fits; return whether anybody still reads."""
         try:
             self._unsent = self._unsent[os.write(self._orders, self._unsent) :]
         except BlockingIOError:
@@ -267,11 +191,11 @@ class Helper:
 
     def _closed(self, descriptor: int) -> int:
         if descriptor >= 0 and os.getpid() == self._owner:
-            _close(descriptor)
+            close(descriptor)
         return -1
 
 
-# -- in the process that was started ---------------------------------------------------------------
+# -- in the process that was started -------------------------------------------------------------
 
 
 def run_helper() -> None:
@@ -297,21 +221,17 @@ class Starter:
 
     def __init__(self, orders: int, news: int) -> None:
         """Take over the two descriptors; neither goes to any process that is started from here."""
-        self._orders, self._news = orders, news
+        self._orders = orders
+        self._news = news
         self._heard = b""
         for descriptor in (orders, news):
             os.set_inheritable(descriptor, False)
-        _keep_from_forks(orders, news)
+        keep_from_forks(orders, news)
         # An interrupt of the application (Ctrl-C, a notebook's stop button) is not meant for us.
         # Not SIG_IGN, which every program that a handler starts would inherit.
-        self.on_signal(signal.SIGINT, lambda *_: None)
+        handle_signal(signal.SIGINT, lambda *_: None)
         sys.argv[1:] = []  # ours; a module that parses a command line when it is imported has none
         mend_standard_streams()
-
-    def on_signal(self, number: signal.Signals, handler: Callable[..., None]) -> None:
-        """Handle a signal in this process, and not in those that it forks."""
-        _not_in_forks.setdefault(number, signal.getsignal(number))
-        signal.signal(number, handler)
 
     def order(self) -> str | None:
         """The next line from it; None when it has gone."""
@@ -340,132 +260,5 @@ class Starter:
     def fall_silent(self) -> None:
         """There is no more to say: nothing that a handler leaves behind holds that line open."""
         if self._news >= 0:
-            _close(self._news)
+            close(self._news)
         self._news = -1
-
-
-_ours: set[int] = set()
-_not_in_forks: dict[signal.Signals, Any] = {}
-_forking = threading.local()
-
-
-def _keep_from_forks(*descriptors: int) -> None:
-    _ours.update(descriptors)
-
-
-def _close(descriptor: int) -> None:
-    _ours.discard(descriptor)
-    os.close(descriptor)
-
-
-def _before_fork() -> None:
-    # Python forgets a signal that reaches a forked process before that has forgotten our handlers.
-    if _not_in_forks:
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _not_in_forks)
-
-
-def _after_fork_in_parent() -> None:
-    mask = _forking.__dict__.pop("mask", None)
-    if mask is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _after_fork() -> None:
-    # A forked process must not keep our lines open: their end says that we have gone.
-    for descriptor in _ours:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _ours.clear()
-    # Nor must it take our signals for its own: a pool that ends its processes would wait for ever.
-    for number, handler in _not_in_forks.items():
-        signal.signal(number, handler)
-    _not_in_forks.clear()
-    _after_fork_in_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
-    )
-
-
-def leave_fork(error: BaseException | None) -> NoReturn:
-    """End a process that a handler, or its module, forked and that has come to the end of it.
-
-    The task is its parent's, and so are the connections by which its copy would tell the server.
-    """
-    code = 0 if error is None else 1
-    with contextlib.suppress(Exception):
-        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-            code = error.code or 0
-        elif error is not None:
-            traceback.print_exception(error)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(code & 0xFF)
-
-
-# -- standard streams ------------------------------------------------------------------------------
-
-
-class _Lasting(io.FileIO):
-    """A standard stream that outlives its reader: what nobody can read any more is dropped."""
-
-    def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as left:
-            size = todo = len(left)
-            while todo:
-                try:
-                    done = super().write(left[size - todo :])
-                except OSError as error:
-                    if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
-                        raise  # a full disk is said
-                    with contextlib.suppress(OSError):
-                        _point_at_nothing(self.fileno())
-                    break
-                if done is None:  # somebody has made the terminal or pipe non-blocking
-                    time.sleep(0.01)
-                todo -= done or 0
-            return size
-
-
-def mend_standard_streams() -> None:
-    """Make standard streams that a program can write to whatever it was started with.
-
-    Descriptors that were closed get the null device, before a connection to the server takes their
-    place and hears what a library prints. A print into a pipe or terminal that is gone is dropped
-    and fails no task, and lines are written one by one, so that a killed process keeps none back.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            _point_at_nothing(descriptor)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        old = getattr(sys, name)
-        if old not in (None, getattr(sys, f"__{name}__")):
-            continue  # somebody has put something else in its place
-        if old is not None:
-            with contextlib.suppress(OSError, ValueError):
-                old.flush()
-        # No buffer below the text: a process that a handler forks would inherit its lock, held.
-        raw: Any = _Lasting(descriptor, "w", closefd=False)
-        new = io.TextIOWrapper(
-            raw,
-            encoding=getattr(old, "encoding", "utf-8"),
-            errors=getattr(old, "errors", "backslashreplace"),
-            line_buffering=True,
-            write_through=getattr(old, "write_through", False),
-        )
-        setattr(sys, name, new)
-        setattr(sys, f"__{name}__", new)
-
-
-def _point_at_nothing(descriptor: int) -> None:
-    nothing = os.open(os.devnull, os.O_RDWR)
-    if nothing == descriptor:
-        os.set_inheritable(descriptor, True)
-    else:
-        os.dup2(nothing, descriptor)
-        os.close(nothing)

@@ -1,7 +1,7 @@
 """Standard output of the commands that print: it may be full, and its reader may have gone.
 
 Used by ``redistq``, its monitor and its web page. A worker's output is another matter: see
-processes.py.
+streams.py.
 """
 
 from __future__ import annotations

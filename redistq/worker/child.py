@@ -1,7 +1,7 @@
 """A worker's child process, started by its supervisor: runs a processor until told to stop.
 
-Its orders are a JSON line that says all, then ``stop SECONDS``; their end means that the supervisor
-is gone. While it loads the handlers it can be ended at once, for nothing was begun.
+It hears from its supervisor what it is for, and when to stop (see pipe.py). While it loads the
+handlers it can be ended at once, for nothing was begun.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ from ..connection.broker import Broker
 from ..errors import RedistqError, ServerUnavailable
 from ..handlers import Registry
 from ..logger import logger
-from ..system.processes import Starter, leave_fork, use_import_path
+from ..protocol.commands import Commands
+from ..system.forks import handle_signal, leave_fork
+from ..system.interpreter import use_import_path
+from ..system.processes import Starter
+from .bootstrap import announce, registry_from, with_function_calls
+from .heartbeat import sign_off
+from .pipe import Parent
 from .processor import EXIT_FAULT, Processor
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
-from .supervisor import sign_off
-from .worker import announce, registry_from, with_function_calls
 
 log = logger("redistq.worker")
 
@@ -49,19 +53,22 @@ ATEXIT_S = 3.0
 
 def begin(starter: Starter) -> None:
     """Run one worker process; ends by ``os._exit`` so that no stuck thread can keep it."""
-    code, own = 1, os.getpid()
+    code = 1
+    own = os.getpid()
+    parent = Parent(starter)
     try:
-        code = _run(starter)
+        spec = parent.spec()
+        code = 0 if spec is None else _run(parent, spec)
     except ServerUnavailable as error:
         log.warning("%s", error)
-        starter.say({"unavailable": str(error)})  # the supervisor tries again
+        parent.say_unavailable()
     except BaseException as error:
         # A module may raise anything when it is imported, or end the program.
         if os.getpid() != own:
             leave_fork(error)
         if not isinstance(error, RedistqError | SystemExit):
             log.exception("this worker process cannot start")
-        starter.say({"failure": _reason(error)})
+        parent.say_failure(_reason(error))
     _end(code)
 
 
@@ -86,8 +93,9 @@ def _end(code: int) -> None:
 class _Orders:
     """What the supervisor, or a signal, wants of this process, heard from its first moment."""
 
-    def __init__(self, starter: Starter, lease: float, shutdown_timeout: float) -> None:
-        self._starter, self._lease, self._shutdown_timeout = starter, lease, shutdown_timeout
+    def __init__(self, parent: Parent, lease: float, shutdown_timeout: float) -> None:
+        self._lease = lease
+        self._shutdown_timeout = shutdown_timeout
         self._lock = threading.Lock()
         self._working = False
         self._ended = threading.Event()
@@ -95,12 +103,12 @@ class _Orders:
         """Seconds within which to stop."""
         self.alone = False
         """Whether its supervisor has gone."""
-        starter.on_signal(signal.SIGTERM, self._on_term)
-        threading.Thread(target=self._listen, name="redistq-orders", daemon=True).start()
+        handle_signal(signal.SIGTERM, self._on_term)
+        parent.listen(self._end, self._on_parent_gone)
 
     def work_begins(self) -> None:
         """From here on the process ends by stopping in good order, not at once."""
-        self._starter.on_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
+        handle_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
         with self._lock:
             self._working = True
 
@@ -121,14 +129,9 @@ class _Orders:
                 )
         return self.timeout
 
-    def _listen(self) -> None:
-        while (order := self._starter.order()) is not None:
-            command, _, seconds = order.strip().partition(" ")
-            if command == "stop":
-                self._end(float(seconds))
-                return
-        # Without a supervisor nobody beats for us: what is not finished within the lease is not
-        # ours.
+    def _on_parent_gone(self) -> None:
+        # Without a supervisor nobody sends our heartbeat: what is not finished within the lease is
+        # not ours.
         self.alone = True
         self._end(self._lease / 2)
 
@@ -146,15 +149,52 @@ class _Orders:
             self._ended.set()
 
 
-def _run(starter: Starter) -> int:
-    own = os.getpid()
-    spec = starter.spec()
-    if spec is None:
-        return 0
+def _run(parent: Parent, spec: dict[str, Any]) -> int:
     settings = WorkerSettings.of(spec["settings"])
-    orders = _Orders(starter, settings.lease, settings.shutdown_timeout)
+    orders = _Orders(parent, settings.lease, settings.shutdown_timeout)
     scoreboard = Scoreboard(spec["scoreboard"])
     scoreboard.close()  # mapped; nothing that is started from here shall have it
+    _prepare(spec)
+    own = os.getpid()
+    registry = _registry(spec)
+    address = rejoin(Address(**spec["address"]))
+    commands = settings.commands_for(address)
+    broker = Broker(address, slot_key=commands[0].keys.stream)
+    registry = _with_calls(registry, settings, broker, commands)
+    if os.getpid() != own:
+        leave_fork(None)  # a module forked: what took part a second time would lose its tasks
+    # At once: whatever could not go on cannot be relied on for a clean end. The supervisor, which
+    # outlives this process, gives its tasks back.
+    processor = Processor(
+        settings,
+        registry,
+        broker,
+        commands,
+        spec["consumer"],
+        scoreboard,
+        on_fault=lambda reason: os._exit(EXIT_FAULT),
+    )
+
+    details = announce(broker, commands, settings, spec["consumer"], registry)
+    orders.work_begins()
+    slots.serve_process(processor)
+    processor.start()
+    parent.say_ready(details)
+
+    finished = processor.stop(orders.wait())
+    if orders.alone:
+        # Nobody else knows what was started here: without a word, all of it would be charged.
+        try:
+            sign_off(broker, commands, settings, spec["consumer"], scoreboard.running())
+        except Exception as error:  # the end goes on: its lease then says what it could not
+            log.warning("this worker process could not sign off: %s", error)
+    if finished:
+        _run_exit_functions()
+    return 0 if finished else 1
+
+
+def _prepare(spec: dict[str, Any]) -> None:
+    """Set up logging, faults, threads and imports, before the first module of the user's."""
     logging.basicConfig(
         level=spec.get("log_level", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
@@ -164,50 +204,25 @@ def _run(starter: Starter) -> int:
     # A runner that computes gives up the interpreter after 1 ms instead of 5: fetcher and settler
     # wait for it after every answer of the server.
     sys.setswitchinterval(0.001)
-
     if secret := spec.get("authkey"):
         import multiprocessing
 
         multiprocessing.current_process().authkey = bytes.fromhex(secret)
     use_import_path(spec["path"])
-    registry = _registry(spec)
-    address = rejoin(Address(**spec["address"]))
-    calls = settings.commands_for(address)
-    broker = Broker(address, slot_key=calls[0].keys.stream)
-    named = len(registry)
-    registry = with_function_calls(registry, settings, broker, calls)
-    if len(registry) > named:
+
+
+def _with_calls(
+    registry: Registry, settings: WorkerSettings, broker: Broker, commands: list[Commands]
+) -> Registry:
+    """The handlers, and the one for function calls with what its functions need here."""
+    complete = with_function_calls(registry, settings, broker, commands)
+    if len(complete) > len(registry):
         from ..functions.call import import_local_modules
         from ..functions.output import catch_standard_output
 
         catch_standard_output()
         import_local_modules()
-    if os.getpid() != own:
-        leave_fork(None)  # a module forked: what took part a second time would lose its tasks
-    # At once: whatever could not go on cannot be relied on for a clean end. The supervisor, which
-    # outlives this process, gives its tasks back.
-    processor = Processor(
-        *(settings, registry, broker, calls, spec["consumer"], scoreboard),
-        on_fault=lambda reason: os._exit(EXIT_FAULT),
-    )
-
-    details = announce(broker, calls, settings, spec["consumer"], registry)
-    orders.work_begins()
-    slots.serve_process(processor)
-    processor.start()
-    starter.say({"ready": True, "details": details})
-    starter.fall_silent()
-
-    finished = processor.stop(orders.wait())
-    if orders.alone:
-        # Nobody else knows what was started here: without a word, all of it would be charged.
-        try:
-            sign_off(broker, calls, settings, spec["consumer"], scoreboard.running())
-        except Exception as error:
-            log.warning("this worker process could not sign off: %s", error)
-    if finished:
-        _run_exit_functions()
-    return 0 if finished else 1
+    return complete
 
 
 def _registry(spec: dict[str, Any]) -> Registry:

@@ -1,26 +1,203 @@
-"""The supervisor's process, started by TaskWorker; its orders are a JSON line that says all, then
-``stop SECONDS`` or ``kill``, and their end means that the application is gone."""
+"""The sidecar: a supervisor in a small process beside an application that has a TaskWorker.
+
+Both ends are here. ``Sidecar`` is what TaskWorker starts, replaces and ends; ``begin`` is what the
+process runs, until it is told to stop or the application is gone.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..system.processes import Starter
-from .supervisor import run_beside
+from ..connection.address import Address, rejoin
+from ..errors import ConfigurationError, RedistqError
+from ..logger import logger
+from ..system.loops import Backoff
+from ..system.processes import START_TIMEOUT_S, Starter, how_it_ended
+from .heartbeat import ManagedProcess
+from .pipe import Child, Parent
+from .scoreboard import Scoreboard
+from .settings import WorkerSettings
+from .supervisor import Supervisor
+
+log = logger("redistq.worker")
+
+END_GRACE_S = 15.0
+"""Seconds beyond the time for draining within which the process ends, or is killed."""
+
+
+class Sidecar:
+    """The supervisor's process as its application sees it; replaced should it die first."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        address: Address,
+        *,
+        folder: str | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Start the process; it loads its modules while this one loads others."""
+        self._settings = settings
+        self._address = address
+        self._folder = folder
+        self._pass_fds = tuple(pass_fds)
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._watch: threading.Thread | None = None
+        self._child = self._start()
+
+    @property
+    def pid(self) -> int:
+        """The id of the process that is the sidecar now."""
+        return self._child.pid
+
+    def introduce(self, describe: Callable[[], dict[str, Any]]) -> None:
+        """Say what it is to keep, and wait until it does; from then on it is watched.
+
+        ``describe`` returns that, for this process and for each that replaces it. Raises
+        ConfigurationError when it cannot do its work.
+        """
+        self._introduce(self._child, describe())
+        self._watch = threading.Thread(
+            target=self._replace_the_dead,
+            args=(describe,),
+            name="redistq-supervisor-watch",
+            daemon=True,
+        )
+        self._watch.start()
+
+    def expect_end(self) -> None:
+        """From now on it is not replaced when it ends."""
+        self._ending.set()
+
+    def end(self, timeout: float) -> int | None:
+        """Have it end within ``timeout`` seconds and some; safe to call twice.
+
+        Return its exit code, or None when it was gone already or had to be killed.
+        """
+        self._ending.set()
+        with self._lock:
+            child = self._child
+        code = _end(child, timeout)
+        if self._watch is not None:
+            self._watch.join(5)
+        return code
+
+    def _start(self) -> Child:
+        return Child("redistq.worker.sidecar", self._pass_fds, self._folder)
+
+    def _introduce(self, child: Child, described: dict[str, Any]) -> None:
+        child.introduce(
+            {
+                "settings": self._settings.as_dict(),
+                "address": self._address.as_dict(),
+                "parent": os.getpid(),
+                "log_level": logging.getLevelName(log.getEffectiveLevel()),
+                **described,
+            }
+        )
+        news = child.hear(START_TIMEOUT_S)
+        if news is not None and news.ready:
+            child.ignore_news()
+            return
+        code = child.process.poll()
+        silent = f"gave no answer for {START_TIMEOUT_S:g} s"
+        why = silent if code is None else how_it_ended(code)
+        _end(child, 0)
+        raise ConfigurationError(
+            "the worker processes could not start: "
+            + ((news and news.failure) or f"the supervisor process {why}")
+        )
+
+    def _replace_the_dead(self, describe: Callable[[], dict[str, Any]]) -> None:
+        """A supervisor that dies while its worker lives is replaced well within the lease."""
+        while True:
+            code = self._child.process.wait()
+            if self._ending.is_set():
+                return
+            log.warning("the supervisor process %s; starting another", how_it_ended(code))
+            self._child.let_go()
+            self._replace(describe)
+
+    def _replace(self, describe: Callable[[], dict[str, Any]]) -> None:
+        backoff = Backoff(0.5, 30.0)
+        while not self._ending.is_set():
+            try:
+                child = self._start()
+                with self._lock:
+                    self._child = child
+                if self._ending.is_set():  # ``end`` may have ended the one before
+                    _end(child, 0)
+                    return
+                self._introduce(child, describe())
+                return
+            except (OSError, RedistqError) as error:
+                if self._ending.is_set():
+                    return
+                log.error("no supervisor could be started, tasks here may run twice: %s", error)
+                self._ending.wait(backoff.next())
+
+
+def _end(child: Child, timeout: float) -> int | None:
+    """Have a sidecar end; return its exit code, or None when it was gone or had to be killed."""
+    child.stop(timeout)
+    child.let_go()
+    code: int | None = None
+    try:
+        code = child.process.wait(timeout + END_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.process.kill()
+        child.process.wait()
+    child.ignore_news()
+    return code if code is not None and code >= 0 else None
+
+
+# -- in the process --------------------------------------------------------------------------------
 
 
 def begin(starter: Starter) -> None:
-    """Keep until the starter says stop or is gone."""
-    spec = starter.spec()
+    """Keep until the application says stop or is gone."""
+    parent = Parent(starter)
+    spec = parent.spec()
     if spec is None:
         os._exit(0)
     logging.basicConfig(
         level=spec.get("log_level", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    code = run_beside(starter, spec)
+    code = _run(parent, spec)
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # not sys.exit: a thread waits for orders, and must not be torn down
+
+
+def _run(parent: Parent, spec: dict[str, Any]) -> int:
+    supervisor = Supervisor(
+        WorkerSettings.of(spec["settings"]),
+        rejoin(Address(**spec["address"])),
+        children=spec.get("children", 0),
+        child_spec=spec.get("child_spec"),
+        member=_member(spec),
+        on_ready=parent.say_ready,
+        parent=spec["parent"],
+    )
+    parent.listen(supervisor.request_stop, supervisor.on_parent_gone)
+    code = supervisor.run()
+    if supervisor.failed_boot:
+        parent.say_failure(supervisor.failed_boot)
+    return code
+
+
+def _member(spec: dict[str, Any]) -> ManagedProcess | None:
+    """The application itself, when its tasks run in its own threads."""
+    if not spec.get("consumer"):
+        return None
+    scoreboard = Scoreboard(spec["scoreboard"])
+    scoreboard.close()
+    return ManagedProcess(spec["consumer"], scoreboard, ready=True, details=spec["details"])

@@ -1,0 +1,286 @@
+"""Heartbeats: that its worker processes live, who else does not, and which queues are paused.
+
+One ``Heartbeat`` belongs to a supervisor, whose thread calls ``send_if_due``. A heartbeat is one
+script a queue for all its processes. Its answer says until when every worker of the queue is taken
+for alive, so at that time, and not before, the supervisor looks for dead ones and recovers their
+tasks. It also says which processes the server no longer knows: they are registered again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..connection.broker import Broker
+from ..errors import GroupMissing, RedistqError
+from ..logger import logger
+from ..protocol.commands import Commands, Recovered
+from ..scheduler.subscriber import LISTENING, PAUSED, RESUMED
+from .pipe import Child
+from .scoreboard import Scoreboard
+from .settings import WorkerSettings
+
+log = logger("redistq.supervisor")
+
+ADOPT_EVERY_S = 30.0
+OUTAGE_PAUSE_S = 0.5
+"""Before the server is asked again after it was unavailable or refused."""
+MOST_LISTED = 64
+"""Most running tasks of one process that a heartbeat lists."""
+
+
+@dataclass(slots=True)
+class ManagedProcess:
+    """One worker process as its supervisor sees it."""
+
+    consumer: str
+    scoreboard: Scoreboard
+    child: Child | None = None
+    """The process, if the supervisor started it."""
+    start: int = 0
+    """With which of its supervisor's starts it was started; several processes share one."""
+    ready: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+    """What it registered, to be registered again should the server lose it."""
+    failure: str = ""
+    """Why it cannot work, in its own words."""
+    unavailable: bool = False
+    """Whether it ended because the server was unavailable when it started."""
+    heard: threading.Event = field(default_factory=threading.Event)
+    """Set when there is no more to hear from it."""
+    listed: str | None = None
+    """What the last heartbeat said it was running."""
+    killed_for_limit: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor started it and it has not ended."""
+        return self.child is not None and self.child.process.poll() is None
+
+
+class Heartbeat:
+    """Sends heartbeats for processes and recovers the tasks of those that sent none."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        broker: Broker,
+        commands: Sequence[Commands],
+        *,
+        wake: Callable[[], None],
+        hurry: threading.Event,
+    ) -> None:
+        """``wake`` has the supervisor call ``send_if_due``; once ``hurry`` is set no more dead
+        workers are looked for."""
+        self._settings = settings
+        self._broker = broker
+        self._commands = commands
+        self._wake = wake
+        self._hurry = hurry
+        self._members: list[ManagedProcess] = []
+        self._lock = threading.Lock()  # words come in threads of their own
+        self.paused: frozenset[int] = frozenset()
+        """Which queues are paused, by their places; 0 is the most urgent."""
+        self._soon = True
+        self._next_at = 0.0
+        self._earliest: float | None = None
+        self._next_adopt_at = time.monotonic() + 1.0
+
+    # -- the processes -------------------------------------------------------------------------
+
+    @property
+    def members(self) -> list[ManagedProcess]:
+        """The processes that heartbeats are sent for, once they are ready."""
+        with self._lock:
+            return list(self._members)
+
+    def add(self, member: ManagedProcess) -> None:
+        """Send heartbeats for a process that was started; it hears which queues are paused."""
+        with self._lock:
+            self._members.append(member)
+            member.scoreboard.paused = self.paused
+
+    def take_over(self, member: ManagedProcess) -> None:
+        """Send heartbeats for a process that runs, and that another supervisor may have paused."""
+        with self._lock:
+            self._members.append(member)
+            self.paused = member.scoreboard.paused
+
+    def remove(self, member: ManagedProcess) -> None:
+        """Send no more heartbeats for a process."""
+        with self._lock:
+            self._members.remove(member)
+
+    # -- when ----------------------------------------------------------------------------------
+
+    @property
+    def due_at(self) -> float:
+        """When there is something to do next (monotonic clock)."""
+        if self._soon:
+            return 0.0
+        return self._next_at if self._earliest is None else min(self._next_at, self._earliest)
+
+    def send_soon(self) -> None:
+        """The next heartbeat is due now; one that is under way does not count."""
+        self._soon = True
+
+    def heed(self, place: int, word: str) -> None:
+        """Act on a word of the channel of the queue at this place; any thread may call this."""
+        if word == PAUSED:
+            self._set_paused(self.paused | {place})
+        if word == RESUMED:
+            self._set_paused(self.paused - {place})
+        if word in (PAUSED, RESUMED, LISTENING):
+            # Words may have been missed, or have crossed a heartbeat: see at once what holds.
+            self.send_soon()
+            self._wake()
+
+    def send_if_due(self) -> None:
+        """Send a heartbeat when one is due, recover workers whose lease is over, adopt."""
+        now = time.monotonic()
+        if now < self.due_at:
+            return
+        self._soon = False
+        try:
+            # Send before judging others: the grace rule in heartbeat.lua must run first.
+            self.send()
+            if self._earliest is not None and self._earliest <= time.monotonic():
+                self._recover_expired()
+            if now >= self._next_adopt_at:
+                self._adopt()
+        except (RedistqError, GroupMissing, OSError) as error:
+            log.warning("heartbeat waits for the server: %s", error)
+            self._pause()
+        except BaseException:
+            self._pause()  # the loop that called goes on, and must not spin
+            raise
+
+    def _pause(self) -> None:
+        self._next_at = time.monotonic() + OUTAGE_PAUSE_S
+        self._earliest = None
+
+    # -- what ----------------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Send one heartbeat for all processes that fetch."""
+        members = [member for member in self.members if member.ready]
+        running = [" ".join(member.scoreboard.running()[:MOST_LISTED]) for member in members]
+        rows = [
+            (member.consumer, "=" if listed == member.listed else listed)
+            for member, listed in zip(members, running, strict=True)
+        ]
+        now = time.monotonic()
+        paused: set[int] = set()
+        deadlines = []
+        unregistered: set[str] = set()
+        for place, commands in enumerate(self._commands):
+            reply = Commands.read_heartbeat(
+                self._broker.call(commands.heartbeat(self._settings.lease_ms, rows))
+            )
+            if reply.paused:
+                paused.add(place)
+            if reply.earliest_deadline_ms >= 0:
+                # One millisecond past the deadline, the first instant at which it has passed.
+                wait_ms = reply.earliest_deadline_ms - reply.now_ms + 1
+                deadlines.append(time.monotonic() + wait_ms / 1000)
+            for position in reply.unregistered:
+                unregistered.add(members[position - 1].consumer)
+                self._register_again(commands, members[position - 1])
+        for member, listed in zip(members, running, strict=True):
+            member.listed = None if member.consumer in unregistered else listed
+        self._next_at = now + self._settings.lease / 3
+        self._earliest = min(deadlines, default=None)
+        if paused != self.paused:
+            self._set_paused(frozenset(paused))
+            # The answer may be older than a word that came meanwhile: see at once what holds.
+            self.send_soon()
+
+    def _register_again(self, commands: Commands, member: ManagedProcess) -> None:
+        """After FLUSHDB, or when it was taken for dead: others must know which names it runs."""
+        lease_ms = self._settings.lease_ms
+        self._broker.call(commands.register(member.consumer, lease_ms, member.details))
+
+    def _set_paused(self, paused: frozenset[int]) -> None:
+        for place, queue in enumerate(self._settings.queues):
+            if (place in paused) != (place in self.paused):
+                log.info("queue %s is %s", queue, PAUSED if place in paused else RESUMED)
+        with self._lock:
+            self.paused = paused
+            for member in self._members:
+                member.scoreboard.paused = paused
+
+    def _recover_expired(self) -> None:
+        for commands in self._commands:
+            while not self._hurry.is_set():
+                done = Commands.read_recover(
+                    self._broker.call(commands.recover(self._settings.max_recoveries))
+                )
+                if not done.consumer:
+                    break
+                _log_broken(done)
+                log.warning(
+                    "worker %s is dead (no heartbeat): %d tasks recovered, %d dead letters",
+                    done.consumer,
+                    done.recovered,
+                    done.dead,
+                )
+        self.send()
+
+    def _adopt(self) -> None:
+        for commands in self._commands:
+            adopted = self._broker.call(commands.adopt(self._settings.lease_ms))
+            if adopted:
+                log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
+        self._next_adopt_at = time.monotonic() + ADOPT_EVERY_S * random.uniform(0.75, 1.25)
+
+
+def sign_off(
+    broker: Broker,
+    queues: Sequence[Commands],
+    settings: WorkerSettings,
+    consumer: str,
+    started: Iterable[str],
+) -> None:
+    """Give back the tasks of a worker process that has ended, or is about to.
+
+    Those that it had ``started`` are charged a recovery. Raises as Broker.call does.
+    """
+    started = tuple(started)
+    for commands in queues:
+        more = True
+        while more:
+            done = Commands.read_recover(
+                broker.call(
+                    commands.recover(settings.max_recoveries, consumer=consumer, started=started)
+                )
+            )
+            more = done.more
+            _log_broken(done)
+            if done.recovered or done.dead:
+                log.warning(
+                    "worker %s has gone: %d tasks recovered, %d dead letters",
+                    consumer,
+                    done.recovered,
+                    done.dead,
+                )
+
+
+_logged: set[str] = set()  # entries that could not be taken back, and were named
+
+
+def _log_broken(done: Recovered) -> None:
+    """Log the entries that could not be taken back, each once: they are tried again by and by."""
+    for entry, words in done.broken.items():
+        if entry not in _logged:
+            _logged.add(entry)
+            log.error(
+                "entry %s of worker %s could not be taken back and is tried again: %s",
+                entry,
+                done.consumer,
+                words,
+            )

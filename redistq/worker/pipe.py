@@ -1,0 +1,87 @@
+"""The pipe between a worker's processes: what is said to one that was started, and what it says.
+
+Both ends are here and nowhere else. ``Child`` is the end of the process that starts another: a
+TaskWorker its sidecar, a supervisor its worker processes. ``Parent`` is the end of the one that was
+started. Down go one JSON line that says what the process is for, then ``stop SECONDS``; their end
+means that the parent has gone. Up go JSON lines about the start: ready, or why it cannot be.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..system.processes import Helper, Starter
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a process says of its start."""
+
+    ready: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+    """What it registered with the server, if it did."""
+    failure: str = ""
+    """Why it cannot work, in its own words."""
+    unavailable: bool = False
+    """Whether it ends because the server is unavailable, and is worth another try."""
+
+
+class Child(Helper):
+    """A process that this one started: ``introduce`` it, hear its news, ``stop`` it."""
+
+    def stop(self, timeout: float) -> None:
+        """Tell it to finish within ``timeout`` seconds, and to end."""
+        self.tell(f"stop {timeout}")
+
+    def hear(self, timeout: float | None = None) -> News | None:
+        """Return what it says next; None when it says no more, or nothing for ``timeout`` s."""
+        said = self.news(timeout)
+        return None if said is None else News(**said)
+
+
+class Parent:
+    """The process that started this one, and what it wants."""
+
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter
+
+    def spec(self) -> dict[str, Any] | None:
+        """Return what this process is for; None when its parent has gone before it said so."""
+        return self._starter.spec()
+
+    def listen(self, on_stop: Callable[[float], None], on_gone: Callable[[], None]) -> None:
+        """Hear, in a thread of its own, that this process is to stop or that its parent has gone.
+
+        One of the two is called, once: ``on_stop`` with the seconds within which to finish.
+        """
+        threading.Thread(
+            target=self._listen, args=(on_stop, on_gone), name="redistq-orders", daemon=True
+        ).start()
+
+    def _listen(self, on_stop: Callable[[float], None], on_gone: Callable[[], None]) -> None:
+        while (order := self._starter.order()) is not None:
+            command, _, seconds = order.strip().partition(" ")
+            if command == "stop":
+                on_stop(float(seconds))
+                return
+        on_gone()
+
+    def say_ready(self, details: dict[str, Any] | None = None) -> None:
+        """Say that this process works. There is no more to say: nothing that a handler leaves
+        behind shall hold that line open."""
+        self._say(News(ready=True, details=details or {}))
+        self._starter.fall_silent()
+
+    def say_failure(self, reason: str) -> None:
+        """Say why this process cannot work."""
+        self._say(News(failure=reason))
+
+    def say_unavailable(self) -> None:
+        """Say that the server is unavailable: another try may do."""
+        self._say(News(unavailable=True))
+
+    def _say(self, news: News) -> None:
+        self._starter.say(asdict(news))
