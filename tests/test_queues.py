@@ -92,6 +92,30 @@ def test_a_worker_takes_from_as_many_queues_as_it_is_told(url: str) -> None:
         producer.close()
 
 
+def test_a_worker_without_a_scheduler_hears_a_pause_at_once(url: str, client: redis.Redis) -> None:
+    """Pauses and resumes reach it long before its next heartbeat, each for its own queue."""
+    high, normal = (TaskProducer(url=url, stream=queue) for queue in QUEUES[:2])
+    with TaskWorker(
+        url=url,
+        queues=QUEUES[:2],
+        task_handlers={"echo": lambda p: p},
+        lease=300,
+        scheduler=False,
+    ) as worker:
+        assert high.get_result(high.add_task("echo", 1), 5) == 1
+        channels = [f"wake:{queue}" for queue in QUEUES[:2]]
+        until(lambda: all(n == 1 for _, n in client.pubsub_numsub(*channels)), "it listens")
+        normal.pause()
+        until(lambda: scoreboard_of(worker).paused == {1}, "it hears the pause", 5)
+        high.pause()
+        until(lambda: scoreboard_of(worker).paused == {0, 1}, "it hears the other pause", 5)
+        waits = normal.add_task("echo", 2)
+        normal.resume()
+        assert normal.get_result(waits, 5) == 2
+    high.close()
+    normal.close()
+
+
 def test_retries_and_delays_stay_in_their_queue(url: str, client: redis.Redis) -> None:
     """A task that fails and a task that is delayed come back to the queue they came from."""
     tried: list[str] = []

@@ -31,6 +31,7 @@ from redistq.connection.broker import Broker
 from redistq.errors import ConnectionLost
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
+from redistq.worker.heartbeat import ManagedProcess
 from redistq.worker.prefetch import PREFETCH_TASKS
 from redistq.worker.processor import Processor
 from redistq.worker.scoreboard import Scoreboard
@@ -308,6 +309,21 @@ def test_a_heartbeat_that_crosses_a_resume_does_not_pause_again(
     supervisor.heartbeat.send_if_due()
     assert not supervisor.heartbeat.paused
     supervisor._broker.close()
+
+
+def test_a_supervisor_that_takes_over_lifts_a_pause_that_is_over(url: str) -> None:
+    """The one before it was killed while the queue was paused, and nobody heard the resume."""
+    scoreboard = Scoreboard.create(1)
+    scoreboard.paused = {0}
+    supervisor = Supervisor(
+        WorkerSettings(lease=60),
+        Address(url),
+        member=ManagedProcess("taken over", scoreboard, ready=True),
+    )
+    supervisor.heartbeat.send_if_due()
+    assert scoreboard.paused == set()
+    supervisor._broker.close()
+    scoreboard.unmap()
 
 
 def test_a_resume_that_nobody_heard_is_seen_all_the_same(

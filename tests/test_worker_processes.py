@@ -488,6 +488,20 @@ def test_children_end_with_the_program_that_started_them(
         assert registered(client) == {}
 
 
+def test_a_command_without_a_scheduler_hears_a_pause_at_once(
+    worker: Callable[..., Command], producer: TaskProducer
+) -> None:
+    """With --no-scheduler pauses are heard when they are made, not with the next heartbeat."""
+    one = worker("--no-scheduler", "--lease", "300")
+    assert producer.get_result(producer.add_task("double", 1), 10) == 2
+    producer.pause()
+    one.says("queue tasks is paused", 5)
+    waits = producer.add_task("double", 2)
+    producer.resume()
+    one.says("queue tasks is resumed", 5)
+    assert producer.get_result(waits, 5) == 4
+
+
 def test_a_supervisor_can_be_told_to_stop_before_it_runs(url: str) -> None:
     """request_stop before run ends it at once, with nothing left to do."""
     supervisor = Supervisor(WorkerSettings(lease=2), Address(url))

@@ -1,0 +1,74 @@
+"""What is said between a worker's processes: orders down, news of the start up."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from redistq.worker.pipe import Child, News, Parent
+
+
+class Line:
+    """A starter that has said all its lines, and notes what it is told."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+        self.told: list[dict[str, Any]] = []
+        self.silent = False
+
+    def order(self) -> str | None:
+        return self.lines.pop(0) if self.lines else None
+
+    def say(self, news: dict[str, Any]) -> None:
+        self.told.append(news)
+
+    def fall_silent(self) -> None:
+        self.silent = True
+
+
+def parent(line: Line) -> Parent:
+    return Parent(line)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lines", "heard"),
+    [
+        (("stop 2.5", "stop 1"), [2.5]),
+        (("something newer 3", "stop 0"), [0.0]),
+        (("something newer 3",), ["gone"]),
+        ((), ["gone"]),
+    ],
+)
+def test_a_process_hears_once_that_it_is_to_stop(lines: tuple[str, ...], heard: list[Any]) -> None:
+    """Either an order or the end of orders; what it does not know is passed over."""
+    said: list[Any] = []
+    done = threading.Event()
+
+    def note(what: Any) -> None:
+        said.append(what)
+        done.set()
+
+    parent(Line(*lines)).listen(note, lambda: note("gone"))
+    assert done.wait(5)
+    assert said == heard
+
+
+def test_what_a_process_says_arrives_as_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends have the same form of news; after "ready" there is no more."""
+    line = Line()
+    end = parent(line)
+    end.say_failure("no module")
+    end.say_unavailable()
+    assert not line.silent
+    end.say_ready({"host": "here"})
+    assert line.silent
+    child = Child.__new__(Child)  # no process: only its reading of what it is told
+    monkeypatch.setattr(child, "news", lambda timeout: line.told.pop(0) if line.told else None)
+    assert [child.hear() for _ in range(4)] == [
+        News(failure="no module"),
+        News(unavailable=True),
+        News(ready=True, details={"host": "here"}),
+        None,
+    ]
