@@ -26,7 +26,9 @@ import redis
 from redistq import Registry, task
 
 registry = Registry()
-out = redis.Redis.from_url(os.environ["JOBS_URL"], decode_responses=True)
+out = redis.Redis.from_url(
+    os.environ["JOBS_URL"], decode_responses=True, socket_timeout=None
+)
 
 @task
 @registry.task
