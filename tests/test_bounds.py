@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from clients import session
 from servers import Server
 from workers import until
 
@@ -268,14 +269,14 @@ def test_odd_messages_do_not_stop_a_clients_futures(url: str, client: redis.Redi
     with Client(url, signing_key="k" * 32) as futures:
         first = futures.submit("double", 1)
         for odd in ODD[:4]:
-            client.xadd(futures.sender.inbox.key, odd)
+            client.xadd(session(futures).exchange.presence.inbox.key, odd)
         second = futures.submit("double", 2)
         with TaskWorker(url=url, task_handlers={"double": lambda n: n * 2}):
             assert first.result(20) == 2
             assert second.result(20) == 4
             forged = futures.submit("double", 3)
             body = {"id": forged.task_id, "state": "succeeded", "body": "no json"}
-            client.xadd(futures.sender.inbox.key, body)
+            client.xadd(session(futures).exchange.presence.inbox.key, body)
             with contextlib.suppress(Exception):  # the truth or an error, whichever came first
                 assert forged.result(20) == 6
             assert forged.done()
@@ -293,7 +294,7 @@ def test_an_inbox_that_somebody_overwrote_costs_a_client_a_second(
     the tasks' records."""
     with Client(url, signing_key="k" * 32) as futures:
         waiting = [futures.submit("double", n) for n in range(3)]
-        key = futures.sender.inbox.key
+        key = session(futures).exchange.presence.inbox.key
         with TaskWorker(url=url, task_handlers={"double": lambda n: n * 2}) as worker:
             assert [future.result(20) for future in waiting] == [0, 2, 4]
             worker.stop()
