@@ -596,9 +596,9 @@ def test_a_tasks_that_was_settled_while_we_looked_is_not_taken_up(url: str, tmp_
             entries = [(b"1-0", [b"id", b"x"]), (b"2-0", [b"id", b"y"])]
             self.pages: list[Any] = [[[b"tasks", entries]], []]
 
-        def request(self, command: Any) -> Any:
+        def ask(self, command: Any, read: Callable[[Any], Any]) -> Any:
             held.pop((b"1-0", queue), None)
-            return self.pages.pop(0)
+            return read(self.pages.pop(0))
 
     processor = Processor(settings, registry, broker, [calls], "me", scoreboard)
     fetcher, held = processor.fetcher, processor.fetcher.held
