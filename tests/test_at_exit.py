@@ -164,8 +164,10 @@ def test_an_interrupted_program_does_not_wait(
     program: Callable[..., Any], said: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """Ctrl-C in the midst of it means the end."""
-    running = program("for n in range(5): client.submit(long, n)", "time.sleep(60)")
-    until(lambda: len(done(tmp_path)) == 2, "two to run", 20)
+    running = program(
+        "for n in range(5): client.submit(long, n)", "(log / 'sent').touch()", "time.sleep(60)"
+    )
+    until(lambda: len(done(tmp_path)) == 2 and (tmp_path / "sent").exists(), "two to run", 20)
     os.kill(running.pid, signal.SIGINT)
     assert any("5 calls had not ended" in line for line in said(running))
 

@@ -234,9 +234,9 @@ def test_map_groups_is_apply(table: str, by: str, options: dict[str, Any]) -> No
             expected = df.groupby(key, **options).apply(fn)
         except Exception as error:
             with pytest.raises(type(error)):
-                map_groups(Here(), fn, df.groupby(key, **options))  # type: ignore[arg-type]
+                map_groups(Here().map, fn, df.groupby(key, **options))
             continue
-        found = map_groups(Here(), fn, df.groupby(key, **options))  # type: ignore[arg-type]
+        found = map_groups(Here().map, fn, df.groupby(key, **options))
         assert type(found) is type(expected), what
         same = assert_frame_equal if isinstance(found, pandas.DataFrame) else assert_series_equal
         same(found, expected)
@@ -249,7 +249,7 @@ def test_rows_that_keep_their_index_keep_their_place(table: str, by: str, dropna
     """Whatever the keys; those without a key are left out as groupby leaves them out."""
     df, key = TABLES[table], KEYS[by](TABLES[table])
     groups = df.groupby(key, dropna=dropna, observed=True)
-    found = map_groups(Here(), lambda g: g.assign(size=len(g)), groups)  # type: ignore[arg-type]
+    found = map_groups(Here().map, lambda g: g.assign(size=len(g)), groups)
     if not len(df):
         assert len(found) == 0
         return
@@ -257,18 +257,18 @@ def test_rows_that_keep_their_index_keep_their_place(table: str, by: str, dropna
     members = {row: len(group) for _, group in sizes for row in group}
     expected = df.iloc[sorted(members)].assign(size=[members[row] for row in sorted(members)])
     assert_frame_equal(found, expected)
-    series = map_groups(Here(), lambda s: s * 2, groups["v"])  # type: ignore[arg-type]
+    series = map_groups(Here().map, lambda s: s * 2, groups["v"])
     assert_series_equal(series, expected["v"] * 2)
 
 
 @pytest.mark.parametrize("by", ["k", ["k", "k2"]])
 def test_keys_are_not_told_twice(by: Any) -> None:
     """The function sees them as columns; where rows come back under them they are the index."""
-    first = map_groups(Here(), lambda g: g.head(1), ROWS.groupby(by))  # type: ignore[arg-type]
+    first = map_groups(Here().map, lambda g: g.head(1), ROWS.groupby(by))
     assert_frame_equal(first, ROWS.groupby(by).apply(lambda g: g.head(1)))
-    means = map_groups(Here(), lambda g: g.select_dtypes("number").mean(), ROWS.groupby("k2"))  # type: ignore[arg-type]
+    means = map_groups(Here().map, lambda g: g.select_dtypes("number").mean(), ROWS.groupby("k2"))
     assert_frame_equal(means, ROWS[["k2", "v", "w"]].groupby("k2").apply(lambda g: g.mean()))
-    other = map_groups(Here(), lambda g: g.assign(k="new").head(1), ROWS.groupby("k"))  # type: ignore[arg-type]
+    other = map_groups(Here().map, lambda g: g.assign(k="new").head(1), ROWS.groupby("k"))
     assert list(other["k"]) == ["new"] * 3
 
 

@@ -23,6 +23,7 @@ from ..connection.connection import Connection
 from ..errors import ConnectionLost, GroupMissing, RedistqError, ServerUnavailable, WrongKind
 from ..functions.blobs import Blobs
 from ..logger import logger
+from ..producer import diagnosis
 from ..producer.sansio import BLOCK_LIMIT, NOTICE_S, Notification, ReadInbox
 from .pending import Pending
 from .presence import SIGN_S, Presence
@@ -107,6 +108,7 @@ class ResultListener:
         self._batches: weakref.WeakSet[Batch] = weakref.WeakSet()
         self._begun: set[Batch] = set()
         self._asked: set[ClientQueue] = set()
+        """Queues of which it was said here why nothing comes."""
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -197,7 +199,8 @@ class ResultListener:
         most = BATCH_LOOK_S if self._batches else BLOCK_LIMIT
         if not len(self._pending):
             quiet = now - self._sender.last_submit > QUIET_S
-            return most if quiet else min(most, NOTICE_S)
+            # A call that comes during this read is asked about when the read ends.
+            return min(most, diagnosis.WAIT_S if quiet else NOTICE_S)
         return min(most, NOTICE_S, max(0.01, self._pending.wait.left(now)))
 
     def _say_why(self, now: float) -> None:
@@ -208,11 +211,11 @@ class ResultListener:
             self._asked.clear()
         elif self._pending.wait.left(now) <= 0 and self._pending.is_time_to_ask(now):
             for queue, names in self._pending.wanted().items():
+                self._asked.add(queue)
                 queue.diagnosis.tell(self.ask(queue, names))
 
     def ask(self, queue: ClientQueue, names: Iterable[str]) -> str:
         """Return why tasks of these names do not run; '' when that is not known."""
-        self._asked.add(queue)
         return queue.diagnosis.ask(names)
 
     # -- a server that is unavailable --------------------------------------------------------------
