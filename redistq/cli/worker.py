@@ -18,8 +18,8 @@ from ..connection.address import Address, resolve
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError, Refused, ServerUnavailable
 from ..logger import logger
-from ..protocol.commands import PING
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
 from ..system.private import read_given
 from ..system.streams import mend_standard_streams

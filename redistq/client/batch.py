@@ -142,10 +142,10 @@ class Batch:
     def find(cls, session: Session, priority: str, batch_id: str) -> Batch:
         """See Client.batch."""
         queue = session.queue(priority)
-        command = ("HGET", queue.keys.batch(batch_id), "total")
+        command = queue.commands.batch_total(batch_id)
         total = session.broker.call(command)
         if total is None:
-            newest = session.broker.call(("ZREVRANGE", queue.keys.batches, 0, 99))
+            newest = session.broker.call(queue.commands.newest_batches(100))
             known = [raw.decode("utf-8", "replace") for raw in newest]
             raise UnknownBatch(batch_id, next(iter(get_close_matches(str(batch_id), known, 1)), ""))
         return cls(session, priority, batch_id, read(command, total, int))
@@ -238,12 +238,11 @@ class Batch:
 
     def _states(self) -> dict[int, str]:
         """Return the last end of every task that had one, by position."""
-        broker = self._queue.broker
-        key = self._queue.keys.settled(self.id)
+        queue = self._queue
         states: dict[int, str] = {}
         start = "-"
         while True:
-            page = broker.call(("XRANGE", key, start, "+", "COUNT", 1000))
+            page = queue.broker.call(queue.commands.settled_page(self.id, start, 1000))
             for entry, flat in page:
                 states.update(ends_in(flat, self.total))
                 start = "(" + entry.decode()
@@ -326,10 +325,7 @@ class Batch:
         ``ended_only``."""
         queue = self._queue
         order = list(indexes)
-        commands = (
-            ("HMGET", queue.keys.task(self._task_id(i)), "state", "result", "error", "entry")
-            for i in order
-        )
+        commands = (queue.commands.end_of(self._task_id(i)) for i in order)
         for i, (state, result, error, entry) in zip(order, queue.pages(commands), strict=True):
             if state == b"succeeded" and result is not None:
                 try:
@@ -449,11 +445,9 @@ class Batch:
                 f"tasks of batch {self.id!r} are running: wait for them (batch.wait()) first"
             )
         queue = self._queue
-        keys = queue.keys
         queue.forget([self._task_id(i) for i in range(self.total)])
-        of_batch = (keys.batch(self.id), keys.settled(self.id), keys.calls(self.id))
-        queue.broker.call(("UNLINK", *of_batch))
-        queue.broker.call(("ZREM", keys.batches, self.id))
+        queue.broker.call(queue.commands.delete_batch(self.id))
+        queue.broker.call(queue.commands.unlist_batch(self.id))
         self._on_end({})
 
     # -- looks -----------------------------------------------------------------------------------

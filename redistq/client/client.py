@@ -336,8 +336,8 @@ class Client(_Submitting, Executor):
     def _priority_of(self, batch: str) -> str:
         for priority in PRIORITIES:
             if priority != "normal":
-                key = self._session.queue(priority).keys.batch(batch)
-                if self.broker.call(("EXISTS", key)):
+                commands = self._session.queue(priority).commands
+                if self.broker.call(commands.has_batch(batch)):
                     return priority
         return "normal"
 

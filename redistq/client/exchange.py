@@ -103,7 +103,8 @@ class Exchange:
         """Leave in a batch's record that its results are wanted here."""
         if not self.pending.closed:
             self._start()
-            self.presence.want(queue.keys.batch(batch_id))
+            self.presence.begin()
+            queue.broker.call(queue.commands.want_batch(batch_id, self.presence.inbox.name))
 
     def hold(self, batch: Batch, *, begun: bool) -> None:
         """See ResultListener.hold."""

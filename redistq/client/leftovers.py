@@ -16,7 +16,8 @@ from ..functions.call import CALL
 from ..logger import logger
 from ..protocol.homes import Home
 from ..protocol.options import NO_OPTIONS, TaskOptions
-from .presence import BATCH_CLIENT, MARK, has_ended
+from ..protocol.plain_commands import BATCH_CLIENT, TIME, read_time
+from .presence import MARK, has_ended
 from .queues import ClientQueue
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Leftovers:
         """Ids of calls that were left and wait, page by page, and whether each is of a batch with a
         name. The first ``most`` entries that wait are looked at; None: all, the delayed ones too.
         """
-        keys = self.queue.keys
-        now_ms = int(self.queue.broker.call(("TIME",))[0]) * 1000
-        start, seen = self._unread(), 0
+        now_ms = read_time(self.queue.broker.call(TIME))
+        start = self._unread()
+        seen = 0
         while start and (most is None or seen < most):
-            page = self.queue.broker.call(("XRANGE", keys.stream, start, "+", "COUNT", PAGE))
+            page = self.queue.broker.call(self.queue.commands.entries(start, "+", PAGE))
             rows = []
             for entry, flat in page:
                 fields = dict(zip(flat[::2], flat[1::2], strict=False))
@@ -69,10 +70,12 @@ class Leftovers:
             yield from list(self._delayed())
 
     def _delayed(self) -> Iterator[list[tuple[str, bool]]]:
-        keys, start = self.queue.keys, 0
-        while ids := self.queue.broker.call(("ZRANGE", keys.delayed, start, start + PAGE - 1)):
-            records = (keys.task(raw.decode("utf-8", "replace")) for raw in ids)
-            known = self.queue.broker.call_many(("HMGET", key, "name", "opts") for key in records)
+        broker = self.queue.broker
+        commands = self.queue.commands
+        start = 0
+        while ids := broker.call(commands.delayed_ids(start, PAGE)):
+            names = [raw.decode("utf-8", "replace") for raw in ids]
+            known = broker.call_many(commands.name_and_options(task_id) for task_id in names)
             yield self._left(
                 [(raw, *row, False) for raw, row in zip(ids, list(known), strict=True)]
             )
@@ -80,12 +83,12 @@ class Leftovers:
 
     def _unread(self) -> str:
         """Where the entries begin that no worker was given."""
-        keys = self.queue.keys
-        if not self.queue.broker.call(("EXISTS", keys.stream)):
+        commands = self.queue.commands
+        if not self.queue.broker.call(commands.has_entries()):
             return ""
-        for row in self.queue.broker.call(("XINFO", "GROUPS", keys.stream)):
+        for row in self.queue.broker.call(commands.groups()):
             group = dict(zip(row[::2], row[1::2], strict=False))
-            if group.get(b"name") == self.queue.commands.group.encode():
+            if group.get(b"name") == commands.group.encode():
                 return "(" + bytes(group[b"last-delivered-id"]).decode()
         return "-"
 
@@ -110,7 +113,7 @@ class Leftovers:
         if not found:
             return []
         waiters = self.queue.broker.call(
-            ("HMGET", self.queue.keys.waiters, *(task_id for task_id, _ in found))
+            self.queue.commands.waiters_of(task_id for task_id, _ in found)
         )
         return [
             one
@@ -121,7 +124,7 @@ class Leftovers:
     def _of_batch(self, batch: str) -> tuple[bool, list[str]]:
         """Whether a batch was given its name, and the clients that want its results."""
         if batch not in self._batches:
-            raw = self.queue.broker.call(("HGETALL", self.queue.keys.batch(batch)))
+            raw = self.queue.broker.call(self.queue.commands.batch_record(batch))
             fields = dict(zip(raw[::2], raw[1::2], strict=True))
             wanted = [
                 name.removeprefix(BATCH_CLIENT).decode("utf-8", "replace")
@@ -143,7 +146,7 @@ class Leftovers:
         if inbox == self.own:
             return True
         if inbox not in self._alive:
-            sign = self.queue.broker.call(("GET", self.queue.keys.client(inbox)))
+            sign = self.queue.broker.call(self.queue.commands.sign_of_life(inbox))
             self._alive[inbox] = sign is not None and not has_ended(sign)
         return self._alive[inbox]
 
@@ -173,7 +176,7 @@ def say_what_was_left(session: Session) -> None:
         shot = queue.snapshot()
         if not shot.ready or shot.oldest_ms is None:
             return
-        oldest = session.broker.call(("XRANGE", stream, shot.oldest_ms, "+", "COUNT", 1))
+        oldest = session.broker.call(queue.commands.entries(str(shot.oldest_ms), "+", 1))
         if not oldest or not _is_function_call(oldest[0][1]):
             return
         pages = leftovers_in(session, "normal").pages(LEFTOVERS_SEEN)

@@ -24,7 +24,7 @@ LOOK_S = 0.5
 
 def read_logs(session: Session, task_id: str) -> list[str]:
     """Return the lines that a task has printed so far."""
-    rows = session.broker.call(("XRANGE", session.keys.logs(task_id), "-", "+"))
+    rows = session.broker.call(session.queue().commands.log_lines(task_id))
     return [line for _, fields in rows for line in _lines(fields)]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..connection.broker import Broker
 from ..producer.sansio import Inbox
 from ..protocol.keys import QueueKeys
+from ..protocol.plain_commands import PlainCommands
 
 MARK = "client-"
 """What the name of an inbox begins with whose owner gives signs of life: only its absence proves
@@ -25,8 +26,6 @@ SIGN_S = 30.0
 LIFE_S = 180
 """Seconds after the last sign for which a client counts as alive: longer than it waits itself for a
 server that is away."""
-BATCH_CLIENT = b"client:"
-"""What the fields of a batch's record begin with that name the clients which want its results."""
 
 
 def me() -> str:
@@ -80,12 +79,12 @@ class Presence:
     def __init__(self, broker: Broker, keys: QueueKeys) -> None:
         self._broker = broker
         self._keys = keys
+        self._commands = PlainCommands(keys)
         self.reset()
 
     def reset(self) -> None:
         """Be another client than before: a new one, or a forked process."""
         self.inbox = Inbox.new(self._keys, MARK)
-        self.key = self._keys.client(self.inbox.name)
         self.is_given = False
         """Whether a sign was given."""
 
@@ -97,16 +96,12 @@ class Presence:
     def renew(self) -> None:
         """Give the next sign of life."""
         # A server that is full refuses SET alone.
-        if not self.is_given or not self._broker.call(("EXPIRE", self.key, LIFE_S)):
-            self._broker.call(("SET", self.key, me(), "EX", LIFE_S))
+        name = self.inbox.name
+        commands = self._commands
+        if not self.is_given or not self._broker.call(commands.renew_sign(name, LIFE_S)):
+            self._broker.call(commands.give_sign(name, me(), LIFE_S))
             self.is_given = True
-
-    def want(self, batch_key: str) -> None:
-        """Leave in a batch's record that its results are wanted here."""
-        self.begin()
-        mark = BATCH_CLIENT.decode() + self.inbox.name
-        self._broker.call(("HSET", batch_key, mark, ""))
 
     def end(self, deadline: float) -> None:
         """Remove inbox and sign, which expire by themselves where that fails."""
-        self._broker.call(("UNLINK", self.inbox.key, self.key), deadline)
+        self._broker.call(self._commands.delete_client(self.inbox.name), deadline)

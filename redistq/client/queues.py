@@ -78,7 +78,7 @@ class ClientQueue:
         """Delete tasks that have ended: dead letters and records."""
         for part in portions(ids):
             self.broker.call(self.commands.purge(part))
-            self.broker.call(("UNLINK", *(self.keys.task(task_id) for task_id in part)))
+            self.broker.call(self.commands.delete_records(part))
 
     def snapshot(self) -> Snapshot:
         """Return every figure of the queue at one instant."""
@@ -93,7 +93,7 @@ class ClientQueue:
 
     def batch_counts(self, batch_id: str, deadline: float | None = None) -> dict[str, int]:
         """Return a batch's counters, see Batch.counts; raises UnknownBatch."""
-        command = ("HGETALL", self.keys.batch(batch_id))
+        command = self.commands.batch_record(batch_id)
         raw = self.broker.call(command, deadline)
         if not raw:
             raise UnknownBatch(batch_id)

@@ -25,6 +25,7 @@ from ..functions.blobs import Blobs
 from ..logger import logger
 from ..producer import diagnosis
 from ..producer.sansio import BLOCK_LIMIT, NOTICE_S, Notification, ReadInbox
+from ..protocol.plain_commands import trim_stream
 from .pending import Pending
 from .presence import SIGN_S, Presence
 from .queues import ClientQueue
@@ -172,7 +173,7 @@ class ResultListener:
     def _trim(self) -> None:
         inbox = self._presence.inbox
         with contextlib.suppress(WrongKind):  # the next read tells
-            self._broker.call(("XTRIM", inbox.key, "MINID", _after(inbox.last)))
+            self._broker.call(trim_stream(inbox.key, _after(inbox.last)))
 
     def _look(self, timers: _Timers, now: float) -> None:
         """Ask how tasks stand: all after a lost connection, else those that have waited long."""

@@ -50,8 +50,7 @@ class CallNames:
 
 def remember(queue: ClientQueue, batch_id: str, digests: list[bytes]) -> None:
     """Keep what names the batch's calls on the server."""
-    key = queue.keys.calls(batch_id)
-    queue.broker.call(("SET", key, b"".join(digests), "EX", _CALLS_TTL_S))
+    queue.broker.call(queue.commands.name_calls(batch_id, b"".join(digests), _CALLS_TTL_S))
 
 
 @dataclass(slots=True)
@@ -135,7 +134,7 @@ def compare(
 
     Raises ConfigurationError when it is still at work on other calls: they may be wanted.
     """
-    stored = queue.broker.call(("GET", queue.keys.calls(batch_id))) or b""
+    stored = queue.broker.call(queue.commands.calls_of(batch_id)) or b""
     earlier = EarlierRun.of(calls, stored, states, items_alone)
     if waiting := _still_at_work(queue, batch_id, earlier.others):
         why = "another version of the function" if earlier.function_changed else "other items"
@@ -154,8 +153,7 @@ def compare(
 def _still_at_work(queue: ClientQueue, batch_id: str, indexes: Iterable[int]) -> int:
     """Return how many of these tasks wait or run, by their records: one that failed may have been
     sent again."""
-    records = (queue.keys.task(batch_task_id(batch_id, i)) for i in indexes)
-    commands = (("HMGET", key, "state", "entry") for key in records)
+    commands = (queue.commands.state_and_entry(batch_task_id(batch_id, i)) for i in indexes)
     return sum(
         (state or entry) is not None and (state or b"").decode() not in SETTLED
         for state, entry in queue.pages(commands)

@@ -9,6 +9,7 @@ import time
 
 from ..connection.broker import Broker
 from ..producer.sansio import LEAST_PATIENCE_S
+from ..protocol.plain_commands import read_stream
 from ..protocol.replies import messages
 
 PAUSE_S = 0.1
@@ -33,7 +34,7 @@ class StreamTail:
         what a call may take, which is the default). Raises ConnectionLost.
         """
         block_ms = max(1, int(block_s * 1000))
-        command = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self._key, self._last)
+        command = read_stream(self._key, self._last, count, block_ms)
         patience_s = self._patience_s if patience_s is None else min(self._patience_s, patience_s)
         limit_s = block_ms / 1000 + max(patience_s, LEAST_PATIENCE_S)
         found = messages(command, self._connection.read(command, limit_s))

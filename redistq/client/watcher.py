@@ -63,7 +63,7 @@ class TaskWatcher:
             waiting = self._pending.futures_of(told.task_id)
             self.take(told.task_id, self.watch(queue, told.task_id))
             if len(waiting) == 1 and waiting[0].keep_briefly:
-                self._broker.call(("EXPIRE", queue.keys.task(told.task_id), TAKEN_TTL_S))
+                self._broker.call(queue.commands.keep_record(told.task_id, TAKEN_TTL_S))
             return
         if told.state == "failed" and b'"BlobMissing"' in told.body[:200]:
             self._blobs.forget()  # the server has lost what we believe it has

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..functions.call import CALL
 from ..protocol.keys import PRIORITIES, at_priority
+from ..protocol.plain_commands import TIME, read_time
 from ..worker.worker import TaskWorker
 from .queues import ClientQueue
 
@@ -77,11 +78,10 @@ class StartedWorkers:
 def homes_served(queue: ClientQueue) -> dict[str, int]:
     """Return how many living worker processes run function calls of a queue, by home; under ""
     those that run the calls of all homes."""
-    seconds, micros = queue.broker.call(("TIME",))
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    names = queue.broker.call(("ZRANGEBYSCORE", queue.keys.workers, now_ms, "+inf"))
+    now_ms = read_time(queue.broker.call(TIME))
+    names = queue.broker.call(queue.commands.workers_alive(now_ms))
     served: dict[str, int] = {}
-    commands = (("HMGET", queue.keys.worker(name.decode()), "names", "home") for name in names)
+    commands = (queue.commands.names_and_home(name.decode()) for name in names)
     for known, home in queue.broker.call_many(commands):
         if CALL.encode() in (known or b"").split(b"\n"):
             where = (home or b"").decode()

@@ -48,7 +48,8 @@ class Blobs:
     """Content-addressed packets of one queue; safe to use from several threads."""
 
     def __init__(self, broker: Broker, keys: QueueKeys, signer: Signer) -> None:
-        self._broker, self._keys, self._signer = broker, keys, signer
+        self._broker = broker
+        self._signer = signer
         self._stored: OrderedDict[str, float] = OrderedDict()
         self._cache: OrderedDict[tuple[Kind, str], bytes] = OrderedDict()
         self._cached = 0
@@ -94,7 +95,7 @@ class Blobs:
         if len(packet) > MAX_BLOB_BYTES:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
         # Needed by nobody at first: should we die here, it goes soon.
-        store = ("SET", self._keys.blob(name), packet, "EX", BRIEF_S, "NX")
+        store = self._commands.store_blob(name, packet, BRIEF_S)
         for _ in range(3):
             self._broker.call(store)
             if self._broker.call(hold):
@@ -175,7 +176,7 @@ class Blobs:
             if place in self._cache:
                 self._cache.move_to_end(place)
                 return self._cache[place]
-        packet: bytes | None = self._broker.call(("GET", self._keys.blob(name)))
+        packet: bytes | None = self._broker.call(self._commands.blob(name))
         if packet is None:
             raise BlobMissing(
                 "a function or large argument of this task is no longer on the server (kept "

@@ -19,6 +19,7 @@ from typing import Any
 from ..connection.broker import Broker
 from ..logger import logger
 from ..protocol.keys import QueueKeys
+from ..protocol.plain_commands import Command, append_line, expire
 
 log = logger("redistq.worker")
 
@@ -101,15 +102,13 @@ class LogSink:
     def flush(self) -> None:
         """Send what waits."""
         with self._lock:
-            commands: list[tuple[Any, ...]] = []
+            commands: list[Command] = []
             keys: set[str] = set()
             while self._waiting:
                 key, source, line = self._waiting.popleft()
                 keys.add(key)
-                commands.append(
-                    ("XADD", key, "MAXLEN", "~", MAX_ENTRIES, "*", "source", source, "line", line)
-                )
-            commands.extend(("EXPIRE", key, LOGS_TTL_S) for key in keys)
+                commands.append(append_line(key, source, line, MAX_ENTRIES))
+            commands.extend(expire(key, LOGS_TTL_S) for key in keys)
             if commands:
                 try:
                     for _ in self._broker.call_many(commands):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..errors import ConfigurationError
 from ..producer.producer import TaskProducer
-from ..protocol.commands import TIME, Snapshot, read_time
+from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
+from ..protocol.plain_commands import TIME, read_time
 from ..protocol.states import COUNTED
 from . import columns, frames
 from .inspector import EVENTS_MAX, Inspector

@@ -19,11 +19,9 @@ from ..handlers import _MARK
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import (
     MAX_TASKS,
-    TIME,
     Command,
     Commands,
     Snapshot,
-    read_time,
     words_of,
 )
 from ..protocol.ids import check_line, new_task_id
@@ -36,6 +34,7 @@ from ..protocol.options import (
     unknown_option,
     wait_seconds,
 )
+from ..protocol.plain_commands import TIME, read_time
 from ..protocol.portions import MAX_BYTES, portions
 from .diagnosis import Diagnosis
 from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
+from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
 from .diagnosis import ANY_NAME, Diagnosis, Wait
 from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
@@ -114,7 +115,7 @@ class ResultWait:
         inbox = self._inbox
         if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
             with contextlib.suppress(WrongKind):  # the next read tells
-                yield ("XTRIM", inbox.key, "MINID", inbox.last)
+                yield trim_stream(inbox.key, inbox.last)
             inbox.kept = 0
         if expected:
             left = min(EXPECTED_S, self._deadline - time.monotonic())

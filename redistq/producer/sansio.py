@@ -21,6 +21,7 @@ from ..errors import ConnectionLost, UnexpectedReply, WrongKind
 from ..logger import logger
 from ..protocol.commands import SETTLED, Command
 from ..protocol.keys import QueueKeys
+from ..protocol.plain_commands import delete, read_stream
 from ..protocol.replies import UNREADABLE, unexpected
 from ..slots import lent, runner
 
@@ -62,7 +63,7 @@ class Inbox:
             "results are taken from the tasks' records",
             self.key,
         )
-        return ("UNLINK", self.key)
+        return delete((self.key,))
 
     @classmethod
     def new(cls, keys: QueueKeys, mark: str = "") -> Inbox:
@@ -117,7 +118,7 @@ class ReadInbox:
     def command(self) -> Command:
         """The blocking read."""
         block = max(1, int(self.block_s * 1000))
-        return ("XREAD", "COUNT", 1000, "BLOCK", block, "STREAMS", self.inbox.key, self.inbox.last)
+        return read_stream(self.inbox.key, self.inbox.last, 1000, block)
 
     def read(self, reply: Any) -> list[Notification]:
         """The answer of ``command``, and the inbox moved on; raises UnexpectedReply."""

@@ -15,9 +15,10 @@ from typing import Any
 
 from . import scripts
 from .keys import DEFAULT_GROUP, QueueKeys
+from .plain_commands import MAX_TASKS as MAX_TASKS
+from .plain_commands import Command as Command
+from .plain_commands import PlainCommands
 from .states import SETTLED as SETTLED
-
-Command = tuple[Any, ...]
 
 _flat = chain.from_iterable
 
@@ -25,8 +26,6 @@ HISTORY_MAX = 10_000
 """Events kept in the history stream, about."""
 DEAD_TTL_MS = 30 * 86_400_000
 """How long a failed task can be inspected and replayed: 30 days."""
-MAX_TASKS = 200
-"""Most tasks in one script call: a call of 200 holds the server for about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +158,8 @@ def new_consumer_name(host: str) -> str:
     return f"{host}:{uuid.uuid4().hex[:12]}"
 
 
-PING: Command = ("PING",)
-"""Ask whether the server takes commands."""
-TIME: Command = ("TIME",)
-"""Ask for the server's clock; ``read_time`` reads the answer."""
-
-
-def read_time(reply: list[Any]) -> int:
-    """Return the answer of ``TIME`` in whole ms since the epoch."""
-    seconds, micros = reply
-    return int(seconds) * 1000 + int(micros) // 1000
-
-
-class Commands:
-    """The calls of one queue and consumer group."""
+class Commands(PlainCommands):
+    """The calls of one queue and consumer group: its scripts, and the plain commands."""
 
     def __init__(
         self,
@@ -182,7 +169,8 @@ class Commands:
         history_max: int = HISTORY_MAX,
         dead_ttl_ms: int = DEAD_TTL_MS,
     ) -> None:
-        self.keys, self.group = keys, group
+        super().__init__(keys)
+        self.group = group
         self._scripts = scripts.QueueScripts(
             keys,
             {
@@ -421,54 +409,9 @@ class Commands:
         """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
         return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
 
-    def history_page(self, newest: str, oldest: str, limit: int) -> Command:
-        """Ends of attempts from an entry back to another, the newest first."""
-        return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
-
-    def entry(self, entry: str | bytes) -> Command:
-        """One entry of the stream, as a list of none or one."""
-        return ("XRANGE", self.keys.stream, entry, entry)
-
-    def entries(self, start: str | bytes, end: str | bytes, limit: int = MAX_TASKS) -> Command:
-        """Entries of the stream between two places, the oldest first: ready tasks, and pending
-        ones."""
-        return ("XRANGE", self.keys.stream, start, end, "COUNT", limit)
-
-    def delayed_count(self) -> Command:
-        """How many tasks are delayed."""
-        return ("ZCARD", self.keys.delayed)
-
-    def delayed_ids(self, offset: int, limit: int = MAX_TASKS) -> Command:
-        """Ids of delayed tasks from a place in the order of their times."""
-        return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
-
-    def payload(self, task_id: str) -> Command:
-        """The payload that stands in a task's record."""
-        return ("HGET", self.keys.task(task_id), "payload")
-
-    def groups(self) -> Command:
-        """The consumer groups of the stream, as the server lists them."""
-        return ("XINFO", "GROUPS", self.keys.stream)
-
-    def set_paused(self, paused: bool) -> Command:
-        """Pause the queue, or let it go on; ``announce_paused`` tells workers at once."""
-        return ("HSET", self.keys.meta, "paused", int(paused))
-
-    def announce_paused(self, paused: bool) -> Command:
-        """Tell workers what ``set_paused`` has set."""
-        return ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
-
     def consumers(self) -> Command:
         """The group's consumers, as the server lists them."""
         return ("XINFO", "CONSUMERS", self.keys.stream, self.group)
-
-    def newest_batches(self, limit: int) -> Command:
-        """Ids of the newest batches, the newest first."""
-        return ("ZREVRANGE", self.keys.batches, 0, limit - 1)
-
-    def batch_record(self, batch_id: str) -> Command:
-        """The counters of one batch."""
-        return ("HGETALL", self.keys.batch_prefix + batch_id)
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:

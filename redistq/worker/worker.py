@@ -20,9 +20,10 @@ from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError
 from ..handlers import Registry, default_registry
 from ..logger import logger
-from ..protocol.commands import PING, new_consumer_name
+from ..protocol.commands import new_consumer_name
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..protocol.options import wait_seconds
+from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
 from .bootstrap import Handlers, announce, registry_from, warn_about_server, with_function_calls
 from .heartbeat import sign_off

@@ -1,0 +1,218 @@
+"""Plain commands: what is said to the server without a script, because one command does it.
+
+``PlainCommands`` has those of one queue, by what they are about: tasks, workers, batches, clients,
+stored functions and the output of tasks; ``Commands`` adds the scripts. The functions at the end
+are for streams and keys of which only the name is known. Never talks to a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .keys import QueueKeys
+
+Command = tuple[Any, ...]
+
+MAX_TASKS = 200
+"""Most tasks in one script call: a call of 200 holds the server for about a millisecond."""
+BATCH_CLIENT = b"client:"
+"""What the fields of a batch's record begin with that name the clients which want its results."""
+
+PING: Command = ("PING",)
+"""Ask whether the server takes commands."""
+TIME: Command = ("TIME",)
+"""Ask for the server's clock; ``read_time`` reads the answer."""
+
+
+def read_time(reply: list[Any]) -> int:
+    """Return the answer of ``TIME`` in whole ms since the epoch."""
+    seconds, micros = reply
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+class PlainCommands:
+    """The commands of one queue that need no script."""
+
+    def __init__(self, keys: QueueKeys) -> None:
+        self.keys = keys
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    def has_entries(self) -> Command:
+        """Ask whether the stream exists: 1 or 0."""
+        return ("EXISTS", self.keys.stream)
+
+    def entry(self, entry: str | bytes) -> Command:
+        """One entry of the stream, as a list of none or one."""
+        return ("XRANGE", self.keys.stream, entry, entry)
+
+    def entries(self, start: str | bytes, end: str | bytes, limit: int = MAX_TASKS) -> Command:
+        """Entries of the stream between two places, the oldest first: ready tasks, and pending
+        ones."""
+        return ("XRANGE", self.keys.stream, start, end, "COUNT", limit)
+
+    def delayed_count(self) -> Command:
+        """How many tasks are delayed."""
+        return ("ZCARD", self.keys.delayed)
+
+    def delayed_ids(self, offset: int, limit: int = MAX_TASKS) -> Command:
+        """Ids of delayed tasks from a place in the order of their times."""
+        return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
+
+    def payload(self, task_id: str) -> Command:
+        """The payload that stands in a task's record."""
+        return ("HGET", self.keys.task(task_id), "payload")
+
+    def name_and_options(self, task_id: str) -> Command:
+        """Name and options in a task's record, as a delayed task has them; None where missing."""
+        return ("HMGET", self.keys.task(task_id), "name", "opts")
+
+    def state_and_entry(self, task_id: str) -> Command:
+        """State and stream entry in a task's record; None where missing."""
+        return ("HMGET", self.keys.task(task_id), "state", "entry")
+
+    def end_of(self, task_id: str) -> Command:
+        """State, result, error and stream entry in a task's record; None where missing."""
+        return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry")
+
+    def waiters_of(self, task_ids: Iterable[str]) -> Command:
+        """The inboxes that want to be told of each task's end, one to a line; None for none."""
+        return ("HMGET", self.keys.waiters, *task_ids)
+
+    def keep_record(self, task_id: str, ttl_s: int) -> Command:
+        """Let a task's record expire after that time."""
+        return ("EXPIRE", self.keys.task(task_id), ttl_s)
+
+    def delete_records(self, task_ids: Iterable[str]) -> Command:
+        """Delete the records of tasks that have ended."""
+        return ("UNLINK", *(self.keys.task(task_id) for task_id in task_ids))
+
+    # -- workers and the queue itself ------------------------------------------------------------
+
+    def groups(self) -> Command:
+        """The consumer groups of the stream, as the server lists them."""
+        return ("XINFO", "GROUPS", self.keys.stream)
+
+    def workers_alive(self, now_ms: int) -> Command:
+        """Names of the workers whose deadline has not passed."""
+        return ("ZRANGEBYSCORE", self.keys.workers, now_ms, "+inf")
+
+    def names_and_home(self, consumer: str) -> Command:
+        """What a worker runs (one name to a line) and the home it belongs to."""
+        return ("HMGET", self.keys.worker(consumer), "names", "home")
+
+    def set_paused(self, paused: bool) -> Command:
+        """Pause the queue, or let it go on; ``announce_paused`` tells workers at once."""
+        return ("HSET", self.keys.meta, "paused", int(paused))
+
+    def announce_paused(self, paused: bool) -> Command:
+        """Tell workers what ``set_paused`` has set."""
+        return ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
+
+    def history_page(self, newest: str, oldest: str, limit: int) -> Command:
+        """Ends of attempts from an entry back to another, the newest first."""
+        return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def newest_batches(self, limit: int) -> Command:
+        """Ids of the newest batches, the newest first."""
+        return ("ZREVRANGE", self.keys.batches, 0, limit - 1)
+
+    def has_batch(self, batch_id: str) -> Command:
+        """Ask whether the batch exists: 1 or 0."""
+        return ("EXISTS", self.keys.batch(batch_id))
+
+    def batch_total(self, batch_id: str) -> Command:
+        """How many tasks a batch has; None for an unknown one."""
+        return ("HGET", self.keys.batch(batch_id), "total")
+
+    def batch_record(self, batch_id: str) -> Command:
+        """The counters of one batch, and the clients that want its results."""
+        return ("HGETALL", self.keys.batch(batch_id))
+
+    def want_batch(self, batch_id: str, inbox: str) -> Command:
+        """Leave in a batch's record that the client with that inbox wants its results."""
+        return ("HSET", self.keys.batch(batch_id), BATCH_CLIENT.decode() + inbox, "")
+
+    def settled_page(self, batch_id: str, start: str, limit: int) -> Command:
+        """The ends of a batch's tasks from a place on, in the order in which they came."""
+        return ("XRANGE", self.keys.settled(batch_id), start, "+", "COUNT", limit)
+
+    def calls_of(self, batch_id: str) -> Command:
+        """What names the calls of a batch; see ``name_calls``."""
+        return ("GET", self.keys.calls(batch_id))
+
+    def name_calls(self, batch_id: str, digests: bytes, ttl_s: int) -> Command:
+        """Keep what names the calls of a batch, by position."""
+        return ("SET", self.keys.calls(batch_id), digests, "EX", ttl_s)
+
+    def delete_batch(self, batch_id: str) -> Command:
+        """Delete a batch's record, ends and names of calls; ``unlist_batch`` is the other half."""
+        keys = self.keys
+        return ("UNLINK", keys.batch(batch_id), keys.settled(batch_id), keys.calls(batch_id))
+
+    def unlist_batch(self, batch_id: str) -> Command:
+        """Take a batch out of the list of batches."""
+        return ("ZREM", self.keys.batches, batch_id)
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def sign_of_life(self, inbox: str) -> Command:
+        """The process of the client with that inbox, in words; None when its sign has expired."""
+        return ("GET", self.keys.client(inbox))
+
+    def give_sign(self, inbox: str, process: str, life_s: int) -> Command:
+        """Say that the client with that inbox lives, and in which process."""
+        return ("SET", self.keys.client(inbox), process, "EX", life_s)
+
+    def renew_sign(self, inbox: str, life_s: int) -> Command:
+        """Say that the client still lives; the answer is 0 when its sign has expired."""
+        return ("EXPIRE", self.keys.client(inbox), life_s)
+
+    def delete_client(self, inbox: str) -> Command:
+        """Delete a client's inbox and its sign of life."""
+        return ("UNLINK", self.keys.inbox(inbox), self.keys.client(inbox))
+
+    # -- stored functions and arguments, and what tasks print ------------------------------------
+
+    def blob(self, name: str) -> Command:
+        """A stored function or argument; None when it is not there."""
+        return ("GET", self.keys.blob(name))
+
+    def store_blob(self, name: str, packet: bytes, ttl_s: int) -> Command:
+        """Store a function or argument, unless it is there."""
+        return ("SET", self.keys.blob(name), packet, "EX", ttl_s, "NX")
+
+    def log_lines(self, task_id: str) -> Command:
+        """All that is kept of a task's output."""
+        return ("XRANGE", self.keys.logs(task_id), "-", "+")
+
+
+# -- keys of which only the name is known ----------------------------------------------------------
+
+
+def read_stream(key: str, after: str, limit: int, block_ms: int) -> Command:
+    """Wait for entries of a stream after the last one that was read."""
+    return ("XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS", key, after)
+
+
+def trim_stream(key: str, first: str) -> Command:
+    """Delete the entries of a stream before that one."""
+    return ("XTRIM", key, "MINID", first)
+
+
+def append_line(key: str, source: str, line: bytes, most: int) -> Command:
+    """Append a line to the output of a task, of which about so many are kept."""
+    return ("XADD", key, "MAXLEN", "~", most, "*", "source", source, "line", line)
+
+
+def expire(key: str, ttl_s: int) -> Command:
+    """Let a key expire after that time."""
+    return ("EXPIRE", key, ttl_s)
+
+
+def delete(keys: Sequence[str]) -> Command:
+    """Delete keys."""
+    return ("UNLINK", *keys)
