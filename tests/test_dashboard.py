@@ -21,8 +21,7 @@ from redistq.dashboard import page
 from redistq.dashboard.feed import Feed
 from redistq.dashboard.view import Point, View, alerts, line, plain, rates
 from redistq.display import html
-from redistq.display.palette import LOOKS, WARNING
-from redistq.display.text import clean, duration
+from redistq.display.text import LOOKS, WARNING, clean, duration
 from redistq.errors import ServerUnavailable
 from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
 from redistq.monitor.tick import Tick

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from redistq import ConfigurationError, TaskMonitor, TaskWorker
-from redistq.display.palette import LOOKS
+from redistq.display.text import LOOKS
 
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")

@@ -17,8 +17,7 @@ from typing import Any
 from .._optional import require
 from ..dashboard.feed import Feed
 from ..dashboard.view import View, alerts, rate_now, rates
-from ..display.palette import look
-from ..display.text import clean, clock, duration, one_line, plural
+from ..display.text import clean, clock, duration, look, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running

@@ -16,8 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from .._optional import require
-from ..display.palette import look
-from ..display.text import clean, clock, duration, one_line
+from ..display.text import clean, clock, duration, look, one_line
 from ..monitor.columns import Listing
 
 

@@ -24,8 +24,21 @@ from ..display.html import (
     table,
     tag,
 )
-from ..display.palette import DELAYED, FAILED, QUEUED, RUNNING, SUCCEEDED, WARNING
-from ..display.text import LINE_CHARS, clean, clock, duration, one_line, per_second, plural
+from ..display.text import (
+    DELAYED,
+    FAILED,
+    LINE_CHARS,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    WARNING,
+    clean,
+    clock,
+    duration,
+    one_line,
+    per_second,
+    plural,
+)
 from ..monitor.health import running_of, slots_of
 from ..monitor.rows import BatchRow, DeadLetter, Running
 from ..monitor.tick import Tick

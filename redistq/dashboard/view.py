@@ -9,8 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..display.html import TRAIL_MS as TRAIL_MS
-from ..display.palette import DELAYED, FAILED, QUEUED, WARNING
-from ..display.text import LINE_CHARS, NAME_CHARS, clean, clock, duration, one_line, plural
+from ..display.text import (
+    DELAYED,
+    FAILED,
+    LINE_CHARS,
+    NAME_CHARS,
+    QUEUED,
+    WARNING,
+    clean,
+    clock,
+    duration,
+    one_line,
+    plural,
+)
 from ..monitor.health import condition
 from ..monitor.rows import Event
 from ..monitor.tick import Tick

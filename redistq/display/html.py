@@ -11,8 +11,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-from .palette import look
-from .text import HIDDEN, clean
+from .text import HIDDEN, clean, look
 
 TRAIL_MS = 60_000
 """How far back a sparkline reaches."""

@@ -1,11 +1,15 @@
-"""Text for people: names and times to read, cut to length, with nothing hidden in it.
+"""What people see of names, times and states: text to read, glyphs and colours. Pure functions.
 
-Used by every surface: tables, pages, pictures and the terminal. Pure functions.
+Used by tables, pages, charts and the terminal. ``clean`` and the functions below it make text that
+is cut to length and hides nothing. ``LOOKS`` has the glyph, the word, the colour and the hatch of
+each state. Every colour has a contrast of at least 3:1 on white and on near-black (#111111), and
+none is the only sign of a state: a word, a glyph or a hatch says it too.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 NAME_CHARS = 60
@@ -16,13 +20,13 @@ HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u206
 
 
 def clean(text: str, limit: int = NAME_CHARS) -> str:
-    """Text to show: characters that hide or turn other text are made visible, and it is cut."""
+    """Return text to show: cut, and characters that hide or turn other text are made visible."""
     text = HIDDEN.sub("\ufffd", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def duration(ms: float | None) -> str:
-    """A time span to read: 31 ms, 1.2 s, 45 s, 3 min 5 s, 2 h 10 min; '–' for None."""
+    """Return a time span to read: 31 ms, 1.2 s, 45 s, 3 min 5 s, 2 h 10 min; '–' for None."""
     if ms is None:
         return "–"
     ms = max(0.0, ms)
@@ -43,20 +47,62 @@ def duration(ms: float | None) -> str:
 
 
 def clock(ms: float) -> str:
-    """The time of day, UTC."""
+    """Return the time of day, UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S")
 
 
 def plural(count: int, word: str) -> str:
-    """'1 task', '2,000 tasks'."""
+    """Return a count with its noun: '1 task', '2,000 tasks'."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
 def per_second(rate: float) -> str:
-    """A rate to read."""
+    """Return a rate to read."""
     return f"{rate:,.0f}/s" if rate >= 9.95 or rate == 0 else f"{rate:.1f}/s"
 
 
 def one_line(text: str) -> str:
-    """Text with its line breaks taken out."""
+    """Return text with its line breaks and repeated spaces taken out."""
     return " ".join(text.split())
+
+
+# -- states ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One state's looks; ``hatch`` is matplotlib's, '' for none."""
+
+    glyph: str
+    word: str
+    color: str
+    hatch: str = ""
+
+
+QUEUED = Look("…", "waiting", "#6B7280")
+RUNNING = Look("▶", "running", "#009E73")
+DELAYED = Look("◷", "delayed", "#7A6A9A")
+SUCCEEDED = Look("✔", "succeeded", "#0072B2")
+FAILED = Look("✖", "failed", "#D1430A", "///")
+RETRIED = Look("↻", "retried", "#8B5CF6", "..")
+SNOOZED = Look("☾", "snoozed", "#6B7280", "..")
+RECOVERED = Look("⚑", "recovered", "#A16207", "xx")
+CANCELLED = Look("⊘", "cancelled", "#8A6D3B", "\\\\")
+WARNING = "#A16207"
+
+LOOKS = {
+    "queued": QUEUED,
+    "delayed": DELAYED,
+    "running": RUNNING,
+    "succeeded": SUCCEEDED,
+    "failed": FAILED,
+    "retried": RETRIED,
+    "snoozed": SNOOZED,
+    "recovered": RECOVERED,
+    "cancelled": CANCELLED,
+}
+
+
+def look(state: str) -> Look:
+    """Return a state's look; an unknown state gets a neutral one with its own word."""
+    return LOOKS.get(state) or Look("•", state, QUEUED.color)

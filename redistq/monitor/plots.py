@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._optional import require
-from ..display.palette import QUEUED, SUCCEEDED, look
-from ..display.text import duration
+from ..display.text import QUEUED, SUCCEEDED, duration, look
 from .figure import STATES_DRAWN, canvas, events_of, ink, legend, newest, nothing, titled
 from .timeline import timeline
 

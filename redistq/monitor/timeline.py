@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .._optional import require
-from ..display.palette import look
-from ..display.text import plural
+from ..display.text import look, plural
 from .figure import STATES_DRAWN, canvas, events_of, legend, newest, nothing, titled
 from .health import slots_of
 from .tick import Tick
