@@ -23,9 +23,8 @@ from redistq import (
     UnknownBatch,
     UnknownTask,
 )
-from redistq.handlers import Registry
+from redistq.handlers import Registry, RetryPolicy
 from redistq.protocol.options import TaskOptions
-from redistq.retry import RetryPolicy
 
 
 @pytest.fixture

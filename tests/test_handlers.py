@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from redistq import ConfigurationError, Registry, TaskContext
-from redistq.handlers import Handler, default_registry, task
-from redistq.retry import RetryPolicy
+from redistq.handlers import Handler, RetryPolicy, default_registry, task
 
 
 def plain(payload: Any) -> Any:

@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
-    *("errors", "logger", "slots", "_optional", "system", "display", "protocol"),
-    *("retry", "handlers", "tracing", "connection", "settings", "producer", "scheduler"),
+    *("errors", "logger", "slots", "system", "display", "protocol"),
+    *("handlers", "tracing", "connection", "settings", "producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "monitor", "dashboard", "cli"),
     *("cli_monitor", "__main__"),
 )
@@ -146,14 +146,14 @@ def _without_functions(module: ast.Module) -> ast.Module:
 def test_the_walk_sees_every_kind_of_import() -> None:
     """The checker itself: relative, absolute, nested and plain imports are all seen."""
     source = (
-        "from . import scripts\nfrom .keys import x\nimport redistq.protocol.ids\n"
+        "from . import scripts\nfrom .keys import x\nimport redistq.protocol.codec\n"
         "import os, redis\n"
         "from redistq.worker import scoreboard\nfrom redistq.connection.broker import y\n"
         "from redis import z\nfrom .. import slots\n"
         "def f():\n    from ..worker.processor import a\n    from .. import __version__\n"
     )
     assert [name for _, name in imported("protocol.commands", source)] == [
-        *("protocol.scripts", "protocol.keys", "protocol.ids", "worker.scoreboard"),
+        *("protocol.scripts", "protocol.keys", "protocol.codec", "worker.scoreboard"),
         *("connection.broker", "slots", "worker.processor"),
     ]
 

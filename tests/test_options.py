@@ -248,8 +248,8 @@ def test_a_wait_that_is_no_number_is_refused(doors: Any, timeout: Any) -> None:
 
 PACKAGE = Path(redistq.__file__).parent
 MEANT_OTHERWISE = {
-    "retries": {"retry.py", "functions/call.py"},  # the argument of a RetryPolicy
-    "delay": {"retry.py", "errors.py", "worker/attempt.py", "monitor/columns.py"},  # of a retry
+    "retries": {"handlers.py", "functions/call.py"},  # the argument of a RetryPolicy
+    "delay": {"handlers.py", "errors.py", "worker/attempt.py", "monitor/columns.py"},  # of a retry
     "result_ttl": {"worker/settings.py", "cli/worker.py"},  # what holds for a whole worker
     "logs": {"functions/call.py", "protocol/keys.py"},  # a call's own field, and a key's name
     # Part of a queue's name, and what a client calls its queues by.

@@ -40,9 +40,9 @@ from redistq import (
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.functions.output import LogSink
+from redistq.handlers import RetryPolicy
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
-from redistq.retry import RetryPolicy
 from redistq.worker.attempt import Attempt, Delivery, Outcome
 from redistq.worker.executor import Executor
 from redistq.worker.processor import EXIT_FAULT, Processor

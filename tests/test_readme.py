@@ -165,8 +165,8 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     """Limits and defaults that the prose states."""
     from redistq import errors
     from redistq.connection import broker
+    from redistq.handlers import RetryPolicy
     from redistq.protocol import codec
-    from redistq.retry import RetryPolicy
     from redistq.worker import time_limits
     from redistq.worker.settings import WorkerSettings
 

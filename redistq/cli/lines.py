@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._optional import require
 from ..display.text import clean, one_line
+from ..system.interpreter import require
 
 BARS = " ▁▂▃▄▅▆▇█"
 

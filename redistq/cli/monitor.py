@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._optional import require
 from ..display.text import clean, duration, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
@@ -22,6 +21,7 @@ from ..monitor.columns import Listing
 from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import STATS_EVENTS, stats_of, workers_of
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from ..system.interpreter import require
 from ..system.stdout import written
 from . import tables
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._optional import require
 from ..dashboard.feed import Feed
 from ..dashboard.view import View, alerts, rate_now, rates
 from ..display.text import clean, clock, duration, look, one_line, plural
@@ -22,6 +21,7 @@ from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running
 from ..monitor.tick import Tick, workers_of
+from ..system.interpreter import require
 from .keyboard import Keys
 from .lines import Line, columns, drawn, figures, fit, spark
 from .tables import console as console_for

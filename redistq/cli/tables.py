@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from .._optional import require
 from ..display.text import clean, clock, duration, look, one_line
 from ..monitor.columns import Listing
+from ..system.interpreter import require
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ..errors import ConfigurationError, TaskCancelled, UnknownBatch, UnknownTas
 from ..logger import logger
 from ..producer.operations import not_stored
 from ..protocol.commands import SETTLED, Commands
-from ..protocol.ids import is_text
+from ..protocol.keys import is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.portions import portions
 from ..protocol.replies import read

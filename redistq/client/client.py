@@ -19,8 +19,7 @@ from ..functions.signing import key_from, user_key
 from ..producer.diagnosis import ANY_NAME
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.homes import Home
-from ..protocol.ids import is_call
-from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, PRIORITIES
+from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, PRIORITIES, is_call
 from ..protocol.options import (
     CallKeywords,
     CallOptions,

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .._optional import require
+from ..system.interpreter import require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command
-from ..protocol.ids import new_task_id
+from ..protocol.keys import new_task_id
 from .queues import ClientQueue
 from .sender import NewTask
 from .submission import batch_task_id

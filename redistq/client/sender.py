@@ -19,7 +19,7 @@ from ..errors import RedistqError
 from ..logger import logger
 from ..producer.operations import not_stored
 from ..protocol.commands import Commands
-from ..protocol.ids import new_task_id
+from ..protocol.keys import new_task_id
 from ..protocol.portions import fill
 from .futures import TaskFuture, mark_cancelled, release
 from .pending import Pending

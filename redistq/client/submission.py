@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..functions.blobs import BLOB_TTL_S
 from ..functions.call import CALL, Call
 from ..protocol.codec import encode_payload
-from ..protocol.ids import new_call_id, new_task_id
+from ..protocol.keys import new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
 from .futures import TaskFuture
 from .packing import Shared

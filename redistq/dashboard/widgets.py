@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from .._optional import require
+from ..system.interpreter import require
 from .page import letter
 from .view import LETTERS_SHOWN, View
 

@@ -32,8 +32,7 @@ from ..errors import (
     UntrustedPayload,
     WrongPython,
 )
-from ..handlers import Handler, Registry, TaskContext
-from ..retry import RetryPolicy
+from ..handlers import Handler, Registry, RetryPolicy, TaskContext
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .output import LogSink, TaskOutput, captured
 from .parts import Store, dump_parted, load_whole

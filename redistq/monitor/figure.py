@@ -9,8 +9,8 @@ import functools
 import io
 from typing import TYPE_CHECKING, Any
 
-from .._optional import require
 from ..errors import ConfigurationError
+from ..system.interpreter import require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from .._optional import require
 from ..errors import ConfigurationError
-from ..protocol.states import STATES
+from ..protocol.keys import STATES
+from ..system.interpreter import require
 from .columns import Listing
 from .rows import Event
 

@@ -13,7 +13,7 @@ from ..connection.broker import Broker
 from ..connection.refusals import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Watched
-from ..protocol.states import ENDED
+from ..protocol.keys import ENDED
 from .rows import (
     BatchRow,
     ConsumerRow,

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .._optional import require
 from ..errors import ConfigurationError, RedistqError
 from ..logger import logger
 from ..protocol.commands import Snapshot
-from ..protocol.states import COUNTED
+from ..protocol.keys import COUNTED
 from ..system.hosts import host_in, is_loopback, named_here
+from ..system.interpreter import require
 from .health import condition, running_count, slots_of
 from .monitor import TaskMonitor
 

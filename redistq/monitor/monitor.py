@@ -13,9 +13,8 @@ from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..errors import ConfigurationError
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
-from ..protocol.keys import DEFAULT_QUEUE
+from ..protocol.keys import COUNTED, DEFAULT_QUEUE
 from ..protocol.plain_commands import TIME, read_time
-from ..protocol.states import COUNTED
 from . import columns, frames
 from .inspector import EVENTS_MAX, Inspector
 from .rows import DeadLetter, Running, fields_of, text_of

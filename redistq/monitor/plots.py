@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._optional import require
 from ..display.text import QUEUED, SUCCEEDED, duration, look
+from ..system.interpreter import require
 from .figure import STATES_DRAWN, canvas, events_of, ink, legend, newest, nothing, titled
 from .timeline import timeline
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..protocol.commands import Commands, Snapshot, WorkerRow
-from ..protocol.states import COUNTED, ENDED
+from ..protocol.keys import COUNTED, ENDED
 from .health import condition, running_count, running_of, slots_of, verdict
 from .rows import (
     BatchRow,

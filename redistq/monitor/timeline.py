@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .._optional import require
 from ..display.text import look, plural
+from ..system.interpreter import require
 from .figure import STATES_DRAWN, canvas, events_of, legend, newest, nothing, titled
 from .health import slots_of
 from .tick import Tick

@@ -24,8 +24,7 @@ from ..protocol.commands import (
     Snapshot,
     words_of,
 )
-from ..protocol.ids import check_line, new_task_id
-from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
+from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, check_line, new_task_id
 from ..protocol.options import (
     NO_OPTIONS,
     OPTIONS_OF_TASKS,

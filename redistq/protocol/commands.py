@@ -15,10 +15,10 @@ from typing import Any
 
 from . import scripts
 from .keys import DEFAULT_GROUP, QueueKeys
+from .keys import SETTLED as SETTLED
 from .plain_commands import MAX_TASKS as MAX_TASKS
 from .plain_commands import Command as Command
 from .plain_commands import PlainCommands
-from .states import SETTLED as SETTLED
 
 _flat = chain.from_iterable
 

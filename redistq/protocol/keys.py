@@ -1,12 +1,18 @@
-"""The names of all keys of one queue: one constructor each, nowhere else.
+"""Names: of a queue and all its keys, of tasks, and of the states that a task may be in.
 
-Used by the script calls and by whoever looks at a queue. The pattern is ``<kind>:<queue>[:<id>]``.
+``QueueKeys`` has one constructor for each key, and nothing else makes one; the pattern is
+``<kind>:<queue>[:<id>]``. Task ids are unique without a question to anyone. Each list of states
+stands here alone; the scripts write these words into records, the history and the counters.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import ConfigurationError
 
@@ -16,12 +22,40 @@ PRIORITIES = ("high", "normal", "low")
 """The priorities of a queue, the most urgent first; each but ``normal`` is a queue of its own."""
 PRIORITY_MARK = "!"
 LONGEST_NAME = 200
+MAX_CHARACTERS = 200
+"""Longest id of a task, and longest name of one."""
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
     | {"batches", "batch", "settled", "blob", "logs", "wake", "client"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
+
+STATES = (
+    "delayed",
+    "queued",
+    "running",
+    "retried",
+    "snoozed",
+    "recovered",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+    "settled",
+)
+"""Every state a task or one of its attempts may be in, in the order of a task's life."""
+
+ENDED = ("succeeded", "failed", "cancelled")
+"""How a task ends."""
+
+COUNTED = (*ENDED, "retried", "snoozed", "recovered")
+"""How an attempt ends; the queue counts each since it began."""
+
+SETTLED = frozenset({*ENDED, "expired"})
+"""States of a record that changes no more."""
+
+# -- queues and their keys -------------------------------------------------------------------------
 
 
 def at_priority(queue: str, priority: str) -> str:
@@ -177,3 +211,61 @@ class QueueKeys:
     def logs(self, task_id: str) -> str:
         """The capped stream of one task's output."""
         return self.logs_prefix + task_id
+
+
+# -- task ids --------------------------------------------------------------------------------------
+
+
+def _fresh() -> Iterator[str]:
+    # 64 random bits a process, then a count: as unlikely to collide as two processes' prefixes,
+    # without a call to the kernel for every task.
+    prefix = os.urandom(8).hex()
+    return (f"{prefix}{n:04x}" for n in itertools.count())
+
+
+_ids = _fresh()
+
+
+def _after_fork() -> None:
+    global _ids
+    _ids = _fresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def new_task_id() -> str:
+    """A task id that no other call in any process returns: 20 or more hexadecimal digits."""
+    return next(_ids)
+
+
+def new_call_id() -> str:
+    """The same for a function call, whose id says that it is one to whoever asks for its result:
+    what stands on the server could say anything."""
+    return "call-" + next(_ids)
+
+
+def is_call(task_id: str) -> bool:
+    """Whether an id is that of a function call, also of a cached one; a batch's do not say."""
+    return task_id.startswith(("call-", "memo-"))
+
+
+def check_line(what: str, text: Any) -> None:
+    """Raise ConfigurationError unless ``text`` can be an id or a name: one line of 1 to 200
+    characters. Halves of a surrogate pair are no characters: no server could be sent them."""
+    right = isinstance(text, str) and 0 < len(text) <= MAX_CHARACTERS and "\n" not in text
+    if right and (text.isascii() or is_text(text)):
+        return
+    raise ConfigurationError(
+        f"{what} is one line of 1 to {MAX_CHARACTERS} characters: {text!r:.{MAX_CHARACTERS + 20}}"
+    )
+
+
+def is_text(text: str) -> bool:
+    """Whether a server can be sent it: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,15 +1,18 @@
-"""The Python that runs our processes, and what they inherit of this one: flags, import path.
+"""The Python that runs our processes, what they inherit of this one, and what it has installed.
 
-Used by whatever starts a process of ours: workers, supervisors, the embedded server.
+Used by whatever starts a process of ours (workers, supervisors, the embedded server), and by
+whatever needs an optional package, which is imported when it is first needed.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..errors import ConfigurationError
 
@@ -93,3 +96,14 @@ def use_import_path(path: Sequence[str]) -> None:
     To be called when our own modules are loaded: a ``queue.py`` beside the handlers is theirs.
     """
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Return an optional module; raises ImportError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"{package} is needed for {purpose}: pip install redistq[{extra}]", name=package
+        ) from error
