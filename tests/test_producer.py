@@ -38,7 +38,7 @@ from redistq import (
 )
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
-from redistq.connection.transport import SocketTransport, Transport
+from redistq.connection.connection import SocketTransport, Transport
 from redistq.producer.results import INBOX_KEPT
 from redistq.producer.waiters import HABIT, RECENT
 

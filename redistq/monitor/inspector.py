@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..connection.broker import Broker
-from ..connection.refusals import ServerError
+from ..connection.redis_py import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED

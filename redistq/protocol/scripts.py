@@ -21,10 +21,30 @@ from typing import Any
 from ..errors import ConfigurationError
 
 VERBS = (
-    *("enqueue", "promote", "settle", "retry", "release", "park", "quarantine"),
-    *("rights", "register", "heartbeat", "recover", "adopt", "create_group"),
-    *("cancel", "watch", "replay", "resubmit", "purge", "open_batch", "hold", "drop"),
-    *("snapshot", "tick", "browse"),
+    "enqueue",
+    "promote",
+    "settle",
+    "retry",
+    "release",
+    "park",
+    "quarantine",
+    "rights",
+    "register",
+    "heartbeat",
+    "recover",
+    "adopt",
+    "create_group",
+    "cancel",
+    "watch",
+    "replay",
+    "resubmit",
+    "purge",
+    "open_batch",
+    "hold",
+    "drop",
+    "snapshot",
+    "tick",
+    "browse",
 )
 """Every script there is; a package inside a zip cannot list its files."""
 PARTS = ("KEYS", "ARGV", "RETURN", "COST", "WHY")
@@ -102,8 +122,13 @@ _texts: dict[str, str] = {}
 
 
 def text_of(sha: str) -> str:
-    """The text of a script that was loaded in this process."""
+    """Return the text of a script that was loaded in this process."""
     return _texts[sha]
+
+
+def with_text(command: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a script's command with its text, for a server that does not know its SHA1."""
+    return ("EVAL", text_of(command[1]), *command[2:])
 
 
 @functools.cache
@@ -150,7 +175,8 @@ def parse(verb: str, source: str) -> Header:
         repeated = tuple(re.split(r", (?![^(]*\))", found[2]))
         if len(repeated) != int(found[1]):
             raise ValueError(f"{verb}.lua: of {found[1]} repeated values {len(repeated)} are named")
-    keys, args = _slots(verb, items["KEYS"]), _slots(verb, items["ARGV"])
+    keys = _slots(verb, items["KEYS"])
+    args = _slots(verb, items["ARGV"])
     return Header(verb, purpose, parts, keys, args, repeated)
 
 
@@ -213,7 +239,8 @@ class QueueScripts:
     def __init__(self, keys: object, own: Mapping[str, Any]) -> None:
         """``keys`` has an attribute for each key that headers name; ``own`` are the arguments that
         are the same in all calls of the queue, by their names in the headers."""
-        self._keys, self._own = keys, own
+        self._keys = keys
+        self._own = own
         for verb in VERBS:  # all at once: another release may be installed over this one later
             load(verb)
 
@@ -236,6 +263,7 @@ def check(command: Sequence[Any]) -> None:
     header = next(header_of(verb) for verb in VERBS if load(verb).sha == command[1])
     if command[2] != len(header.keys):
         raise ValueError(f"{header.verb} has {len(header.keys)} keys, not {command[2]}")
-    values, each = len(command) - 3 - command[2] - len(header.args), len(header.repeated)
+    values = len(command) - 3 - command[2] - len(header.args)
+    each = len(header.repeated)
     if values < 0 or (values % each if each else values):
         raise ValueError(f"{header.verb}: {values} values, where each item has {each}")

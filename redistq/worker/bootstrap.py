@@ -13,8 +13,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..connection.broker import Broker
-from ..connection.server_checks import check_server
+from ..connection.broker import Broker, check_server
 from ..errors import ConfigurationError
 from ..handlers import Handler, Registry, default_registry
 from ..logger import logger
