@@ -28,7 +28,7 @@ from .client.futures import TaskFuture, cancel_all
 from .client.submission import label
 from .errors import PayloadError
 from .functions.pickling import dump, load
-from .system.blas import limited
+from .system.interpreter import limited
 
 
 class CannotPickle(PayloadError, PicklingError):

@@ -208,18 +208,18 @@ def test_a_process_that_a_handler_left_keeps_no_line_open(tmp_path: Path) -> Non
         "def begin(starter):\n"
         "    if not os.fork(): time.sleep(60); os._exit(0)\n"
         "    left = subprocess.Popen(['sleep', '60'], close_fds=False)\n"
-        "    starter.say({'left': left.pid})\n"
+        "    starter.report({'left': left.pid})\n"
         "    os._exit(0)\n"
     )
     sys.path.insert(0, str(tmp_path))
     try:
         helper = Helper("leaves")
         helper.introduce({})
-        news = helper.news(20)
+        news = helper.report(20)
         assert news is not None
         assert helper.process.wait(10) == 0
-        assert helper.news(20) is None
-        assert helper._news == -1, "it is the end, not the time limit"
+        assert helper.report(20) is None
+        assert helper._reports == -1, "it is the end, not the time limit"
     finally:
         sys.path.remove(str(tmp_path))
         os.killpg(helper.pid, signal.SIGKILL)
@@ -619,13 +619,13 @@ def test_a_process_that_does_not_listen_holds_nobody_up(
     monkeypatch.setenv("REDISTQ_PYTHON", str(sleeper))
     helper = Helper("redistq.worker.child")
     helper.introduce({"handlers": "x" * 1_000_000}, timeout=0.2)
-    assert helper.news(0.1) is None
-    helper.tell("stop 30")
+    assert helper.report(0.1) is None
+    helper.order("stop 30")
     assert helper.process.wait(10) == -signal.SIGKILL
-    assert helper.news(10) is None
+    assert helper.report(10) is None
     helper.let_go()
     helper.let_go()
-    helper.tell("stop 1")
+    helper.order("stop 1")
 
 
 def test_sockets_of_coroutine_libraries_keep_their_own_time(

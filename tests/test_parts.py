@@ -178,7 +178,7 @@ def test_a_pool_shares_the_cores_out(
     monkeypatch: pytest.MonkeyPatch, mine: dict[str, str], seen: str
 ) -> None:
     """As many worker processes as cores bring one BLAS thread each, unless the user says more."""
-    from redistq.system.blas import VARIABLES, cores, environment
+    from redistq.system.interpreter import VARIABLES, cores, environment
 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""What is said between a worker's processes: orders down, news of the start up."""
+"""What is said between a worker's processes: orders down, reports of the start up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from redistq.worker.pipe import Child, News, Parent
+from redistq.worker.pipe import Child, Parent, Report
 
 
 class Line:
@@ -21,10 +21,10 @@ class Line:
     def order(self) -> str | None:
         return self.lines.pop(0) if self.lines else None
 
-    def say(self, news: dict[str, Any]) -> None:
-        self.told.append(news)
+    def report(self, report: dict[str, Any]) -> None:
+        self.told.append(report)
 
-    def fall_silent(self) -> None:
+    def end_reports(self) -> None:
         self.silent = True
 
 
@@ -56,19 +56,19 @@ def test_a_process_hears_once_that_it_is_to_stop(lines: tuple[str, ...], heard: 
 
 
 def test_what_a_process_says_arrives_as_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ends have the same form of news; after "ready" there is no more."""
+    """Both ends have the same form of reports; after "ready" there is no more."""
     line = Line()
     end = parent(line)
-    end.say_failure("no module")
-    end.say_unavailable()
+    end.report_failure("no module")
+    end.report_unavailable()
     assert not line.silent
-    end.say_ready({"host": "here"})
+    end.report_ready({"host": "here"})
     assert line.silent
     child = Child.__new__(Child)  # no process: only its reading of what it is told
-    monkeypatch.setattr(child, "news", lambda timeout: line.told.pop(0) if line.told else None)
+    monkeypatch.setattr(child, "report", lambda timeout: line.told.pop(0) if line.told else None)
     assert [child.hear() for _ in range(4)] == [
-        News(failure="no module"),
-        News(unavailable=True),
-        News(ready=True, details={"host": "here"}),
+        Report(failure="no module"),
+        Report(unavailable=True),
+        Report(ready=True, details={"host": "here"}),
         None,
     ]

@@ -26,7 +26,7 @@ from servers import Server, free_port
 from workers import until
 
 from redistq.dashboard import serve
-from redistq.system import hosts
+from redistq.system import private
 
 pytestmark = pytest.mark.skipif(find_spec("voila") is None, reason="needs voila")
 PASSWORD = "s3cret-w0rd"
@@ -266,7 +266,7 @@ def test_it_is_served_elsewhere_when_asked(locked: Server, tmp_path: Path) -> No
 )
 def test_which_names_are_its_own(host: str, name: str, own: bool) -> None:
     """Its address, its names, those that are allowed; numbers where it is not for us alone."""
-    assert hosts.named_here(host, ["proxy.example"])(name) is own
+    assert private.named_here(host, ["proxy.example"])(name) is own
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_which_names_are_its_own(host: str, name: str, own: bool) -> None:
 )
 def test_which_pages_may_ask(headers: dict[str, str], let_in: bool) -> None:
     """Its own, and what is no page at all."""
-    mine: Callable[[str], bool] = hosts.named_here("127.0.0.1", [])
+    mine: Callable[[str], bool] = private.named_here("127.0.0.1", [])
     request = SimpleNamespace(headers={"Host": "localhost:1", **headers}, host_name="localhost")
     assert (serve.refusal_of(request, mine) == "") is let_in
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..system.stdout import written
+from ..system.streams import written
 
 _USAGE = """usage: redistq {worker,monitor,dashboard} ...
 

@@ -22,7 +22,7 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import STATS_EVENTS, stats_of, workers_of
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
-from ..system.stdout import written
+from ..system.streams import written
 from . import tables
 
 EXIT_OK = 0

@@ -34,8 +34,8 @@ from ..errors import RedistqError
 from ..functions.signing import ENV_KEY
 from ..logger import logger
 from ..protocol.keys import DEFAULT_QUEUE
-from ..system.hosts import is_loopback, named_here
-from ..system.stdout import written
+from ..system.private import is_loopback, named_here
+from ..system.streams import written
 
 log = logger("redistq.serve")
 

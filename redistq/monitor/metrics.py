@@ -15,8 +15,8 @@ from ..errors import ConfigurationError, RedistqError
 from ..logger import logger
 from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED
-from ..system.hosts import host_in, is_loopback, named_here
 from ..system.interpreter import require
+from ..system.private import host_in, is_loopback, named_here
 from .health import condition, running_count, slots_of
 from .monitor import TaskMonitor
 

@@ -1,18 +1,28 @@
-"""Folders and files that are this user's alone: opened so that nobody else can have put them there.
+"""What is this user's alone: folders and files that nobody else can have put there, and names under
+which a web server of ours is asked for.
 
-Used for the signing key, the embedded server's folder, and files that name a key or an address.
-What others may write is refused, for it is not ours but theirs: whoever chooses the key runs code
-here. A folder is judged by the descriptor it was opened with, and so is each file in it, which is
-never a symbolic link: between looking and opening nothing can be exchanged.
+Folders and files are used for the signing key, the embedded server's folder, and files that name a
+key or an address. What others may write is refused, for it is not ours but theirs: whoever chooses
+the key runs code here. A folder is judged by the descriptor it was opened with, and so is each file
+in it, which is never a symbolic link: between looking and opening nothing can be exchanged.
 
 Root is no exception. It takes nothing from other users; other users take things from root.
+
+The names are used by the dashboard's page and by the figures for Prometheus. A page of any web
+site, open in a browser here, can reach every port of this machine, and whoever runs the site can
+make its name point here (DNS rebinding): then the browser lets the page read the answers. Such a
+request names the site in its ``Host``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import ipaddress
 import os
+import socket
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import ConfigurationError
@@ -23,8 +33,8 @@ ENV_HOME = "REDISTQ_HOME"
 
 
 def whole(folder: Path) -> Path:
-    """A folder's whole path, without symbolic links; raises ConfigurationError for links that
-    other users have made on the way, and where ``~`` means nothing."""
+    """Return a folder's whole path, without symbolic links; raises ConfigurationError for links
+    that other users have made on the way, and where ``~`` means nothing."""
     try:
         if POSIX:
             _check_links(folder.expanduser().absolute())
@@ -56,7 +66,7 @@ def make_folder(folder: Path) -> None:
 
 
 def open_folder(folder: Path) -> int:
-    """A descriptor of a folder that is this user's alone; -1 where there is no such thing.
+    """Return a descriptor of a folder that is this user's alone; -1 where there is no such thing.
 
     Raises ConfigurationError when it is not, with the command that mends it.
     """
@@ -78,14 +88,14 @@ def open_folder(folder: Path) -> int:
             raise ConfigurationError(
                 f"others can write to {folder}, and so choose what runs here: chmod 700 {folder}"
             )
-    except BaseException:
+    except BaseException:  # whatever it is, an interrupt too: the descriptor is closed
         os.close(descriptor)
         raise
     return descriptor
 
 
 def read_secret(folder: int, name: str, path: Path) -> bytes:
-    """A file of an open folder that nobody else may read or write.
+    """Return what a file of an open folder holds that nobody else may read or write.
 
     Raises FileNotFoundError, and ConfigurationError for one that others can get at.
     """
@@ -122,8 +132,8 @@ def make_secret(folder: int, name: str, path: Path, content: bytes) -> None:
 
 
 def read_given(path: Path, what: str) -> bytes:
-    """A file that a setting names: links are followed, as in mounted secrets, and others may read
-    it; raises ConfigurationError for one that cannot be read or that others can write."""
+    """Return what a file holds that a setting names: links are followed, as in mounted secrets, and
+    others may read it. Raises ConfigurationError when it cannot be read or others can write it."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -155,7 +165,7 @@ def _open(folder: int, name: str, path: Path, flags: int) -> int:
         _check_owner(path, status)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigurationError(f"{path} is no file: remove it, and a new one is made")
-    except BaseException:
+    except BaseException:  # whatever it is, an interrupt too: the descriptor is closed
         os.close(descriptor)
         raise
     return descriptor
@@ -201,3 +211,51 @@ def _check_links(path: Path) -> None:
 
 def _what_others_can(status: os.stat_result) -> str:
     return "write" if status.st_mode & 0o022 else "read"
+
+
+# -- names of a web server -------------------------------------------------------------------------
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def named_here(host: str, more: Sequence[str] = ()) -> Callable[[str], bool]:
+    """Return which names in a request mean a server that listens at ``host``.
+
+    One that only this machine can reach has its own names. One that others can reach has every IP
+    address too: only a name can be made to point here by somebody who has a web site.
+    """
+    local = is_loopback(host)
+    names = {"localhost", host, *more}
+    if not local:
+        names |= {socket.gethostname(), socket.getfqdn()}
+    names = {_plain(name) for name in names}
+
+    @functools.lru_cache(1000)
+    def is_own_name(name: str) -> bool:
+        name = _plain(name)
+        if name in names:
+            return True
+        try:
+            ip = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return ip.is_loopback or not local
+
+    return is_own_name
+
+
+def host_in(header: str) -> str:
+    """Return the name in a ``Host`` header, without its port."""
+    if header.startswith("["):
+        return header.partition("]")[0][1:]
+    return header.partition(":")[0]
+
+
+def _plain(name: str) -> str:
+    return name.lower().strip("[]").rstrip(".")

@@ -1,9 +1,10 @@
-"""Processes of our own and the line to each of them.
+"""Processes of our own, the pipes to each of them, and what handlers fork.
 
 Used through ``worker/pipe.py`` by TaskWorker and supervisors, which start ``worker/sidecar.py`` and
 ``worker/child.py``, and by those when they begin. A helper has two pipes of its own: *orders*,
-whose end means that its starter has gone, and *news*. Standard input has no part in this: helpers
-get an empty one, and so do the processes that handlers start.
+whose end means that its starter has gone, and *reports*. Standard input has no part in this:
+helpers get an empty one, and so do the processes that handlers start. A process that a handler
+forks keeps no pipe of ours open and takes no signal of ours.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from ..errors import ConfigurationError
-from .forks import close, handle_signal, keep_from_forks
 from .interpreter import ENV_PYTHON, import_path, interpreter, interpreter_flags
 from .streams import mend_standard_streams
 
@@ -49,13 +50,14 @@ def how_it_ended(code: int) -> str:
 
 
 def pipe() -> tuple[int, int]:
-    """A pipe whose ends are no standard descriptors, though one of those be closed in this program:
-    in a process that inherits such an end, its standard input would take the place."""
+    """Return a pipe whose ends are no standard descriptors, even where one of those is closed in
+    this program: a process that inherits such an end would put its standard input in its place."""
     reader, writer = os.pipe()
     return off_standard(reader), off_standard(writer)
 
 
 def off_standard(descriptor: int) -> int:
+    """Return the descriptor, or instead of a standard one a copy that is none."""
     if descriptor > 2:
         return descriptor
     import fcntl
@@ -66,17 +68,96 @@ def off_standard(descriptor: int) -> int:
         os.close(descriptor)
 
 
+# -- forks: what a handler forks gets nothing of ours ----------------------------------------------
+
+_ours: set[int] = set()
+_not_in_forks: dict[signal.Signals, Any] = {}
+"""The handlers that this process found, by the signals that it handles itself."""
+_forking = threading.local()
+
+
+def keep_from_forks(*descriptors: int) -> None:
+    """Close these descriptors in every process that this one forks, until ``close``."""
+    _ours.update(descriptors)
+
+
+def close(descriptor: int) -> None:
+    """Close a descriptor that forked processes did not get."""
+    _ours.discard(descriptor)
+    os.close(descriptor)
+
+
+def handle_signal(number: signal.Signals, handler: Callable[..., None]) -> None:
+    """Handle a signal in this process, and not in those that it forks."""
+    _not_in_forks.setdefault(number, signal.getsignal(number))
+    signal.signal(number, handler)
+
+
+def _before_fork() -> None:
+    # Python forgets a signal that reaches a forked process before that has forgotten our handlers.
+    if _not_in_forks:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _not_in_forks)
+
+
+def _after_fork_in_parent() -> None:
+    mask = _forking.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork() -> None:
+    # A forked process must not keep our pipes open: their end says that we have gone.
+    for descriptor in _ours:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _ours.clear()
+    # Nor must it take our signals for its own: a pool that ends its processes would wait for ever.
+    for number, handler in _not_in_forks.items():
+        signal.signal(number, handler)
+    _not_in_forks.clear()
+    _after_fork_in_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
+    )
+
+
+def leave_fork(error: BaseException | None) -> NoReturn:
+    """End a process that a handler, or its module, forked and that has come to the end of it.
+
+    The task is its parent's, and so are the connections by which its copy would tell the server.
+    """
+    code = 0 if error is None else 1
+    with contextlib.suppress(Exception):  # the program may have replaced what prints
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            code = error.code or 0
+        elif error is not None:
+            traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a module may have put anything in their place
+            stream.flush()
+    os._exit(code & 0xFF)
+
+
+# -- in the process that starts another ------------------------------------------------------------
+
+
 def _wait_for(descriptor: int, what: int, timeout: float | None = None) -> bool:
-    """Until it can be read or written; not by a blocking call, which would hold up every thread of
-    a process whose threads gevent or eventlet have made into coroutines."""
+    """Wait until it can be read or written; return whether it can.
+
+    Not by a blocking call: that would hold up every thread of a process whose threads gevent or
+    eventlet have made into coroutines.
+    """
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, what)
         return bool(selector.select(timeout))
 
 
 class Helper:
-    """A process of ours that was started, and the line to it: ``introduce`` it once, then ``tell``
-    it what to do and listen to its ``news``. In a process that this one forks it does nothing.
+    """A process of ours that was started, and the pipes to it: ``introduce`` it once, then give it
+    an ``order`` and read its ``report``. In a process that this one forks it does nothing.
     """
 
     def __init__(
@@ -92,23 +173,32 @@ class Helper:
             raise ConfigurationError(f"workers start in the folder {folder}, which is gone")
         python = interpreter()
         orders, self._orders = pipe()
-        self._news, news = pipe()
+        self._reports, reports = pipe()
         self._owner = os.getpid()
         self._heard = b""
         self._introduced = False
         self._lock = threading.Lock()
         try:
             self.process = subprocess.Popen(
-                [python, *interpreter_flags(), "-P", "-c", _BOOT, module, str(orders), str(news)],
+                [
+                    python,
+                    *interpreter_flags(),
+                    "-P",
+                    "-c",
+                    _BOOT,
+                    module,
+                    str(orders),
+                    str(reports),
+                ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(orders, news, *pass_fds),
+                pass_fds=(orders, reports, *pass_fds),
                 cwd=folder,
                 env=environment,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
             )
         except OSError as error:
             os.close(self._orders)
-            os.close(self._news)
+            os.close(self._reports)
             if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
                 raise ConfigurationError(
                     f"{python} cannot be run ({error}): set {ENV_PYTHON} to a Python interpreter"
@@ -116,8 +206,8 @@ class Helper:
             raise
         finally:
             os.close(orders)
-            os.close(news)
-        keep_from_forks(self._orders, self._news)
+            os.close(reports)
+        keep_from_forks(self._orders, self._reports)
         # It loads its modules meanwhile. Nothing waits for one that does not read.
         os.set_blocking(self._orders, False)
         self._unsent = json.dumps(import_path()).encode() + b"\n"
@@ -129,7 +219,7 @@ class Helper:
         return self.process.pid
 
     def introduce(self, spec: dict[str, Any], timeout: float = START_TIMEOUT_S) -> None:
-        """Say what it is for, within ``timeout`` seconds; one that is gone does not mind."""
+        """Say what it is for, within ``timeout`` seconds; nothing is raised when it has gone."""
         deadline = time.monotonic() + timeout
         with self._lock:
             self._unsent += json.dumps(spec).encode() + b"\n"
@@ -149,8 +239,8 @@ class Helper:
             return False
         return True
 
-    def tell(self, order: str) -> None:
-        """Give an order; a process that does not even know yet what it is for ends at once."""
+    def order(self, order: str) -> None:
+        """Give an order; a process that does not know yet what it is for is killed."""
         if os.getpid() != self._owner:
             return
         if not self._introduced:
@@ -161,10 +251,11 @@ class Helper:
             if self._orders >= 0:
                 self._send()
 
-    def news(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """What it says next; None when it says no more, or nothing for ``timeout`` seconds."""
+    def report(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """Return what it reports next; None when there is no more, or nothing for ``timeout``
+        seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._news >= 0:
+        while self._reports >= 0:
             line, newline, rest = self._heard.partition(b"\n")
             if newline:
                 self._heard = rest
@@ -172,20 +263,20 @@ class Helper:
                     return dict(json.loads(line))
                 continue
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not _wait_for(self._news, selectors.EVENT_READ, left):
+            if not _wait_for(self._reports, selectors.EVENT_READ, left):
                 return None
-            chunk = os.read(self._news, 65536)
+            chunk = os.read(self._reports, 65536)
             if not chunk:
-                self.ignore_news()
+                self.ignore_reports()
             self._heard += chunk
         return None
 
-    def ignore_news(self) -> None:
-        """Listen no more."""
-        self._news = self._closed(self._news)
+    def ignore_reports(self) -> None:
+        """Read no more reports."""
+        self._reports = self._closed(self._reports)
 
     def let_go(self) -> None:
-        """Close the line: a process that still runs takes it for our end."""
+        """Close the pipe of orders: a process that still runs takes that for our end."""
         with self._lock:
             self._orders = self._closed(self._orders)
 
@@ -199,14 +290,14 @@ class Helper:
 
 
 def run_helper() -> None:
-    """What a helper runs: the module that its command line names."""
+    """Run the module that the command line names: what a helper does."""
     module, *descriptors = sys.argv[1:]
     starter = Starter(*map(int, descriptors))
     try:
         begin = importlib.import_module(module).begin
-    except Exception as error:
+    except Exception as error:  # the import may raise anything, and its starter is to know what
         version = ".".join(map(str, sys.version_info[:2]))
-        starter.say(
+        starter.report(
             {
                 "failure": f"{sys.executable} (Python {version}) cannot run redistq: "
                 f"{type(error).__name__}: {error}"
@@ -217,16 +308,16 @@ def run_helper() -> None:
 
 
 class Starter:
-    """Whoever started this process: what it is for, the orders it gives, and what it is told."""
+    """Whoever started this process: says what it is for, gives orders and reads reports."""
 
-    def __init__(self, orders: int, news: int) -> None:
+    def __init__(self, orders: int, reports: int) -> None:
         """Take over the two descriptors; neither goes to any process that is started from here."""
         self._orders = orders
-        self._news = news
+        self._reports = reports
         self._heard = b""
-        for descriptor in (orders, news):
+        for descriptor in (orders, reports):
             os.set_inheritable(descriptor, False)
-        keep_from_forks(orders, news)
+        keep_from_forks(orders, reports)
         # An interrupt of the application (Ctrl-C, a notebook's stop button) is not meant for us.
         # Not SIG_IGN, which every program that a handler starts would inherit.
         handle_signal(signal.SIGINT, lambda *_: None)
@@ -234,7 +325,7 @@ class Starter:
         mend_standard_streams()
 
     def order(self) -> str | None:
-        """The next line from it; None when it has gone."""
+        """Return the next line from it; None when it has gone."""
         while True:
             line, newline, rest = self._heard.partition(b"\n")
             if newline:
@@ -247,18 +338,18 @@ class Starter:
             self._heard += chunk
 
     def spec(self) -> dict[str, Any] | None:
-        """What this process is for; None when its starter has gone before it said so."""
+        """Return what this process is for; None when its starter has gone before it said so."""
         line = self.order()
         return None if line is None else dict(json.loads(line))
 
-    def say(self, news: dict[str, Any]) -> None:
-        """Tell it; when it has gone, the end of its orders tells as well."""
+    def report(self, report: dict[str, Any]) -> None:
+        """Send a report; one that has gone reads none, and the end of its orders says so."""
         with contextlib.suppress(OSError):
-            if self._news >= 0:
-                os.write(self._news, json.dumps(news).encode() + b"\n")
+            if self._reports >= 0:
+                os.write(self._reports, json.dumps(report).encode() + b"\n")
 
-    def fall_silent(self) -> None:
-        """There is no more to say: nothing that a handler leaves behind holds that line open."""
-        if self._news >= 0:
-            close(self._news)
-        self._news = -1
+    def end_reports(self) -> None:
+        """Send no more reports: nothing that a handler leaves behind holds that pipe open."""
+        if self._reports >= 0:
+            close(self._reports)
+        self._reports = -1

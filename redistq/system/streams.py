@@ -1,7 +1,8 @@
-"""Standard streams of a worker's processes: they outlive whatever they were connected to.
+"""Standard streams: a worker's outlive their readers, a command's may be full or closed.
 
-Used by a process at its start. The output of the commands that print is another matter: see
-stdout.py.
+``mend_standard_streams`` is used by each process of a worker at its start: what its tasks print
+fails none of them. ``written`` is used by the commands that print (``redistq``, its monitor and its
+web page): there the end of the reader is the end of the command, and a full disk is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import io
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+
+
+# -- of a worker's processes -----------------------------------------------------------------------
 
 
 class _Lasting(io.FileIO):
@@ -74,4 +83,37 @@ def _point_at_nothing(descriptor: int) -> None:
         os.set_inheritable(descriptor, True)
     else:
         os.dup2(nothing, descriptor)
+        os.close(nothing)
+
+
+# -- of commands that print ------------------------------------------------------------------------
+
+
+def written(run: Callable[[], int]) -> int:
+    """Return the exit code of ``run``, once all that it printed is written.
+
+    When the reader (head, a closed pager) has seen enough, that is 0 without a word. When the
+    output cannot be written, one line on standard error says so, and it is 1.
+    """
+    try:
+        code = run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_OK
+    except OSError as error:
+        _drop_output()
+        what = "its output cannot be written: " if error.errno in _FULL else ""
+        with contextlib.suppress(OSError):
+            print(f"redistq: {what}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _drop_output() -> None:
+    """Let what is still in the buffer go nowhere, or the end of the process would try again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)

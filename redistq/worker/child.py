@@ -30,9 +30,8 @@ from ..errors import RedistqError, ServerUnavailable
 from ..handlers import Registry
 from ..logger import logger
 from ..protocol.commands import Commands
-from ..system.forks import handle_signal, leave_fork
 from ..system.interpreter import use_import_path
-from ..system.processes import Starter
+from ..system.processes import Starter, handle_signal, leave_fork
 from .bootstrap import announce, registry_from, with_function_calls
 from .heartbeat import sign_off
 from .pipe import Parent
@@ -61,14 +60,14 @@ def begin(starter: Starter) -> None:
         code = 0 if spec is None else _run(parent, spec)
     except ServerUnavailable as error:
         log.warning("%s", error)
-        parent.say_unavailable()
+        parent.report_unavailable()
     except BaseException as error:
         # A module may raise anything when it is imported, or end the program.
         if os.getpid() != own:
             leave_fork(error)
         if not isinstance(error, RedistqError | SystemExit):
             log.exception("this worker process cannot start")
-        parent.say_failure(_reason(error))
+        parent.report_failure(_reason(error))
     _end(code)
 
 
@@ -179,7 +178,7 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     orders.work_begins()
     slots.serve_process(processor)
     processor.start()
-    parent.say_ready(details)
+    parent.report_ready(details)
 
     finished = processor.stop(orders.wait())
     if orders.alone:

@@ -21,7 +21,7 @@ from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, is_count
-from ..system.forks import leave_fork
+from ..system.processes import leave_fork
 from .attempt import (
     FIELDS,
     PARK,

@@ -1,9 +1,9 @@
-"""The pipe between a worker's processes: what is said to one that was started, and what it says.
+"""The pipe between a worker's processes: orders to one that was started, and what it reports.
 
 Both ends are here and nowhere else. ``Child`` is the end of the process that starts another: a
 TaskWorker its sidecar, a supervisor its worker processes. ``Parent`` is the end of the one that was
 started. Down go one JSON line that says what the process is for, then ``stop SECONDS``; their end
-means that the parent has gone. Up go JSON lines about the start: ready, or why it cannot be.
+means that the parent has gone. Up go JSON lines about its start: ready, or why it cannot be.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..system.processes import Helper, Starter
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What a process says of its start."""
+class Report:
+    """What a process reports of its start."""
 
     ready: bool = False
     details: dict[str, Any] = field(default_factory=dict)
@@ -30,20 +30,20 @@ class News:
 
 
 class Child(Helper):
-    """A process that this one started: ``introduce`` it, hear its news, ``stop`` it."""
+    """A process that this one started: ``introduce`` it, ``hear`` its reports, ``stop`` it."""
 
     def stop(self, timeout: float) -> None:
         """Tell it to finish within ``timeout`` seconds, and to end."""
-        self.tell(f"stop {timeout}")
+        self.order(f"stop {timeout}")
 
-    def hear(self, timeout: float | None = None) -> News | None:
-        """Return what it says next; None when it says no more, or nothing for ``timeout`` s."""
-        said = self.news(timeout)
-        return None if said is None else News(**said)
+    def hear(self, timeout: float | None = None) -> Report | None:
+        """Return what it reports next; None when there is no more, or nothing for ``timeout`` s."""
+        said = self.report(timeout)
+        return None if said is None else Report(**said)
 
 
 class Parent:
-    """The process that started this one, and what it wants."""
+    """The process that started this one: what it wants, and what it is to know."""
 
     def __init__(self, starter: Starter) -> None:
         self._starter = starter
@@ -69,19 +69,19 @@ class Parent:
                 return
         on_gone()
 
-    def say_ready(self, details: dict[str, Any] | None = None) -> None:
-        """Say that this process works. There is no more to say: nothing that a handler leaves
-        behind shall hold that line open."""
-        self._say(News(ready=True, details=details or {}))
-        self._starter.fall_silent()
+    def report_ready(self, details: dict[str, Any] | None = None) -> None:
+        """Report that this process works. It is the last report: nothing that a handler leaves
+        behind shall hold that pipe open."""
+        self._report(Report(ready=True, details=details or {}))
+        self._starter.end_reports()
 
-    def say_failure(self, reason: str) -> None:
-        """Say why this process cannot work."""
-        self._say(News(failure=reason))
+    def report_failure(self, reason: str) -> None:
+        """Report why this process cannot work."""
+        self._report(Report(failure=reason))
 
-    def say_unavailable(self) -> None:
-        """Say that the server is unavailable: another try may do."""
-        self._say(News(unavailable=True))
+    def report_unavailable(self) -> None:
+        """Report that the server is unavailable: another try may do."""
+        self._report(Report(unavailable=True))
 
-    def _say(self, news: News) -> None:
-        self._starter.say(asdict(news))
+    def _report(self, report: Report) -> None:
+        self._starter.report(asdict(report))

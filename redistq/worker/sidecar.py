@@ -102,9 +102,9 @@ class Sidecar:
                 **described,
             }
         )
-        news = child.hear(START_TIMEOUT_S)
-        if news is not None and news.ready:
-            child.ignore_news()
+        report = child.hear(START_TIMEOUT_S)
+        if report is not None and report.ready:
+            child.ignore_reports()
             return
         code = child.process.poll()
         silent = f"gave no answer for {START_TIMEOUT_S:g} s"
@@ -112,7 +112,7 @@ class Sidecar:
         _end(child, 0)
         raise ConfigurationError(
             "the worker processes could not start: "
-            + ((news and news.failure) or f"the supervisor process {why}")
+            + ((report and report.failure) or f"the supervisor process {why}")
         )
 
     def _replace_the_dead(self, describe: Callable[[], dict[str, Any]]) -> None:
@@ -154,7 +154,7 @@ def _end(child: Child, timeout: float) -> int | None:
     except subprocess.TimeoutExpired:
         child.process.kill()
         child.process.wait()
-    child.ignore_news()
+    child.ignore_reports()
     return code if code is not None and code >= 0 else None
 
 
@@ -184,13 +184,13 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         children=spec.get("children", 0),
         child_spec=spec.get("child_spec"),
         member=_member(spec),
-        on_ready=parent.say_ready,
+        on_ready=parent.report_ready,
         parent=spec["parent"],
     )
     parent.listen(supervisor.request_stop, supervisor.on_parent_gone)
     code = supervisor.run()
     if supervisor.failed_boot:
-        parent.say_failure(supervisor.failed_boot)
+        parent.report_failure(supervisor.failed_boot)
     return code
 
 

@@ -30,8 +30,7 @@ from ..logger import logger
 from ..protocol.commands import new_consumer_name
 from ..scheduler.scheduler import TaskScheduler
 from ..scheduler.subscriber import Subscriber
-from ..system import blas
-from ..system.interpreter import import_path
+from ..system.interpreter import environment, import_path
 from ..system.loops import Backoff, run_forever
 from ..system.processes import how_it_ended
 from .heartbeat import OUTAGE_PAUSE_S, Heartbeat, ManagedProcess, sign_off
@@ -298,7 +297,7 @@ class Supervisor:
             child = Child(
                 "redistq.worker.child",
                 pass_fds=(scoreboard.descriptor,),
-                environment=blas.environment(self._wanted),
+                environment=environment(self._wanted),
             )
             member = ManagedProcess(
                 new_consumer_name(socket.gethostname()), scoreboard, child, start=start
@@ -329,14 +328,14 @@ class Supervisor:
     def _watch_child(self, member: ManagedProcess, child: Child, spec: dict[str, Any]) -> None:
         """Hear that a child is ready or why it cannot be, then wait for its end."""
         child.introduce(spec)
-        while (news := child.hear()) is not None:
-            if news.ready:
-                member.details = news.details
+        while (report := child.hear()) is not None:
+            if report.ready:
+                member.details = report.details
                 member.ready = True
                 self._restarts.worked = True
                 self.heartbeat.send_soon()
-            member.failure = news.failure or member.failure
-            member.unavailable = news.unavailable
+            member.failure = report.failure or member.failure
+            member.unavailable = report.unavailable
             self._wake.set()
         member.heard.set()
         child.process.wait()
