@@ -41,7 +41,7 @@ from redistq.protocol.options import (
     milliseconds,
     wait_seconds,
 )
-from redistq.protocol.portions import MAX_BYTES, portions
+from redistq.protocol.plain_commands import MAX_BYTES, portions
 from redistq.worker.settings import WorkerSettings
 
 PRODUCERS = (TaskProducer, AsyncTaskProducer)

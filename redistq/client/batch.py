@@ -26,7 +26,7 @@ from ..producer.operations import not_stored
 from ..protocol.commands import SETTLED, Commands
 from ..protocol.keys import is_text
 from ..protocol.options import CallOptions, shown
-from ..protocol.portions import portions
+from ..protocol.plain_commands import portions
 from ..protocol.replies import read
 from . import postmortem, resume
 from .futures import kept_awake, pass_on

@@ -18,7 +18,7 @@ from ..producer.diagnosis import Diagnosis
 from ..protocol.commands import Command, Commands, Snapshot, Watched
 from ..protocol.homes import Home
 from ..protocol.keys import QueueKeys
-from ..protocol.portions import portions
+from ..protocol.plain_commands import portions
 from ..protocol.replies import read
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..logger import logger
 from ..producer.operations import not_stored
 from ..protocol.commands import Commands
 from ..protocol.keys import new_task_id
-from ..protocol.portions import fill
+from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
 from .pending import Pending
 from .presence import Presence

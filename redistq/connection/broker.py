@@ -19,7 +19,12 @@ from typing import Any
 
 from ..errors import ConnectionLost, RedistqError, Refused, ServerUnavailable, UnexpectedReply
 from ..logger import logger
-from ..protocol.commands import Command
+from ..protocol.plain_commands import (
+    MEMORY_INFO,
+    PERSISTENCE_INFO,
+    SNAPSHOT_SETTING,
+    Command,
+)
 from ..protocol.replies import checked
 from .address import Address
 from .connection import Connection
@@ -230,7 +235,7 @@ def check_server(broker: Broker) -> list[str]:
     """
     warnings = []
     try:
-        memory = _info(broker.call(("INFO", "memory")))
+        memory = _info(broker.call(MEMORY_INFO))
         policy = memory.get("maxmemory_policy", "")
         if policy not in ("", "noeviction") and not policy.startswith("volatile"):
             warnings.append(
@@ -242,9 +247,9 @@ def check_server(broker: Broker) -> list[str]:
                 f"the server's maxmemory-policy is {policy}, which may evict results and dead "
                 "letters before their time; set maxmemory-policy noeviction"
             )
-        persistence = _info(broker.call(("INFO", "persistence")))
+        persistence = _info(broker.call(PERSISTENCE_INFO))
         if persistence.get("aof_enabled") == "0":
-            reply = broker.call(("CONFIG", "GET", "save"))
+            reply = broker.call(SNAPSHOT_SETTING)
             if len(reply) == 2 and not reply[1]:
                 warnings.append(
                     "the server keeps nothing on disk (appendonly no, save ''): a restart loses "

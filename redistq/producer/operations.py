@@ -33,8 +33,7 @@ from ..protocol.options import (
     unknown_option,
     wait_seconds,
 )
-from ..protocol.plain_commands import TIME, read_time
-from ..protocol.portions import MAX_BYTES, portions
+from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
 from .diagnosis import Diagnosis
 from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of
 from .sansio import Operation

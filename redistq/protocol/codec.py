@@ -37,9 +37,16 @@ def _prepared() -> Callable[[Any], str]:
     make: Any = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         return _encoder.encode
-    write = make(  # without the record of what it is in: threads share it
-        *(None, _encoder.default, json.encoder.encode_basestring, None),
-        *(":", ",", False, False, True),
+    write = make(
+        None,  # no record of what it is in: threads share it
+        _encoder.default,
+        json.encoder.encode_basestring,
+        None,  # no indent
+        ":",
+        ",",
+        False,  # keys in their order
+        False,  # no key is skipped
+        True,  # NaN is allowed
     )
     join = "".join
 
@@ -57,12 +64,12 @@ _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 
 def dumps(value: Any) -> bytes:
-    """``value`` as compact JSON in UTF-8; raises TypeError, ValueError or RecursionError."""
+    """Return ``value`` as compact JSON in UTF-8; raises TypeError, ValueError or RecursionError."""
     return _encode(value).encode("utf-8", "surrogatepass")
 
 
 def loads(data: bytes) -> Any:
-    """The value that ``dumps`` was given; raises ValueError for what is no JSON."""
+    """Return the value that ``dumps`` was given; raises ValueError for what is no JSON."""
     return _decode(data.decode("utf-8", "surrogatepass"))
 
 
@@ -91,7 +98,7 @@ def _check_keys(value: Any) -> None:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether ``value`` is a plain one, or a dict of such whose keys are text."""
+    """Return whether ``value`` is a plain one, or a dict of such whose keys are text."""
     kind = type(value)
     if kind is dict:
         for key, item in value.items():
@@ -102,7 +109,8 @@ def _is_flat(value: Any) -> bool:
 
 
 def encode_payload(name: str, payload: Any, limit: int) -> bytes:
-    """A task's payload, or a clear error before anything is stored."""
+    """Return a task's payload as JSON; raises PayloadError or PayloadTooLarge before anything is
+    stored."""
     try:
         data = dumps(payload)
         if not _is_flat(payload):
@@ -118,7 +126,10 @@ def encode_payload(name: str, payload: Any, limit: int) -> bytes:
 
 
 def encode_result(result: Any, limit: int) -> bytes:
-    """A handler's result, or an error that ends the task as failed."""
+    """Return a handler's result as JSON.
+
+    Raises ResultError or ResultTooLarge, which end the task as failed.
+    """
     if result is None:
         return b"null"
     try:
@@ -136,20 +147,21 @@ def encode_result(result: Any, limit: int) -> bytes:
 
 
 def check_size(result: bytes, limit: int) -> bytes:
-    """A result that is bytes already, or an error that ends the task as failed."""
+    """Return a result that is bytes already; raises ResultTooLarge, which fails the task."""
     if len(result) > limit:
         raise ResultTooLarge(len(result), limit)
     return result
 
 
 def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) -> bytes:
-    """An exception as ``{"type", "message", "traceback"}``, each part bounded in length.
+    """Return an exception as ``{"type", "message", "traceback"}``, each part bounded in length.
 
     It never raises, and no part is empty where there is something to say, whatever the exception's
-    own methods do. The worker's own callers, which help nobody, are left out of the traceback; what
-    stands in ``report`` goes along.
+    own methods do. The worker's own frames, which help nobody, are left out of the traceback; what
+    is in ``report`` is added.
     """
-    kind, message = kind_of(error), message_of(error)
+    kind = kind_of(error)
+    message = message_of(error)
     whole = {"type": kind, "message": message, "traceback": _traceback_of(error), **(report or {})}
     for part in (whole, {"type": kind, "message": message, "traceback": ""}):
         try:
@@ -160,7 +172,7 @@ def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) 
 
 
 def kind_of(error: BaseException) -> str:
-    """The name of an exception's type, as a line of text that any server and reader can take."""
+    """Return the name of an exception's type, as a line that any server and reader can take."""
     try:
         name = type(error).__qualname__
         return name[:200].encode("utf-8", "replace").decode() or "Exception"
@@ -169,7 +181,7 @@ def kind_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says, bounded; never empty: its repr, or at least its type."""
+    """Return what an exception says, bounded; never empty: its repr, or at least its type."""
     try:
         text = str(error)[:MAX_MESSAGE_CHARS]
         if text.strip():

@@ -199,7 +199,8 @@ class Commands(PlainCommands):
     @staticmethod
     def read_refused(reply: list[Any]) -> Refused:
         """The answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
-        lost, broken = [], {}
+        lost = []
+        broken = {}
         for item in reply:
             if type(item) is list:
                 broken[item[0] - 1] = words_of(item[1])

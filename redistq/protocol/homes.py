@@ -23,9 +23,12 @@ from .options import TaskOptions
 
 PAGE = 500
 """Most entries read at a time to get past the calls of others."""
-SHORT_S, LONG_S, LONGEST_S = 0.002, 0.25, 5.0
-"""Seconds without reading after a round through the queue that found only calls of others: the
-first time, at most, and at most where a round takes long itself."""
+SHORT_S = 0.002
+"""Seconds without reading after the first round through the queue that found only others' calls."""
+LONG_S = 0.25
+"""The same after many such rounds."""
+LONGEST_S = 5.0
+"""The same at most where a round takes long itself."""
 DUTY = 20
 """A worker spends at most about one part in so many of its time on the calls of others."""
 SEEN = 100_000
@@ -44,13 +47,17 @@ class Home:
 
     @classmethod
     def here(cls) -> Home:
-        """The home of this process as it is now. Where its working folder has been deleted, the
-        folder that was: calls can be sent from there, but no workers started."""
+        """Return the home of this process as it is now.
+
+        Where its working folder has been deleted it has the folder that was: calls can be sent
+        from there, but no workers started.
+        """
         try:
             folder = os.getcwd()
         except FileNotFoundError:
             folder = os.environ.get("PWD", os.sep)
-        folder, host = os.path.realpath(folder), socket.gethostname()
+        folder = os.path.realpath(folder)
+        host = socket.gethostname()
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         whole = "\0".join((host, folder, os.path.realpath(sys.prefix), python))
         digest = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
@@ -60,7 +67,7 @@ class Home:
 
 
 def home_of(opts: bytes) -> str:
-    """The home named in a task's options; empty where there is none."""
+    """Return the home named in a task's options; empty where there is none."""
     if _MARK not in opts:
         return ""
     try:
@@ -70,7 +77,7 @@ def home_of(opts: bytes) -> str:
 
 
 def entry_order(entry: bytes) -> tuple[int, int]:
-    """What sorts entries as a stream does."""
+    """Return what sorts entries as a stream does."""
     ms, _, sequence = entry.partition(b"-")
     return int(ms), int(sequence)
 
@@ -87,8 +94,10 @@ class Passing:
 
     def __init__(self, home: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._own = _MARK + json.dumps(home).encode()
-        self._home, self._now = home, clock
-        self._page, self._rounds = 1, 0
+        self._home = home
+        self._now = clock
+        self._page = 1
+        self._rounds = 0
         self._seen: set[bytes] = set()
         self._began = 0.0
         self.rests_until = 0.0
@@ -99,22 +108,24 @@ class Passing:
         """When it looks the next time."""
 
     def is_foreign(self, opts: bytes) -> bool:
-        """Whether a task is a call of another home."""
+        """Return whether a task is a call of another home."""
         return _MARK in opts and self._own not in opts and home_of(opts) not in ("", self._home)
 
     def ask(self, room: int) -> int:
-        """How many entries to read where there is room for so many tasks."""
+        """Return how many entries to read where there is room for so many tasks."""
         return max(room, self._page) if self._page > 1 else room
 
     def passed(self, foreign: Sequence[bytes], own: int, last: bytes = b"0-0") -> None:
-        """A page was read: the ids of the calls of others in it, how many tasks were ours, and the
-        page's last entry."""
+        """Take note of a page that was read: the ids of the calls of others in it, how many tasks
+        were ours, and the page's last entry."""
         if not foreign:
-            self._page, self._rounds = 1, 0
+            self._page = 1
+            self._rounds = 0
             self._seen.clear()
             return
         if not self._seen:
-            self._began, self.looks_after = self._now(), last
+            self._began = self._now()
+            self.looks_after = last
         over = not self._seen.isdisjoint(foreign) or len(self._seen) > SEEN
         self._seen.update(foreign)
         if own:
@@ -128,10 +139,11 @@ class Passing:
                 now = self._now()
                 least = min(SHORT_S * 2**self._rounds, LONG_S)
                 rest = min(max(least, DUTY * (now - self._began)), LONGEST_S)
-                self.rests_until, self._rounds = now + rest, min(self._rounds + 1, 30)
+                self.rests_until = now + rest
+                self._rounds = min(self._rounds + 1, 30)
                 self.looks_at = now
             self._seen.clear()
 
     def rest_s(self) -> float:
-        """Seconds until this queue is to be read, or looked at, again; 0 or less: now."""
+        """Return the seconds until this queue is to be read or looked at again; 0 or less: now."""
         return min(self.rests_until - self._now(), LONG_S)

@@ -424,7 +424,8 @@ def _read(opts: bytes) -> TaskOptions:
             numbers[name] = NO_LIMIT
         else:
             numbers[name] = _CHECKS[name](name, value)
-    home, trace = found.get("home"), found.get("trace")
+    home = found.get("home")
+    trace = found.get("trace")
     return TaskOptions(
         **numbers,
         inbox=found.get("inbox") or None,

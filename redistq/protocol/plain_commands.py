@@ -1,21 +1,25 @@
-"""Plain commands: what is said to the server without a script, because one command does it.
+"""Commands that need no script, and how much one request carries. Never talks to a server.
 
 ``PlainCommands`` has those of one queue, by what they are about: tasks, workers, batches, clients,
-stored functions and the output of tasks; ``Commands`` adds the scripts. The functions at the end
-are for streams and keys of which only the name is known. Never talks to a server.
+stored functions and the output of tasks; ``Commands`` adds the scripts. The functions after it
+are for streams and keys of which only the name is known. ``portions`` divides many tasks into
+requests: a larger one would hold the server, and so everybody else, for too long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from .keys import QueueKeys
 
 Command = tuple[Any, ...]
+T = TypeVar("T")
 
 MAX_TASKS = 200
 """Most tasks in one script call: a call of 200 holds the server for about a millisecond."""
+MAX_BYTES = 1024 * 1024
+"""Payload bytes in one request, about: the task that passes the limit still goes with it."""
 BATCH_CLIENT = b"client:"
 """What the fields of a batch's record begin with that name the clients which want its results."""
 
@@ -23,6 +27,9 @@ PING: Command = ("PING",)
 """Ask whether the server takes commands."""
 TIME: Command = ("TIME",)
 """Ask for the server's clock; ``read_time`` reads the answer."""
+MEMORY_INFO: Command = ("INFO", "memory")
+PERSISTENCE_INFO: Command = ("INFO", "persistence")
+SNAPSHOT_SETTING: Command = ("CONFIG", "GET", "save")
 
 
 def read_time(reply: list[Any]) -> int:
@@ -216,3 +223,32 @@ def expire(key: str, ttl_s: int) -> Command:
 def delete(keys: Sequence[str]) -> Command:
     """Delete keys."""
     return ("UNLINK", *keys)
+
+
+# -- how much one request carries ------------------------------------------------------------------
+
+
+def fill(portion: list[T], source: Iterator[T], size: Callable[[T], int]) -> None:
+    """Move items from the source to the portion until it is full or the source is empty.
+
+    What was taken is in the portion also when an interrupt ends this early.
+    """
+    total = 0
+    while len(portion) < MAX_TASKS and total < MAX_BYTES:
+        for item in source:
+            portion.append(item)
+            total += size(item)
+            break
+        else:
+            return
+
+
+def portions(items: Iterable[T], size: Callable[[T], int] = lambda _: 0) -> Iterator[list[T]]:
+    """Yield the items in portions for one request each, in order."""
+    source = iter(items)
+    while True:
+        portion: list[T] = []
+        fill(portion, source, size)
+        if not portion:
+            return
+        yield portion

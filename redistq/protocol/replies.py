@@ -59,8 +59,8 @@ def messages(command: Sequence[Any], reply: Any) -> list[tuple[str, list[bytes]]
     return [(entry.decode(), flat) for entry, flat in found]
 
 
-def is_news(message: Any) -> bool:
-    """Whether this is what a server sends to whoever listens to a channel."""
+def is_pushed(message: Any) -> bool:
+    """Return whether this is what a server sends to subscribers of a channel."""
     return _row(message, _text, _text, _text) or _row(message, _text, _text, _int)
 
 
@@ -74,7 +74,8 @@ def unexpected(command: Sequence[Any], reply: Any) -> UnexpectedReply:
 
 _shown = reprlib.Repr()
 _shown.maxlist = _shown.maxtuple = _shown.maxdict = 4
-_shown.maxlevel, _shown.maxother, _shown.maxstring = 3, 40, 40
+_shown.maxlevel = 3
+_shown.maxother = _shown.maxstring = 40
 
 
 @functools.cache

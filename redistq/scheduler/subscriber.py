@@ -20,7 +20,7 @@ from ..connection.connection import Connection
 from ..errors import ConfigurationError
 from ..logger import logger
 from ..protocol.keys import QueueKeys
-from ..protocol.replies import is_news, unexpected
+from ..protocol.replies import is_pushed, unexpected
 from ..system.loops import Backoff, run_forever
 
 log = logger("redistq.scheduler")
@@ -76,7 +76,7 @@ class Subscription:
                 message: Any = self._connection.receive(left)
                 if message is None:
                     return None
-                if not is_news(message):
+                if not is_pushed(message):
                     raise unexpected(("SUBSCRIBE",), message)
                 if message[0] == b"subscribe":
                     return LISTENING
