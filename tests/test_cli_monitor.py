@@ -19,8 +19,8 @@ from farm import EVIL, Farm, fill
 from servers import Server
 from terminals import Terminal
 
+from redistq.cli import main as redistq_command
 from redistq.cli import monitor as cli_monitor
-from redistq.cli.command import main as redistq_command
 
 MARKUP = "[bold red]x[/]"
 CLEAR = "\x1b[2J\x1b]0;owned\x07\u202eevil"
@@ -548,7 +548,7 @@ def test_a_small_terminal_still_works(farm: Farm, screen: Any) -> None:
 
 def test_keys_without_a_terminal() -> None:
     """Input that is no terminal, or closed, gives no keys and no error."""
-    from redistq.cli.keyboard import Keys
+    from redistq.cli.terminal import Keys
 
     with open(os.devnull) as nothing, Keys(nothing) as keys:
         assert not keys.there

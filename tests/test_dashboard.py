@@ -18,8 +18,7 @@ from servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
 from redistq.dashboard import page
-from redistq.dashboard.feed import Feed
-from redistq.dashboard.view import Point, View, alerts, line, plain, rates
+from redistq.dashboard.feed import Feed, Point, View, alerts, line, plain, rates
 from redistq.display import html
 from redistq.display.text import LOOKS, WARNING, clean, duration
 from redistq.errors import ServerUnavailable
@@ -584,7 +583,7 @@ def test_a_button_pressed_while_the_server_is_away_says_so(
 
 def test_an_open_traceback_stays_open(stage: Stage) -> None:
     """A failed task keeps its widget while others come and go: what is open is not redrawn."""
-    from redistq.dashboard.widgets import Letters, close
+    from redistq.dashboard.widget_panel import Letters, close
 
     seen = tick()
     letters = Letters()

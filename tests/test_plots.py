@@ -17,8 +17,8 @@ from redistq.display.text import LOOKS
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 
-from redistq.monitor import columns, frames, plots, timeline  # noqa: E402 - after the skips
-from redistq.monitor.figure import picture_class  # noqa: E402
+from redistq.monitor import columns, frames, plots  # noqa: E402 - after the skips
+from redistq.monitor.figure import BARS_SHOWN, lanes_of, picture_class  # noqa: E402
 from redistq.monitor.rows import Event  # noqa: E402
 
 NOW = 1_790_000_000_000
@@ -170,9 +170,9 @@ def test_the_timeline_has_a_lane_for_each_slot(recent: Any) -> None:
 def test_the_timeline_has_no_more_lanes_than_slots() -> None:
     """An end is stored a little late, so attempts seem to overlap: that makes no slot."""
     bars = [(0.0, 120.0, "w", "succeeded"), (100.0, 200.0, "w", "succeeded")]
-    assert len(timeline.lanes_of(bars, {"w": 1})) == 1
-    assert len(timeline.lanes_of(bars, {"w": 2})) == 2
-    assert len(timeline.lanes_of(bars, {})) == 2
+    assert len(lanes_of(bars, {"w": 1})) == 1
+    assert len(lanes_of(bars, {"w": 2})) == 2
+    assert len(lanes_of(bars, {})) == 2
 
 
 def test_the_timeline_shows_what_runs_now(monitor: TaskMonitor) -> None:
@@ -221,7 +221,7 @@ def test_a_failures_frame_is_drawn_too() -> None:
 
 def test_many_attempts_are_cut_with_a_note() -> None:
     """Twenty thousand bars are enough; the title says that there were more."""
-    count = timeline.BARS_SHOWN + 50
+    count = BARS_SHOWN + 50
     frame = recent_of([attempt(n / 100, run_s=0.01) for n in range(count)])
     ax = plots.timeline(frame).axes[0]
     assert "the newest 20,000 of 20,050 attempts" in ax.get_title(loc="left")

@@ -1,3 +1,60 @@
-"""The commands: ``redistq``, ``python -m redistq.worker`` and ``python -m redistq.cli_monitor``."""
+"""The commands: ``redistq``, with the worker, the monitor and the dashboard under it.
 
-from .command import main as main
+This one only hands over: ``redistq worker`` is ``python -m redistq.worker``, ``redistq monitor`` is
+``python -m redistq.cli_monitor``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..system.streams import written
+
+_USAGE = """usage: redistq {worker,monitor,dashboard} ...
+
+  worker      run the tasks of a queue              (redistq worker --help)
+  monitor     look at a queue, pause it, replay     (redistq monitor --help)
+  dashboard   a live screen in this terminal; with --serve, a web page
+
+  --version   say which redistq this is
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand over to the command that is named; return the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    command = args[0] if args else ""
+    rest = args[1:]
+    if command == "worker":
+        from .worker import main as worker
+
+        return worker(rest)
+    if command == "monitor":
+        from .monitor import main as monitor
+
+        return monitor(rest, prog="redistq monitor")
+    if command == "dashboard":
+        if "--serve" in rest:
+            rest.remove("--serve")
+            from ..dashboard.serve import main as serve
+
+            return serve(rest)
+        from .monitor import main as monitor
+
+        return monitor(["dashboard", *rest], prog="redistq")
+    if command in ("-h", "--help", "help"):
+        return written(lambda: _say(_USAGE))
+    if command == "--version":
+        from .. import __version__
+
+        return written(lambda: _say(f"redistq {__version__}\n"))
+    print(_USAGE, end="", file=sys.stderr)
+    if command:
+        print(f"redistq: there is no command {command!r}", file=sys.stderr)
+    return 2
+
+
+def _say(text: str) -> int:
+    print(text, end="")
+    return 0

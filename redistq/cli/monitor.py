@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..display.text import clean, duration, plural
+from ..display.text import clean, duration, iso, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
 from ..monitor.columns import Listing
@@ -274,7 +274,7 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
             ailing.append(f"the oldest unread task waits for {values['oldest_age_s']:.1f} s")
         if args.max_dead is not None and values["dead"] > args.max_dead:
             ailing.append(plural(values["dead"], "dead letter"))
-    shown = {**values, "as_of": tables.iso(values["as_of_ms"])}
+    shown = {**values, "as_of": iso(values["as_of_ms"])}
     del shown["as_of_ms"]
     if args.check:
         shown["ailing"] = ailing
@@ -321,7 +321,7 @@ def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
 
 def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
-    attempts = columns.attempts_of(task)
+    attempts = task.attempts()
     if args.json:
         facts = ("name", "state", "attempt", "worker", "payload", "result")
         errors = ("error_type", "error", "traceback")

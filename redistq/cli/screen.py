@@ -14,17 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dashboard.feed import Feed
-from ..dashboard.view import View, alerts, rate_now, rates
+from ..dashboard.feed import Feed, View, alerts, rate_now, rates
 from ..display.text import clean, clock, duration, look, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running
 from ..monitor.tick import Tick, workers_of
 from ..system.interpreter import require
-from .keyboard import Keys
-from .lines import Line, columns, drawn, figures, fit, spark
 from .tables import console as console_for
+from .terminal import Keys, Line, columns, drawn, figures, fit, spark
 
 EVENTS_KEPT = 200
 DEAD_KEPT = 50

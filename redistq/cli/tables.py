@@ -12,10 +12,9 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from ..display.text import clean, clock, duration, look, one_line
+from ..display.text import clean, clock, duration, iso, look, one_line
 from ..monitor.columns import Listing
 from ..system.interpreter import require
 
@@ -140,13 +139,6 @@ STYLES = {
 }
 
 
-def iso(ms: float | None) -> str | None:
-    """A time as ISO 8601 in UTC, to the millisecond."""
-    if ms is None:
-        return None
-    return datetime.fromtimestamp(round(ms) / 1000, UTC).isoformat(timespec="milliseconds")
-
-
 # -- for scripts ---------------------------------------------------------------------------------
 
 
@@ -216,7 +208,7 @@ def human(kind: str, value: Any, now_ms: float) -> str:
     if kind == "time":
         day = 86_400_000
         today = int(value) // day == int(now_ms) // day
-        return clock(value) if today else (iso(value) or "")[:16].replace("T", " ")
+        return clock(value) if today else iso(value)[:16].replace("T", " ")
     if kind == "span":
         return f"{duration(-value)} late" if value < 0 else duration(value)
     if kind in ("count", "number"):

@@ -39,11 +39,10 @@ from ..display.text import (
     per_second,
     plural,
 )
-from ..monitor.health import running_of, slots_of
 from ..monitor.rows import BatchRow, DeadLetter, Running
-from ..monitor.tick import Tick
+from ..monitor.tick import Tick, running_of, slots_of
 from ..protocol.commands import WorkerRow
-from .view import (
+from .feed import (
     CALL_PREFIX,
     EVENTS_SHOWN,
     LETTERS_SHOWN,

@@ -1,8 +1,8 @@
-"""The live dashboard: what its widgets say, what its buttons do, and when it ends.
+"""The live dashboard: its widgets, what they say, what its buttons do, and when it ends.
 
 Made by Dashboard. All of it but ``show``, ``released`` and the callbacks of buttons runs in the
 refresher's thread. A callback may run in any thread, at any moment, and does one thing: it leaves a
-command for the next step, which comes at once.
+command for the next step, which comes at once. ipywidgets is imported when the first one goes live.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..display.html import tag
 from ..display.notebook import Outlet
 from ..display.text import clock, plural
 from ..errors import RedistqError
+from ..system.interpreter import require
 from . import page
-from .feed import Feed
+from .feed import LETTERS_SHOWN, Feed, View, line
+from .page import letter
 from .refresher import refresher
-from .view import View, line
-from .widgets import Letters, build, close, update
 
 GONE_AFTER_S = 4.0
 """So long must a dashboard that was seen have no view before it counts as cleared away."""
@@ -31,6 +31,14 @@ UNSEEN_AFTER_S = 10.0
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
+PARTS = ("head", "notice", "workers", "batches", "recent", "failed")
+BUTTONS = (
+    ("pause", "Pause", "Let no worker start another task", "pause"),
+    ("retry", "Retry failed", "Send every dead letter again", "ask retry"),
+    ("cancel", "Cancel waiting", "Cancel every task that waits", "ask cancel"),
+    ("close", "Close", "End this dashboard; a still picture stays", "close"),
+)
+"""A button's name, its text, its tooltip and the command it gives."""
 
 Progress = Generator[str, None, str]
 
@@ -63,7 +71,7 @@ class Audience:
 class WidgetPanel:
     """One live dashboard; any number of views of it may be open.
 
-    ``widgets`` are its widgets by name (see widgets.build), ``letters`` those of the dead letters,
+    ``widgets`` are its widgets by name (see ``build``), ``letters`` those of the dead letters,
     ``notice`` the sentence about the last button.
     """
 
@@ -294,3 +302,103 @@ class WidgetPanel:
         for widget in (*self.widgets.values(), *self.letters.slots):
             close(widget)
         self._work = None
+
+
+# -- its widgets ---------------------------------------------------------------------------------
+
+
+def build(on_command: Callable[[str], None], letters: Letters) -> dict[str, Any]:
+    """Return the widgets by name; ``root`` holds the others as they are laid out.
+
+    ``on_command`` is called with a button's command, in any thread.
+    """
+    w = _ipywidgets()
+
+    def button(text: str, tooltip: str, command: str, style: str = "") -> Any:
+        made = w.Button(
+            description=text,
+            tooltip=tooltip,
+            button_style=style,
+            layout=w.Layout(width="auto", min_width="8em"),
+        )
+        made.on_click(lambda _: on_command(command))
+        return made
+
+    # The default style of the widget would cut off what is wider than a slider.
+    found = {name: w.HTML(layout=w.Layout(width="100%", margin="0")) for name in PARTS}
+    for name, text, tooltip, command in BUTTONS:
+        found[name] = button(text, tooltip, command)
+    found["question"] = w.HTML(layout=w.Layout(margin="0 8px 0 0"))
+    found["yes"] = button("Yes", "Do it", "yes", "danger")
+    found["no"] = button("No, leave it", "Do nothing", "no")
+    found["confirm"] = w.HBox(
+        [found["question"], found["yes"], found["no"]],
+        layout=w.Layout(display="none", flex_flow="row wrap", align_items="center"),
+    )
+    found["buttons"] = w.HBox(
+        [found[name] for name, *_ in BUTTONS],
+        layout=w.Layout(flex_flow="row wrap", margin="4px 0"),
+    )
+    found["letters"] = w.VBox(letters.slots, layout=w.Layout(width="100%"))
+    order = ("head", "buttons", "confirm", "notice", "workers", "batches", "recent", "failed")
+    found["root"] = w.VBox(
+        [*(found[name] for name in order), found["letters"]],
+        layout=w.Layout(width="100%", padding="4px 8px"),
+    )
+    return found
+
+
+class Letters:
+    """One widget a dead letter: a traceback that is open stays open while others come and go."""
+
+    def __init__(self) -> None:
+        w = _ipywidgets()
+        self.slots = [
+            w.HTML(layout=w.Layout(width="100%", margin="0", display="none"))
+            for _ in range(LETTERS_SHOWN)
+        ]
+        self._held = [""] * LETTERS_SHOWN  # which letter each of them shows
+
+    def render(self, view: View) -> None:
+        """Show the newest dead letters, those that are shown already where they are."""
+        dead_letters = view.tick.dead[:LETTERS_SHOWN] if view.tick else ()
+        shown = {f"{dead.id} {dead.died_ms}": dead for dead in dead_letters}
+        for at, key in enumerate(self._held):
+            if key not in shown:
+                self._held[at] = ""
+        for key, dead in shown.items():
+            if key not in self._held:
+                at = self._held.index("")
+                self._held[at] = key
+                update(self.slots[at], value=str(letter(dead)))
+        order = {key: at for at, key in enumerate(shown)}
+        for at, key in enumerate(self._held):
+            layout = self.slots[at].layout
+            update(layout, display=None if key else "none", order=str(order.get(key, 99)))
+
+
+def update(widget: Any, **traits: Any) -> None:
+    """Set what has changed, in one message."""
+    changed = {name: value for name, value in traits.items() if getattr(widget, name) != value}
+    if changed:
+        with widget.hold_sync():
+            for name, value in changed.items():
+                setattr(widget, name, value)
+
+
+def close(widget: Any) -> None:
+    """Close a widget with its layout and style."""
+    for part in ("layout", "style"):
+        inner = getattr(widget, part, None)
+        if inner is not None:
+            _close_one(inner)
+    _close_one(widget)
+
+
+def _close_one(widget: Any) -> None:
+    with contextlib.suppress(Exception):  # its comm is closed, or the kernel is on its way out
+        widget.close()
+
+
+def _ipywidgets() -> Any:
+    return require("ipywidgets", "notebook", "a live dashboard")

@@ -6,7 +6,6 @@ already. ``say`` is the one way to say a line that is no error.
 
 from __future__ import annotations
 
-import html
 import logging
 import sys
 import threading
@@ -15,6 +14,7 @@ import weakref
 from typing import Any
 
 from ..logger import Logger
+from .html import tag
 
 
 def shell() -> Any:
@@ -58,8 +58,8 @@ def say(
 
 
 def _muted(line: str) -> dict[str, str]:
-    shown = f'<div style="color:var(--jp-ui-font-color2,#6b7280)">{html.escape(line)}</div>'
-    return {"text/plain": line, "text/html": shown}
+    shown = tag("div", line, style="color:var(--jp-ui-font-color2,#6b7280)")
+    return {"text/plain": line, "text/html": str(shown)}
 
 
 class Outlet:

@@ -51,6 +51,11 @@ def clock(ms: float) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S")
 
 
+def iso(ms: float) -> str:
+    """Return a time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(round(ms) / 1000, UTC).isoformat(timespec="milliseconds")
+
+
 def plural(count: int, word: str) -> str:
     """Return a count with its noun: '1 task', '2,000 tasks'."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")

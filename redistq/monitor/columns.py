@@ -1,4 +1,4 @@
-"""What each listing of a queue shows: its columns in order, their kinds, and a record as a row.
+"""What each listing of a queue shows: its columns in order, their kinds and their sources.
 
 Read by the DataFrames and by the command line's tables, JSON and CSV, which thereby never differ.
 It needs no pandas and never talks to a server.
@@ -11,364 +11,169 @@ be missing). None stands for what is not known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
-from .rows import (
-    BatchRow,
-    ConsumerRow,
-    DeadLetter,
-    DelayedRow,
-    Event,
-    FailureGroup,
-    PendingRow,
-    TaskHistory,
-    WorkerInfo,
-)
-
-Row = tuple[Any, ...]
+Source = str | Callable[[Any], Any]
+"""Where a column's value comes from: an attribute of the record, or a function of it."""
 
 
-@dataclass(frozen=True, slots=True)
 class Listing:
-    """Columns (name and kind) and how a record becomes a row of them; ``index`` names the column
-    that a DataFrame uses as its index; ``labels`` fixes the values of a label."""
+    """Columns, each with its name, kind and source.
 
-    columns: tuple[tuple[str, str], ...]
-    row: Callable[[Any], Row]
-    index: str | None = None
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ``index`` names the column that a DataFrame uses as its index; ``labels`` fixes the values of a
+    label.
+    """
 
+    def __init__(
+        self,
+        *shown: tuple[str, str, Source],
+        index: str | None = None,
+        labels: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self.columns = tuple((name, kind) for name, kind, _ in shown)
+        self.index = index
+        self.labels: Mapping[str, tuple[str, ...]] = labels or {}
+        self._sources = tuple(
+            attrgetter(source) if isinstance(source, str) else source for _, _, source in shown
+        )
 
-def _recent(e: Event) -> Row:
-    return (
-        e.finished_ms,
-        e.id,
-        e.name,
-        e.state,
-        e.attempt,
-        e.worker,
-        e.queued_ms,
-        e.started_ms,
-        e.wait_ms,
-        e.run_ms,
-        e.note,
-    )
+    def row(self, record: Any) -> tuple[Any, ...]:
+        """Return a record's values in the order of the columns."""
+        return tuple(source(record) for source in self._sources)
 
 
 RECENT = Listing(
-    (
-        ("finished_at", "time"),
-        ("task_id", "text"),
-        ("name", "label"),
-        ("state", "state"),
-        ("attempt", "count"),
-        ("worker", "label"),
-        ("queued_at", "time"),
-        ("started_at", "time"),
-        ("wait", "span"),
-        ("run", "span"),
-        ("note", "text"),
-    ),
-    _recent,
+    ("finished_at", "time", "finished_ms"),
+    ("task_id", "text", "id"),
+    ("name", "label", "name"),
+    ("state", "state", "state"),
+    ("attempt", "count", "attempt"),
+    ("worker", "label", "worker"),
+    ("queued_at", "time", "queued_ms"),
+    ("started_at", "time", "started_ms"),
+    ("wait", "span", "wait_ms"),
+    ("run", "span", "run_ms"),
+    ("note", "text", "note"),
 )
-
-
-def _worker(w: WorkerInfo) -> Row:
-    return (
-        w.name,
-        w.host,
-        w.pid,
-        w.state,
-        w.threads,
-        w.pending,
-        w.running,
-        w.task,
-        w.task_id,
-        w.task_since_ms,
-        w.started_ms,
-        w.deadline_ms,
-        w.python,
-        w.version,
-        ", ".join(w.names),
-    )
-
+"""Of ``Event``."""
 
 WORKERS = Listing(
-    (
-        ("worker", "text"),
-        ("host", "label"),
-        ("pid", "number"),
-        ("state", "label"),
-        ("threads", "count"),
-        ("pending", "count"),
-        ("running", "count"),
-        ("task", "text"),
-        ("task_id", "text"),
-        ("task_since", "time"),
-        ("started_at", "time"),
-        ("deadline_at", "time"),
-        ("python", "label"),
-        ("version", "label"),
-        ("names", "text"),
-    ),
-    _worker,
-    "worker",
-    {"state": ("idle", "busy", "paused", "silent")},
+    ("worker", "text", "name"),
+    ("host", "label", "host"),
+    ("pid", "number", "pid"),
+    ("state", "label", "state"),
+    ("threads", "count", "threads"),
+    ("pending", "count", "pending"),
+    ("running", "count", "running"),
+    ("task", "text", "task"),
+    ("task_id", "text", "task_id"),
+    ("task_since", "time", "task_since_ms"),
+    ("started_at", "time", "started_ms"),
+    ("deadline_at", "time", "deadline_ms"),
+    ("python", "label", "python"),
+    ("version", "label", "version"),
+    ("names", "text", lambda worker: ", ".join(worker.names)),
+    index="worker",
+    labels={"state": ("idle", "busy", "paused", "silent")},
 )
-
-
-def _consumer(c: ConsumerRow) -> Row:
-    return c.name, c.pending, c.idle_ms, c.inactive_ms, c.state
-
+"""Of ``WorkerInfo``."""
 
 CONSUMERS = Listing(
-    (
-        ("consumer", "text"),
-        ("pending", "count"),
-        ("idle", "span"),
-        ("inactive", "span"),
-        ("state", "label"),
-    ),
-    _consumer,
-    "consumer",
-    {"state": ("alive", "silent", "unknown")},
+    ("consumer", "text", "name"),
+    ("pending", "count", "pending"),
+    ("idle", "span", "idle_ms"),
+    ("inactive", "span", "inactive_ms"),
+    ("state", "label", "state"),
+    index="consumer",
+    labels={"state": ("alive", "silent", "unknown")},
 )
-
-
-def _pending(p: PendingRow) -> Row:
-    return (
-        p.id,
-        p.name,
-        "running",
-        p.worker,
-        p.attempt,
-        p.recovered,
-        p.queued_ms,
-        p.since_ms,
-        p.held_ms,
-        p.deliveries,
-        p.entry,
-        p.preview,
-    )
-
+"""Of ``ConsumerRow``."""
 
 PENDING = Listing(
-    (
-        ("task_id", "text"),
-        ("name", "label"),
-        ("state", "state"),
-        ("worker", "label"),
-        ("attempt", "count"),
-        ("recovered", "count"),
-        ("queued_at", "time"),
-        ("since", "time"),
-        ("held", "span"),
-        ("deliveries", "count"),
-        ("entry", "text"),
-        ("payload", "text"),
-    ),
-    _pending,
+    ("task_id", "text", "id"),
+    ("name", "label", "name"),
+    ("state", "state", lambda _: "running"),
+    ("worker", "label", "worker"),
+    ("attempt", "count", "attempt"),
+    ("recovered", "count", "recovered"),
+    ("queued_at", "time", "queued_ms"),
+    ("since", "time", "since_ms"),
+    ("held", "span", "held_ms"),
+    ("deliveries", "count", "deliveries"),
+    ("entry", "text", "entry"),
+    ("payload", "text", "preview"),
 )
-
-
-def _delayed(d: DelayedRow) -> Row:
-    return (
-        d.id,
-        d.name,
-        "delayed",
-        d.due_ms,
-        d.due_in_ms,
-        d.reason,
-        d.attempt,
-        d.recovered,
-        d.error_type,
-        d.preview,
-    )
-
+"""Of ``PendingRow``."""
 
 DELAYED = Listing(
-    (
-        ("task_id", "text"),
-        ("name", "label"),
-        ("state", "state"),
-        ("due_at", "time"),
-        ("due_in", "span"),
-        ("reason", "label"),
-        ("attempt", "count"),
-        ("recovered", "count"),
-        ("error_type", "label"),
-        ("payload", "text"),
-    ),
-    _delayed,
+    ("task_id", "text", "id"),
+    ("name", "label", "name"),
+    ("state", "state", lambda _: "delayed"),
+    ("due_at", "time", "due_ms"),
+    ("due_in", "span", "due_in_ms"),
+    ("reason", "label", "reason"),
+    ("attempt", "count", "attempt"),
+    ("recovered", "count", "recovered"),
+    ("error_type", "label", "error_type"),
+    ("payload", "text", "preview"),
     labels={"reason": ("delay", "retry", "snooze", "unknown")},
 )
-
-
-def _dead(d: DeadLetter) -> Row:
-    return (
-        d.id,
-        d.name,
-        "failed",
-        d.died_ms,
-        d.error_type,
-        d.error,
-        d.attempt,
-        d.worker,
-        d.run_ms,
-        d.preview,
-        d.traceback,
-    )
-
+"""Of ``DelayedRow``."""
 
 DEAD = Listing(
-    (
-        ("task_id", "text"),
-        ("name", "label"),
-        ("state", "state"),
-        ("died_at", "time"),
-        ("error_type", "label"),
-        ("error", "text"),
-        ("attempt", "count"),
-        ("worker", "label"),
-        ("run", "span"),
-        ("payload", "text"),
-        ("traceback", "text"),
-    ),
-    _dead,
+    ("task_id", "text", "id"),
+    ("name", "label", "name"),
+    ("state", "state", lambda _: "failed"),
+    ("died_at", "time", "died_ms"),
+    ("error_type", "label", "error_type"),
+    ("error", "text", "error"),
+    ("attempt", "count", "attempt"),
+    ("worker", "label", "worker"),
+    ("run", "span", "run_ms"),
+    ("payload", "text", "preview"),
+    ("traceback", "text", "traceback"),
 )
-
-
-def _failures(f: FailureGroup) -> Row:
-    return f.error_type, f.name, f.count, f.first_ms, f.last_ms, f.example_id, f.error
-
+"""Of ``DeadLetter``."""
 
 FAILURES = Listing(
-    (
-        ("error_type", "label"),
-        ("name", "label"),
-        ("count", "count"),
-        ("first_at", "time"),
-        ("last_at", "time"),
-        ("example_id", "text"),
-        ("error", "text"),
-    ),
-    _failures,
+    ("error_type", "label", "error_type"),
+    ("name", "label", "name"),
+    ("count", "count", "count"),
+    ("first_at", "time", "first_ms"),
+    ("last_at", "time", "last_ms"),
+    ("example_id", "text", "example_id"),
+    ("error", "text", "error"),
 )
-
-
-def _batch(b: BatchRow) -> Row:
-    return (
-        b.id,
-        b.name,
-        b.state,
-        b.total,
-        b.waiting,
-        b.succeeded,
-        b.failed,
-        b.cancelled,
-        b.retried,
-        b.created_ms,
-        b.finished_ms,
-        None if b.finished_ms is None else b.finished_ms - b.created_ms,
-    )
-
+"""Of ``FailureGroup``."""
 
 BATCHES = Listing(
-    (
-        ("batch", "text"),
-        ("name", "text"),
-        ("state", "label"),
-        ("total", "count"),
-        ("waiting", "count"),
-        ("succeeded", "count"),
-        ("failed", "count"),
-        ("cancelled", "count"),
-        ("retried", "count"),
-        ("created_at", "time"),
-        ("finished_at", "time"),
-        ("took", "span"),
-    ),
-    _batch,
-    "batch",
-    {"state": ("running", "finished")},
+    ("batch", "text", "id"),
+    ("name", "text", "name"),
+    ("state", "label", "state"),
+    ("total", "count", "total"),
+    ("waiting", "count", "waiting"),
+    ("succeeded", "count", "succeeded"),
+    ("failed", "count", "failed"),
+    ("cancelled", "count", "cancelled"),
+    ("retried", "count", "retried"),
+    ("created_at", "time", "created_ms"),
+    ("finished_at", "time", "finished_ms"),
+    ("took", "span", "took_ms"),
+    index="batch",
+    labels={"state": ("running", "finished")},
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt of a task, or (the last) how the task stands now."""
-
-    attempt: int
-    state: str
-    queued_ms: int | None
-    started_ms: float | None
-    finished_ms: int | None
-    wait_ms: float | None
-    run_ms: float | None
-    worker: str
-    note: str
-
-
-def attempts_of(task: TaskHistory) -> list[Attempt]:
-    """Return a task's attempts, oldest first; where the last is not its end, one more says how it
-    stands."""
-    found = [
-        Attempt(
-            attempt=e.attempt,
-            state=e.state,
-            queued_ms=e.queued_ms,
-            started_ms=e.started_ms,
-            finished_ms=e.finished_ms,
-            wait_ms=e.wait_ms,
-            run_ms=e.run_ms,
-            worker=e.worker,
-            note=e.note,
-        )
-        for e in task.events
-    ]
-    if not found or found[-1].state != task.state:
-        found.append(
-            Attempt(
-                attempt=task.attempt,
-                state=task.state,
-                queued_ms=task.since_ms,
-                started_ms=None,
-                finished_ms=task.finished_ms,
-                wait_ms=None,
-                run_ms=None,
-                worker=task.worker,
-                note=task.error_type,
-            )
-        )
-    return found
-
-
-def _attempt(a: Attempt) -> Row:
-    return (
-        a.attempt,
-        a.state,
-        a.queued_ms,
-        a.started_ms,
-        a.finished_ms,
-        a.wait_ms,
-        a.run_ms,
-        a.worker,
-        a.note,
-    )
-
+"""Of ``BatchRow``."""
 
 ATTEMPTS = Listing(
-    (
-        ("attempt", "count"),
-        ("state", "state"),
-        ("queued_at", "time"),
-        ("started_at", "time"),
-        ("finished_at", "time"),
-        ("wait", "span"),
-        ("run", "span"),
-        ("worker", "label"),
-        ("note", "text"),
-    ),
-    _attempt,
+    ("attempt", "count", "attempt"),
+    ("state", "state", "state"),
+    ("queued_at", "time", "queued_ms"),
+    ("started_at", "time", "started_ms"),
+    ("finished_at", "time", "finished_ms"),
+    ("wait", "span", "wait_ms"),
+    ("run", "span", "run_ms"),
+    ("worker", "label", "worker"),
+    ("note", "text", "note"),
 )
+"""Of ``Attempt``."""

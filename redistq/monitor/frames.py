@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
@@ -112,18 +112,17 @@ def latency(
         if event.run_ms is not None and event.wait_ms is not None and event.worker:
             groups.setdefault(getattr(event, by), []).append((event.wait_ms, event.run_ms))
     marks = [f"p{100 * q:g}" for q in quantiles]
+    names = [
+        (by, "text"),
+        ("count", "count"),
+        *((f"wait_{mark}", "span") for mark in marks),
+        *((f"run_{mark}", "span") for mark in marks),
+        ("wait_mean", "span"),
+        ("run_mean", "span"),
+        ("run_max", "span"),
+    ]
     listing = Listing(
-        (
-            (by, "text"),
-            ("count", "count"),
-            *((f"wait_{mark}", "span") for mark in marks),
-            *((f"run_{mark}", "span") for mark in marks),
-            ("wait_mean", "span"),
-            ("run_mean", "span"),
-            ("run_max", "span"),
-        ),
-        tuple,
-        by,
+        *((name, kind, itemgetter(at)) for at, (name, kind) in enumerate(names)), index=by
     )
     rows = []
     for key in sorted(groups):
@@ -168,8 +167,3 @@ def stamp(found: pd.DataFrame, **facts: Any) -> pd.DataFrame:
     """The frame with ``attrs["redistq"]``: when and where it was read."""
     found.attrs["redistq"] = facts
     return found
-
-
-def iso(ms: int) -> str:
-    """A server time as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

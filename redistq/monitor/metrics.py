@@ -17,8 +17,8 @@ from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED
 from ..system.interpreter import require
 from ..system.private import host_in, is_loopback, named_here
-from .health import condition, running_count, slots_of
 from .monitor import TaskMonitor
+from .tick import condition, running_count, slots_of
 
 log = logger("redistq.metrics")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
+from ..display.text import iso
 from ..errors import ConfigurationError
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
@@ -195,7 +196,7 @@ class TaskMonitor:
         are not shown. Raises UnknownTask.
         """
         task = self.records.task(task_id)
-        found = frames.frame(columns.ATTEMPTS, columns.attempts_of(task))
+        found = frames.frame(columns.ATTEMPTS, task.attempts())
         facts = ("name", "state", "payload", "result", "error_type", "error", "traceback")
         told = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
         return frames.stamp(found, queue=self.queue, url=self.url, **told)
@@ -253,7 +254,7 @@ class TaskMonitor:
         return sum(shot.counters.get(state, 0) for state in COUNTED) > shot.history
 
     def _facts(self, now_ms: int) -> dict[str, Any]:
-        return {"as_of": frames.iso(now_ms), "queue": self.queue, "url": self.url}
+        return {"as_of": iso(now_ms), "queue": self.queue, "url": self.url}
 
     def _stamp(self, found: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
         facts = self._facts(self.now_ms())

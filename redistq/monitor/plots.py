@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display.text import QUEUED, SUCCEEDED, duration, look
 from ..system.interpreter import require
-from .figure import STATES_DRAWN, canvas, events_of, ink, legend, newest, nothing, titled
-from .timeline import timeline
+from .figure import STATES_DRAWN, canvas, events_of, ink, legend, newest, nothing, timeline, titled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -111,6 +111,11 @@ class BatchRow:
         """How many of its tasks wait or run."""
         return max(0, self.total - self.settled)
 
+    @property
+    def took_ms(self) -> int | None:
+        """How long it took; None while it runs."""
+        return None if self.finished_ms is None else self.finished_ms - self.created_ms
+
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
@@ -198,6 +203,21 @@ class FailureGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a task, or (the last) how the task stands now."""
+
+    attempt: int
+    state: str
+    queued_ms: int | None
+    started_ms: float | None
+    finished_ms: int | None
+    wait_ms: float | None
+    run_ms: float | None
+    worker: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskHistory:
     """All that is known of one task: its attempts that ended, oldest first, and how it stands.
 
@@ -218,6 +238,39 @@ class TaskHistory:
     error: str
     traceback: str
     events: tuple[Event, ...]
+
+    def attempts(self) -> list[Attempt]:
+        """Return its attempts, oldest first; where the last is not its end, one more says how it
+        stands."""
+        found = [
+            Attempt(
+                attempt=e.attempt,
+                state=e.state,
+                queued_ms=e.queued_ms,
+                started_ms=e.started_ms,
+                finished_ms=e.finished_ms,
+                wait_ms=e.wait_ms,
+                run_ms=e.run_ms,
+                worker=e.worker,
+                note=e.note,
+            )
+            for e in self.events
+        ]
+        if not found or found[-1].state != self.state:
+            found.append(
+                Attempt(
+                    attempt=self.attempt,
+                    state=self.state,
+                    queued_ms=self.since_ms,
+                    started_ms=None,
+                    finished_ms=self.finished_ms,
+                    wait_ms=None,
+                    run_ms=None,
+                    worker=self.worker,
+                    note=self.error_type,
+                )
+            )
+        return found
 
 
 # -- reading them --------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""Keys from a terminal, without echo and without waiting for Enter; the terminal is put back.
+"""A terminal as the live screen uses it: keys are read from it, lines are drawn on it.
 
-Used by the live screen. POSIX only; elsewhere, or when input is no terminal, there are no keys.
+Keys come without echo and without waiting for Enter, and the terminal is put back; on POSIX only:
+elsewhere, or when input is no terminal, there are no keys. Lines are pieces of text with styles,
+fitted to a width; text is shown as text: no markup is read in it. rich is imported to draw.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import sys
 import time
 from types import TracebackType
 from typing import Any
+
+from ..display.text import clean, one_line
+from ..system.interpreter import require
 
 _NAMES = {
     b"\x1b[A": "up",
@@ -37,6 +42,11 @@ _NAMES = {
 }
 _ESCAPE_S = 0.05
 """Seconds after which a lone Esc is a key and not the beginning of one."""
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+Line = list[tuple[str, str]]
+"""Pieces of text, each with its style."""
 
 
 class Keys:
@@ -129,3 +139,63 @@ class Keys:
         first = self._buffer[:1]
         self._buffer = self._buffer[1:]
         return "escape" if first == b"\x1b" else first.decode("latin-1")
+
+
+# -- lines ---------------------------------------------------------------------------------------
+
+
+def figures(pairs: list[tuple[str, int]]) -> Line:
+    """Names and numbers in a row."""
+    line: Line = []
+    for name, count in pairs:
+        line += [(f"{name} ", ""), (f"{count:,}", "bold"), ("   ", "")]
+    return line
+
+
+def spark(values: list[float], width: int) -> str:
+    """The newest ``width`` values as bars, the highest full."""
+    shown = values[-width:]
+    top = max(shown, default=0.0)
+    steps = len(BARS) - 1
+    bars = "".join(
+        BARS[max(1 if v > 0 else 0, round(v / top * steps))] if top > 0 else BARS[0] for v in shown
+    )
+    return bars.rjust(width)
+
+
+def fit(text: str, width: int) -> str:
+    """Text on exactly ``width`` cells of a terminal: cut with an ellipsis, or padded."""
+    cells = require("rich.cells", "cli", "the live screen")
+    if cells.cell_len(text) > width:
+        text = cells.set_cell_size(text, max(0, width - 1)) + "…" if width > 0 else ""
+    return str(cells.set_cell_size(text, width))
+
+
+def columns(width: int, *parts: tuple[str, int, str]) -> Line:
+    """Pieces of text, each on so many cells (0: all that is left), with a style."""
+    line: Line = []
+    left = width
+    for text, wanted, style in parts:
+        size = min(left, wanted or left)
+        if size <= 0:
+            break
+        lead = text[: len(text) - len(text.lstrip(" "))]
+        gap = 1 if wanted else 0
+        piece = fit(lead + clean(one_line(text), 2000), size - gap) + " " * gap
+        line.append((piece, style))
+        left -= size
+    return line
+
+
+def drawn(lines: list[Line], width: int) -> Any:
+    """Lines as something rich prints: text only, no markup, none wider than the terminal."""
+    rich_text = require("rich.text", "cli", "the live screen")
+    found = []
+    for line in lines:
+        text = rich_text.Text(no_wrap=True, overflow="ellipsis")
+        for piece, style in line:
+            text.append(piece, style=style)
+        text.rstrip()
+        text.truncate(width, overflow="ellipsis")
+        found.append(text)
+    return rich_text.Text("\n", no_wrap=True, overflow="ellipsis").join(found)
