@@ -185,7 +185,6 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
 ) -> None:
     """The supervisor alone knows what had been started; it tells it as soon as it is heard."""
     from redistq.errors import ServerUnavailable
-    from redistq.worker.supervisor import Death
 
     broker = Broker(Address(url))
     calls = Commands(QueueKeys("tasks"))
@@ -204,7 +203,7 @@ def test_a_dead_process_is_reported_when_the_server_is_back(
         return real(*args)
 
     monkeypatch.setattr(supervisor._broker, "call", away)
-    supervisor._deaths.append(Death("gone", entries[:1]))
+    supervisor._deaths.add("gone", entries[:1])
     thread = threading.Thread(target=supervisor.run, name="redistq-supervisor")
     thread.start()
     until(lambda: not client.exists("worker:tasks:gone"), "the report")

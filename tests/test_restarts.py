@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from redistq.worker.heartbeat import ManagedProcess
-from redistq.worker.restarts import KILLERS_PAUSE_S, QUICK_DEATH_S, START_TRIES, Restarts
 from redistq.worker.scoreboard import Scoreboard
+from redistq.worker.supervisor import KILLERS_PAUSE_S, QUICK_DEATH_S, START_TRIES, Restarts
 
 Ended = Callable[..., ManagedProcess]
 
@@ -39,7 +39,7 @@ def pause_after(
 ) -> float:
     """Seconds until another process is started in place of one."""
     restarts.count(member)
-    restarts.plan(member, killed_by_task=killed, settled_by_others=others)
+    restarts.after(member, killed_by_task=killed, settled_by_others=others)
     return max(0.0, restarts.at - time.monotonic())
 
 

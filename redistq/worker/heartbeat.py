@@ -4,10 +4,14 @@ One ``Heartbeat`` belongs to a supervisor, whose thread calls ``send_if_due``. A
 script a queue for all its processes. Its answer says until when every worker of the queue is taken
 for alive, so at that time, and not before, the supervisor looks for dead ones and recovers their
 tasks. It also says which processes the server no longer knows: they are registered again.
+
+``DeathReports`` belongs to the same supervisor: of processes that it saw end nobody waits for the
+lease.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -29,6 +33,8 @@ log = logger("redistq.supervisor")
 ADOPT_EVERY_S = 30.0
 OUTAGE_PAUSE_S = 0.5
 """Before the server is asked again after it was unavailable or refused."""
+REPORT_AGAIN_S = 6.0
+"""Seconds after which a dead worker is reported once more: longer than any blocking read."""
 MOST_LISTED = 64
 """Most running tasks of one process that a heartbeat lists."""
 
@@ -64,7 +70,7 @@ class ManagedProcess:
 
 
 class Heartbeat:
-    """Sends heartbeats for processes and recovers the tasks of those that sent none."""
+    """Send heartbeats for processes and recover the tasks of those that sent none."""
 
     def __init__(
         self,
@@ -156,8 +162,8 @@ class Heartbeat:
         except (RedistqError, GroupMissing, OSError) as error:
             log.warning("heartbeat waits for the server: %s", error)
             self._pause()
-        except BaseException:
-            self._pause()  # the loop that called goes on, and must not spin
+        except BaseException:  # whatever it is, the loop that called goes on, and must not spin
+            self._pause()
             raise
 
     def _pause(self) -> None:
@@ -237,6 +243,72 @@ class Heartbeat:
             if adopted:
                 log.warning("adopt: %d consumers with pending tasks had no worker", adopted)
         self._next_adopt_at = time.monotonic() + ADOPT_EVERY_S * random.uniform(0.75, 1.25)
+
+
+class DeathReports:
+    """Report worker processes that have ended until the server has heard of each, twice.
+
+    What such a process had started is known here alone. The second report comes later: the server
+    may hand a task to a blocking read before it sees that nobody reads there.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, broker: Broker, commands: Sequence[Commands]
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._commands = commands
+        self._deaths: list[_Death] = []
+
+    @property
+    def due_at(self) -> float:
+        """When there is something to report next (monotonic clock)."""
+        return min((death.due for death in self._deaths), default=math.inf)
+
+    def add(self, consumer: str, started: list[str]) -> None:
+        """Report a process from now on; what it had ``started`` is charged a recovery."""
+        self._deaths.append(_Death(consumer, started))
+
+    def send_due(self) -> None:
+        """Send the reports that are due."""
+        now = time.monotonic()
+        for death in [death for death in self._deaths if death.due <= now]:
+            if not self._send(death):
+                death.due = time.monotonic() + OUTAGE_PAUSE_S
+                return  # the next will not be heard either
+            if death.reported:
+                self._deaths.remove(death)
+            else:
+                death.reported = True
+                death.started = []
+                death.due = time.monotonic() + REPORT_AGAIN_S
+
+    def send_last(self) -> None:
+        """Send all reports once more, as far as the server hears them: no more are sent."""
+        for death in self._deaths:
+            if not self._send(death):
+                break
+        self._deaths.clear()
+
+    def _send(self, death: _Death) -> bool:
+        """Have a dead worker's tasks given back; return whether the server heard it."""
+        try:
+            sign_off(self._broker, self._commands, self._settings, death.consumer, death.started)
+        except (RedistqError, GroupMissing) as error:
+            log.warning("worker %s could not be reported: %s", death.consumer, error)
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class _Death:
+    """A worker process that has ended."""
+
+    consumer: str
+    started: list[str]
+    """What it was running, which is charged a recovery."""
+    due: float = 0.0
+    reported: bool = False
 
 
 def sign_off(

@@ -9,6 +9,8 @@ It keeps *members*: worker processes with a consumer name and a scoreboard. Chil
 restarts; of a process that started the supervisor it learns by end-of-file on its pipe that it has
 gone. Either way it then reports the dead consumer at once, with the scoreboard's knowledge of what
 had been started, and nobody waits for the lease to run out.
+
+``Restarts`` decides when a child is started again, and when there is no use in going on.
 """
 
 from __future__ import annotations
@@ -19,13 +21,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..connection.address import Address
 from ..connection.broker import Broker
-from ..errors import ConfigurationError, GroupMissing, RedistqError
+from ..errors import ConfigurationError
 from ..logger import logger
 from ..protocol.commands import new_consumer_name
 from ..scheduler.scheduler import TaskScheduler
@@ -33,38 +34,101 @@ from ..scheduler.subscriber import Subscriber
 from ..system.interpreter import environment, import_path
 from ..system.loops import Backoff, run_forever
 from ..system.processes import how_it_ended
-from .heartbeat import OUTAGE_PAUSE_S, Heartbeat, ManagedProcess, sign_off
+from .heartbeat import OUTAGE_PAUSE_S, DeathReports, Heartbeat, ManagedProcess
 from .pipe import Child
-from .restarts import Restarts
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
 log = logger("redistq.supervisor")
 
-REPORT_AGAIN_S = 6.0
-"""Seconds after which a dead worker is reported once more: longer than any blocking read."""
 KILL_GRACE_S = 5.0
 ORPHAN_TIMEOUT_S = 5.0
 """Seconds that children may drain when the application that started them is gone."""
+QUICK_DEATH_S = 5.0
+START_TRIES = 3
+"""Starts that may fail without a reason given before the supervisor gives up."""
+RESTART_PAUSE_S = 0.1
+"""Before a process is started again whose kind dies quickly and settles nothing; it doubles."""
+LONGEST_PAUSE_S = 30.0
+KILLERS_PAUSE_S = 0.25
+"""As long at most when tasks kill their processes: each of them can do so only a few times."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
-@dataclass(slots=True)
-class Death:
-    """A worker process that has gone, until the server has been told of it, twice."""
+class Restarts:
+    """Decides when a supervisor starts a worker process again, and when it gives up.
 
-    consumer: str
-    started: list[str]
-    """What it was running, which is charged a recovery."""
-    due: float = 0.0
-    reported: bool = False
+    Pure decisions: no process, no server. A process that worked for a while is started again at
+    once. Where processes die quickly and settle nothing the pause doubles, for they may die of the
+    machine or of their own modules. Where none has ever worked there is a reason, and no use in
+    going on.
+    """
+
+    def __init__(self) -> None:
+        self.failure = ""
+        """Why worker processes cannot start; empty when they can."""
+        self.worked = False
+        """Whether any of them was ever ready."""
+        self.at = 0.0
+        """Not before this time is another started (monotonic clock)."""
+        self._starts = 0
+        self._failed_starts: set[int] = set()
+        self._backoff = Backoff(RESTART_PAUSE_S, LONGEST_PAUSE_S)
+        self._settled_before = 0
+        self._settled_by_dead = 0
+
+    def begin(self) -> int:
+        """Return the number of the start that is made now, of one process or several."""
+        self._starts += 1
+        return self._starts
+
+    def pause(self, longest: float = LONGEST_PAUSE_S) -> None:
+        """Let no other be started for a while."""
+        self.at = time.monotonic() + min(self._backoff.next(), longest)
+
+    def give_up(self, ended: ManagedProcess, why: str) -> bool:
+        """Return whether another process would not work either; ``failure`` then says why.
+
+        ``ended`` is one that has ended, and ``why`` says how.
+        """
+        if ended.ready or self.worked or ended.unavailable:
+            return False
+        if ended.failure:
+            self.failure = ended.failure
+            return True
+        # It was ended from outside, or by native code or os._exit in a handlers' module.
+        self._failed_starts.add(ended.start)
+        if len(self._failed_starts) < START_TRIES:
+            return False
+        self.failure = (
+            f"worker processes end before they are ready, {START_TRIES} times in a row; the last "
+            f"one {why}: see its last words above, and what the handlers' modules do when they are "
+            "imported"
+        )
+        return True
+
+    def count(self, ended: ManagedProcess) -> None:
+        """Count what a process settled that has ended."""
+        self._settled_by_dead += ended.scoreboard.settled
+
+    def after(self, ended: ManagedProcess, *, killed_by_task: bool, settled_by_others: int) -> None:
+        """Decide when another is started in place of one that has ended."""
+        settled = self._settled_by_dead + settled_by_others
+        lived = time.monotonic() - ended.started_at
+        if settled > self._settled_before or (ended.ready and lived >= QUICK_DEATH_S):
+            # Work goes on: a task that kills its process must not hold it up.
+            self._backoff.reset()
+            self.at = 0.0
+        else:
+            self.pause(KILLERS_PAUSE_S if killed_by_task else LONGEST_PAUSE_S)
+        self._settled_before = settled
 
 
 class Supervisor:
-    """Sends heartbeats, recovers, schedules, and keeps ``children`` worker processes alive.
+    """Send heartbeats, recover, schedule, and keep ``children`` worker processes alive.
 
     ``run`` blocks until ``request_stop`` (or a second one, which kills) or, for a supervisor beside
     an application, until that has gone.
@@ -96,7 +160,7 @@ class Supervisor:
         self._kill = threading.Event()
         self._drain_timeout = settings.shutdown_timeout
         self._announced = False
-        self._deaths: list[Death] = []
+        self._deaths = DeathReports(settings, self._broker, self._commands)
         self._restarts = Restarts()
         self.heartbeat = Heartbeat(
             settings, self._broker, self._commands, wake=self._wake.set, hurry=self._kill
@@ -160,7 +224,8 @@ class Supervisor:
         run_forever(step, stopping, name="the supervisor", log=log, backoff=backoff, outages=())
 
     def _listener(self, queue: int) -> TaskScheduler | Subscriber:
-        """What hears the queue's channel: its scheduler, or where that is unwanted, a thread."""
+        """Return what hears the queue's channel: its scheduler, or where that is unwanted, a
+        thread."""
         keys = self._commands[queue].keys
         on_word = partial(self.heartbeat.heed, queue)
         if not self.settings.scheduler:
@@ -184,49 +249,18 @@ class Supervisor:
             self.on_parent_gone()
             return
         self.heartbeat.send_if_due()
-        self._report_deaths()
+        self._deaths.send_due()
         self._check_limits()
         self._sleep(1.0)
 
     def _sleep(self, longest: float) -> None:
         """Sleep until there is something to do, or it is woken."""
         now = time.monotonic()
-        until = min(now + longest, self.heartbeat.due_at, *(death.due for death in self._deaths))
+        until = min(now + longest, self.heartbeat.due_at, self._deaths.due_at)
         if self._wanted > len(self.heartbeat.members):
             until = min(until, self._restarts.at)
         self._wake.wait(max(0.002, until - now))
         self._wake.clear()
-
-    # -- the dead --------------------------------------------------------------------------------
-
-    def _report(self, consumer: str, started: list[str]) -> bool:
-        """Have a dead worker's tasks given back; return whether the server heard it."""
-        try:
-            sign_off(self._broker, self._commands, self.settings, consumer, started)
-        except (RedistqError, GroupMissing) as error:
-            log.warning("worker %s could not be reported: %s", consumer, error)
-            return False
-        return True
-
-    def _report_deaths(self) -> None:
-        """Tell the server of workers that have gone, until it hears it: what had been started is
-        known here alone."""
-        now = time.monotonic()
-        for death in [death for death in self._deaths if death.due <= now]:
-            if not self._report(death.consumer, death.started):
-                death.due = time.monotonic() + OUTAGE_PAUSE_S
-                return  # the next will not be heard either
-            if death.reported:
-                self._deaths.remove(death)
-            else:
-                self._report_again(death)
-
-    def _report_again(self, death: Death) -> None:
-        """Once more, later: the server may hand a task to a blocking read before it sees that
-        nobody reads there."""
-        death.reported = True
-        death.started = []
-        death.due = time.monotonic() + REPORT_AGAIN_S
 
     # -- children --------------------------------------------------------------------------------
 
@@ -257,7 +291,7 @@ class Supervisor:
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
         started = member.scoreboard.running()
-        self._deaths.append(Death(member.consumer, started))
+        self._deaths.add(member.consumer, started)
         self._restarts.count(member)
         child.let_go()
         if self._stopping.is_set():
@@ -267,7 +301,7 @@ class Supervisor:
         if self._restarts.give_up(member, why):
             return
         log.warning("worker process %d %s; starting another", child.pid, why)
-        self._restarts.plan(
+        self._restarts.after(
             member,
             killed_by_task=bool(started),
             settled_by_others=sum(m.scoreboard.settled for m in self.heartbeat.members),
@@ -385,10 +419,6 @@ class Supervisor:
     def _end_children(self) -> bool:
         """Kill those that still run and report all; return whether each ended with code 0."""
         clean = True
-        served = True  # a server that does not hear one report will not hear the next
-        for death in self._deaths:
-            served = served and self._report(death.consumer, death.started)
-        self._deaths.clear()
         members = self.heartbeat.members
         for member in members:
             if member.child is not None and member.alive:
@@ -397,6 +427,7 @@ class Supervisor:
             if member.child is not None:
                 clean = member.child.process.wait() == 0 and clean
                 member.child.let_go()
-            served = served and self._report(member.consumer, member.scoreboard.running())
+            self._deaths.add(member.consumer, member.scoreboard.running())
             self.heartbeat.remove(member)
+        self._deaths.send_last()
         return clean
