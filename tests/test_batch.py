@@ -508,7 +508,7 @@ def test_a_bar_begins_at_what_was_done(done: int, monkeypatch: pytest.MonkeyPatc
     """So its rate and the time left are those of what runs now."""
     import io
 
-    from redistq.client.progress import Progress
+    from redistq.client.waiting import Progress
 
     monkeypatch.setattr("sys.stderr", io.StringIO())
     bar = Progress("resumed", 10, True)

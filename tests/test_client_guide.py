@@ -28,7 +28,7 @@ def test_every_print_of_the_guide_says_what_it_prints() -> None:
 
 def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     """Limits and times that it states."""
-    from redistq.client import batch, results, resume, watcher
+    from redistq.client import batch, pending, results, resume
     from redistq.functions import blobs, parts
     from redistq.functions import output as task_output
     from redistq.protocol import codec
@@ -44,7 +44,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert parts.LARGE == 64 * 1024
     assert results.GIVE_UP_S == 120
     assert WorkerSettings().result_ttl == 86_400
-    assert watcher.TAKEN_TTL_S == 600
+    assert pending.TAKEN_TTL_S == 600
     (row,) = re.findall(r"^\| `options\(\.\.\.\)` \|.* with (.*) \|$", GUIDE, re.M)
     named = set(re.findall(r"`(\w+)`", row))
     assert named == set(CallOptions.__dataclass_fields__)

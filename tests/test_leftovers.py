@@ -16,7 +16,7 @@ from clients import KEY, producer_of, session
 from workers import until
 
 from redistq import Client, TaskCancelled, TaskProducer
-from redistq.client.presence import LIFE_S, has_ended, me
+from redistq.client.queues import LIFE_S, has_ended, me
 
 DIES = f"""
 import os, signal, sys

@@ -39,8 +39,8 @@ from redistq import (
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.connection.connection import SocketTransport, Transport
+from redistq.producer.operations import HABIT, RECENT
 from redistq.producer.results import INBOX_KEPT
-from redistq.producer.waiters import HABIT, RECENT
 
 registry = Registry()
 go = threading.Event()

@@ -1,8 +1,8 @@
-"""The end of a program whose client was not shut down: its work is done, or it is said what stays.
+"""The end of a program whose client was not shut down: its work is done, or a line says what stays.
 
 Used by sessions. A program that has workers of its own waits for what it submitted, as it would
-with the executors of the standard library; nobody else would be there to do it. It never waits for
-ever: not for workers that are gone, nor for a server that is away, nor for what is due much later.
+with the executors of the standard library; without it no worker would do that work. It does not
+wait for workers that are gone, for a server that is unavailable, or for what is due much later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def watch(session: Session) -> None:
-    """Look after this client's work when the program ends."""
+    """Finish this client's work when the program ends, or say what stays."""
     if not _sessions:
         # After all that is registered already, which therefore lives on while we wait: embedded
         # servers, logging, and what lets go of sessions.
@@ -48,13 +48,13 @@ def watch(session: Session) -> None:
 
 def _finish() -> None:
     if in_kernel():
-        return  # a notebook's kernel is told to end and has seconds to do it
+        return  # a notebook's kernel that must end has seconds for it
     for session in list(_sessions):
         try:
             _end(session, os.getpid())
         except KeyboardInterrupt:
             _say_what_stays(session, "")
-        except Exception:  # the program ends: its own error, if any, is what counts
+        except Exception:  # broad: the program ends, and its own error, if any, is what counts
             log.debug("the end of a client's work could not be waited for", exc_info=True)
 
 
@@ -78,7 +78,7 @@ def _wait(session: Session) -> str:
     exchange = session.exchange
     wait = Wait()
     doubts = 0
-    told = False
+    is_said = False
     while left := _unfinished(session):
         now = time.monotonic()
         if not session.workers.running:
@@ -87,14 +87,14 @@ def _wait(session: Session) -> str:
         if away > AWAY_S:
             return "the server is away"
         if not away and wait.due(now):
-            wait.heard(now)
+            wait.restart(now)
             reason = _no_use(session)
             # Twice: a worker that has just died is replaced in a moment.
             doubts = doubts + 1 if reason else 0
             if doubts > 1:
                 return reason
-            if not told:
-                told = True
+            if not is_said:
+                is_said = True
                 say(f"the program waits for {left}; Ctrl-C leaves them in the queue", log)
         futures = exchange.pending.outstanding()
         if futures:

@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 from .. import slots
 from ..display.html import badge, escape, panel
 from ..display.notebook import say
-from ..errors import ConfigurationError, TaskCancelled, UnknownBatch, UnknownTask
+from ..errors import ConfigurationError, UnknownBatch
 from ..logger import logger
 from ..producer.operations import not_stored
-from ..protocol.commands import SETTLED, Commands
+from ..protocol.commands import SETTLED
 from ..protocol.keys import is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
 from ..protocol.replies import read
-from . import postmortem, resume
+from . import resume
 from .futures import kept_awake, pass_on
-from .news import BatchNews, ends_in
-from .outcomes import decode_error, decode_result
+from .outcomes import BatchEnds
+from .queues import batch_task_id
 from .sender import NewTask, payload_bytes
-from .submission import batch_task_id, batch_tasks, check_function, label
+from .submission import batch_tasks, check_function, label
+from .waiting import BatchWait
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ class Batch:
         self._needs: list[str] = []
         """Functions and arguments that the server keeps for its tasks."""
         self._is_found = True
-        """Whether it was there already, begun by who knows which release."""
+        """Whether it was there already, begun by a release that is not known."""
         self._is_wanted = False
         """Whether its record says that this client wants its results."""
 
@@ -92,6 +93,14 @@ class Batch:
     def _queue(self) -> ClientQueue:
         """The queue of its tasks."""
         return self._session.queue(self._priority)
+
+    @property
+    def _ends(self) -> BatchEnds:
+        """The ends of its tasks, on the server."""
+        return BatchEnds(self._session, self._queue, self.id, self.total, self._is_found)
+
+    def _task_ids(self, indexes: Iterable[int]) -> list[str]:
+        return [batch_task_id(self.id, i) for i in indexes]
 
     # -- starting and finding --------------------------------------------------------------------
 
@@ -124,7 +133,7 @@ class Batch:
         batch._want()  # before its first call is there
         earlier = None
         if batch._is_found and calls is not None:
-            states = batch._states()
+            states = batch._ends.states()
             earlier = resume.compare(
                 batch._queue, batch_id, calls, states, items_alone=resume_how == "items"
             )
@@ -198,9 +207,6 @@ class Batch:
                 kept = {start + position - 1 for position in reply}
                 earlier.reused -= set(range(start, end)) - kept
 
-    def _task_id(self, index: int) -> str:
-        return batch_task_id(self.id, index)
-
     # -- looking ---------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
@@ -236,34 +242,21 @@ class Batch:
         """Whether every task has come to its end."""
         return self.counts()["waiting"] == 0
 
-    def _states(self) -> dict[int, str]:
-        """Return the last end of every task that had one, by position."""
-        queue = self._queue
-        states: dict[int, str] = {}
-        start = "-"
-        while True:
-            page = queue.broker.call(queue.commands.settled_page(self.id, start, 1000))
-            for entry, flat in page:
-                states.update(ends_in(flat, self.total))
-                start = "(" + entry.decode()
-            if len(page) < 1000:
-                return states
-
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _news(
+    def _pages(
         self, timeout: float | None, stop: threading.Event | None = None
     ) -> Iterator[list[tuple[int, str]]]:
-        """Yield positions and states of tasks that have ended, until all have; see BatchNews."""
-        news = BatchNews(self._session, self._queue, self.id, self.total, self._is_wanted)
-        yield from news.pages(timeout, self._progress, stop)
-        self._is_wanted = news.is_wanted
-        if news.is_complete:
-            self._on_end(news.counts)
+        """Yield positions and states of tasks that have ended, until all have; see BatchWait."""
+        wait = BatchWait(self._session, self._queue, self.id, self.total, self._is_wanted)
+        yield from wait.pages(timeout, self._progress, stop)
+        self._is_wanted = wait.is_wanted
+        if wait.is_complete:
+            self._on_end(wait.counts)
 
     def wait(self, timeout: float | None = None) -> Batch:
         """Wait until every task has ended; raises ResultTimeout after ``timeout`` seconds."""
-        for _ in self._news(timeout):
+        for _ in self._pages(timeout):
             pass
         return self
 
@@ -280,16 +273,16 @@ class Batch:
     def _results(
         self, timeout: float | None, on_error: str, stop: threading.Event | None = None
     ) -> list[Any]:
-        for news in self._news(timeout, stop):
+        for page in self._pages(timeout, stop):
             if on_error == "raise":
-                bad = sorted({index for index, state in news if state != "succeeded"})
-                for _, _, error in self._ends(bad, ended_only=True):
+                bad = sorted({index for index, state in page if state != "succeeded"})
+                for _, _, error in self._ends.read(bad, ended_only=True):
                     self._is_left_out(error, on_error)
         if stop is not None and stop.is_set():
             return []
         return [
             value
-            for _, value, error in self._ends(range(self.total))
+            for _, value, error in self._ends.read(range(self.total))
             if not self._is_left_out(error, on_error)
         ]
 
@@ -299,10 +292,10 @@ class Batch:
         """Yield pairs of position and result, as the tasks end; ``on_error`` as for ``results``."""
         _check_on_error(on_error)
         given: set[int] = set()
-        for news in self._news(timeout):
+        for page in self._pages(timeout):
             # One that was sent again and ended again is given once.
-            new = [index for index in dict.fromkeys(i for i, _ in news) if index not in given]
-            for index, value, error in self._ends(new, ended_only=True):
+            new = [index for index in dict.fromkeys(i for i, _ in page) if index not in given]
+            for index, value, error in self._ends.read(new, ended_only=True):
                 given.add(index)
                 if not self._is_left_out(error, on_error):
                     yield index, value
@@ -317,44 +310,6 @@ class Batch:
             raise error
         return error is not None and on_error == "skip"
 
-    def _ends(
-        self, indexes: Iterable[int], ended_only: bool = False
-    ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        """Yield results and errors of settled tasks; an error stands in its value's place too. A
-        task that was sent again, whose earlier end is told of still, is left out with
-        ``ended_only``."""
-        queue = self._queue
-        order = list(indexes)
-        commands = (queue.commands.end_of(self._task_id(i)) for i in order)
-        for i, (state, result, error, entry) in zip(order, queue.pages(commands), strict=True):
-            if state == b"succeeded" and result is not None:
-                try:
-                    value = self._value(i, result)
-                except Exception as why:  # it cannot be read: an error of this task
-                    yield i, why, why
-                else:
-                    yield i, value, None
-                continue
-            if state == b"failed":
-                failure, _ = self._error(i, error)
-            elif state == b"cancelled":
-                failure = TaskCancelled(self._task_id(i))
-            elif ended_only and entry is not None and state in (None, b"delayed"):
-                continue
-            else:
-                failure = UnknownTask(self._task_id(i))
-            yield i, failure, failure
-
-    def _value(self, index: int, body: bytes) -> Any:
-        task_id = self._task_id(index)
-        context = self._queue.context_of(task_id)
-        return decode_result(self._session.signer, context, task_id, body, old=self._is_found)
-
-    def _error(self, index: int, body: bytes) -> tuple[BaseException, dict[str, Any]]:
-        task_id = self._task_id(index)
-        context = self._queue.context_of(task_id)
-        return decode_error(self._session.signer, context, task_id, body, self._is_found)
-
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self._await().__await__()
 
@@ -364,21 +319,21 @@ class Batch:
 
         loop = asyncio.get_running_loop()
         stop = threading.Event()
-        told: asyncio.Future[list[Any]] = loop.create_future()
+        awaited: asyncio.Future[list[Any]] = loop.create_future()
 
         def wait_for_all() -> None:
             ended: Future[list[Any]] = Future()
             try:
                 ended.set_result(self._results(None, "raise", stop))
-            except BaseException as error:  # passed on to who awaits
+            except BaseException as error:  # broad: passed on to the caller that awaits
                 ended.set_exception(error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(pass_on, ended, told)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the wait is over
+                loop.call_soon_threadsafe(pass_on, ended, awaited)
 
         threading.Thread(target=wait_for_all, name="redistq-await", daemon=True).start()
         try:
             with kept_awake(), slots.lent():
-                return await told
+                return await awaited
         finally:
             stop.set()
 
@@ -389,40 +344,14 @@ class Batch:
         attempts, task_id."""
         from .dataframes import failures_frame
 
-        queue = self._queue
-        rows: dict[int, dict[str, Any]] = {}
-        failed = sorted(i for i, state in self._states().items() if state == "failed")
-        commands = (queue.commands.watch(self._task_id(i)) for i in failed)
-        for i, reply in zip(failed, queue.pages(commands), strict=True):
-            watched = Commands.read_watch(reply)
-            if watched.state != "failed":
-                continue
-            _, report = self._error(i, watched.record["error"])
-            rows[i] = {
-                "item": self._item(i, watched.record.get("payload")),
-                "error": report.get("type", ""),
-                "message": report.get("message", ""),
-                "traceback": report.get("traceback", ""),
-                "attempts": int(watched.record.get("attempt", b"1")),
-                "task_id": self._task_id(i),
-            }
-        return failures_frame(rows)
-
-    def _item(self, index: int, payload: bytes | None) -> Any:
-        if not payload:
-            return None
-        task_id = self._task_id(index)
-        call = postmortem.whole_call(
-            self._session, self._queue, task_id, payload, old=self._is_found
-        )
-        return call.args[0]
+        return failures_frame(self._ends.failures())
 
     def retry_failed(self) -> int:
         """Send the failed tasks again, as they were; return how many."""
-        failed = [self._task_id(i) for i, state in self._states().items() if state == "failed"]
+        failed = [i for i, state in self._ends.states().items() if state == "failed"]
         session = self._session
         self._want()
-        again = self._queue.replay(failed)
+        again = self._queue.replay(self._task_ids(failed))
         if again:
             self._held = session
             session.exchange.hold(self, begun=True)
@@ -430,9 +359,9 @@ class Batch:
 
     def cancel(self) -> int:
         """Cancel what no worker has yet; return how many tasks that were."""
-        ended = {i for i, state in self._states().items() if state in SETTLED}
-        ids = [self._task_id(i) for i in range(self.total) if i not in ended]
-        return list(self._queue.cancel(ids).values()).count("cancelled")
+        ended = {i for i, state in self._ends.states().items() if state in SETTLED}
+        waiting = [i for i in range(self.total) if i not in ended]
+        return list(self._queue.cancel(self._task_ids(waiting)).values()).count("cancelled")
 
     def delete(self) -> None:
         """Forget the batch and its results; what has not started is cancelled before.
@@ -445,7 +374,7 @@ class Batch:
                 f"tasks of batch {self.id!r} are running: wait for them (batch.wait()) first"
             )
         queue = self._queue
-        queue.forget([self._task_id(i) for i in range(self.total)])
+        queue.forget(self._task_ids(range(self.total)))
         queue.broker.call(queue.commands.delete_batch(self.id))
         queue.broker.call(queue.commands.unlist_batch(self.id))
         self._on_end({})
@@ -461,7 +390,7 @@ class Batch:
     def _repr_html_(self) -> str:
         try:
             counts = self.counts()
-        except Exception as error:  # a picture is no place for a traceback
+        except Exception as error:  # broad: a picture is no place for a traceback
             return panel(f"Batch {self.id}", escape(error), [])
         rows = [
             (name, f"{counts[name]:,}")

@@ -34,9 +34,8 @@ from . import submission
 from .batch import Batch
 from .futures import TaskFuture, flattened, in_order
 from .leftovers import leftovers_in, say_what_was_left
-from .scope import BatchScope
 from .session import ClientSettings, Session
-from .workers import homes_served
+from .submission import BatchScope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -295,7 +294,7 @@ class Client(_Submitting, Executor):
         """Return how many living worker processes run function calls on this queue, by the home
         they belong to; under "" those that run everybody's. Calls of this client are run by those
         of its own ``home.name`` and of ""."""
-        return homes_served(self._session.queue())
+        return self._session.queue().homes_served()
 
     def has_workers(self) -> bool:
         """Return whether workers that were started here run."""

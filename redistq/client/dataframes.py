@@ -52,7 +52,8 @@ def map_groups(map_calls: Map, fn: Callable[[Any], Any], groups: Any) -> Any:
     pandas = _pandas()
     if not hasattr(groups, "ngroup") or not hasattr(groups, "obj"):
         raise TypeError("map_groups takes df.groupby(...)")
-    keys, frames = [], []
+    keys: list[Any] = []
+    frames: list[Any] = []
     for key, frame in groups:
         keys.append(key)
         frames.append(frame)

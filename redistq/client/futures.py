@@ -21,7 +21,7 @@ from ..display.notebook import in_kernel
 from ..errors import RedistqError, ResultTimeout, TimeLimitExceeded
 from ..functions.signing import Signer
 from ..protocol.options import wait_seconds
-from . import postmortem
+from . import outcomes
 from .outcomes import Origin, decode_error, decode_result
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TaskFuture(Future[Any]):
     """Whether a large result need not stay on the server once it is here."""
     origin: Origin = "call"
     _is_marked = False
-    """Whether it was told that its task was cancelled."""
+    """Whether ``mark_cancelled`` was called for it."""
     _report: dict[str, Any] | None = None
 
     def __init__(self, session: Session, queue: ClientQueue, task_id: str, name: str) -> None:
@@ -63,7 +63,7 @@ class TaskFuture(Future[Any]):
 
     @property
     def _session(self) -> Session:
-        """What sent it; raises RedistqError when that is gone."""
+        """The session that sent it; raises RedistqError when that is gone."""
         session = self.queue.session()
         if session is None:
             raise RedistqError(
@@ -82,14 +82,16 @@ class TaskFuture(Future[Any]):
         return self.cancelled()
 
     def running(self) -> bool:
-        """Whether a worker has the task now (one look at the server)."""
+        """Return whether a worker has the task now (one look at the server)."""
         if self.done():
             return False
         return self.queue.watch(self.task_id).state == "running"
 
     def result(self, timeout: float | None = None) -> Any:
-        """The task's result; raises its own error, with the worker's traceback as the cause, or
-        ResultTimeout (a TimeoutError) after ``timeout`` seconds, which says why if that is known.
+        """Return the task's result; raises its own error, with the worker's traceback as the cause.
+
+        After ``timeout`` seconds it raises ResultTimeout (a TimeoutError), which says why nothing
+        came if that is known.
         """
         timeout = wait_seconds(timeout)
         try:
@@ -112,7 +114,7 @@ class TaskFuture(Future[Any]):
             del self  # or error, traceback, frame and future would hold each other
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The task's error, or None when it succeeded; waits as ``result`` does."""
+        """Return the task's error, or None when it succeeded; waits as ``result`` does."""
         timeout = wait_seconds(timeout)
         try:
             error: BaseException | None = slots.wait(super().exception, timeout, self.done)
@@ -145,15 +147,15 @@ class TaskFuture(Future[Any]):
     def __await__(self) -> Generator[Any, None, Any]:
         # Shielded: interrupting a notebook's cell must not cancel the task it waits for.
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[Any] = loop.create_future()
+        awaited: asyncio.Future[Any] = loop.create_future()
 
         def ended(_: Future[Any]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(pass_on, self, told)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the wait is over
+                loop.call_soon_threadsafe(pass_on, self, awaited)
 
         self.add_done_callback(ended)
         with kept_awake(), slots.lent():
-            return (yield from told.__await__())
+            return (yield from awaited.__await__())
 
     # -- post-mortem -----------------------------------------------------------------------------
 
@@ -163,21 +165,21 @@ class TaskFuture(Future[Any]):
         return self._report or {}
 
     def logs(self, follow: bool = False) -> Any:
-        """What the task printed and logged, as text; lines as they come with ``follow``.
+        """Return what the task printed and logged, as text; with ``follow`` its lines as they come.
 
         Complete for tasks submitted with ``options(logs=True)``; otherwise the last lines of a
         task that failed.
         """
         session = self._session
         if follow:
-            return postmortem.follow_logs(session, self.task_id, self.done)
-        lines = postmortem.read_logs(session, self.task_id)
+            return outcomes.follow_logs(session, self.task_id, self.done)
+        lines = outcomes.read_logs(session, self.task_id)
         return "\n".join(lines if lines else self.report.get("output", []))
 
     def replay(self) -> TaskFuture:
         """Send the failed task again, as it was; return a new future for it."""
         session = self._session
-        postmortem.replay(self.queue, self.task_id)
+        outcomes.replay(self.queue, self.task_id)
         again = TaskFuture(session, self.queue, self.task_id, self.name)
         again.origin = self.origin
         session.exchange.expect(again)
@@ -189,14 +191,14 @@ class TaskFuture(Future[Any]):
         With ``debug`` it runs under the debugger, which stops where the error is raised. Raises
         RedistqError when the task's arguments are no longer kept (they are of failed tasks).
         """
-        function, args, kwargs = postmortem.call_of(self._session, self.queue, self.task_id)
+        function, args, kwargs = outcomes.call_of(self._session, self.queue, self.task_id)
         if not debug:
             return function(*args, **kwargs)
         import pdb
 
         try:
             return function(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # broad: the user's function; raised again
             pdb.post_mortem(error.__traceback__)
             raise
 
@@ -229,27 +231,28 @@ class TaskFuture(Future[Any]):
         return panel("TaskFuture", badge(state), rows)
 
 
-def pass_on(ended: Future[Any], told: asyncio.Future[Any]) -> None:
-    """The end of a future to who awaits it in an event loop; called there."""
-    if told.done():
-        return  # nobody waits any more
+def pass_on(ended: Future[Any], awaited: asyncio.Future[Any]) -> None:
+    """Give the end of a future to what awaits it in an event loop; called there."""
+    if awaited.done():
+        return  # the wait is over
     if ended.cancelled():
-        told.cancel()
+        awaited.cancel()
     elif (error := ended.exception()) is None:
-        told.set_result(ended.result())
+        awaited.set_result(ended.result())
     elif isinstance(error, StopIteration):  # it would be taken for the end of a generator
         wrapped = RuntimeError("the task raised StopIteration")
         wrapped.__cause__ = error
-        told.set_exception(wrapped)
+        awaited.set_exception(wrapped)
     else:
-        told.set_exception(error)
+        awaited.set_exception(error)
 
 
 class _Alarm:
-    """What keeps one event loop awake, and for how many waits."""
+    """A timer that keeps one event loop awake, and the number of waits it serves."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self.waits = weakref.ref(loop), 0
+        self._loop = weakref.ref(loop)
+        self.waits = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def ring(self) -> None:
@@ -267,7 +270,7 @@ _alarms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Alarm] = weakref.
 
 @contextlib.contextmanager
 def kept_awake() -> Iterator[None]:
-    """While waiting in a notebook's event loop: let the stop button through.
+    """Let the stop button through while waiting in a notebook's event loop.
 
     The kernel takes an interrupt between two events of its loop; while nothing happens in it, the
     interrupt is only noticed when the wait is over. One timer serves all waits of a loop.
@@ -294,13 +297,13 @@ _shortener.maxstring = _shortener.maxother = 300
 
 
 def _short(value: Any, most: int) -> str:
-    """A value's text for people; cheap for large ones, and never an error."""
+    """Return a value's text for people; cheap for large values, and never an error."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):  # arrays and frames, whose own text takes its time
         return f"{type(value).__name__} of shape {shape}"
     try:
         return _shortener.repr(value)[:most]
-    except Exception:
+    except Exception:  # broad: the value's own code
         return f"<{type(value).__name__}>"
 
 
@@ -308,7 +311,8 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
     """Give a future the end of its task; one that was cancelled meanwhile keeps that."""
     if future.done():
         return
-    task_id, origin = future.task_id, future.origin
+    task_id = future.task_id
+    origin = future.origin
     context = future.queue.context_of(task_id)
     try:
         if state == "succeeded":
@@ -322,7 +326,7 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
             mark_cancelled(future)
     except CancelledError:
         pass
-    except Exception as why:  # a result that cannot be read is its task's error, not its reader's
+    except Exception as why:  # broad: what cannot be read is its task's error, not its reader's
         fail(future, why)
 
 
@@ -335,7 +339,7 @@ def fail(future: TaskFuture, error: BaseException) -> None:
 def mark_cancelled(future: TaskFuture) -> None:
     """Give a future the end of a task that was cancelled.
 
-    Both the caller of ``cancel`` and the inbox tell it so: only the first notifies who waits.
+    Called by ``cancel`` and for the inbox's notification: only the first call notifies waiters.
     """
     with future._condition:
         first = not future._is_marked
@@ -372,13 +376,12 @@ def cancel_all(futures: Sequence[TaskFuture]) -> None:
 
 
 def in_order(futures: list[TaskFuture], left: Callable[[], float | None]) -> Iterator[Any]:
-    """Results in order, as Executor.map gives them; what is left is cancelled when one is not
-    taken."""
+    """Yield results in order, as Executor.map gives them; closing this cancels what is left."""
     try:
         futures.reverse()
         while futures:
             futures[-1].exception(left())
-            yield futures.pop().result()  # and not kept: whoever takes it has the only one
+            yield futures.pop().result()  # and not kept: the caller has the only one
     finally:
         if futures:
             with contextlib.suppress(RedistqError):
@@ -386,7 +389,7 @@ def in_order(futures: list[TaskFuture], left: Callable[[], float | None]) -> Ite
 
 
 def flattened(chunks: Iterator[list[Any]]) -> Iterator[Any]:
-    """The results of chunks, one by one; none is kept once it was given."""
+    """Yield the results of chunks, one by one; none is kept once it was given."""
     for chunk in chunks:
         chunk.reverse()
         while chunk:

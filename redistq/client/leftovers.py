@@ -17,8 +17,7 @@ from ..logger import logger
 from ..protocol.homes import Home
 from ..protocol.options import NO_OPTIONS, TaskOptions
 from ..protocol.plain_commands import BATCH_CLIENT, TIME, read_time
-from .presence import MARK, has_ended
-from .queues import ClientQueue
+from .queues import MARK, ClientQueue, has_ended
 
 if TYPE_CHECKING:
     from .session import Session
@@ -48,8 +47,9 @@ class Leftovers:
     _batches: dict[str, tuple[bool, list[str]]] = field(default_factory=dict)
 
     def pages(self, most: int | None = None) -> Iterator[list[tuple[str, bool]]]:
-        """Ids of calls that were left and wait, page by page, and whether each is of a batch with a
-        name. The first ``most`` entries that wait are looked at; None: all, the delayed ones too.
+        """Yield ids of calls that were left and wait, page by page, and whether each is of a batch
+        with a name. The first ``most`` entries that wait are looked at; None: all, and the delayed
+        ones too.
         """
         now_ms = read_time(self.queue.broker.call(TIME))
         start = self._unread()
@@ -82,7 +82,7 @@ class Leftovers:
             start += PAGE
 
     def _unread(self) -> str:
-        """Where the entries begin that no worker was given."""
+        """Return where the entries begin that no worker was given; '' without a stream."""
         commands = self.queue.commands
         if not self.queue.broker.call(commands.has_entries()):
             return ""
@@ -122,7 +122,7 @@ class Leftovers:
         ]
 
     def _of_batch(self, batch: str) -> tuple[bool, list[str]]:
-        """Whether a batch was given its name, and the clients that want its results."""
+        """Return whether a batch was given its name, and the clients that want its results."""
         if batch not in self._batches:
             raw = self.queue.broker.call(self.queue.commands.batch_record(batch))
             fields = dict(zip(raw[::2], raw[1::2], strict=True))
@@ -135,8 +135,8 @@ class Leftovers:
         return self._batches[batch]
 
     def _wanted(self, inboxes: list[str], old: bool = False) -> bool:
-        """Whether one of these may be a living client's. Where nobody gives signs of life, what is
-        not ``old`` may be."""
+        """Return whether one of these may be a living client's. Where none of the clients gives
+        signs of life, what is not ``old`` may be."""
         proven = [name for name in inboxes if name.startswith(MARK)]
         if len(proven) < len(inboxes) or not inboxes:
             return not old or any(map(self._lives, proven))

@@ -1,23 +1,44 @@
-"""Outcomes: a stored result or error, read as a value or an exception of this process.
+"""Outcomes: what came of a task: its result, its error, its output, and the call that it was.
 
 Used by futures and batches. What the server holds is not trusted: pickles are unpacked only with
-this task's own signature.
+this task's own signature. Nothing is changed here but by ``replay``.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from threading import current_thread, main_thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import PayloadError, TaskFailed, UnknownTask, UntrustedPayload
+from ..errors import (
+    ConnectionLost,
+    PayloadError,
+    RedistqError,
+    TaskCancelled,
+    TaskFailed,
+    UnknownTask,
+    UntrustedPayload,
+)
+from ..functions.call import Call, Ref, load_function, load_here
 from ..functions.pickling import load
 from ..functions.signing import Signer, is_packet
 from ..protocol.codec import loads
+from ..protocol.commands import Commands
+from .queues import ClientQueue, StreamTail, batch_task_id
+
+if TYPE_CHECKING:
+    from .session import Session
 
 Origin = Literal["call", "named", "unknown"]
 """What is known of a task whose result is read: it is a function call, and its result a packet of
 its own; it has a name, and its result is JSON; or only its id is known, and either will do."""
+
+ENDS_PAGE = 1000
+"""Entries of a batch's stream of ends that are read in one request."""
+FOLLOW_S = 0.5
+"""Seconds after which it is looked again whether a task whose output is followed has ended."""
 
 
 class RemoteTraceback(Exception):
@@ -60,11 +81,11 @@ def _unpickled(data: bytes) -> Any:
     end this process or the thread that reads for all futures, PayloadError is raised instead."""
     try:
         return load(data)
-    except Exception:  # the object's own code; PayloadError, or an error of its constructor
+    except Exception:  # broad: the object's own code; its error is the task's, and raised as it is
         raise
-    except BaseException as end:
+    except BaseException as end:  # broad: what would end the process, turned into an error
         if isinstance(end, KeyboardInterrupt) and current_thread() is main_thread():
-            raise  # somebody stops the wait
+            raise  # the user stops the wait
         raise PayloadError(f"what the worker sent raises {end!r} when it is unpickled") from end
 
 
@@ -74,7 +95,7 @@ def decode_error(
     """Return a stored error as an exception to raise, and its report.
 
     It has its own type when that can be trusted and imported here, and is a TaskFailed otherwise:
-    the server's own errors (WorkerLost) are text alone, and so is what somebody else wrote there.
+    the server's own errors (WorkerLost) are text alone, and so is what was not written by redistq.
     The worker's traceback is its cause.
     """
     found = loads(body)
@@ -84,12 +105,197 @@ def decode_error(
         try:
             packet = base64.b64decode(pickled)
             own = _unpickled(signer.unpack("error", context, packet, old=old))
-            # What would end this process (SystemExit and its kin) is told, not done.
+            # What would end this process (SystemExit and its kin) is reported, not raised.
             if isinstance(own, Exception):
                 error = own
-        except Exception as why:  # the error's own code, or a packet that is none: text will do
+        except Exception as why:  # broad: the error's own code, or a packet that is none
             error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
     if report.get("traceback"):
         # Not by plain assignment, which an exception of a frozen dataclass refuses.
         BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))
     return error, report
+
+
+def read_logs(session: Session, task_id: str) -> list[str]:
+    """Return the lines that a task has printed so far."""
+    rows = session.broker.call(session.queue().commands.log_lines(task_id))
+    return [line for _, fields in rows for line in _lines(fields)]
+
+
+def follow_logs(session: Session, task_id: str, has_ended: Callable[[], bool]) -> Iterator[str]:
+    """Yield the lines of a task as they come, until it has ended."""
+    tail = StreamTail(session.broker, session.keys.logs(task_id))
+    try:
+        while True:
+            ended = has_ended()
+            try:
+                rows = tail.read(0.001 if ended else FOLLOW_S, count=500)
+            except ConnectionLost:
+                if ended:
+                    return
+                tail.pause()
+                continue
+            for fields in rows:
+                yield from _lines(fields)
+            if ended and not rows:
+                return
+    finally:
+        tail.close()
+
+
+def _lines(fields: list[bytes]) -> Iterator[str]:
+    """Yield the line of an entry; none where redistq did not write it."""
+    if len(fields) > 3:
+        yield fields[3].decode("utf-8", "replace")
+
+
+def replay(queue: ClientQueue, task_id: str) -> None:
+    """Send a failed task again, as it was; raises RedistqError where it is no dead letter."""
+    if not queue.replay((task_id,)):
+        raise RedistqError(f"task {task_id} is no dead letter; only failed tasks are replayed")
+
+
+def call_of(
+    session: Session, queue: ClientQueue, task_id: str
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return the function of a failed task and its arguments, to be called here."""
+    payload = queue.watch(task_id).record.get("payload")
+    if not payload:
+        raise RedistqError(
+            f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
+        )
+    call = whole_call(session, queue, task_id, payload)
+    function = load_function(session.blobs.get("function", call.function))
+    if call.chunk:
+
+        def chunk() -> list[Any]:
+            return [function(*one, **call.kwargs) for one in call.args]
+
+        return chunk, (), {}
+    return function, call.args, call.kwargs
+
+
+def whole_call(
+    session: Session, queue: ClientQueue, task_id: str, payload: bytes, *, old: bool = True
+) -> Call:
+    """Return the call that a task's payload holds, with its large arguments put in."""
+    fetch = session.blobs.argument
+    data = session.signer.unpack("call", queue.context_of(task_id), payload, old=old)
+    call = Call.unpickled(data, fetch)
+
+    def real(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return load_here(fetch(value.digest), "an argument", fetch)
+        return value
+
+    if call.chunk:
+        args: Any = [tuple(real(a) for a in one) for one in call.args]
+    else:
+        args = tuple(real(a) for a in call.args)
+    return replace(call, args=args, kwargs={n: real(v) for n, v in call.kwargs.items()})
+
+
+def ends_in(flat: list[bytes], total: int) -> Iterator[tuple[int, str]]:
+    """Yield position and state of each task in an entry of a batch's stream of ends."""
+    for task_id, state in zip(flat[::2], flat[1::2], strict=True):
+        index = task_id.rpartition(b":")[2]
+        if index.isdigit() and len(index) < 16 and int(index) < total:
+            yield int(index), state.decode("utf-8", "replace")
+
+
+class BatchEnds:
+    """The ends of a batch's tasks, as the server keeps them.
+
+    ``old``: the batch was there already, begun by a release that is not known.
+    """
+
+    def __init__(
+        self, session: Session, queue: ClientQueue, batch_id: str, total: int, old: bool
+    ) -> None:
+        self._session = session
+        self._queue = queue
+        self._id = batch_id
+        self._total = total
+        self._old = old
+
+    def states(self) -> dict[int, str]:
+        """Return the last end of every task that had one, by position."""
+        queue = self._queue
+        states: dict[int, str] = {}
+        start = "-"
+        while True:
+            page = queue.broker.call(queue.commands.settled_page(self._id, start, ENDS_PAGE))
+            for entry, flat in page:
+                states.update(ends_in(flat, self._total))
+                start = "(" + entry.decode()
+            if len(page) < ENDS_PAGE:
+                return states
+
+    def read(
+        self, indexes: Iterable[int], ended_only: bool = False
+    ) -> Iterator[tuple[int, Any, BaseException | None]]:
+        """Yield results and errors of settled tasks; an error stands in its value's place too.
+
+        With ``ended_only`` a task is left out that was sent again, while its earlier end still
+        stands in the stream.
+        """
+        queue = self._queue
+        order = list(indexes)
+        commands = (queue.commands.end_of(batch_task_id(self._id, i)) for i in order)
+        for i, (state, result, error, entry) in zip(order, queue.pages(commands), strict=True):
+            if state == b"succeeded" and result is not None:
+                try:
+                    value = self._value(i, result)
+                except Exception as why:  # broad: the object's own code; it is this task's error
+                    yield i, why, why
+                else:
+                    yield i, value, None
+                continue
+            failure: BaseException
+            if state == b"failed":
+                failure, _ = self._error(i, error)
+            elif state == b"cancelled":
+                failure = TaskCancelled(batch_task_id(self._id, i))
+            elif ended_only and entry is not None and state in (None, b"delayed"):
+                continue
+            else:
+                failure = UnknownTask(batch_task_id(self._id, i))
+            yield i, failure, failure
+
+    def failures(self) -> dict[int, dict[str, Any]]:
+        """Return what is known of each failed task, by position."""
+        queue = self._queue
+        rows: dict[int, dict[str, Any]] = {}
+        failed = sorted(i for i, state in self.states().items() if state == "failed")
+        commands = (queue.commands.watch(batch_task_id(self._id, i)) for i in failed)
+        for i, reply in zip(failed, queue.pages(commands), strict=True):
+            watched = Commands.read_watch(reply)
+            if watched.state != "failed":
+                continue
+            _, report = self._error(i, watched.record["error"])
+            rows[i] = {
+                "item": self._item(i, watched.record.get("payload")),
+                "error": report.get("type", ""),
+                "message": report.get("message", ""),
+                "traceback": report.get("traceback", ""),
+                "attempts": int(watched.record.get("attempt", b"1")),
+                "task_id": batch_task_id(self._id, i),
+            }
+        return rows
+
+    def _value(self, index: int, body: bytes) -> Any:
+        task_id = batch_task_id(self._id, index)
+        context = self._queue.context_of(task_id)
+        return decode_result(self._session.signer, context, task_id, body, old=self._old)
+
+    def _error(self, index: int, body: bytes) -> tuple[BaseException, dict[str, Any]]:
+        task_id = batch_task_id(self._id, index)
+        context = self._queue.context_of(task_id)
+        return decode_error(self._session.signer, context, task_id, body, self._old)
+
+    def _item(self, index: int, payload: bytes | None) -> Any:
+        if not payload:
+            return None
+        task_id = batch_task_id(self._id, index)
+        call = whole_call(self._session, self._queue, task_id, payload, old=self._old)
+        return call.args[0]

@@ -1,7 +1,8 @@
-"""Pending: the futures of one client that wait for their tasks.
+"""The futures of one client that wait for their tasks, and how these stand on the server.
 
-Shared by a client's two threads. Here is the one lock under which work is taken or refused, and the
-one place where futures are given their ends.
+Shared by a client's two threads. In ``Pending`` is the one lock under which work is taken or
+refused, and the one place where futures are given their ends. ``TaskWatcher`` asks the server: for
+the sender about calls that the server has already, for the result listener about all others.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from ..connection.broker import Broker
+from ..errors import UnknownTask
+from ..functions.blobs import Blobs
+from ..functions.signing import Signer
 from ..logger import logger
 from ..producer.diagnosis import Wait
-from .futures import TaskFuture, fail, release
-
-if TYPE_CHECKING:
-    from .queues import ClientQueue
+from ..producer.sansio import Notification
+from ..protocol.commands import SETTLED, Commands, Watched
+from .futures import TaskFuture, fail, release, settle
+from .queues import ClientQueue, Presence
 
 log = logger("redistq.client")
+
+TAKEN_TTL_S = 600
+"""Seconds that a large result is kept once its client has it, unless its options say for how long:
+a map over large results must not fill the server for a day."""
+LOOK_MANY = 1000
+"""Most tasks that are asked for at a time."""
 
 
 class Pending:
@@ -56,7 +66,7 @@ class Pending:
         known = self._futures.get(task_id)
         if known is None:
             if not self._futures:
-                self.wait.heard(time.monotonic())
+                self.wait.restart(time.monotonic())
                 self._oldest = task_id
             self._futures[task_id] = future
         elif isinstance(known, list):
@@ -108,7 +118,7 @@ class Pending:
             first = next(iter(self._futures), "")
         if first != self._oldest:
             self._oldest = first
-            self.wait.heard(now)
+            self.wait.restart(now)
             return False
         return self.wait.due(now)
 
@@ -127,10 +137,10 @@ class Pending:
     def _end(self, future: TaskFuture, end: Callable[[TaskFuture], None]) -> None:
         try:
             end(future)
-        except Exception as error:  # a callback, which is the user's own code
+        except Exception as error:  # broad: a callback is the user's own code
             log.exception("a future's callback failed")
-            fail(future, error)  # where it was no callback: nobody shall wait for ever
-        except BaseException:  # SystemExit in a callback ends neither us nor its task
+            fail(future, error)  # where it was no callback: no wait shall last for ever
+        except BaseException:  # broad: SystemExit in a callback ends neither us nor its task
             if not self.is_own_thread():
                 raise
             log.exception("a future's callback wanted to end this thread")
@@ -158,3 +168,99 @@ class Pending:
         """Take no new work from now on."""
         with self.lock:
             self.closed = True
+
+
+class TaskWatcher:
+    """Asks for tasks and settles their futures; safe to use from several threads.
+
+    A task that the server does not know is doubtful: its end may still be in the inbox.
+    """
+
+    def __init__(
+        self, broker: Broker, pending: Pending, presence: Presence, signer: Signer, blobs: Blobs
+    ) -> None:
+        self._broker = broker
+        self._pending = pending
+        self._presence = presence
+        self._signer = signer
+        self._blobs = blobs
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with no doubts: a new client, or a forked process."""
+        self.doubtful: list[str] = []
+        """Tasks that the server did not know when it was asked."""
+
+    def watch(self, queue: ClientQueue, task_id: str) -> Watched:
+        """Return how a task stands; until it has ended, our inbox will be notified of its end."""
+        return queue.watch(task_id, self._presence.inbox.name)
+
+    def take(self, task_id: str, watched: Watched) -> None:
+        """Settle a task's futures if it has ended."""
+        if watched.state in SETTLED:
+            body = watched.record.get("error" if watched.state == "failed" else "result")
+            self._settle(task_id, watched.state, body)
+        elif watched.state == "unknown":
+            self.doubtful.append(task_id)
+
+    def on_notification(self, note: Notification) -> None:
+        """Settle the futures of a task of whose end the inbox was notified."""
+        queue = self._pending.queue_of(note.task_id)
+        if queue is None:
+            return
+        if note.body is None or note.state not in SETTLED:  # too large for the inbox, or no end
+            waiting = self._pending.futures_of(note.task_id)
+            self.take(note.task_id, self.watch(queue, note.task_id))
+            if len(waiting) == 1 and waiting[0].keep_briefly:
+                self._broker.call(queue.commands.keep_record(note.task_id, TAKEN_TTL_S))
+            return
+        if note.state == "failed" and b'"BlobMissing"' in note.body[:200]:
+            self._blobs.forget()  # the server has lost what we believe it has
+        self._settle(note.task_id, note.state, note.body)
+
+    def look_at(self, ids: list[str]) -> None:
+        """Ask how these tasks stand."""
+        for start in range(0, len(ids), LOOK_MANY):
+            asked = [
+                (task_id, queue)
+                for task_id in ids[start : start + LOOK_MANY]
+                if (queue := self._pending.queue_of(task_id)) is not None
+            ]
+            inbox = self._presence.inbox.name
+            commands = (queue.commands.watch(task_id, inbox) for task_id, queue in asked)
+            # All answers before the first callback, which may ask the server on this connection.
+            replies = list(self._broker.call_many(commands))
+            for (task_id, _), reply in zip(asked, replies, strict=True):
+                self.take(task_id, Commands.read_watch(reply))
+
+    def give_up(self, ids: list[str]) -> None:
+        """Fail the futures of tasks that the server does not know; the inbox was read to its end,
+        so that no notification of them is left."""
+        for task_id in ids:
+            if task_id in self._pending:
+                self._blobs.forget()
+                error = UnknownTask(task_id)
+                error.add_note(
+                    "The server does not know the task: it was flushed, or restarted without its "
+                    "data, or the result was not kept (result_ttl)."
+                )
+                self._pending.fail(task_id, error)
+
+    def _settle(self, task_id: str, state: str, body: bytes | None) -> None:
+        if state in ("succeeded", "failed"):
+            self._let_go_of_needs(task_id, state)
+        signer = self._signer
+        self._pending.resolve(task_id, lambda future: settle(future, signer, state, body))
+
+    def _let_go_of_needs(self, task_id: str, state: str) -> None:
+        needs: list[str] = []
+        with self._pending.lock:
+            futures: list[TaskFuture] = self._pending.futures_of(task_id)
+            for future in futures:
+                if future.needs:
+                    needs += future.needs
+                    future.needs = ()
+        if needs and state == "succeeded":
+            self._blobs.drop(needs)
+        elif needs:  # it may be sent again, as it was
+            self._blobs.keep_for_replay(needs)

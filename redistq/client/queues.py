@@ -1,25 +1,36 @@
-"""ClientQueue: what a client says to the server about the tasks of one priority.
+"""What a client says to the server, and the proof that it lives.
 
-Made by sessions, one for each priority that is used. It knows the queue's keys and commands, and
-speaks through the session's one broker.
+``ClientQueue``, made by sessions for each priority that is used, asks about the tasks of one queue.
+``StreamTail`` waits for new entries of a stream other than the inbox: the ends of a batch, the
+output of a call. ``Presence`` is the client's inbox, and a key whose value names its process; the
+key expires soon after the last sign of life, and on the same machine a process that has ended is
+known at once. leftovers.py reads the signs of others.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import socket
+import time
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
 from ..errors import UnknownBatch
+from ..functions.call import CALL
 from ..functions.signing import task_context
 from ..producer.diagnosis import Diagnosis
+from ..producer.sansio import LEAST_PATIENCE_S, Inbox
 from ..protocol.commands import Command, Commands, Snapshot, Watched
 from ..protocol.homes import Home
 from ..protocol.keys import QueueKeys
-from ..protocol.plain_commands import portions
-from ..protocol.replies import read
+from ..protocol.plain_commands import TIME, PlainCommands, portions, read_stream, read_time
+from ..protocol.replies import messages, read
 
 if TYPE_CHECKING:
     from .session import Session
@@ -28,6 +39,16 @@ CANCELLED_TTL_MS = 86_400_000
 """How long the record of a cancelled task is kept: a day."""
 PAGE = 100
 """Commands whose answers are read together."""
+PAUSE_S = 0.1
+"""Seconds before a lost connection is opened again."""
+MARK = "client-"
+"""What the name of an inbox begins with whose owner gives signs of life: only its absence proves
+that the owner has ended. Inboxes of producers, and of clients of earlier releases, have none."""
+SIGN_S = 30.0
+"""Seconds between two signs of life."""
+LIFE_S = 180
+"""Seconds after the last sign for which a client counts as alive: longer than it waits itself for a
+server that is unavailable."""
 _COUNTED = ("total", "succeeded", "failed", "cancelled", "retried")
 
 
@@ -59,7 +80,7 @@ class ClientQueue:
         return task_context(self.keys.stream, task_id)
 
     def watch(self, task_id: str, inbox: str = "") -> Watched:
-        """Return how a task stands; with an inbox, its end will be told there."""
+        """Return how a task stands; with an inbox, that is notified of its end."""
         return Commands.read_watch(self.broker.call(self.commands.watch(task_id, inbox)))
 
     def cancel(self, ids: Sequence[str]) -> dict[str, str]:
@@ -85,8 +106,8 @@ class ClientQueue:
         return Commands.read_snapshot(self.broker.call(self.commands.snapshot()))
 
     def pages(self, commands: Iterable[Command]) -> Iterator[Any]:
-        """Yield the answers to many commands, a page read to its end before its first is given: who
-        takes them may ask the server in between, or leave early."""
+        """Yield the answers to many commands, a page read to its end before its first is given: the
+        caller may ask the server in between, or leave early."""
         source = iter(commands)
         while page := list(itertools.islice(source, PAGE)):
             yield from list(self.broker.call_many(page))
@@ -102,9 +123,143 @@ class ClientQueue:
         ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
         return {**counts, "waiting": max(counts["total"] - ended, 0)}
 
+    def homes_served(self) -> dict[str, int]:
+        """Return how many living worker processes run function calls, by home; under "" those that
+        run the calls of all homes."""
+        commands = self.commands
+        now_ms = read_time(self.broker.call(TIME))
+        workers = self.broker.call(commands.workers_alive(now_ms))
+        asked = (commands.names_and_home(name.decode()) for name in workers)
+        served: dict[str, int] = {}
+        for names, home in self.broker.call_many(asked):
+            if CALL.encode() in (names or b"").split(b"\n"):
+                where = (home or b"").decode()
+                served[where] = served.get(where, 0) + 1
+        return served
+
     def __repr__(self) -> str:
         return f"<ClientQueue {self.keys.stream!r}>"
 
 
 def _counted(fields: dict[bytes, bytes]) -> dict[str, int]:
     return {name: int(fields.get(name.encode(), 0)) for name in _COUNTED}
+
+
+class StreamTail:
+    """Reads one stream from its beginning, on a connection of its own; for one thread."""
+
+    def __init__(self, broker: Broker, key: str) -> None:
+        self._connection = broker.connection()
+        self._patience_s = broker.timeout
+        self._key = key
+        self._last = "0-0"
+
+    def read(
+        self, block_s: float, *, count: int = 1000, patience_s: float | None = None
+    ) -> list[list[bytes]]:
+        """Return the fields of what is new, after at most ``block_s`` seconds; [] when nothing is.
+
+        The server is taken to be unavailable when its answer is later by ``patience_s`` (at most
+        what a call may take, which is the default). Raises ConnectionLost.
+        """
+        block_ms = max(1, int(block_s * 1000))
+        command = read_stream(self._key, self._last, count, block_ms)
+        patience_s = self._patience_s if patience_s is None else min(self._patience_s, patience_s)
+        limit_s = block_ms / 1000 + max(patience_s, LEAST_PATIENCE_S)
+        found = messages(command, self._connection.read(command, limit_s))
+        if found:
+            self._last = found[-1][0]
+        return [fields for _, fields in found]
+
+    def pause(self) -> None:
+        """Wait a moment before the next read, after a lost connection."""
+        time.sleep(PAUSE_S)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class Presence:
+    """A client's inbox, and the sign by which others know that its calls are wanted.
+
+    One of each serves the tasks of all its priorities. Safe to use from several threads.
+    """
+
+    def __init__(self, broker: Broker, keys: QueueKeys) -> None:
+        self._broker = broker
+        self._keys = keys
+        self._commands = PlainCommands(keys)
+        self.reset()
+
+    def reset(self) -> None:
+        """Be another client than before: a new one, or a forked process."""
+        self.inbox = Inbox.new(self._keys, MARK)
+        self.is_given = False
+        """Whether a sign was given."""
+
+    def begin(self) -> None:
+        """Give the first sign of life: before the first call, so that none is ever without."""
+        if not self.is_given:
+            self.renew()
+
+    def renew(self) -> None:
+        """Give the next sign of life."""
+        # A server that is full refuses SET alone.
+        name = self.inbox.name
+        commands = self._commands
+        if not self.is_given or not self._broker.call(commands.renew_sign(name, LIFE_S)):
+            self._broker.call(commands.give_sign(name, me(), LIFE_S))
+            self.is_given = True
+
+    def end(self, deadline: float) -> None:
+        """Remove inbox and sign, which expire by themselves where that fails."""
+        self._broker.call(self._commands.delete_client(self.inbox.name), deadline)
+
+
+def batch_task_id(batch_id: str, index: int) -> str:
+    """Return the id of a batch's task: its name and the item's position."""
+    return f"{batch_id}:{index}"
+
+
+def me() -> str:
+    """Return this process in words: its machine, its id, and when it began."""
+    pid = os.getpid()
+    return f"{_machine()} {pid} {_began(pid)}"
+
+
+def has_ended(value: bytes) -> bool:
+    """Return whether the process of such words is known to have ended; False where that cannot be
+    known, as on other machines."""
+    machine, _, rest = value.decode("utf-8", "replace").partition(" ")
+    pid, _, began = rest.partition(" ")
+    if machine != _machine() or not pid.isdigit() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False  # it is another user's
+    now = _began(int(pid))
+    return bool(began and now and began != now)  # else another process has its id
+
+
+@functools.cache
+def _machine() -> str:
+    """Return where process ids mean the same: one start of one machine, seen from one container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return f"{socket.gethostname().replace(' ', '_')}/{uuid.getnode():x}"
+
+
+def _began(pid: int) -> str:
+    """Return when a process began, in the system's own count; '' where that cannot be known, and
+    'ended' for one that has ended and was not waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]

@@ -1,9 +1,10 @@
 """ResultListener: reads the inbox of a client, and thereby resolves all of its futures.
 
-One blocking read serves them all. No future hangs: news can be lost with a connection, with the
-server's memory, or with an inbox that expired while a laptop slept. So after each new connection,
-and now and then for those that have waited long, the server is asked how the tasks stand. A task it
-does not know is given up once the inbox, where its news may still be, has been read to its end.
+One blocking read serves them all. No future hangs: notifications can be lost with a connection,
+with the server's memory, or with an inbox that expired while a laptop slept. So after each new
+connection, and now and then for those that have waited long, the server is asked how the tasks
+stand. A task it does not know is given up once the inbox, where its notification may still be, has
+been read to its end.
 
 It also gives the signs of life after the first, and looks now and then whether the batches that
 were begun have ended: until then it holds their sessions.
@@ -26,11 +27,9 @@ from ..logger import logger
 from ..producer import diagnosis
 from ..producer.sansio import BLOCK_LIMIT, NOTICE_S, Notification, ReadInbox
 from ..protocol.plain_commands import trim_stream
-from .pending import Pending
-from .presence import SIGN_S, Presence
-from .queues import ClientQueue
+from .pending import LOOK_MANY, Pending, TaskWatcher
+from .queues import SIGN_S, ClientQueue, Presence
 from .sender import Sender
-from .watcher import LOOK_MANY, TaskWatcher
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -44,7 +43,7 @@ BATCH_LOOK_S = 2.0
 GIVE_UP_S = 120.0
 """Seconds without a server after which futures fail rather than wait for it any longer."""
 DOUBT_S = 0.1
-"""Seconds that the inbox is given to tell of a task which the server does not know."""
+"""Seconds in which a notification may still come of a task that the server does not know."""
 QUIET_S = 10.0
 """Seconds after the last call from which on the inbox is read in long waits again."""
 TRIM_S = 1.0
@@ -129,26 +128,26 @@ class ResultListener:
                 if ended.is_set():
                     break
                 self._on_lost(error)
-            except Exception:  # of all futures: one bad message must not keep the others waiting
+            except Exception:  # broad: one bad message must not keep all other futures waiting
                 log.exception("the inbox goes on after an error")
             ended.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
         connection.close()
 
     def _step(self, connection: Connection, timers: _Timers) -> None:
-        """Wait for news once, and do what is due."""
+        """Wait for notifications once, and do what is due."""
         doubtful = list(self._watcher.doubtful)
         patience = DOUBT_S if doubtful or self._lost else self._patience(time.monotonic())
-        told = self._read(connection, ReadInbox(self._presence.inbox, patience))
-        for notification in told:
+        notes = self._read(connection, ReadInbox(self._presence.inbox, patience))
+        for notification in notes:
             self._watcher.on_notification(notification)
-        if len(told) < INBOX_PAGE:  # read to the end: what is not known by now is lost
+        if len(notes) < INBOX_PAGE:  # read to the end: what is not known by now is lost
             del self._watcher.doubtful[: len(doubtful)]
             self._watcher.give_up(doubtful)
         now = time.monotonic()
-        if told and (timers.trim.is_due(now, TRIM_S) or len(told) == INBOX_PAGE):
+        if notes and (timers.trim.is_due(now, TRIM_S) or len(notes) == INBOX_PAGE):
             self._trim()
-        del told
+        del notes
         if self._away_since:
             log.warning("the server is back at %s", self._broker.address)
             self._away_since = 0.0
@@ -162,7 +161,7 @@ class ResultListener:
         self._say_why(now)
 
     def _read(self, connection: Connection, step: ReadInbox) -> list[Notification]:
-        """Return what the inbox tells; where it was overwritten, ask for every task instead."""
+        """Return what came to the inbox; where it was overwritten, ask for every task instead."""
         try:
             return connection.ask(step.command(), step.read)
         except WrongKind:
@@ -172,13 +171,13 @@ class ResultListener:
 
     def _trim(self) -> None:
         inbox = self._presence.inbox
-        with contextlib.suppress(WrongKind):  # the next read tells
+        with contextlib.suppress(WrongKind):  # the next read notices
             self._broker.call(trim_stream(inbox.key, _after(inbox.last)))
 
     def _look(self, timers: _Timers, now: float) -> None:
         """Ask how tasks stand: all after a lost connection, else those that have waited long."""
         if self._lost:
-            # News, and what we believe the server has, may be lost with the connection.
+            # Notifications, and what we believe the server has, may be lost with the connection.
             self._blobs.forget()
             self._look_at(self._sender.sent())
             self._lost = False
@@ -196,7 +195,7 @@ class ResultListener:
         self._watcher.look_at(ids)
 
     def _patience(self, now: float) -> float:
-        """Return the seconds for which to wait for news at a time."""
+        """Return the seconds for which to wait for notifications at a time."""
         most = BATCH_LOOK_S if self._batches else BLOCK_LIMIT
         if not len(self._pending):
             quiet = now - self._sender.last_submit > QUIET_S
@@ -213,7 +212,7 @@ class ResultListener:
         elif self._pending.wait.left(now) <= 0 and self._pending.is_time_to_ask(now):
             for queue, names in self._pending.wanted().items():
                 self._asked.add(queue)
-                queue.diagnosis.tell(self.ask(queue, names))
+                queue.diagnosis.say(self.ask(queue, names))
 
     def ask(self, queue: ClientQueue, names: Iterable[str]) -> str:
         """Return why tasks of these names do not run; '' when that is not known."""
@@ -269,7 +268,7 @@ class ResultListener:
     # -- batches ---------------------------------------------------------------------------------
 
     def hold(self, batch: Batch, *, begun: bool) -> None:
-        """Tell a batch when it has ended; one that was ``begun`` here, and with it its session, is
+        """Let a batch look for its end; one that was ``begun`` here, and with it its session, is
         held until then, as a future that waits is."""
         with self._pending.lock:
             self._batches.add(batch)

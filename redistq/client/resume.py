@@ -13,9 +13,8 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command
 from ..protocol.keys import new_task_id
-from .queues import ClientQueue
+from .queues import ClientQueue, batch_task_id
 from .sender import NewTask
-from .submission import batch_task_id
 
 OPEN_TTL_MS = 30 * 86_400_000
 """A batch that does not end is forgotten after 30 days; a finished one after a week."""

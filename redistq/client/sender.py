@@ -22,10 +22,8 @@ from ..protocol.commands import Commands
 from ..protocol.keys import new_task_id
 from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
-from .pending import Pending
-from .presence import Presence
-from .queues import ClientQueue
-from .watcher import TaskWatcher
+from .pending import Pending, TaskWatcher
+from .queues import ClientQueue, Presence
 
 log = logger("redistq.client")
 
@@ -100,7 +98,7 @@ class Sender:
             self._some.clear()
             try:
                 self.flush(patient=True)
-            except Exception:  # of all futures: one bad call must not keep the others
+            except Exception:  # broad: one bad call must not keep all others
                 log.exception("the sender goes on after an error")
 
     def wake(self) -> None:
@@ -109,7 +107,7 @@ class Sender:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything was sent and the answers were read."""
+        """Whether everything was sent and the replies were read."""
         return not self._outbox and not self._sending.locked()
 
     def flush(self, patient: bool = False) -> None:
@@ -126,9 +124,9 @@ class Sender:
                 for queue, items in _by_queue(portion):
                     try:
                         known += self._enqueue(queue, items)
-                    except Exception as error:  # told to every future that waits for it
+                    except Exception as error:  # broad: it becomes the error of its futures
                         failed.append((items, error))
-            except BaseException:
+            except BaseException:  # broad: raised again
                 # An interrupt: whether they arrived is unknown, and sending them again is
                 # harmless. The sender's thread, which is never interrupted, does it.
                 self._outbox.extendleft(reversed(portion))
@@ -176,7 +174,7 @@ class Sender:
                     return
                 watched = self._watcher.watch(item.queue, task_id)  # another client was first
             self._watcher.take(task_id, watched)
-        except Exception as error:  # told to every future that waits for it
+        except Exception as error:  # broad: it becomes the error of its futures
             self._pending.fail(task_id, error)
 
     def _made_again(self, item: Outgoing) -> bool:
@@ -202,7 +200,7 @@ class Sender:
     # -- cancelling ------------------------------------------------------------------------------
 
     def cancel(self, futures: Iterable[TaskFuture]) -> None:
-        """Cancel those that no worker has; each of these is told so before this returns."""
+        """Cancel those that no worker has; each of these is cancelled before this returns."""
         wanted = {future.task_id: future for future in futures if not future.done()}
         gone: list[TaskFuture] = []
         with self._sending, self._pending.lock:  # what was just being sent has arrived after this

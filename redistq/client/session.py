@@ -1,32 +1,52 @@
 """Session: what one client has open, and what lives as long as anything of it is wanted.
 
 Made by clients. The client itself is a face for users: futures and batches that are outstanding
-hold the session, and with it the workers that were started, also where nobody holds the client.
+hold the session, and with it the workers that were started, also where the client is held nowhere.
+
+``Exchange`` puts together what takes calls to the server and their ends to the futures, and starts
+its two threads with the first call: one sends (sender.py), one reads the inbox (results.py). They
+know the session only through futures and batches that are outstanding, so that a client held
+nowhere else can go. ``StartedWorkers`` are the client's own processes on this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import wait
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..connection.address import Address
 from ..connection.broker import Broker
+from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.blobs import Blobs
 from ..functions.signing import Signer
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
-from ..protocol.keys import QueueKeys, at_priority
+from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
+from ..worker.worker import TaskWorker
 from . import at_exit
-from .exchange import Exchange
-from .packing import Packer
-from .queues import ClientQueue
-from .workers import StartedWorkers
+from .futures import TaskFuture, disown
+from .pending import Pending, TaskWatcher
+from .queues import ClientQueue, Presence
+from .results import ResultListener
+from .sender import Outgoing, Sender
+from .submission import Packer
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+FAREWELL_S = 1.0
+"""Seconds that the end of a client may take to remove its inbox."""
+SHORT_S = 1.0
+"""Seconds up to which a wait is too short to ask the server why nothing came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +124,7 @@ class Session:
         exchange.pending.refuse()
         if cancel_futures:
             exchange.cancel(exchange.pending.outstanding())
-        # In a future's callback nobody can wait for futures.
+        # A future's callback cannot wait for futures.
         if wait and not exchange.pending.is_own_thread():
             self._finish()
         elif not exchange.pending.ended.is_set():
@@ -133,7 +153,7 @@ def _let_go(exchange: Exchange, workers: StartedWorkers, broker: Broker, pid: in
         return  # a forked process: nothing of this is its own
     try:
         exchange.end(join=False)
-    except Exception:  # without a server nothing more can be sent
+    except Exception:  # broad: at the end of a program nothing may be raised, whatever is lost
         pass
     leaving = workers.take()
 
@@ -146,3 +166,197 @@ def _let_go(exchange: Exchange, workers: StartedWorkers, broker: Broker, pid: in
         threading.Thread(target=stop, name="redistq-farewell", daemon=True).start()
     except RuntimeError:
         pass  # the interpreter ends: its workers see that by themselves
+
+
+class Exchange:
+    """Outbox, inbox and outstanding futures; safe to use from several threads, across a fork."""
+
+    def __init__(self, broker: Broker, keys: QueueKeys, signer: Signer, blobs: Blobs) -> None:
+        self._broker = broker
+        self._blobs = blobs
+        self.pending = Pending()
+        self.presence = Presence(broker, keys)
+        self.watcher = TaskWatcher(broker, self.pending, self.presence, signer, blobs)
+        self.sender = Sender(broker, self.pending, self.presence, self.watcher)
+        self.listener = ResultListener(
+            broker, self.pending, self.presence, self.watcher, self.sender, blobs
+        )
+        _exchanges.add(self)
+
+    def _start(self) -> None:
+        """Start the threads, where they do not run yet."""
+        pending = self.pending
+        with pending.lock:
+            if pending.threads or pending.closed:
+                return
+            mark = self.presence.inbox.name[-6:]
+            for target, role in ((self.sender.run, "send"), (self.listener.run, "inbox")):
+                name = f"redistq-{role}-{mark}"
+                pending.threads.append(threading.Thread(target=target, name=name, daemon=True))
+            for thread in pending.threads:
+                thread.start()
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def send(self, item: Outgoing, future: TaskFuture) -> None:
+        """Take a call to the server. Raises RuntimeError after the end."""
+        if not self.pending.threads:
+            self._start()
+        self.sender.send(item, future)
+
+    def expect(self, future: TaskFuture) -> None:
+        """Resolve a future whose task was sent before. Raises RuntimeError after the end."""
+        self._start()
+        with self.pending.lock:
+            if self.pending.closed:
+                raise RuntimeError("the client is closed")
+            self.pending.add(future)
+        self.presence.begin()
+        watched = self.watcher.watch(future.queue, future.task_id)
+        if watched.state == "unknown":  # no notification of it will come
+            self.pending.fail(future.task_id, UnknownTask(future.task_id))
+        else:
+            self.watcher.take(future.task_id, watched)
+
+    def cancel(self, futures: Iterable[TaskFuture]) -> None:
+        """Cancel those that no worker has; each of these is cancelled before this returns."""
+        self.sender.cancel(futures)
+
+    def why_waiting(self, queue: ClientQueue, waited: float, names: Iterable[str] = ()) -> str:
+        """Return why nothing came in ``waited`` seconds; after a short wait nothing is asked."""
+        if waited < SHORT_S or not self.listener.server_answers:
+            return queue.diagnosis.reason
+        return self.listener.ask(queue, {*names, *self.pending.wanted().get(queue, ())})
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def want(self, queue: ClientQueue, batch_id: str) -> None:
+        """Leave in a batch's record that its results are wanted here."""
+        if not self.pending.closed:
+            self._start()
+            self.presence.begin()
+            queue.broker.call(queue.commands.want_batch(batch_id, self.presence.inbox.name))
+
+    def hold(self, batch: Batch, *, begun: bool) -> None:
+        """See ResultListener.hold."""
+        if not self.pending.closed:
+            self._start()
+            self.listener.hold(batch, begun=begun)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def end(self, *, join: bool = True) -> None:
+        """Send what waits, and resolve no more futures; safe to call twice, from any thread."""
+        pending = self.pending
+        pending.refuse()
+        started = time.monotonic()
+        if not pending.ended.is_set():
+            self.sender.flush(patient=True)
+        pending.ended.set()
+        self._wake()
+        for thread in pending.threads if join else ():
+            while thread.is_alive() and not pending.is_own_thread():
+                self._wake()
+                thread.join(0.05)
+        if pending.threads and self.listener.server_answers:
+            # They expire by themselves: no reason to wait for a server that has kept us waiting.
+            with contextlib.suppress(RedistqError, ConnectionLost, OSError):
+                self.presence.end(started + FAREWELL_S)
+        self.listener.let_all_go()
+        for future in pending.outstanding():
+            why = RedistqError(
+                f"the client was closed before task {future.task_id} had ended; the task goes on: "
+                f"Client(...).future({future.task_id!r}) asks for it"
+            )
+            pending.fail(future.task_id, why)
+
+    def _wake(self) -> None:
+        connection = self.presence.inbox.connection
+        if connection is not None:
+            connection.interrupt()
+        self.sender.wake()
+
+    def after_fork(self) -> None:
+        """In a forked process: the threads are not here, and the parent's futures are not ours."""
+        orphans = self.pending.outstanding_unlocked()
+        parts: tuple[Callable[[], None], ...] = (
+            self.pending.reset,
+            self.presence.reset,
+            self.watcher.reset,
+            self.sender.reset,
+            self.listener.reset,
+            self._blobs.after_fork,
+        )
+        for reset in parts:
+            reset()
+        for future in orphans:
+            disown(future)
+
+
+_exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for exchange in list(_exchanges):
+        exchange.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class StartedWorkers:
+    """Workers in the order in which they were started; those that have stopped are forgotten."""
+
+    def __init__(self) -> None:
+        self._workers: list[TaskWorker] = []
+
+    def new(
+        self,
+        settings: ClientSettings,
+        processes: int | None,
+        threads: int,
+        handlers: Any,
+        options: dict[str, Any],
+    ) -> TaskWorker:
+        """Return workers of this client, not started yet; None processes: one a core."""
+        queues = [at_priority(settings.stream, priority) for priority in PRIORITIES]
+        options.setdefault("queues", queues)
+        return TaskWorker(
+            stream=settings.stream,
+            group=settings.group,
+            task_handlers=handlers,
+            thread_count=threads,
+            processes=(os.cpu_count() or 1) if processes is None else processes,
+            address=settings.address,
+            signing_key=settings.key.hex(),
+            folder=settings.home.folder,
+            **options,
+        )
+
+    def start(self, worker: TaskWorker) -> None:
+        """Start workers; returns when they are ready."""
+        worker.start()
+        self._workers[:] = [*(w for w in self._workers if w.running), worker]
+
+    @property
+    def running(self) -> bool:
+        """Whether any of them runs."""
+        return any(worker.running for worker in self._workers)
+
+    @property
+    def processes(self) -> int:
+        """How many processes run."""
+        return sum(worker.processes for worker in self._workers if worker.running)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks they run at a time; without any, the number of cores."""
+        workers = [worker for worker in self._workers if worker.running]
+        return sum(w.processes * w.settings.threads for w in workers) or (os.cpu_count() or 1)
+
+    def take(self) -> list[TaskWorker]:
+        """Return all of them, for the caller to stop; there are none here any more."""
+        taken = list(self._workers)
+        self._workers.clear()
+        return taken

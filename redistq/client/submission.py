@@ -1,30 +1,44 @@
 """Submission: a function and its arguments become a task on its way, and a future of its result.
 
-Used by clients and batches: ``submit``, ``map`` and ``map_batch`` pack, encode and send here.
+Used by clients and batches: ``submit``, ``map_calls`` and ``batch_tasks`` pack and encode;
+``BatchScope`` ties what it submits to a block of code. ``Packer``, which each session has one of,
+makes a signed packet of a call and stores what is large beside it: a function used ten thousand
+times, or an argument that many calls share, crosses to the server once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import tracing
-from ..errors import ConfigurationError
-from ..functions.blobs import BLOB_TTL_S
-from ..functions.call import CALL, Call
+from ..errors import ConfigurationError, PayloadTooLarge, RedistqError
+from ..functions.blobs import BLOB_TTL_S, Blobs
+from ..functions.call import CALL, Call, Ref, pickled_function, with_modules
+from ..functions.local_modules import bundle_of
+from ..functions.parts import LARGE, dump_parted
+from ..functions.pickled import PickledFunctions
+from ..functions.pickling import Seen, dump
+from ..functions.signing import Signer
 from ..protocol.codec import encode_payload
 from ..protocol.keys import new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
-from .futures import TaskFuture
-from .packing import Shared
-from .queues import ClientQueue
+from .futures import TaskFuture, cancel_all
+from .queues import ClientQueue, batch_task_id
 from .sender import NewTask, Outgoing
 
 if TYPE_CHECKING:
     from .session import Session
+
+Shared = dict[int, tuple[Any, Ref, AbstractSet[str], list[str]]]
+"""Large arguments of one map by identity: the value, its stand-in, the modules it needs, and the
+blobs."""
 
 
 def submit(
@@ -65,7 +79,7 @@ def _cached_id(
     from ..functions.fingerprint import fingerprint
 
     code = fingerprint(fn, args, kwargs)
-    # The inbox that all priorities share tells an end by the task's id alone.
+    # A notification in the inbox, which all priorities share, has the task's id alone.
     if queue.priority != "normal":
         code = f"{code}!{queue.priority}"
     return f"memo-{session.signer.name_for(code)}"
@@ -148,6 +162,46 @@ def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterable[tuple[Any, .
         yield chunk
 
 
+class BatchScope:
+    """A block whose calls do not outlive it; see Client.batch_scope."""
+
+    def __init__(self, session: Session, options: CallOptions) -> None:
+        self._session = session
+        self._options = options
+        self.futures: list[TaskFuture] = []
+
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """As Client.submit."""
+        future = submit(self._session, fn, args, kwargs, self._options)
+        self.futures.append(future)
+        return future
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[TaskFuture]:
+        """Submit one call an item; return their futures."""
+        return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
+
+    def __enter__(self) -> BatchScope:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._cancel()
+            return
+        try:
+            wait(self.futures)
+        except BaseException:  # broad: an interrupt ends the block, and the work with it
+            self._cancel()
+            raise
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(RedistqError):  # the block's own error is what counts
+            cancel_all(self.futures)
+
+    def __repr__(self) -> str:
+        done = sum(1 for future in self.futures if future.done())
+        return f"<BatchScope {done}/{len(self.futures)} done>"
+
+
 @dataclass(frozen=True, slots=True)
 class BatchTasks:
     """The tasks of a batch, packed before the first of them is sent."""
@@ -179,11 +233,6 @@ def batch_tasks(
         packet = session.packer.pack(queue.context_of(task_id), call, keep_s, needs, shared)
         tasks.append((task_id, name, packet, opts, options.due))
     return BatchTasks(tasks, needs)
-
-
-def batch_task_id(batch_id: str, index: int) -> str:
-    """Return the id of a batch's task: its name and the item's position."""
-    return f"{batch_id}:{index}"
 
 
 def task_options(
@@ -226,3 +275,137 @@ def check_function(fn: Any, where: str) -> None:
             f"{where} takes a function, not {shown(fn)}; give the function and its arguments "
             f"apart: client.{where}(fn, ...), not client.{where}(fn(...))"
         )
+
+
+class Packer:
+    """Packs the calls of one client; safe to use from several threads."""
+
+    def __init__(self, blobs: Blobs, signer: Signer, max_bytes: int) -> None:
+        self._blobs = blobs
+        self._signer = signer
+        self._max_bytes = max_bytes
+        self._pickled = PickledFunctions()
+
+    def store_function(self, fn: Callable[..., Any], keep_s: float, needs: list[str]) -> str:
+        """Return the name of the function on the server, where it is with its local modules.
+
+        What was stored is added to ``needs``. Raises PayloadError for what cannot be pickled.
+        """
+        known = self._pickled.get(fn)
+        if known is not None:
+            modules = self.store_modules(known.modules, keep_s, needs)
+            pickled = known.pickled
+        else:
+            seen = Seen()
+            pickled = dump(fn, seen)
+            modules = self.store_modules(seen.modules, keep_s, needs)
+            if seen.generators:
+                from ..functions.generators import warn_of_generators
+
+                warn_of_generators(fn, seen.generators)
+            else:
+                self._pickled.keep(fn, pickled, seen.modules)
+        data = pickled_function(fn, pickled, modules)
+        return self._blobs.put("function", data, keep_s, needs)
+
+    def store_modules(self, names: AbstractSet[str], keep_s: float, needs: list[str]) -> str:
+        """Return the name of the bundle, on the server, of the local modules among these and of
+        what they import; '' when there are none."""
+        if not names or (bundle := bundle_of(names)) is None:
+            return ""
+        return self._blobs.put("modules", bundle.data, keep_s, needs)
+
+    def pack(
+        self,
+        context: str,
+        call: Call,
+        keep_s: float,
+        needs: list[str],
+        shared: Shared | None = None,
+    ) -> bytes:
+        """Return a call as the payload of the task that ``context`` names, and of no other.
+
+        Large arguments, and large parts of arguments, go to the server under their content's name;
+        ``shared`` remembers arguments of one map by identity. What the server keeps for the call is
+        added to ``needs``. Raises PayloadError or PayloadTooLarge; nothing was sent then but
+        arguments that expire.
+        """
+        packing = _Packing(self._blobs, keep_s, needs, {} if shared is None else shared)
+        # Most calls are small as they are. Else first the parts that many calls may share, then
+        # whole arguments.
+        data = packing.pickled(call, sure=False, parted=False)
+        if len(data) > LARGE:
+            data = packing.pickled(call, sure=False, parted=True)
+        if len(data) > LARGE:
+            data = packing.pickled(call, sure=True, parted=True)
+        if modules := self.store_modules(packing.seen.modules, keep_s, needs):
+            data = with_modules(data, modules)
+        packet = self._signer.pack("call", context, data)
+        if len(packet) > self._max_bytes:
+            raise PayloadTooLarge(len(packet), self._max_bytes)
+        return packet
+
+
+class _Packing:
+    """One call while it is packed."""
+
+    __slots__ = ("_blobs", "_keep_s", "_needs", "_shared", "seen")
+
+    def __init__(self, blobs: Blobs, keep_s: float, needs: list[str], shared: Shared) -> None:
+        self._blobs = blobs
+        self._keep_s = keep_s
+        self._needs = needs
+        self._shared = shared
+        self.seen = Seen()
+
+    def pickled(self, call: Call, *, sure: bool, parted: bool) -> bytes:
+        """Return the call's pickle, without large arguments: those that are ``sure`` to be large
+        once pickled, or only those that look it; ``parted``: nor large parts of the others."""
+        if call.chunk:
+            args: Any = [tuple([self._stored(a, sure) for a in one]) for one in call.args]
+        else:
+            args = tuple([self._stored(a, sure) for a in call.args])
+        kwargs = {name: self._stored(a, sure) for name, a in call.kwargs.items()}
+        slim = Call(call.function, args, kwargs, call.chunk, call.logs)
+        return slim.pickled(self._store if parted else None, self.seen)
+
+    def _store(self, part: Any) -> str:
+        return self._blobs.put("argument", part, self._keep_s, self._needs)
+
+    def _stored(self, value: Any, sure: bool) -> Any:
+        """Return the value itself when it is small, else what stands for it."""
+        known = self._shared.get(id(value))
+        if known is not None:
+            _, ref, modules, blobs = known
+            self.seen.modules |= modules
+            self._blobs.require(blobs, self._needs)
+            return ref
+        own = Seen()
+        before = len(self._needs)
+        if _looks_large(value):
+            data = dump(value, own)
+        elif sure and len(dump(value)) >= LARGE:
+            data = dump(dump_parted(value, self._store, own))
+        else:
+            return value
+        if len(data) < LARGE:
+            return value
+        ref = Ref(self._store(data))
+        # The value is kept alive, or its id could mean another object.
+        self._shared[id(value)] = (value, ref, own.modules, self._needs[before:])
+        self.seen.modules |= own.modules
+        return ref
+
+
+def _looks_large(value: Any) -> bool:
+    """Return whether a value is clearly large, without pickling it."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size >= LARGE
+    if isinstance(value, bytes | bytearray | str):
+        return len(value) >= LARGE
+    usage = getattr(value, "memory_usage", None)
+    if usage is not None and hasattr(value, "iloc"):
+        total = usage(index=True)
+        return int(total if isinstance(total, int) else total.sum()) >= LARGE
+    return False

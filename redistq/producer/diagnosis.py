@@ -1,6 +1,6 @@
 """Waiting: why nothing comes, found out with one question to the server and said once.
 
-Used by everybody who waits for results: clients, batches and producers. It costs nothing while
+Used by all that waits for results: clients, batches and producers. It costs nothing while
 results come. Workers that are all busy are no reason: then there is nothing to say.
 """
 
@@ -21,13 +21,13 @@ from ..protocol.homes import Home
 log = logger("redistq.client")
 
 WAIT_S = 3.0
-"""Seconds without news after which the server is asked why."""
+"""Seconds without a result after which the server is asked why."""
 ASK_LIMIT_S = 60.0
 """Longest time between two such questions, in seconds: each pause is twice the one before."""
 FRESH_S = 2.0
 """Seconds for which an answer is not asked for again."""
 ANSWER_S = 1.0
-"""Seconds for the answer: who asks has waited long enough."""
+"""Seconds for the answer: the caller has waited long enough."""
 ANY_NAME = ""
 """A task of unknown name: any worker may be able to run it."""
 
@@ -40,7 +40,7 @@ def why(
     start: str = "",
     home: Home | None = None,
 ) -> str:
-    """Why tasks of these names do not run, and what to do; '' when there are workers for them.
+    """Return why tasks of these names do not run, and what to do; '' with workers for them.
 
     ``start`` says how workers are started here, for instance "client.start_workers()"; ``home`` is
     where function calls belong.
@@ -89,7 +89,7 @@ def _names(worker: WorkerRow) -> list[str]:
 
 
 def _runs(worker: WorkerRow, name: str) -> bool:
-    """Whether a worker has a handler for a name: under ``handler:label`` it is ``handler``."""
+    """Return whether a worker has a handler for a name; ``handler:label`` has ``handler``."""
     names = _names(worker)
     return name in names or name.partition(":")[0] in names
 
@@ -99,12 +99,12 @@ def _is_call(name: str) -> bool:
 
 
 def _serves(worker: WorkerRow, home: Home) -> bool:
-    """Whether a worker runs the function calls of a home: its own, or everybody's."""
+    """Return whether a worker runs the function calls of a home: its own, or those of all homes."""
     return worker.details.get("home", "") in ("", home.name)
 
 
 class Diagnosis:
-    """What is known of a queue that does not answer, and what was said of it. Thread-safe."""
+    """What is known of a queue whose results do not come, and what was said of it. Thread-safe."""
 
     def __init__(
         self,
@@ -114,8 +114,11 @@ class Diagnosis:
         start: str = "",
         home: Home | None = None,
     ) -> None:
-        self._commands, self._server, self._connection = commands, server, connection
-        self._start, self._home = start, home
+        self._commands = commands
+        self._server = server
+        self._connection = connection
+        self._start = start
+        self._home = home
         self.command = commands.snapshot()
         """The question; ``read`` takes its answer."""
         self.reason = ""
@@ -125,21 +128,21 @@ class Diagnosis:
         self._lock = threading.Lock()
 
     def read(self, reply: Any, names: Iterable[str]) -> str:
-        """The reason that an answer gives; '' when there is none."""
+        """Return the reason that a snapshot gives; '' when there is none."""
         shot = Commands.read_snapshot(reply)
         queue = self._commands.keys.stream
         self.reason = why(shot, queue, self._server, names, self._start, self._home)
         return self.reason
 
     def unanswered(self, error: Exception) -> str:
-        """The server did not answer, or may not be asked: then there is no reason to tell."""
-        log.debug("nobody says why nothing comes: %r", error)
+        """Return no reason, and keep none: the server did not answer, or may not be asked."""
+        log.debug("why nothing comes is not known: %r", error)
         self.reason = ""
         return self.reason
 
     def ask(self, names: Iterable[str]) -> str:
-        """The reason, with a question of its own unless it was just asked. Never raises, and takes
-        no longer than a moment: a server that does not answer is said elsewhere."""
+        """Return the reason, with a question of its own unless it was just asked. Never raises, and
+        takes no longer than a moment: an unavailable server is reported elsewhere."""
         assert self._connection is not None
         with self._lock:
             if time.monotonic() - self._asked_at < FRESH_S:
@@ -147,20 +150,20 @@ class Diagnosis:
             connection = self._connection(ANSWER_S)
             try:
                 return self.read(connection.request(self.command), names)
-            except Exception as error:
+            except Exception as error:  # broad: a question beside the work never fails it
                 return self.unanswered(error)
             finally:
                 connection.close()
                 self._asked_at = time.monotonic()
 
     def over(self) -> None:
-        """What was waited for has come: the same reason would be news."""
+        """Forget what was said: a result has come, and the same reason later is said again."""
         if self.reason or self._said:
             with self._lock:
                 self.reason = ""
                 self._said.clear()
 
-    def tell(self, reason: str) -> None:
+    def say(self, reason: str) -> None:
         """Say a reason, once until it is over."""
         if not reason:
             return self.over()
@@ -173,21 +176,22 @@ class Diagnosis:
 
 
 class Wait:
-    """One wait: when to ask, after how long without news."""
+    """One wait: when to ask, after how long without a result."""
 
     def __init__(self) -> None:
-        self.heard(time.monotonic())
+        self.restart(time.monotonic())
 
-    def heard(self, now: float) -> None:
-        """There are news, or the wait begins."""
-        self._next, self._pause = now + WAIT_S, WAIT_S
+    def restart(self, now: float) -> None:
+        """Begin the wait, or begin it again because a result has come."""
+        self._next = now + WAIT_S
+        self._pause = WAIT_S
 
     def left(self, now: float) -> float:
-        """Seconds until it is time to ask."""
+        """Return the seconds until it is time to ask."""
         return self._next - now
 
     def due(self, now: float) -> bool:
-        """Whether it is time to ask; the next time is later by twice as much each time."""
+        """Return whether it is time to ask; the next time is later by twice as much each time."""
         if now < self._next:
             return False
         self._next = now + self._pause

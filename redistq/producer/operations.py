@@ -1,15 +1,18 @@
 """What a producer does: adding, looking, waiting and managing, written once as operations.
 
 Carried out by TaskProducer and AsyncTaskProducer. It checks and encodes everything before anything
-is sent, and never touches a connection itself.
+is sent, and never touches a connection itself. ``WaiterGuess`` lends the inboxes that are notified
+of results; it is thread-safe, and safe across a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -17,13 +20,7 @@ from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, RedistqError, UnknownTask
 from ..handlers import _MARK
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
-from ..protocol.commands import (
-    MAX_TASKS,
-    Command,
-    Commands,
-    Snapshot,
-    words_of,
-)
+from ..protocol.commands import MAX_TASKS, Command, Commands, Snapshot, words_of
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, check_line, new_task_id
 from ..protocol.options import (
     NO_OPTIONS,
@@ -36,14 +33,18 @@ from ..protocol.options import (
 from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
 from .diagnosis import Diagnosis
 from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of
-from .sansio import Operation
-from .waiters import WaiterGuess
+from .sansio import Inbox, Operation
 
 TaskName = str | Callable[..., Any]
 Fields = tuple[str, str, bytes, bytes, str]
 """A new task: its id, name, payload, options (JSON or empty) and due time."""
 Item = tuple[TaskName, Any] | Mapping[str, Any]
 
+RECENT = 32
+"""Most tasks added one by one that a producer remembers, to see whether they are waited for."""
+HABIT = 4
+"""After so many that were all waited for, the next is added with the address of its waiter."""
+_OF_OTHERS: Final = object()
 _CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset({"type", "payload", "task_id", *OPTIONS_OF_TASKS})
 _NONE_GIVEN: Mapping[str, Any] = {}
@@ -88,8 +89,8 @@ class ProducerOperations:
     ) -> Fields:
         """Return the fields of one new task; every complaint about them is raised here.
 
-        The end of a task that is added ``alone``, now and under a new id, may be told to an inbox:
-        see WaiterGuess.
+        An inbox may be notified of the end of a task that is added ``alone``, now and under a new
+        id: see WaiterGuess.
         """
         name = type if isinstance(type, str) else _name_of(type)
         if name is not self._checked:
@@ -147,13 +148,15 @@ class ProducerOperations:
             # The rule of ``portions``, which would be a call more for each task.
             if count == MAX_TASKS or size >= MAX_BYTES:
                 commands.append(self.commands.enqueue(flat))
-                flat, count, size = [], 0, 0
+                flat = []
+                count = 0
+                size = 0
         if flat:
             commands.append(self.commands.enqueue(flat))
         return ids, commands
 
     def _check_stored(self, *replies: list[Any]) -> None:
-        """Raise what the answers of ``enqueue`` say of tasks that could not be stored."""
+        """Raise the error of a task that could not be stored, by the replies of ``enqueue``."""
         for reply in replies:
             if reply and (error := not_stored(self.keys, reply)) is not None:
                 raise error
@@ -179,17 +182,18 @@ class ProducerOperations:
     # -- managing --------------------------------------------------------------------------------
 
     def _cancel(self, ids: tuple[str, ...]) -> Operation[dict[str, str]]:
-        answers: dict[str, str] = {}
+        words: dict[str, str] = {}
         for part in portions(ids):
             reply = yield self.commands.cancel(part, _CANCELLED_TTL_MS)
-            answers.update(zip(part, (word.decode() for word in reply), strict=True))
-        return answers
+            words.update(zip(part, (word.decode() for word in reply), strict=True))
+        return words
 
     def _dead(self, limit: int) -> Operation[list[TaskStatus]]:
         """Return the newest dead letters, a page for one question. The page holds the start of
         each payload; the whole of a long one is asked for."""
         found: list[TaskStatus] = []
-        start, left = "", limit
+        start = ""
+        left = limit
         while left > 0:
             page = self.commands.browse("dead", min(left, MAX_TASKS), start)
             _, rows, after = yield page
@@ -201,7 +205,8 @@ class ProducerOperations:
                     payload = yield self.commands.payload(letter.id)
                     letter = replace(letter, payload=readable(payload) if payload else None)
                 found.append(letter)
-            start, left = after.decode(), left - MAX_TASKS
+            start = after.decode()
+            left -= MAX_TASKS
             if not start:
                 break
         return found
@@ -251,8 +256,73 @@ class ProducerOperations:
         return f"{type(self).__name__}(queue={self.keys.stream!r}, url={str(self.address)!r})"
 
 
+class WaiterGuess:
+    """Guesses whether the next task will be waited for, and lends inboxes to those that wait.
+
+    A wait for a task leaves the address of an inbox in its record, which is one call to the server.
+    Where every task is waited for, the task is added with that address, which saves the call: a
+    round trip through an idle worker then takes 0.63 ms instead of 0.76 ms (medians of
+    2,000, interleaved, on a busy machine). A task that is not waited for leaves one small note
+    behind, and ends the guessing.
+    """
+
+    def __init__(self, keys: QueueKeys) -> None:
+        self._keys = keys
+        self._free: list[Inbox] = []
+        self._pid = os.getpid()
+        self.recent: OrderedDict[str, Inbox | None] = OrderedDict()
+        """The last tasks that were added and not waited for yet, with the inbox to notify."""
+        self.waited = 0
+        """How many were waited for, one after the other; HABIT at most."""
+
+    def added(self, task_id: str) -> str | None:
+        """Return the name of the inbox to notify of a new task's end, or None for none."""
+        inbox = self.lend() if self.waited >= HABIT else None
+        self.recent[task_id] = inbox
+        if len(self.recent) > RECENT:
+            with contextlib.suppress(KeyError):  # another thread was faster
+                _, forgotten = self.recent.popitem(last=False)
+                self.waited = 0
+                if forgotten is not None:
+                    self._free.append(forgotten)
+        return None if inbox is None else inbox.name
+
+    def awaited(self, task_id: str) -> Inbox | None:
+        """Return the inbox that is notified of a task which is waited for now, lent as by ``lend``;
+        None where none is notified."""
+        if self._pid != os.getpid():
+            return None
+        found = self.recent.pop(task_id, _OF_OTHERS)
+        if found is not _OF_OTHERS and self.waited < HABIT:
+            self.waited += 1
+        return found if isinstance(found, Inbox) else None
+
+    def lend(self) -> Inbox:
+        """Return an inbox that is the caller's until ``give_back``."""
+        if self._pid != os.getpid():  # forked: the parent reads those
+            self._free = []
+            self._pid = os.getpid()
+            self.recent = OrderedDict()
+            self.waited = 0
+        try:
+            return self._free.pop()
+        except IndexError:  # none, or another thread was faster
+            return Inbox.new(self._keys)
+
+    def give_back(self, inbox: Inbox) -> None:
+        """The caller reads this inbox no more."""
+        self._free.append(inbox)
+
+    def forget(self) -> list[Inbox]:
+        """Forget all inboxes, and return those that were not lent."""
+        free = [*self._free, *(inbox for inbox in self.recent.values() if inbox is not None)]
+        self._free = []
+        self.recent.clear()
+        return free
+
+
 def not_stored(keys: QueueKeys, reply: list[Any]) -> RedistqError | None:
-    """What an answer of ``enqueue`` says of the first task that could not be stored."""
+    """Return the error of the first task that could not be stored, by the reply of ``enqueue``."""
     for item in reply:
         if type(item) is list:
             task_id = item[2].decode("utf-8", "replace")

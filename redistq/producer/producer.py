@@ -56,7 +56,7 @@ class TaskProducer(ProducerOperations):
         ``type`` is the name a handler is registered under, or a function decorated with ``@task``.
         ``payload`` is anything JSON can hold. ``retries``, ``timeout`` (seconds) and ``result_ttl``
         (seconds, 0 keeps no result) override the handler's. ``delay`` is in seconds. A ``task_id``
-        that the queue knows already is answered: nothing is added.
+        that the queue knows already is returned: nothing is added.
 
         Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
         """
@@ -67,11 +67,11 @@ class TaskProducer(ProducerOperations):
         return new_id
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:
-        """Add many tasks, few calls to the server; returns their ids in order.
+        """Add many tasks, few calls to the server; return their ids in order.
 
         An item is a ``(type, payload)`` pair or a mapping with ``type``, ``payload`` and any of
         ``add_task``'s and ``schedule_task``'s keywords. Every item is checked before the first is
-        sent. When the server goes away in the middle, ServerUnavailable carries ``task_ids``, the
+        sent. When the server is lost in the middle, ServerUnavailable carries ``task_ids``, the
         ids in order: adding the same items with these ids doubles nothing.
         """
         ids, commands = self._bulk(items)
@@ -102,7 +102,7 @@ class TaskProducer(ProducerOperations):
         return new_id
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
-        """The task's result, as soon as it is settled; no polling.
+        """Return the task's result, as soon as it is settled; no polling.
 
         Raises TaskFailed, TaskCancelled, UnknownTask, or ResultTimeout (a TimeoutError) after
         ``timeout`` seconds (None: no limit); the task goes on.
@@ -110,24 +110,24 @@ class TaskProducer(ProducerOperations):
         return run(self.broker, self._result(task_id, timeout))
 
     def get_task(self, task_id: str) -> TaskStatus:
-        """How a task stands; raises UnknownTask."""
+        """Return how a task stands; raises UnknownTask."""
         return run(self.broker, self._status(task_id))
 
     def cancel(self, *task_ids: str) -> dict[str, str]:
-        """Cancel tasks that wait; answers, per id, 'cancelled', 'running' (left alone), the state
+        """Cancel tasks that wait; return, per id, 'cancelled', 'running' (left alone), the state
         of one that was settled already, or 'unknown'."""
         return run(self.broker, self._cancel(task_ids))
 
     def dead_letters(self, limit: int = 100) -> list[TaskStatus]:
-        """The newest failed tasks, with payload and error."""
+        """Return the newest failed tasks, with payload and error."""
         return run(self.broker, self._dead(limit))
 
     def replay(self, *task_ids: str) -> int:
-        """Send dead letters again with a clean slate: these, or all; answers how many went."""
+        """Send dead letters again with a clean slate: these, or all; return how many went."""
         return run(self.broker, self._replay(task_ids))
 
     def purge(self, *task_ids: str) -> int:
-        """Delete dead letters for good: these, or all; answers how many were deleted."""
+        """Delete dead letters for good: these, or all; return how many were deleted."""
         return run(self.broker, self._purge(task_ids))
 
     def pause(self) -> None:
@@ -139,7 +139,7 @@ class TaskProducer(ProducerOperations):
         run(self.broker, self._pause(False))
 
     def snapshot(self) -> Snapshot:
-        """Every figure of the queue at one instant."""
+        """Return every figure of the queue at one instant."""
         return run(self.broker, self._snapshot())
 
     def close(self) -> None:

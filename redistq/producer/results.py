@@ -1,8 +1,8 @@
 """How a task stands, and the wait for its end, written once for both producers.
 
 Used by ProducerOperations. A wait costs the server one question, and one blocking read until the
-task has ended; without news it is asked again now and then, because a server that lost its memory
-has lost the waiter's address too.
+task has ended; without a notification it is asked again now and then, because a server that lost
+its memory has lost the address of the inbox too.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
 INBOX_KEPT = 100
 """Notes read from an inbox after which they are deleted."""
 EXPECTED_S = 0.25
-"""How long a waiter trusts that a task's end is told to its inbox before it looks at the record."""
+"""How long a wait relies on the notification of a task's end before it looks at the record."""
 LEAST_LOOK_S = 1.0
-"""How long the server may take to say how a task stands, however little time a waiter gave."""
+"""How long the server may take to say how a task stands, however little time the caller gave."""
 LOOK_AGAIN_S = 30.0
-"""Seconds without news after which the record is looked at again."""
+"""Seconds without a notification after which the record is looked at again."""
 SHORT_BYTES = 200
 """Bytes of a payload that a page of dead letters holds."""
 CUT: Any = object()
 """Stands for the payload of a dead letter that is longer."""
 _NOBODY = "is a worker running for this queue?"
 _UNREADABLE = (ValueError, RecursionError, AttributeError)
-"""What reading a body that no worker wrote raises."""
+"""What is raised by reading a body that no worker wrote."""
 _NOTHING: Any = object()
 
 
@@ -74,7 +74,7 @@ class TaskStatus:
 
 
 class ResultWait:
-    """One caller's wait for one task, with an inbox that nobody else reads meanwhile."""
+    """One caller's wait for one task, with an inbox that no other wait reads meanwhile."""
 
     __slots__ = (
         "_answered",
@@ -110,11 +110,11 @@ class ResultWait:
     def result(self, expected: bool) -> Operation[Any]:
         """Return the task's result, or raise what it came to.
 
-        ``expected``: the inbox is told of its end without being asked to.
+        ``expected``: the inbox is notified of its end without another question.
         """
         inbox = self._inbox
         if inbox.kept >= INBOX_KEPT:  # read, that is; the inbox does not grow for ever
-            with contextlib.suppress(WrongKind):  # the next read tells
+            with contextlib.suppress(WrongKind):  # the next read notices
                 yield trim_stream(inbox.key, inbox.last)
             inbox.kept = 0
         if expected:
@@ -144,28 +144,28 @@ class ResultWait:
         return watched
 
     def _listen(self, watched: Watched) -> Operation[Any]:
-        """Return the result as soon as the inbox tells it; _NOTHING when the record should be
-        looked at: the time is over, the connection was lost, or what was told has no body."""
+        """Return the result as soon as it is in the inbox; _NOTHING when the record should be
+        looked at: the time is over, the connection was lost, or the notification has no body."""
         now = time.monotonic()
         until = min(self._deadline, now + LOOK_AGAIN_S)
         self._answered = True
         while now < until:
             seconds = min(until - now, NOTICE_S, max(0.01, self._quiet.left(now)))
-            told = yield ReadInbox(self._inbox, seconds, self._deadline)
-            self._answered = told is not None
-            if told is None:
+            notes = yield ReadInbox(self._inbox, seconds, self._deadline)
+            self._answered = notes is not None
+            if notes is None:
                 break
-            result = self._end_in(told)
-            if result is not _NOTHING or any(note.task_id == self._task_id for note in told):
+            result = self._end_in(notes)
+            if result is not _NOTHING or any(note.task_id == self._task_id for note in notes):
                 return result
             now = time.monotonic()
             if now < self._deadline and self._quiet.due(now):
-                self._diagnosis.tell((yield from self._why(watched)))
+                self._diagnosis.say((yield from self._why(watched)))
         return _NOTHING
 
-    def _end_in(self, told: list[Notification]) -> Any:
-        """Return the result among what an inbox tells; _NOTHING where it is not, or unreadable."""
-        for note in told:
+    def _end_in(self, notes: list[Notification]) -> Any:
+        """Return the result among notifications; _NOTHING where it is not, or unreadable."""
+        for note in notes:
             if note.task_id == self._task_id and note.body is not None:
                 try:
                     return outcome(self._task_id, note.state, note.body)
@@ -184,7 +184,7 @@ class ResultWait:
     def _too_late(self, watched: Watched) -> Operation[ResultTimeout]:
         assert self._timeout is not None
         reason = "" if watched.state == "running" else _NOBODY
-        if reason and self._timeout >= 1 and self._answered:  # a shorter wait asks nobody
+        if reason and self._timeout >= 1 and self._answered:  # a shorter wait does not ask
             reason = yield from self._why(watched)
         return ResultTimeout(self._task_id, self._timeout, watched.state, reason)
 
@@ -199,7 +199,7 @@ class ResultWait:
                     name = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"name", b"")
             names = [name.decode("utf-8", "replace") if name else ANY_NAME]
             return self._diagnosis.read((yield self._diagnosis.command), names)
-        except Exception as error:  # whatever the server says to this question
+        except Exception as error:  # broad: a question beside the work never fails it
             return self._diagnosis.unanswered(error)
 
 
@@ -213,7 +213,7 @@ def outcome(task_id: str, state: str, body: bytes) -> Any:
 
 
 def status_of(task_id: str, watched: Watched) -> TaskStatus:
-    """Return how a task stands, from its record; raises RedistqError for one nobody here wrote."""
+    """Return how a task stands, from its record; raises RedistqError for an unreadable one."""
     try:
         return _status_of(task_id, watched)
     except UNREADABLE as error:

@@ -1,8 +1,8 @@
-"""Plans: what a client does, written once, carried out with or without ``await``.
+"""Operations: what a producer does, written once, carried out with or without ``await``.
 
-A plan is a generator. It yields a step (a call, or a read of an inbox), is sent the answer, and
-returns its result; ``drive`` carries one out with a Broker, ``drive_async`` with an AsyncBroker.
-Used by producers; a plan never touches a connection itself.
+An operation is a generator. It yields a step (a call, or a read of an inbox), is sent the answer,
+and returns its result; ``run`` carries it out with a Broker, ``run_async`` with an AsyncBroker. It
+never touches a connection itself. ``Inbox`` and ``ReadInbox`` serve the inboxes of clients too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 BLOCK_LIMIT = 5.0
 """Longest single blocking read in seconds, so that an interrupt and a lost server are noticed."""
 NOTICE_S = 1.0
-"""The same while something is waited for: the server wakes nobody whose inbox is overwritten."""
+"""The same while something is waited for: a server wakes no reader of an overwritten key."""
 LEAST_PATIENCE_S = 0.25
 """How long an answer is waited for at least, however near the caller's own time limit is."""
 _STATES = {state.encode(): state for state in SETTLED}
@@ -44,7 +44,7 @@ _FIELDS = [b"id", b"state", b"body"]
 
 @dataclass(slots=True)
 class Inbox:
-    """Where settled tasks are told to one waiting call; reused, never by two calls at once."""
+    """The stream of notifications for one waiting call; reused, never by two calls at once."""
 
     key: str
     name: str
@@ -57,7 +57,7 @@ class Inbox:
     async_connection: AsyncConnection | None = None
 
     def clearing(self) -> Command:
-        """The command that removes what somebody else has put at this key, which is then said."""
+        """Return the command that deletes what stands at this key and is no inbox, and log that."""
         log.warning(
             "%s held something that is no inbox and was deleted: somebody else wrote to this key; "
             "results are taken from the tasks' records",
@@ -67,14 +67,14 @@ class Inbox:
 
     @classmethod
     def new(cls, keys: QueueKeys, mark: str = "") -> Inbox:
-        """An inbox with a name nobody else has, which begins with ``mark``."""
+        """Return an inbox with a unique name, which begins with ``mark``."""
         name = mark + uuid.uuid4().hex[:16]
         return cls(keys.inbox(name), name)
 
 
 @dataclass(slots=True)
 class Notification:
-    """One settled task as an inbox tells it; ``body`` is None when it was too large for it."""
+    """The end of one task, as it stands in an inbox; ``body`` is None when it was too large."""
 
     task_id: str
     state: str
@@ -92,43 +92,46 @@ class Call:
 class ReadInbox:
     """A step: wait for what is new in an inbox, at most ``seconds``.
 
-    Its answer is a list of Told, empty when the time ran out; None when the connection failed, or
-    when nothing came back until ``deadline`` (monotonic clock).
+    Its answer is a list of notifications, empty when the time ran out; None when the connection
+    failed, or when nothing came back until ``deadline`` (monotonic clock).
     """
 
     __slots__ = ("block_s", "deadline", "inbox")
 
     def __init__(self, inbox: Inbox, seconds: float, deadline: float = math.inf) -> None:
-        self.inbox, self.deadline = inbox, deadline
+        self.inbox = inbox
+        self.deadline = deadline
         self.block_s = seconds if seconds < BLOCK_LIMIT else BLOCK_LIMIT
-        """Seconds that the server may wait for news."""
+        """Seconds that the server may wait for entries."""
 
     def patience(self, timeout: float) -> float:
-        """Seconds after which the server is taken to be away, where calls may take ``timeout``.
+        """Return the seconds after which the server counts as unavailable, where calls may take
+        ``timeout``.
 
         In tenths, so that it is the same for one read after the other: each change is two calls to
         the kernel.
         """
         block_s = self.block_s
-        seconds, left = block_s + timeout, self.deadline - time.monotonic()
+        seconds = block_s + timeout
+        left = self.deadline - time.monotonic()
         if left < seconds:
             seconds = left if left > block_s else block_s
         return math.ceil(10 * (seconds + LEAST_PATIENCE_S)) / 10
 
     def command(self) -> Command:
-        """The blocking read."""
+        """Return the blocking read."""
         block = max(1, int(self.block_s * 1000))
         return read_stream(self.inbox.key, self.inbox.last, 1000, block)
 
     def read(self, reply: Any) -> list[Notification]:
-        """The answer of ``command``, and the inbox moved on; raises UnexpectedReply."""
+        """Return what a reply to ``command`` holds; the inbox moves on. Raises UnexpectedReply."""
         try:
             return self._read(reply)
         except UNREADABLE as error:
             raise unexpected(self.command(), reply) from error
 
     def _read(self, reply: Any) -> list[Notification]:
-        told = []
+        notes = []
         for entry, flat in reply[0][1] if reply else ():
             self.inbox.last = entry.decode()
             self.inbox.kept += 1
@@ -137,10 +140,13 @@ class ReadInbox:
                     _, raw_id, _, raw_state, _, body = flat
                 else:
                     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                    raw_id, raw_state, body = fields[b"id"], fields[b"state"], fields.get(b"body")
-                task_id, state = raw_id.decode(), _STATES[raw_state]
+                    raw_id = fields[b"id"]
+                    raw_state = fields[b"state"]
+                    body = fields.get(b"body")
+                task_id = raw_id.decode()
+                state = _STATES[raw_state]
             except (LookupError, ValueError, TypeError) as error:
-                # Anyone who can write to the server may have left it, or a newer release.
+                # Another program that writes to the server may have left it, or a newer release.
                 if not self.inbox.complained:
                     self.inbox.complained = True
                     log.warning(
@@ -149,18 +155,18 @@ class ReadInbox:
                         error,
                     )
                 continue
-            told.append(Notification(task_id, state, body))
-        return told
+            notes.append(Notification(task_id, state, body))
+        return notes
 
 
 Step = Command | Call | ReadInbox
 Operation = Generator[Step, Any, T]
 
 
-def run(broker: Broker, plan: Operation[T]) -> T:
-    """Carry out a plan in this thread."""
+def run(broker: Broker, operation: Operation[T]) -> T:
+    """Carry out an operation in this thread."""
     try:
-        step = next(plan)
+        step = next(operation)
         while True:
             try:
                 if type(step) is tuple:
@@ -169,10 +175,10 @@ def run(broker: Broker, plan: Operation[T]) -> T:
                     answer = broker.call(step.command, step.deadline)
                 else:
                     answer = _read(broker, step)
-            except Exception as error:
-                step = plan.throw(error)  # which may do without the answer
+            except Exception as error:  # broad: the operation decides; it may go on
+                step = operation.throw(error)
             else:
-                step = plan.send(answer)
+                step = operation.send(answer)
     except StopIteration as end:
         result: T = end.value
         return result
@@ -183,7 +189,8 @@ def _read(broker: Broker, step: Any) -> list[Notification] | None:
     if inbox.connection is None:
         inbox.connection = broker.connection()
     try:
-        command, patience = step.command(), step.patience(broker.timeout)
+        command = step.command()
+        patience = step.patience(broker.timeout)
         if runner() is None:
             reply = inbox.connection.read(command, patience)
         else:
@@ -200,11 +207,11 @@ def _read(broker: Broker, step: Any) -> list[Notification] | None:
         return None
 
 
-async def run_async(broker: AsyncBroker, plan: Operation[T]) -> T:
-    """Carry out a plan in the running event loop."""
-    with contextlib.closing(plan):
+async def run_async(broker: AsyncBroker, operation: Operation[T]) -> T:
+    """Carry out an operation in the running event loop."""
+    with contextlib.closing(operation):
         try:
-            step = next(plan)
+            step = next(operation)
             while True:
                 try:
                     if type(step) is tuple:
@@ -213,10 +220,10 @@ async def run_async(broker: AsyncBroker, plan: Operation[T]) -> T:
                         answer = await broker.call(step.command, step.deadline)
                     else:
                         answer = await _read_async(broker, step)
-                except Exception as error:
-                    step = plan.throw(error)
+                except Exception as error:  # broad: the operation decides
+                    step = operation.throw(error)
                 else:
-                    step = plan.send(answer)
+                    step = operation.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result

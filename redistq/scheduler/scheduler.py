@@ -1,7 +1,7 @@
 """TaskScheduler: moves tasks from the delayed set to the stream when they are due.
 
 Runs by itself or inside every worker's supervisor. It holds no task in memory and does not poll: it
-sleeps until the next due time that ``promote`` told it, or until a producer announces an earlier
+sleeps until the next due time that ``promote`` returned, or until a producer announces an earlier
 one. Any number may run, on any number of machines; each task is moved once.
 """
 
@@ -66,7 +66,8 @@ class TaskScheduler:
 
     def stop(self, timeout: float = 5.0) -> None:
         """End; safe to call twice, or before start. Nothing is lost: due tasks wait in the set."""
-        thread, self._thread = self._thread, None
+        thread = self._thread
+        self._thread = None
         self._stopping.set()
         if thread is not None:
             join_interrupted(thread, self._subscription, timeout)
@@ -120,7 +121,7 @@ class TaskScheduler:
             # Listen first, look second: what is added in between is heard.
             self._subscription.open()
             self._sleep(self._promote())
-        except BaseException:
+        except BaseException:  # broad: raised again
             self._subscription.close()  # it may be as dead as what failed
             raise
 

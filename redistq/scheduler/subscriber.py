@@ -4,8 +4,8 @@
 thread that passes on every word: a supervisor without schedulers has one for each queue.
 
 Words may be lost, as whenever a connection is. So the first word after each (re)connection is
-``LISTENING``: who hears it looks at what holds, and believes no word from before. A server that
-lets nobody listen is no error: there is nothing to hear then, and the reader looks by itself.
+``LISTENING``: its reader looks at what holds, and relies on no word from before. A user without the
+right to listen is no error: nothing is heard then, and the reader looks by itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Subscription:
         self._connection = self._broker.connection(None)
         try:
             self._connection.send("SUBSCRIBE", self._keys.channel)
-        except BaseException:
+        except BaseException:  # broad: raised again
             self.close()
             raise
 
@@ -84,7 +84,7 @@ class Subscription:
                     return str(message[2].decode("utf-8", "replace"))
         except ConfigurationError as error:
             self._refused(error)
-        except BaseException:
+        except BaseException:  # broad: raised again
             self.close()
             raise
         return None
@@ -112,7 +112,8 @@ class Subscription:
 
     def close(self) -> None:
         """Close the connection; ``hear`` opens another."""
-        connection, self._connection = self._connection, None
+        connection = self._connection
+        self._connection = None
         if connection is not None:
             connection.close()
 

@@ -1,7 +1,8 @@
-"""BatchNews: one wait for a batch, page by page, as its tasks end.
+"""BatchWait: one wait for a batch, page by page, as its tasks end.
 
 Used by batches. It looks at the counters, then reads the stream of ends; past lost connections and
-restarts of the server, until all have ended or the time is over.
+restarts of the server, until all have ended or the time is over. ``Progress`` shows how far the
+batch is: a widget in notebooks, a text line in terminals, nothing in pipes; tqdm draws it.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import slots
+from ..display.notebook import in_kernel
 from ..errors import ConnectionLost, RedistqError, ResultTimeout, ServerUnavailable
 from ..functions.call import CALL
 from ..producer.diagnosis import Wait
 from ..producer.results import LEAST_LOOK_S
 from ..producer.sansio import BLOCK_LIMIT
 from ..protocol.options import wait_seconds
-from .progress import Progress
-from .tail import StreamTail
+from .outcomes import ends_in
+from .queues import StreamTail
 
 if TYPE_CHECKING:
     from .queues import ClientQueue
     from .session import Session
-
 BURST_S = 0.01
 """Seconds between two reads: a burst of small settlements becomes one."""
 
@@ -33,15 +34,7 @@ Page = list[tuple[int, str]]
 """Positions and states of tasks that have ended."""
 
 
-def ends_in(flat: list[bytes], total: int) -> Iterator[tuple[int, str]]:
-    """Yield position and state of each task that an entry of a batch's stream of ends tells of."""
-    for task_id, state in zip(flat[::2], flat[1::2], strict=True):
-        index = task_id.rpartition(b":")[2]
-        if index.isdigit() and len(index) < 16 and int(index) < total:
-            yield int(index), state.decode("utf-8", "replace")
-
-
-class BatchNews:
+class BatchWait:
     """A wait for the end of a batch; for one thread, and used once."""
 
     def __init__(
@@ -73,7 +66,7 @@ class BatchNews:
         bar = Progress(self._id, self._total, progress)
         try:
             while stop is None or not stop.is_set():
-                # Counters first: once they are complete, all news are in the stream already.
+                # Counters first: once they are complete, all ends are in the stream already.
                 self.counts = self._queue.batch_counts(self._id, self._limit.for_a_look())
                 bar.show(self.counts)
                 self._want()
@@ -120,7 +113,7 @@ class BatchNews:
             entries = tail.read(block_s, patience_s=patience_s)
         if not entries:
             return None
-        self._wait.heard(time.monotonic())
+        self._wait.restart(time.monotonic())
         self._queue.diagnosis.over()
         return [ended for flat in entries for ended in ends_in(flat, self._total)]
 
@@ -145,7 +138,7 @@ class BatchNews:
             )
         if self._wait.due(now):
             reason = self._session.exchange.listener.ask(self._queue, (CALL,))
-            self._queue.diagnosis.tell(reason)
+            self._queue.diagnosis.say(reason)
 
     def _timed_out(self, timeout: float) -> ResultTimeout:
         total = self.counts["total"]
@@ -177,3 +170,60 @@ class _Limit:
     def for_a_look(self) -> float | None:
         """Return the deadline of a question that is asked however little is left."""
         return None if self._end is None else max(self._end, time.monotonic() + LEAST_LOOK_S)
+
+
+class Progress:
+    """Shows how far a batch is; ``wanted`` None means: where the output is seen by a user."""
+
+    def __init__(self, label: str, total: int, wanted: bool | None) -> None:
+        self._bar: Any = None
+        self._label = label
+        self._total = total
+        if wanted is None:
+            wanted = in_kernel() or sys.stderr.isatty()
+        self._wanted = wanted
+
+    def _open(self, done: int) -> None:
+        try:
+            if in_kernel():
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
+        except ImportError:
+            print(
+                f"{self._label}: {self._total:,} tasks (for a progress bar: pip install "
+                "redistq[notebook])",
+                file=sys.stderr,
+            )
+            return
+        self._bar = tqdm(
+            total=self._total,
+            # Done before we looked: the rate and the time left are those of what runs now.
+            initial=done,
+            desc=self._label,
+            unit="task",
+            smoothing=0.1,
+            dynamic_ncols=True,
+        )
+
+    def show(self, counts: dict[str, int]) -> None:
+        """Draw the counts of a batch; nothing when it was at its end already when first seen."""
+        done = sum(counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
+        if self._wanted:
+            self._wanted = False
+            if counts.get("waiting"):
+                self._open(done)
+        bar = self._bar
+        if bar is None:
+            return
+        rest = {
+            name: counts[name] for name in ("failed", "cancelled", "retried") if counts.get(name)
+        }
+        bar.set_postfix(rest, refresh=False)
+        bar.n = done
+        bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
