@@ -60,7 +60,7 @@ def _prepared() -> Callable[[Any], str]:
 
 
 _encode = _prepared()
-_decode: Callable[[str], Any] = json.JSONDecoder().decode
+_decoder: Any = json.JSONDecoder()
 
 
 def dumps(value: Any) -> bytes:
@@ -70,7 +70,15 @@ def dumps(value: Any) -> bytes:
 
 def loads(data: bytes) -> Any:
     """Return the value that ``dumps`` was given; raises ValueError for what is no JSON."""
-    return _decode(data.decode("utf-8", "surrogatepass"))
+    text = data.decode("utf-8", "surrogatepass")
+    try:
+        # What ``dumps`` wrote ends where its value ends: no search for blanks around it.
+        value, end = _decoder.scan_once(text, 0)
+        if end == len(text):
+            return value
+    except StopIteration:
+        pass
+    return _decoder.decode(text)
 
 
 def _check_keys(value: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Any
 
 from .. import tracing
@@ -20,7 +21,7 @@ from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_d
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
-from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, milliseconds
+from ..protocol.options import NO_OPTIONS, REMEMBERED_BYTES, TaskOptions, addresses, milliseconds
 from .durations import Durations
 from .queues import WorkerQueue
 from .settings import WorkerSettings
@@ -32,6 +33,9 @@ SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
 
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
+
+MAX_TERMS = 512
+"""Different options of one handler's tasks that are remembered; others are read for each task."""
 
 FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 """The fields of an entry, in the order in which scripts write them."""
@@ -46,40 +50,43 @@ Held = dict[tuple[bytes, WorkerQueue], None]
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "attempt", "entry", "id", "name", "order", "queue", "refused_at", "verb")
+    __slots__ = ("args", "entry", "order", "queue", "refused_at", "size", "verb")
 
     def __init__(
-        self,
-        verb: str,
-        entry: bytes,
-        id: str,
-        name: str,
-        attempt: str,
-        order: int,
-        args: tuple[Any, ...],
-        queue: WorkerQueue,
+        self, verb: str, order: int, args: tuple[Any, ...], queue: WorkerQueue, size: int = 0
     ) -> None:
         self.verb = verb
-        self.entry = entry
-        self.id = id
-        self.name = name
-        self.attempt = attempt
+        self.entry: bytes = args[0]
         self.order = order
         """When it was started: outcomes are settled about in the order of their entries."""
         self.args = args
         self.queue = queue
+        self.size = size
+        """Bytes of the result or error it carries."""
         self.refused_at = 0.0
         """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
 
+    # What only messages say, and the outcome in place of one that is refused: read when wanted.
+
     @property
-    def size(self) -> int:
-        """Bytes of the result or error it carries."""
-        return len(self.args[6]) if len(self.args) > 6 else 0
+    def id(self) -> str:
+        """The task's id; empty where there is no task."""
+        return "" if self.verb is CORRUPT else _text(self.args[1])
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return _text(self.args[2 if self.verb is PARK else 3])
+
+    @property
+    def attempt(self) -> str:
+        """Which attempt it is."""
+        return _text(self.args[4])
 
     @classmethod
     def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:
         """Return the outcome of an entry that is no task: it is set aside with the reason."""
-        return cls(CORRUPT, entry, "", reason, "", 0, (), queue)
+        return cls(CORRUPT, 0, (entry, reason), queue)
 
     @classmethod
     def fault(cls, task: Delivery, fault: BaseException) -> Outcome:
@@ -91,24 +98,38 @@ class Outcome:
             return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", queue)
         inbox, batch = addresses(fields[b"opts"])
         task_id, name, attempt = fields[b"id"], fields[b"name"], fields[b"attempt"]
-        return cls(
-            SETTLE,
-            entry,
-            task_id.decode("utf-8", "replace"),
-            name.decode("utf-8", "replace"),
-            attempt.decode("ascii", "replace"),
-            0,
-            _failure(entry, task_id, name, attempt, fault, inbox, batch),
-            queue,
-        )
+        args = _failure(entry, task_id, name, attempt, fault, inbox, batch)
+        return cls(SETTLE, 0, args, queue, len(args[6]))
 
     def failed(self, fault: BaseException) -> Outcome:
         """Return the outcome in place of this one, which the server or the connection takes for
         none: the task ends as failed with that fault. It has nothing in it from the handler."""
         inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
-        args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
-        return Outcome(
-            SETTLE, self.entry, self.id, self.name, self.attempt, self.order, args, self.queue
+        attempt = self.args[4] if self.verb in (SETTLE, RETRY) else ""
+        args = _failure(self.entry, self.id, self.name, attempt, fault, inbox, batch)
+        return Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for tasks of one handler that have the same options."""
+
+    options: TaskOptions
+    timeout: float | None
+    ttl: str
+    inbox: str
+    batch: str
+
+    @classmethod
+    def of(cls, options: TaskOptions, timeout: float | None, ttl: str) -> Terms:
+        """Return the terms of tasks with these options, where their handler's are ``timeout`` and
+        ``ttl``."""
+        return cls(
+            options,
+            options.timeout_or(timeout),
+            options.result_ttl_or(ttl),
+            options.inbox or "",
+            options.batch or "",
         )
 
 
@@ -123,6 +144,7 @@ class BoundHandler:
         "name",
         "policy",
         "raw",
+        "terms",
         "timeout",
         "times",
         "ttl",
@@ -142,6 +164,15 @@ class BoundHandler:
         self.times = Durations(threaded=not handler.is_async)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
         self.ttl = str(milliseconds(ttl))
+        self.terms = {b"": Terms.of(NO_OPTIONS, self.timeout, self.ttl)}
+        """By the options as they stand in entries; those of thousands of tasks are the same."""
+
+    def terms_of(self, opts: bytes) -> Terms:
+        """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
+        terms = Terms.of(TaskOptions.read(opts), self.timeout, self.ttl)
+        if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
+            self.terms[opts] = terms
+        return terms
 
 
 class Attempt:
@@ -152,18 +183,14 @@ class Attempt:
 
     __slots__ = (
         "attempt",
-        "batch",
         "context",
         "entry",
         "handler",
         "id",
-        "inbox",
-        "options",
         "payload",
         "queue",
         "recovered",
-        "timeout",
-        "ttl",
+        "terms",
     )
 
     entry: bytes
@@ -172,28 +199,10 @@ class Attempt:
     payload: Any
     attempt: bytes
     recovered: bytes
-    options: TaskOptions
-    timeout: float | None
-    ttl: str
-    inbox: str
-    batch: str
+    terms: Terms
     queue: WorkerQueue
     context: TaskContext
     """Only once the handler was given one."""
-
-    def apply(self, options: TaskOptions) -> None:
-        """Set what holds for this run: the task's own options before its handler's."""
-        handler = self.handler
-        self.options = options
-        if options is NO_OPTIONS:  # the usual
-            self.timeout = handler.timeout
-            self.ttl = handler.ttl
-            self.inbox = self.batch = ""
-            return
-        self.timeout = options.timeout_or(handler.timeout)
-        self.ttl = options.result_ttl_or(handler.ttl)
-        self.inbox = options.inbox or ""
-        self.batch = options.batch or ""
 
     # -- the handler's call ----------------------------------------------------------------------
 
@@ -220,13 +229,15 @@ class Attempt:
     def traced(self, spans: tracing.Tracing) -> Any:
         """Return a context manager: the span of this attempt."""
         task_id, name = self.id.decode(), self.handler.name
-        return spans.running(self.options.trace, task_id, name, self.queue.name, int(self.attempt))
+        return spans.running(
+            self.terms.options.trace, task_id, name, self.queue.name, int(self.attempt)
+        )
 
     def _make_context(self) -> TaskContext:
         handler = self.handler
         task_id = self.id.decode()
         attempt = int(self.attempt)
-        retries = self.options.retries_or(handler.policy.retries)
+        retries = self.terms.options.retries_or(handler.policy.retries)
         self.context = TaskContext(
             task_id=task_id,
             name=handler.name,
@@ -267,22 +278,31 @@ class Attempt:
 
     def end(self, state: str, body: bytes, note: str, took: int, started: int) -> Outcome:
         """Return the outcome that ends the task in ``state``."""
-        args = (*self._told(state, took), body, self.ttl, self.inbox, note, self.batch)
-        return self._outcome(SETTLE, started, args)
+        terms = self.terms
+        ran_ms = f"{took / 1e6:.3f}"
+        args = (
+            *(self.entry, self.id, state, self.handler.name, self.attempt, ran_ms),
+            *(body, terms.ttl, terms.inbox, note, terms.batch),
+        )
+        return Outcome(SETTLE, started, args, self.queue, len(body))
 
     def _again(
         self, state: str, delay: float, body: bytes, note: str, took: int, started: int
     ) -> Outcome:
         """Return the outcome that lets the task run again in ``delay`` seconds."""
-        args = (*self._told(state, took), body, milliseconds(delay), note)
-        return self._outcome(RETRY, started, args)
+        ran_ms = f"{took / 1e6:.3f}"
+        args = (
+            *(self.entry, self.id, state, self.handler.name, self.attempt, ran_ms),
+            *(body, milliseconds(delay), note),
+        )
+        return Outcome(RETRY, started, args, self.queue, len(body))
 
     def _judged(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return what an attempt that raised comes to; raises what the error or its policy
         raises."""
         # By its type, as an except clause does: an error may claim to be of another.
         attempt, policy, kind = int(self.attempt), self.handler.policy, type(error)
-        retries = self.options.retries_or(policy.retries)
+        retries = self.terms.options.retries_or(policy.retries)
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
             return self._again("snoozed", delay, b"", "Snooze", took, started)
@@ -306,7 +326,8 @@ class Attempt:
             )
             return self._again("retried", delay, body, note, took, started)
         # A client that waits for it is told, and a notebook is not the place to say it twice.
-        level = logging.INFO if self.inbox or self.batch else logging.WARNING
+        told = self.terms.inbox or self.terms.batch
+        level = logging.INFO if told else logging.WARNING
         log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
         return self.end("failed", body, note, took, started)
 
@@ -326,19 +347,14 @@ class Attempt:
         )
         return self.end("failed", encode_error(fault), note_of(fault), took, started)
 
-    def _told(self, state: str, took: int) -> tuple[Any, ...]:
-        """Return what every verb is told of an attempt."""
-        return self.entry, self.id, state, self.handler.name, self.attempt, f"{took / 1e6:.3f}"
-
-    def _outcome(self, verb: str, started: int, args: tuple[Any, ...]) -> Outcome:
-        task_id, attempt = self.id.decode(), self.attempt.decode()
-        name = self.handler.name
-        return Outcome(verb, self.entry, task_id, name, attempt, started, args, self.queue)
-
 
 def note_of(error: BaseException) -> str:
     """Return the short name of an error's type, for a line of history."""
     return kind_of(error).rpartition(".")[2]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def fields_of(flat: list[bytes]) -> dict[bytes, bytes]:

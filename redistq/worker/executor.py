@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import tracing
@@ -20,7 +21,7 @@ from ..errors import TimeLimitExceeded
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
-from ..protocol.options import NO_OPTIONS, TaskOptions, addresses, is_count
+from ..protocol.options import addresses, is_count
 from ..system.processes import leave_fork
 from .attempt import (
     FIELDS,
@@ -131,12 +132,10 @@ class Executor:
                 attempt: Attempt = opened  # type: ignore[assignment]
                 if attempt.handler.is_async:
                     raise TypeError("async handler in a thread")
+                limited = attempt.terms.timeout is not None
                 started = clock()
                 try:
-                    if attempt.timeout is None:
-                        result = attempt.call()
-                    else:
-                        result = self._call_limited(attempt, slot)
+                    result = self._call_limited(attempt, slot) if limited else attempt.call()
                 except BaseException as error:  # the user's function: all it raises is an outcome
                     took = clock() - started
                     if self.forked:
@@ -147,10 +146,10 @@ class Executor:
                     if self.forked:
                         leave_fork(None)
                     outcome = attempt.returned(result, took, started)
-                if attempt.timeout is None:
-                    scoreboard.end(slot)
-                else:
+                if limited:
                     scoreboard.end_limited(slot)
+                else:
+                    scoreboard.end(slot)
                 times = attempt.handler.times
                 times.busy_ns += took
                 times.done += 1
@@ -169,12 +168,13 @@ class Executor:
         if isinstance(attempt, Outcome):
             scoreboard.end(slot)
             return attempt
+        timeout = attempt.terms.timeout
         started = time.perf_counter_ns()
-        if attempt.timeout is not None:
-            scoreboard.limit(slot, time.monotonic() + attempt.timeout + HARD_LIMIT_GRACE)
+        if timeout is not None:
+            scoreboard.limit(slot, time.monotonic() + timeout + HARD_LIMIT_GRACE)
         try:
             try:
-                async with asyncio.timeout(attempt.timeout):
+                async with asyncio.timeout(timeout):
                     if tracing.active is None:
                         result = await attempt.invoke()
                     else:
@@ -182,11 +182,9 @@ class Executor:
                             result = await attempt.invoke()
             except TimeoutError as error:
                 passed = time.perf_counter_ns() - started
-                if attempt.timeout is None or passed < attempt.timeout * 1e9:
+                if timeout is None or passed < timeout * 1e9:
                     raise
-                raise TimeLimitExceeded(
-                    f"the time limit of {attempt.timeout:g} s has passed"
-                ) from error
+                raise TimeLimitExceeded(f"the time limit of {timeout:g} s has passed") from error
         except (asyncio.CancelledError, GeneratorExit) as error:
             if self.ending:
                 raise  # not an outcome: the task will run again
@@ -211,14 +209,15 @@ class Executor:
         return attempt.failed(error, took, started)
 
     def _call_limited(self, attempt: Attempt, slot: int) -> Any:
-        assert attempt.timeout is not None
-        self._scoreboard.limit(slot, time.monotonic() + attempt.timeout + HARD_LIMIT_GRACE)
-        limit = self._limits.begin(attempt.timeout)
+        timeout = attempt.terms.timeout
+        assert timeout is not None
+        self._scoreboard.limit(slot, time.monotonic() + timeout + HARD_LIMIT_GRACE)
+        limit = self._limits.begin(timeout)
         try:
             return attempt.call()
         except TimeLimitExceeded as error:
             if not error.args:  # it was raised from outside, by its type alone
-                error.args = (f"the time limit of {attempt.timeout:g} s has passed",)
+                error.args = (f"the time limit of {timeout:g} s has passed",)
             raise
         finally:
             self._limits.end(limit)
@@ -253,14 +252,14 @@ class Executor:
             task_id.decode()
         except UnicodeDecodeError:
             return Outcome.corrupt(entry, "no task: its id is not UTF-8", queue)
-        if not (is_count(attempt) and is_count(recovered)):
+        # The usual counts are told without a call.
+        usual = attempt == b"1" and recovered == b"0"
+        if not (usual or (is_count(attempt) and is_count(recovered))):
             reason = "no task: its attempt or recovery count is no number"
             return Outcome.corrupt(entry, reason, queue)
         handler = self._bound.get(name) or self._labelled(name)
         if handler is None:
-            text = name.decode("utf-8", "replace")
-            parked = (entry, task_id, name)
-            return Outcome(PARK, entry, task_id.decode(), text, "", 0, parked, queue)
+            return Outcome(PARK, 0, (entry, task_id, name), queue)
         run = Attempt()
         run.queue = queue
         run.entry = entry
@@ -268,16 +267,12 @@ class Executor:
         run.handler = handler
         run.attempt = attempt
         run.recovered = recovered
-        return self._read_content(run, payload, opts)
-
-    def _read_content(self, run: Attempt, payload: bytes, opts: bytes) -> Attempt | Outcome:
-        """Return an attempt with its payload and options, or the outcome of what does not read."""
         try:
-            run.apply(TaskOptions.read(opts) if opts else NO_OPTIONS)
-            run.payload = payload if run.handler.raw else loads(payload)
+            run.terms = handler.terms.get(opts) or handler.terms_of(opts)
+            run.payload = payload if handler.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            run.apply(NO_OPTIONS)
-            run.inbox, run.batch = addresses(opts)
+            inbox, batch = addresses(opts)
+            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch)
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
             return run.end("failed", body, "CorruptPayload", 0, 0)
         return run

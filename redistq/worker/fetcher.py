@@ -179,7 +179,8 @@ class Fetcher:
     def _not_paused(self, tasks: list[Delivery]) -> list[Delivery]:
         """Return these without those of queues that were paused while we waited: nobody starts
         them."""
-        late = [task for task in tasks if task[2].paused]
+        paused = [queue for queue in self.queues if queue.paused]
+        late = [task for task in tasks if task[2] in paused] if paused else []
         if not late:
             return tasks
         self._release(late)

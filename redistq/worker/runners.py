@@ -17,7 +17,7 @@ from typing import Any
 from .. import slots
 from ..errors import RedistqError
 from ..logger import logger
-from .attempt import SETTLE, Delivery
+from .attempt import Delivery
 from .executor import Executor
 from .room import Room
 from .settler import LARGE_RESULT, Settler
@@ -151,7 +151,7 @@ class Runners:
             self.started += 1
             outcome = run(task)
             outcomes.append(outcome)
-            if outcome.verb is SETTLE and len(outcome.args[6]) > LARGE_RESULT:
+            if outcome.size > LARGE_RESULT:
                 settler.flush(wait=True)
             if ready:
                 if not settler.rung:

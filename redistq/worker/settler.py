@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import threading
 import time
 from collections import deque
@@ -42,6 +43,7 @@ log = logger("redistq.worker")
 
 UNSETTLED = 1_000
 """Outcomes kept, about: with more of them to settle, nothing new is read."""
+_ORDER = operator.attrgetter("order")
 LARGE_RESULT = 256 * 1024
 """A result of more bytes is settled before its runner goes on: memory must not fill with them."""
 BROKEN_S = (0.5, 5.0)
@@ -227,7 +229,7 @@ class Settler:
             settled = [o for o in part if o.verb is SETTLE]
             if settled:
                 if len(settled) > 2:
-                    settled.sort(key=lambda o: o.order)
+                    settled.sort(key=_ORDER)
                 told = [o.args for o in settled]
                 reply = self._broker.call(commands.settle(self._consumer, told))
                 if reply:
