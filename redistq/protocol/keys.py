@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,19 +215,16 @@ class QueueKeys:
 # -- task ids --------------------------------------------------------------------------------------
 
 
-def _fresh() -> Iterator[str]:
-    # 64 random bits a process, then a count: as unlikely to collide as two processes' prefixes,
-    # without a call to the kernel for every task.
-    prefix = os.urandom(8).hex()
-    return (f"{prefix}{n:04x}" for n in itertools.count())
-
-
-_ids = _fresh()
+# 64 random bits a process, then a count: as unlikely to collide as two processes' prefixes, without
+# a call to the kernel for every task. Threads share the count: taking the next is one step of C,
+# while a generator that two threads enter raises ValueError.
+_prefix = os.urandom(8).hex()
+_count = itertools.count()
 
 
 def _after_fork() -> None:
-    global _ids
-    _ids = _fresh()
+    global _prefix
+    _prefix = os.urandom(8).hex()
 
 
 if hasattr(os, "register_at_fork"):
@@ -236,14 +232,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_task_id() -> str:
-    """A task id that no other call in any process returns: 20 or more hexadecimal digits."""
-    return next(_ids)
+    """Return a task id that no other call in any thread or process returns: 20 or more hexadecimal
+    digits."""
+    return f"{_prefix}{next(_count):04x}"
 
 
 def new_call_id() -> str:
     """The same for a function call, whose id says that it is one to whoever asks for its result:
     what stands on the server could say anything."""
-    return "call-" + next(_ids)
+    return "call-" + new_task_id()
 
 
 def is_call(task_id: str) -> bool:
