@@ -110,14 +110,14 @@ class _Submitting:
         return Batch.start(session, self._options, fn, items, name, resume, progress)
 
     def batch_scope(self) -> BatchScope:
-        """A block whose work does not outlive it: leaving it by an error or an interrupt cancels
-        what has not started; leaving it normally waits for all of it."""
+        """Return a block whose work does not outlive it: leaving it by an error or an interrupt
+        cancels what has not started; leaving it normally waits for all of it."""
         return BatchScope(self._client._session, self._options)
 
     def map_frame(
         self, fn: Callable[[pd.DataFrame], Any], df: pd.DataFrame, *, chunks: int | None = None
     ) -> pd.DataFrame:
-        """One DataFrame of ``fn(part)`` over consecutive parts of ``df``, in the original order.
+        """Return one DataFrame of ``fn(part)`` over consecutive parts of ``df``, in their order.
 
         ``fn`` takes and returns a DataFrame (or Series). ``chunks`` defaults to four a worker.
         """
@@ -128,7 +128,7 @@ class _Submitting:
         return map_frame(self.map, fn, df, chunks)
 
     def map_groups(self, fn: Callable[[pd.DataFrame], Any], groups: Any) -> Any:
-        """What ``df.groupby(...).apply(fn)`` gives, with ``fn`` called on workers.
+        """Return what ``df.groupby(...).apply(fn)`` gives, with ``fn`` called on workers.
 
         ``fn`` sees its group with the key's columns, and the key as ``group.name``. Rows of a
         function that keeps each group's index come back in the order of the frame that was grouped
@@ -358,8 +358,8 @@ class Client(_Submitting, Executor):
     # -- the end ---------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No new calls from now on. With ``wait``, returns when every future has its result and
-        the workers started here have stopped; without, both happen behind the scenes."""
+        """Take no new calls from now on. With ``wait``, return when every future has its result and
+        the workers started here have stopped; without, return at once, and both happen later."""
         self._session.shutdown(wait=wait, cancel_futures=cancel_futures)
 
     def close(self) -> None:
@@ -395,7 +395,7 @@ class Client(_Submitting, Executor):
 
 
 def _register_joblib() -> None:
-    """Where joblib is loaded already, its ``backend='redistq'`` works from now on."""
+    """Register ``backend='redistq'`` with joblib, where joblib is loaded already."""
     if "joblib" in sys.modules:
         from .. import joblib
 

@@ -73,7 +73,7 @@ def map_groups(map_calls: Map, fn: Callable[[Any], Any], groups: Any) -> Any:
 
 
 def _named(fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """``fn`` for a group and its key, which the group has as its ``name``, as in ``apply``."""
+    """Return ``fn`` for a group and its key, which becomes ``group.name``, as in ``apply``."""
 
     def named(key: Any, group: Any) -> Any:
         object.__setattr__(group, "name", key)
@@ -85,7 +85,7 @@ def _named(fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _in_place(groups: Any, results: list[Any]) -> Any:
-    """Rows that kept their index, where they stood: by position, since labels may repeat."""
+    """Return rows that kept their index, where they stood: by position, for labels may repeat."""
     import numpy
 
     numbers = groups.ngroup().to_numpy()
@@ -102,7 +102,7 @@ def _in_place(groups: Any, results: list[Any]) -> Any:
 
 
 def _repeated_keys(groups: Any, keys: list[Any], results: list[Any]) -> list[Any]:
-    """Keys that every result still has, as columns or entries that say nothing else.
+    """Return the keys that every result still has, as columns or entries that say nothing else.
 
     ``apply`` leaves them out of what the function sees, which ours may want to see.
     """

@@ -359,8 +359,8 @@ def release(future: TaskFuture) -> None:
 
 
 def disown(future: TaskFuture) -> None:
-    """In a forked process: end a future of the parent's, whose locks a thread may have held that is
-    not here."""
+    """End a future of the parent's in a forked process; a thread that is not here may have held its
+    locks."""
     future._condition = threading.Condition()
     vars(future)["_done_callbacks"] = []
     fail(

@@ -147,8 +147,8 @@ class Session:
 
 
 def _let_go(exchange: Exchange, workers: StartedWorkers, broker: Broker, pid: int) -> None:
-    """The session is gone, or the program ends: what was submitted is sent, threads and workers
-    end. Called from anywhere, even from the session's own threads, so it waits for none."""
+    """Send what was submitted, and end threads and workers: the session is gone, or the program
+    ends. Called from anywhere, even from the session's own threads, so it waits for none."""
     if os.getpid() != pid:
         return  # a forked process: nothing of this is its own
     try:
@@ -277,7 +277,7 @@ class Exchange:
         self.sender.wake()
 
     def after_fork(self) -> None:
-        """In a forked process: the threads are not here, and the parent's futures are not ours."""
+        """Begin anew in a forked process, which has neither the threads nor the futures."""
         orphans = self.pending.outstanding_unlocked()
         parts: tuple[Callable[[], None], ...] = (
             self.pending.reset,

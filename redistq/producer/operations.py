@@ -310,7 +310,7 @@ class WaiterGuess:
             return Inbox.new(self._keys)
 
     def give_back(self, inbox: Inbox) -> None:
-        """The caller reads this inbox no more."""
+        """Take back an inbox that its caller reads no more."""
         self._free.append(inbox)
 
     def forget(self) -> list[Inbox]:

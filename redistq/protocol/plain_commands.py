@@ -51,40 +51,40 @@ class PlainCommands:
         return ("EXISTS", self.keys.stream)
 
     def entry(self, entry: str | bytes) -> Command:
-        """One entry of the stream, as a list of none or one."""
+        """Ask for one entry of the stream, as a list of none or one."""
         return ("XRANGE", self.keys.stream, entry, entry)
 
     def entries(self, start: str | bytes, end: str | bytes, limit: int = MAX_TASKS) -> Command:
-        """Entries of the stream between two places, the oldest first: ready tasks, and pending
-        ones."""
+        """Ask for entries of the stream between two places, the oldest first: tasks that are ready
+        or pending."""
         return ("XRANGE", self.keys.stream, start, end, "COUNT", limit)
 
     def delayed_count(self) -> Command:
-        """How many tasks are delayed."""
+        """Ask how many tasks are delayed."""
         return ("ZCARD", self.keys.delayed)
 
     def delayed_ids(self, offset: int, limit: int = MAX_TASKS) -> Command:
-        """Ids of delayed tasks from a place in the order of their times."""
+        """Ask for ids of delayed tasks from a place in the order of their times."""
         return ("ZRANGE", self.keys.delayed, offset, offset + limit - 1)
 
     def payload(self, task_id: str) -> Command:
-        """The payload that stands in a task's record."""
+        """Ask for the payload that stands in a task's record."""
         return ("HGET", self.keys.task(task_id), "payload")
 
     def name_and_options(self, task_id: str) -> Command:
-        """Name and options in a task's record, as a delayed task has them; None where missing."""
+        """Ask for name and options in a task's record, as a delayed task has them."""
         return ("HMGET", self.keys.task(task_id), "name", "opts")
 
     def state_and_entry(self, task_id: str) -> Command:
-        """State and stream entry in a task's record; None where missing."""
+        """Ask for state and stream entry in a task's record; None where missing."""
         return ("HMGET", self.keys.task(task_id), "state", "entry")
 
     def end_of(self, task_id: str) -> Command:
-        """State, result, error and stream entry in a task's record; None where missing."""
+        """Ask for state, result, error and stream entry in a task's record; None where missing."""
         return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry")
 
     def waiters_of(self, task_ids: Iterable[str]) -> Command:
-        """The inboxes that want to be told of each task's end, one to a line; None for none."""
+        """Ask for the inboxes to notify of each task's end, one to a line; None for none."""
         return ("HMGET", self.keys.waiters, *task_ids)
 
     def keep_record(self, task_id: str, ttl_s: int) -> Command:
@@ -98,15 +98,15 @@ class PlainCommands:
     # -- workers and the queue itself ------------------------------------------------------------
 
     def groups(self) -> Command:
-        """The consumer groups of the stream, as the server lists them."""
+        """Ask for the consumer groups of the stream, as the server lists them."""
         return ("XINFO", "GROUPS", self.keys.stream)
 
     def workers_alive(self, now_ms: int) -> Command:
-        """Names of the workers whose deadline has not passed."""
+        """Ask for names of the workers whose deadline has not passed."""
         return ("ZRANGEBYSCORE", self.keys.workers, now_ms, "+inf")
 
     def names_and_home(self, consumer: str) -> Command:
-        """What a worker runs (one name to a line) and the home it belongs to."""
+        """Ask what a worker runs (one name to a line) and which home it belongs to."""
         return ("HMGET", self.keys.worker(consumer), "names", "home")
 
     def set_paused(self, paused: bool) -> Command:
@@ -114,17 +114,17 @@ class PlainCommands:
         return ("HSET", self.keys.meta, "paused", int(paused))
 
     def announce_paused(self, paused: bool) -> Command:
-        """Tell workers what ``set_paused`` has set."""
+        """Announce to workers what ``set_paused`` has set."""
         return ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
 
     def history_page(self, newest: str, oldest: str, limit: int) -> Command:
-        """Ends of attempts from an entry back to another, the newest first."""
+        """Ask for ends of attempts from an entry back to another, the newest first."""
         return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
 
     # -- batches ---------------------------------------------------------------------------------
 
     def newest_batches(self, limit: int) -> Command:
-        """Ids of the newest batches, the newest first."""
+        """Ask for ids of the newest batches, the newest first."""
         return ("ZREVRANGE", self.keys.batches, 0, limit - 1)
 
     def has_batch(self, batch_id: str) -> Command:
@@ -132,11 +132,11 @@ class PlainCommands:
         return ("EXISTS", self.keys.batch(batch_id))
 
     def batch_total(self, batch_id: str) -> Command:
-        """How many tasks a batch has; None for an unknown one."""
+        """Ask how many tasks a batch has; None for an unknown one."""
         return ("HGET", self.keys.batch(batch_id), "total")
 
     def batch_record(self, batch_id: str) -> Command:
-        """The counters of one batch, and the clients that want its results."""
+        """Ask for the counters of a batch, and the clients that want its results."""
         return ("HGETALL", self.keys.batch(batch_id))
 
     def want_batch(self, batch_id: str, inbox: str) -> Command:
@@ -144,11 +144,11 @@ class PlainCommands:
         return ("HSET", self.keys.batch(batch_id), BATCH_CLIENT.decode() + inbox, "")
 
     def settled_page(self, batch_id: str, start: str, limit: int) -> Command:
-        """The ends of a batch's tasks from a place on, in the order in which they came."""
+        """Ask for the ends of a batch's tasks from a place on, in the order in which they came."""
         return ("XRANGE", self.keys.settled(batch_id), start, "+", "COUNT", limit)
 
     def calls_of(self, batch_id: str) -> Command:
-        """What names the calls of a batch; see ``name_calls``."""
+        """Ask for what names the calls of a batch; see ``name_calls``."""
         return ("GET", self.keys.calls(batch_id))
 
     def name_calls(self, batch_id: str, digests: bytes, ttl_s: int) -> Command:
@@ -167,7 +167,7 @@ class PlainCommands:
     # -- clients ---------------------------------------------------------------------------------
 
     def sign_of_life(self, inbox: str) -> Command:
-        """The process of the client with that inbox, in words; None when its sign has expired."""
+        """Ask for the process of the client with that inbox; None when its sign has expired."""
         return ("GET", self.keys.client(inbox))
 
     def give_sign(self, inbox: str, process: str, life_s: int) -> Command:
@@ -185,7 +185,7 @@ class PlainCommands:
     # -- stored functions and arguments, and what tasks print ------------------------------------
 
     def blob(self, name: str) -> Command:
-        """A stored function or argument; None when it is not there."""
+        """Ask for a stored function or argument; None when it is not there."""
         return ("GET", self.keys.blob(name))
 
     def store_blob(self, name: str, packet: bytes, ttl_s: int) -> Command:
@@ -193,7 +193,7 @@ class PlainCommands:
         return ("SET", self.keys.blob(name), packet, "EX", ttl_s, "NX")
 
     def log_lines(self, task_id: str) -> Command:
-        """All that is kept of a task's output."""
+        """Ask for all that is kept of a task's output."""
         return ("XRANGE", self.keys.logs(task_id), "-", "+")
 
 

@@ -40,7 +40,7 @@ class Subscription:
     """What is published on a queue's channel, for the one thread that calls ``hear``."""
 
     def __init__(self, broker: Broker, keys: QueueKeys, *, name: str, otherwise: str) -> None:
-        """The log says that ``name`` does ``otherwise`` where nothing can be heard."""
+        """Make one that logs that ``name`` does ``otherwise`` where nothing can be heard."""
         self._broker = broker
         self._keys = keys
         self._name = name
