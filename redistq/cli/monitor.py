@@ -85,7 +85,7 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
 
 
 def _which_queue() -> argparse.ArgumentParser:
-    """The options that say which queue; they may stand before or after the command."""
+    """Return the options that say which queue; they may stand before or after the command."""
     where = argparse.ArgumentParser(add_help=False)
     group = where.add_argument_group("which queue")
     nothing = argparse.SUPPRESS  # no default: it would undo what stands before the command
@@ -100,7 +100,7 @@ def _which_queue() -> argparse.ArgumentParser:
 
 
 def _add_verbs(add: Callable[..., Any]) -> None:
-    """The commands that change the queue."""
+    """Add the commands that change the queue."""
     add("pause", "let no worker start another task", _pause)
     add("resume", "end a pause", _resume)
     for name, what, run, all_of_them in (
@@ -116,7 +116,7 @@ def _add_verbs(add: Callable[..., Any]) -> None:
 
 
 def _add_servers(add: Callable[..., Any]) -> None:
-    """The commands that go on until they are told to end."""
+    """Add the commands that go on until a signal or a key ends them."""
     served = "; `redistq dashboard --serve` makes a web page of it (--serve --help: its options)"
     live = add("dashboard", f"a live screen (q leaves it); piped, one picture{served}", _dashboard)
     live.add_argument(
@@ -136,7 +136,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
     args = parser(prog).parse_args(argv)
     # Warnings about the server are the workers' to give; a log line would tear a table apart.
     logging.getLogger("redistq").addHandler(logging.NullHandler())
-    if sys.stdout is None:  # closed by who wants the exit code alone
+    if sys.stdout is None:  # closed: the caller wants the exit code alone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a glyph that the terminal cannot show
@@ -178,7 +178,7 @@ def _positive(text: str) -> int:
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A listing as a command: its help, columns, how it is read (at most ``n`` rows; 0: there is
-    no choice), how many rows it has unless told otherwise, and what is said when it is empty."""
+    no choice), how many rows it has without ``-n``, and what is said when it is empty."""
 
     what: str
     listing: Listing

@@ -21,6 +21,7 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running
 from ..monitor.tick import Tick, workers_of
 from ..system.interpreter import require
+from .tables import STYLES
 from .tables import console as console_for
 from .terminal import Keys, Line, columns, drawn, figures, fit, spark
 
@@ -30,13 +31,6 @@ RUNNING_KEPT = 64
 NOTICE_S = 4.0
 LISTS = ("running", "recent", "dead")
 HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
-STATE_STYLES = {
-    "succeeded": "green",
-    "failed": "red",
-    "retried": "magenta",
-    "recovered": "yellow",
-    "cancelled": "yellow",
-}
 
 
 def feed_of(monitor: TaskMonitor) -> Feed:
@@ -77,7 +71,7 @@ class Screen:
         return self.feed.monitor
 
     def rows(self, name: str) -> list[Any]:
-        """What one of the lists shows."""
+        """Return what one of the lists shows."""
         if self.tick is None:
             return []
         if name == "running":
@@ -87,7 +81,7 @@ class Screen:
     # -- keys ------------------------------------------------------------------------------------
 
     def press(self, key: str) -> None:
-        """What a key does."""
+        """Do what a key stands for."""
         if self.asking:
             self._answer(key)
         elif self.detail is not None:
@@ -166,7 +160,7 @@ class Screen:
             self.detail_at = _moved(self.detail_at, key, max(0, len(self.detail) - 1))
 
     def say(self, words: str) -> None:
-        """Words for the last line, for a few seconds."""
+        """Show words in the last line for a few seconds."""
         self.notice = words
         self.notice_until = time.monotonic() + NOTICE_S
 
@@ -180,7 +174,7 @@ class Screen:
     # -- the picture -----------------------------------------------------------------------------
 
     def lines(self, width: int, height: int, *, live: bool = True) -> list[Line]:
-        """The picture: at most ``height`` lines; what is too wide is cut when it is drawn."""
+        """Return the picture: ``height`` lines at most, cut to their width when they are drawn."""
         found = self._head(width)
         foot = [self._foot()] if live else []
         room = max(0, height - len(found) - len(foot))
@@ -268,7 +262,7 @@ class Screen:
         return lines
 
     def _shares(self, room: int) -> dict[str, int]:
-        """Lines for each list: a heading and what it needs, the rest to whom it is of use."""
+        """Return how many lines each list gets: its heading and what it needs, then the rest."""
         needs = {name: len(self.rows(name)) + 1 for name in LISTS}
         shares = {name: min(needs[name], max(2, room // 4)) for name in LISTS}
         for name in (self.focus, "recent", "dead", "running"):
@@ -312,7 +306,7 @@ class Screen:
             return columns(
                 width,
                 (mark + clock(row.finished_ms), 11, ""),
-                (f"{seen.glyph} {seen.word}", 12, STATE_STYLES.get(row.state, "")),
+                (f"{seen.glyph} {seen.word}", 12, STYLES.get(row.state, "")),
                 (row.name, 22 if not wide else 40, ""),
                 (f"ran {duration(row.run_ms)}", 12, ""),
                 (row.note or (row.worker if wide else ""), 20 if not wide else 26, ""),

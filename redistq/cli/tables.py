@@ -1,6 +1,6 @@
 """How the command line shows a listing: a table to read, or JSON or CSV for scripts.
 
-Used by ``redistq monitor``. Names and errors come from whoever can add a task, so text is shown as
+Used by ``redistq monitor``. Names and errors come from all who can add a task, so text is shown as
 text: no markup is read in it, and characters that hide text or drive a terminal are made visible.
 JSON and CSV hold every column, whole, and need no optional package.
 """
@@ -132,6 +132,7 @@ STYLES = {
     "failed": "red",
     "retried": "magenta",
     "recovered": "yellow",
+    "cancelled": "yellow",
     "running": "green",
     "busy": "green",
     "silent": "red",
@@ -143,12 +144,12 @@ STYLES = {
 
 
 def fields(listing: Listing) -> list[str]:
-    """The names of a listing's fields for scripts: spans are in seconds and say so."""
+    """Return the names of a listing's fields for scripts: spans are in seconds and say so."""
     return [f"{name}_s" if kind == "span" else name for name, kind in listing.columns]
 
 
 def plain_row(listing: Listing, record: Any) -> list[Any]:
-    """A record's values for scripts: times as ISO 8601, spans in seconds."""
+    """Return a record's values for scripts: times as ISO 8601, spans in seconds."""
     values = []
     for (_, kind), value in zip(listing.columns, listing.row(record), strict=True):
         if value is not None and kind == "time":
@@ -160,7 +161,7 @@ def plain_row(listing: Listing, record: Any) -> list[Any]:
 
 
 def plain(listing: Listing, records: Iterable[Any]) -> list[dict[str, Any]]:
-    """Records as mappings for JSON."""
+    """Return records as mappings for JSON."""
     names = fields(listing)
     return [dict(zip(names, plain_row(listing, r), strict=True)) for r in records]
 
@@ -189,7 +190,7 @@ def write_csv(
 
 
 def console(what: str = "tables", **options: Any) -> Any:
-    """Standard output for ``what``; raises ImportError without rich."""
+    """Return standard output for ``what``; raises ImportError without rich."""
     rich_console = require("rich.console", "cli", what)
     found = rich_console.Console(highlight=False, **options)
     found.on_broken_pipe = _raise_it  # rich would end the process with 1
@@ -197,12 +198,12 @@ def console(what: str = "tables", **options: Any) -> Any:
 
 
 def _raise_it() -> None:
-    """In the handler of a BrokenPipeError: raise it, for ``stdout.written``."""
+    """Raise the BrokenPipeError that is being handled, for ``written`` to see."""
     raise
 
 
 def human(kind: str, value: Any, now_ms: float) -> str:
-    """One value to read, on one line."""
+    """Return one value to read, on one line."""
     if value is None:
         return "–"
     if kind == "time":
@@ -217,7 +218,7 @@ def human(kind: str, value: Any, now_ms: float) -> str:
 
 
 def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms: float) -> Any:
-    """A rich table of records that fits the console."""
+    """Return a rich table of records that fits the console."""
     box = require("rich.box", "cli", "tables")
     text = require("rich.text", "cli", "tables")
     tables = require("rich.table", "cli", "tables")

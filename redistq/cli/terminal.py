@@ -97,7 +97,7 @@ class Keys:
         return self._fd is not None
 
     def read(self, timeout: float) -> str | None:
-        """The next key, or None after ``timeout`` seconds. Raises EOFError when input has ended."""
+        """Return the next key, or None after ``timeout`` seconds. EOFError: input has ended."""
         if self._fd is None:
             time.sleep(timeout)
             return None
@@ -145,7 +145,7 @@ class Keys:
 
 
 def figures(pairs: list[tuple[str, int]]) -> Line:
-    """Names and numbers in a row."""
+    """Return names and numbers in a row."""
     line: Line = []
     for name, count in pairs:
         line += [(f"{name} ", ""), (f"{count:,}", "bold"), ("   ", "")]
@@ -153,7 +153,7 @@ def figures(pairs: list[tuple[str, int]]) -> Line:
 
 
 def spark(values: list[float], width: int) -> str:
-    """The newest ``width`` values as bars, the highest full."""
+    """Return the newest ``width`` values as bars, the highest full."""
     shown = values[-width:]
     top = max(shown, default=0.0)
     steps = len(BARS) - 1
@@ -164,7 +164,7 @@ def spark(values: list[float], width: int) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """Text on exactly ``width`` cells of a terminal: cut with an ellipsis, or padded."""
+    """Return text on exactly ``width`` cells of a terminal: cut with an ellipsis, or padded."""
     cells = require("rich.cells", "cli", "the live screen")
     if cells.cell_len(text) > width:
         text = cells.set_cell_size(text, max(0, width - 1)) + "…" if width > 0 else ""
@@ -172,7 +172,7 @@ def fit(text: str, width: int) -> str:
 
 
 def columns(width: int, *parts: tuple[str, int, str]) -> Line:
-    """Pieces of text, each on so many cells (0: all that is left), with a style."""
+    """Return pieces of text, each on so many cells (0: all that is left), with a style."""
     line: Line = []
     left = width
     for text, wanted, style in parts:
@@ -188,7 +188,7 @@ def columns(width: int, *parts: tuple[str, int, str]) -> Line:
 
 
 def drawn(lines: list[Line], width: int) -> Any:
-    """Lines as something rich prints: text only, no markup, none wider than the terminal."""
+    """Return lines as rich prints them: text only, no markup, none wider than the terminal."""
     rich_text = require("rich.text", "cli", "the live screen")
     found = []
     for line in lines:

@@ -62,7 +62,7 @@ exit codes: 0 drained, 1 ended with tasks unfinished, 2 a setting or module cann
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     d = WorkerSettings()
     p = argparse.ArgumentParser(
         prog="python -m redistq.worker",
@@ -156,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _key_in(path: Path | None) -> str | None:
-    """A signing key from a file or the environment, in hexadecimal for the child processes."""
+    """Return the signing key of a file or the environment, in hexadecimal for children."""
     if path is None:
         key = os.environ.get(ENV_KEY, "").encode()
     else:
@@ -169,8 +169,8 @@ def _key_in(path: Path | None) -> str | None:
 
 
 def _path_of_handlers() -> list[str]:
-    """Where handlers are looked for: in the current folder first, as ``python -m`` does for its own
-    module; last, when Python was told (-P, -I) to keep that folder from hiding other modules."""
+    """Return where handlers are looked for: in the current folder first, as ``python -m`` does for
+    its own module; last with -P or -I, which keep that folder from hiding other modules."""
     path = import_path()
     try:
         here = os.getcwd()
@@ -183,7 +183,7 @@ def _path_of_handlers() -> list[str]:
 def _metrics(
     args: argparse.Namespace, settings: WorkerSettings, address: Address
 ) -> MetricsServer | None:
-    """A server of metrics in this process, which runs no task; None when none is wanted."""
+    """Return a server of metrics in this process, which runs no task; None when none is wanted."""
     if args.metrics_port is None:
         return None
     from ..monitor.metrics import MetricsServer
@@ -242,8 +242,8 @@ def _settings(args: argparse.Namespace) -> WorkerSettings:
 def _server_of(
     args: argparse.Namespace, settings: WorkerSettings, told_to_end: threading.Event
 ) -> Address:
-    """Where the server is, once it takes commands; raises RedistqError when no worker can work
-    there."""
+    """Return where the server is, once it takes commands; raises RedistqError when no worker can
+    work there."""
     address = resolve(args.url)
     if not (args.targets or settings.allow_pickle or settings.signing_key or address.embedded):
         raise ConfigurationError(

@@ -35,7 +35,7 @@ class Dashboard:
     last line of a cell, or with ``display``, it goes live; it goes on while other cells run.
 
     It ends, and leaves a still picture in its place, when it is closed, when its output is cleared
-    or its cell deleted, when it was shown without being kept and nobody sees it, and when a cell
+    or its cell deleted, when it was shown without being kept and no page shows it, and when a cell
     is interrupted. ``mode`` (else ``$REDISTQ_DASHBOARD``): ``widget`` has buttons, ``html`` is
     live without them, ``static`` is one picture, ``text`` a few lines; ``auto`` is the best that
     works here.
@@ -67,7 +67,7 @@ class Dashboard:
         self.feed: Feed = feed_of(where, queue, group, delayed_key)
         self._panels: list[WidgetPanel | HtmlPanel] = []
         # The panel is kept by the refresher, and knows nothing of this handle: when the handle
-        # goes, a panel that nobody sees goes too.
+        # goes, a panel that no page shows goes too.
         weakref.finalize(self, _release, self._panels)
 
     @property
@@ -92,12 +92,12 @@ class Dashboard:
         self._panels.clear()
 
     def html(self) -> str:
-        """The dashboard of this moment as HTML that needs nothing else."""
+        """Return the dashboard of this moment as HTML that needs nothing else."""
         self.feed.refresh()
         return str(page(self.feed.view()))
 
     def text(self) -> str:
-        """The dashboard of this moment as a few lines of text."""
+        """Return the dashboard of this moment as a few lines of text."""
         self.feed.refresh()
         return plain(self.feed.view())
 
@@ -235,8 +235,8 @@ class HtmlPanel:
         """Do nothing: the refresher has logged it, and there is no line to show it on."""
 
     def released(self) -> None:
-        """Note that the handle is gone: it ends with its cell, since nobody can tell whether it is
-        seen. Called by the garbage collector, in any thread: it only sets a flag."""
+        """Note that the handle is gone: it ends with its cell, since whether it is seen
+        cannot be known. Called by the garbage collector, in any thread: it only sets a flag."""
         self._released = True
 
     def end(self, why: str) -> None:

@@ -175,7 +175,7 @@ class Feed:
 
 
 def _figures(tick: Tick) -> tuple[Any, ...]:
-    """What counts as a change."""
+    """Return the figures whose change counts as one."""
     shot = tick.snapshot
     return (
         shot.ready,
@@ -214,14 +214,14 @@ def feed_of(address: Address, queue: str, group: str, delayed_key: str) -> Feed:
 
 
 def title(name: str) -> str:
-    """A task's name to show; that of a function call reads as one."""
+    """Return a task's name to show; that of a function call reads as one."""
     if name.startswith(CALL_PREFIX):
         return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
     return clean(name) or "(no name)"
 
 
 def rates(trail: Sequence[Point], span_ms: int = 2_000) -> list[tuple[int, float]]:
-    """Tasks settled per second at each point but the first, over ``span_ms`` before it."""
+    """Return tasks settled per second at each point but the first, over ``span_ms`` before it."""
     found = []
     start = 0
     for end in range(1, len(trail)):
@@ -234,13 +234,13 @@ def rates(trail: Sequence[Point], span_ms: int = 2_000) -> list[tuple[int, float
 
 
 def rate_now(trail: Sequence[Point]) -> float:
-    """Tasks settled per second over the last five seconds."""
+    """Return tasks settled per second over the last five seconds."""
     found = rates(trail, 5_000)
     return found[-1][1] if found else 0.0
 
 
 def alerts(view: View) -> list[tuple[str, str]]:
-    """What the reader has to know at once: pairs of colour and sentence, worst first."""
+    """Return what has to be seen at once: pairs of colour and sentence, the worst first."""
     found = []
     if view.problem:
         found.append((FAILED.color, f"✖ {clean(view.problem, 300)}"))
@@ -294,13 +294,13 @@ def alerts(view: View) -> list[tuple[str, str]]:
 
 
 def beat_age(worker: WorkerRow, tick: Tick) -> float:
-    """Milliseconds since a worker's last heartbeat."""
+    """Return milliseconds since a worker's last heartbeat."""
     lease = tick.snapshot.lease_ms or 10_000
     return tick.now_ms - (worker.deadline_ms - lease)
 
 
 def line(view: View) -> str:
-    """The queue in one line."""
+    """Return the queue in one line."""
     tick = view.tick
     if tick is None:
         return f"{clean(view.queue)}: {view.problem or 'no answer yet'}"
@@ -313,7 +313,7 @@ def line(view: View) -> str:
 
 
 def plain(view: View) -> str:
-    """The dashboard as a few lines of plain text."""
+    """Return the dashboard as a few lines of plain text."""
     lines = [line(view)]
     lines += [f"  {sentence}" for _, sentence in alerts(view)]
     if view.tick is not None:

@@ -1,7 +1,7 @@
 """What a dashboard looks like: a View in, HTML out; pure functions.
 
 Called by the dashboard, live and static. It never talks to a server and keeps nothing. Text of a
-queue is anybody's input: it reaches the page only through ``display.html``, which escapes it.
+queue is untrusted: it reaches the page only through ``display.html``, which escapes it.
 Every meaning stands in the text and in no attribute, since Jupyter drops most attributes of an
 untrusted notebook's HTML.
 """
@@ -63,7 +63,7 @@ _TRACEBACK = 4_000
 
 
 def head(view: View) -> Html:
-    """Title, alerts, header figures and sparklines."""
+    """Return title, alerts, header figures and sparklines."""
     parts = [_title(view)]
     parts += [
         tag(
@@ -184,7 +184,7 @@ def _sparklines(view: View) -> Html:
 
 
 def workers(view: View) -> Html:
-    """The workers and what each runs."""
+    """Return the workers and what each runs."""
     tick = view.tick
     if tick is None:
         return Html("")
@@ -252,12 +252,12 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
 
 
 def _payload(name: str, preview: str) -> str:
-    """A payload worth showing: not that of a function call, which is pickled, and not none."""
+    """Return a payload to show; nothing for a function call's, which is pickled."""
     return "" if name.startswith(CALL_PREFIX) or preview == "null" else preview
 
 
 def recent(view: View) -> Html:
-    """The newest attempts."""
+    """Return the newest attempts."""
     if not view.recent:
         return Html("")
     rows = [
@@ -277,7 +277,7 @@ def recent(view: View) -> Html:
 
 
 def failures(view: View) -> Html:
-    """The heading over the dead letters; the letters themselves are ``letter``'s."""
+    """Return the heading over the dead letters; the letters themselves are ``letter``'s."""
     tick = view.tick
     if tick is None or not tick.snapshot.dead:
         return Html("")
@@ -288,7 +288,7 @@ def failures(view: View) -> Html:
 
 
 def letter(dead: DeadLetter) -> Html:
-    """One failed task; it opens to its payload and traceback."""
+    """Return one failed task; it opens to its payload and traceback."""
     what = f"{dead.error_type}: {dead.error}" if dead.error_type else dead.error
     traceback = dead.traceback.rstrip()
     payload = _payload(dead.name, dead.preview)
@@ -330,7 +330,7 @@ def letter(dead: DeadLetter) -> Html:
 
 
 def batches(view: View) -> Html:
-    """The newest batches with their progress."""
+    """Return the newest batches with their progress."""
     if view.tick is None or not view.tick.batches:
         return Html("")
     now = view.tick.now_ms
@@ -354,14 +354,14 @@ def _batch(row: BatchRow, now_ms: int) -> tuple[str, ...]:
 
 
 def notice(view: View) -> Html:
-    """What the last button did; screen readers read it out."""
+    """Return what the last button did; screen readers read it out."""
     if not view.notice:
         return Html("")
     return block([tag("div", clean(view.notice, 300), role="status", style="padding:2px 0")])
 
 
 def page(view: View) -> Html:
-    """The whole dashboard without buttons: what stays in a notebook and what nbconvert shows."""
+    """Return the whole dashboard without buttons, as notebooks keep and nbconvert shows it."""
     letters = view.tick.dead[:LETTERS_SHOWN] if view.tick else ()
     return tag(
         "div",

@@ -20,7 +20,7 @@ THREAD_NAME = "redistq-ui"
 
 
 class Panel(Protocol):
-    """What the refresher drives."""
+    """What the refresher steps."""
 
     def step(self) -> float | None:
         """Do what is due; return in how many seconds to come back, or None: never again."""

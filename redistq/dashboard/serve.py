@@ -4,7 +4,7 @@ Called by the command line. The web server is Voilà, which runs the cell of
 ``notebooks/dashboard.ipynb`` in a kernel of its own for each visitor, and ends it when the visitor
 has gone; there is no web server of ours.
 
-Who may come in: only those who have the token that is printed at the start, on this machine too,
+Access: only with the token that is printed at the start, on this machine too,
 where every web page in a browser can reach every port. A request has to name this server by a name
 of its own (``Host``) and to come from one of its own pages (``Origin``), or a web site elsewhere
 could have a visitor's browser ask for it. A visitor presses the dashboard's buttons and runs no
@@ -54,11 +54,11 @@ EXIT_USAGE = 2
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     p = argparse.ArgumentParser(
         prog="redistq dashboard --serve",
         description="Show a queue's dashboard as a web page.",
-        epilog="Whoever can open the page can pause the queue, retry and cancel tasks. It is "
+        epilog="All who can open the page can pause the queue, retry and cancel tasks. It is "
         "served to this machine only unless --host says otherwise; then traffic should pass a "
         "proxy that adds TLS. The page asks for the token that is part of the printed address.",
     )
@@ -121,7 +121,7 @@ def _serve(argv: Sequence[str] | None) -> int:
 
 @contextlib.contextmanager
 def _kernels_find(address: Address, args: argparse.Namespace) -> Iterator[None]:
-    """What visitors' kernels inherit: how to find the server, and no secret.
+    """Let visitors' kernels inherit how to find the server, and no secret.
 
     The address, which may hold a password, is in a file that only this user can read. They find
     and join the embedded server by themselves, which keeps it alive as long as one of them lives.
@@ -140,7 +140,7 @@ def _kernels_find(address: Address, args: argparse.Namespace) -> Iterator[None]:
 
 
 def voila_arguments(args: argparse.Namespace, page: Path) -> list[str]:
-    """Return the arguments of Voilà, which anybody on this machine can see."""
+    """Return the arguments of Voilà, which all users of this machine can see."""
     return [
         str(page),
         f"--Voila.ip={args.host}",
@@ -153,7 +153,7 @@ def voila_arguments(args: argparse.Namespace, page: Path) -> list[str]:
 
 
 def _token_only(token: str) -> type:
-    """Return who may come in: a class of those who have the token."""
+    """Return the class that lets in only those who have the token."""
     from jupyter_server.auth.identity import IdentityProvider
 
     class TokenOnly(IdentityProvider):
@@ -171,25 +171,25 @@ def _token_only(token: str) -> type:
 
 
 def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url: str) -> Any:
-    """Return a class of Voilà that serves nothing but the dashboard, to who may come in."""
+    """Return a class of Voilà that serves nothing but the dashboard, behind the token."""
     from jupyter_server.services.kernels.handlers import KernelHandler
     from voila.tornado.handler import TornadoVoilaHandler
 
     token_only = _token_only(token)
 
     class KernelModel(KernelHandler):
-        """That a page's kernel is there, by the name that only this page was told."""
+        """Answers that a page's kernel is there, by the name that only this page has."""
 
         SUPPORTED_METHODS = ("GET",)
 
     class DashboardServer(voila):  # type: ignore[misc]
-        """Every request passes the guard, whatever it is for."""
+        """Voilà behind the guard, which every request passes."""
 
         name = "voila"
         identity_provider_class = token_only
 
         def init_settings(self) -> dict[str, Any]:
-            # Set here, after every configuration file has had its say.
+            # Set here, after every configuration file was read.
             self.token = token
             self.auto_token = False
             self.identity_provider_class = token_only
@@ -269,7 +269,7 @@ def _forget_token(request: Any) -> None:
 
 
 def _log_request(handler: Any) -> None:
-    """One line a request at most, without what follows the question mark: the token."""
+    """Log one line a request at most, without what follows the question mark: the token."""
     status = handler.get_status()
     request = handler.request
     level = logging.DEBUG if status < 500 else logging.WARNING
@@ -277,7 +277,7 @@ def _log_request(handler: Any) -> None:
 
 
 def _config() -> Any:
-    """Settings of Voilà that its command line cannot say.
+    """Return those settings of Voilà that its command line does not have.
 
     A kernel whose visitor left without a goodbye (a laptop that was shut) ends too: it counts as
     idle although its dashboard goes on, because the dashboard's messages do not count.
@@ -303,7 +303,7 @@ def _config() -> Any:
 
 
 def _is_any(host: str) -> bool:
-    """Whether that means all addresses of this machine."""
+    """Return whether that means all addresses of this machine."""
     return host in ("", "0.0.0.0", "::")
 
 

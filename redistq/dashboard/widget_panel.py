@@ -27,7 +27,7 @@ from .refresher import refresher
 GONE_AFTER_S = 4.0
 """So long must a dashboard that was seen have no view before it counts as cleared away."""
 UNSEEN_AFTER_S = 10.0
-"""So long after the end of its cell one that was never seen and is not kept by anyone ends."""
+"""So long after the end of its cell one that was never seen and is not kept by a variable ends."""
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
@@ -45,8 +45,8 @@ Progress = Generator[str, None, str]
 
 @dataclass(slots=True)
 class Audience:
-    """Whether anybody looks: ``seen`` once a front end showed it, ``kept`` while its handle lives,
-    ``unseen_since`` when it was last without a view (None: it has one)."""
+    """Whether a dashboard is looked at: ``seen`` once a front end showed it, ``kept`` while its
+    handle lives, ``unseen_since`` when it was last without a view (None: it has one)."""
 
     seen: bool = False
     kept: bool = True
@@ -65,7 +65,7 @@ class Audience:
             return "its output was cleared" if unseen > GONE_AFTER_S else ""
         if not self.kept and unseen > UNSEEN_AFTER_S:
             return "nobody keeps it"
-        return "nobody saw it" if unseen > LIFE_UNSEEN_S else ""
+        return "it was never seen" if unseen > LIFE_UNSEEN_S else ""
 
 
 class WidgetPanel:
@@ -163,7 +163,7 @@ class WidgetPanel:
     # -- one step --------------------------------------------------------------------------------
 
     def step(self) -> float | None:
-        """Carry out commands, look whether anybody watches, refresh the picture."""
+        """Carry out commands, look whether it is watched, refresh the picture."""
         if self.ended:
             return None
         if why := self._reason_to_end():
@@ -183,7 +183,7 @@ class WidgetPanel:
         if self.feed.failing_since is not None:
             return min(5.0, 1.0 + (time.monotonic() - self.feed.failing_since) / 5)
         if not self.audience.seen and self._outlet.cell_ended:
-            return 5.0  # nobody looks, as far as we know
+            return 5.0  # not looked at, as far as we know
         quiet = time.monotonic() - self.feed.changed_at
         return self._refresh if quiet < 5 else max(1.0, self._refresh)
 

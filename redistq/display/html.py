@@ -28,7 +28,7 @@ class Html(str):
 
 
 def tag(name: str, *children: str, **attributes: str) -> Html:
-    """An element. A child that is not Html is text: it is escaped here and nowhere else."""
+    """Return an element. A child that is not Html is text and is escaped, here and nowhere else."""
     said = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
@@ -37,22 +37,22 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
 
 
 def escape(text: object) -> Html:
-    """Return any text as HTML: what came from a queue is somebody's input."""
+    """Return any text as HTML: what came from a queue is untrusted."""
     return Html(html.escape(HIDDEN.sub("\ufffd", str(text)), quote=False))
 
 
 def join(parts: Iterable[str]) -> Html:
-    """Elements one after the other; text among them is escaped."""
+    """Return elements one after the other; text among them is escaped."""
     return Html("".join(p if isinstance(p, Html) else escape(p) for p in parts))
 
 
 def block(parts: Iterable[str]) -> Html:
-    """Parts of the page, in its type and width."""
+    """Return parts of the page, in its type and width."""
     return tag("div", *parts, style="line-height:1.4;font-size:13px;max-width:1100px")
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """A table with its caption; a column whose name begins with '>' is flush right."""
+    """Return a table with its caption; a column whose name begins with '>' is flush right."""
     sides = [
         "text-align:right;font-variant-numeric:tabular-nums;padding-right:18px;"
         if column.startswith(">")
@@ -100,7 +100,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def panel(title: str, aside: str, rows: Iterable[tuple[str, str]]) -> Html:
-    """A titled table of labels and values, in the notebook's own colours."""
+    """Return a titled table of labels and values, in the notebook's own colours."""
     body = (
         tag(
             "tr",
@@ -124,30 +124,30 @@ def panel(title: str, aside: str, rows: Iterable[tuple[str, str]]) -> Html:
 
 
 def mono(text: str) -> Html:
-    """Code."""
+    """Return text in the type of code."""
     style = "font-family:var(--jp-code-font-family,monospace);font-size:12px;overflow-wrap:anywhere"
     return tag("span", text, style=style)
 
 
 def mark(text: str, color: str) -> Html:
-    """Words underlined in a colour."""
+    """Return words underlined in a colour."""
     return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")
 
 
 def state_mark(state: str) -> Html:
-    """A state of the queue's as glyph and word, underlined in its colour."""
+    """Return a state of the queue's as glyph and word, underlined in its colour."""
     face = look(state)
     return mark(f"{face.glyph} {clean(face.word, 20)}", face.color)
 
 
 def badge(state: str) -> Html:
-    """A state of a future's or batch's as glyph and word, underlined in its colour."""
+    """Return a state of a future's or batch's as glyph and word, underlined in its colour."""
     face = look("queued" if state == "pending" else state)
     return mark(f"{face.glyph} {state}", face.color)
 
 
 def spark(title: str, said: str, picture: str) -> Html:
-    """A sparkline under its title and numbers, which are its alt text too."""
+    """Return a sparkline under its title and numbers, which are its alt text too."""
     coded = base64.b64encode(picture.encode()).decode()
     image = Html(
         f'<img src="data:image/svg+xml;base64,{coded}" alt="{html.escape(f"{title}: {said}")}" '
@@ -168,7 +168,7 @@ def spark(title: str, said: str, picture: str) -> Html:
 
 
 def svg(points: Sequence[tuple[int, float]], end_ms: int, color: str) -> str:
-    """A sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
+    """Return a sparkline of the last minute up to ``end_ms``, with its area filled; never fails."""
     width = 300
     height = 44
     low = 42  # the height of the base line

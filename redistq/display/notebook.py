@@ -24,7 +24,7 @@ def shell() -> Any:
 
 
 def in_kernel() -> bool:
-    """Whether this process is a kernel, so that what is displayed can be replaced later."""
+    """Return whether this process is a kernel, so that what is displayed can be replaced later."""
     return getattr(shell(), "kernel", None) is not None
 
 
@@ -36,12 +36,12 @@ def show_bundle(bundle: dict[str, Any]) -> None:
 def say(
     text: str, log: logging.Logger | Logger | None = None, level: int = logging.WARNING
 ) -> None:
-    """Say one line to whoever works with this program, from any thread; it never raises.
+    """Say one line to the people who work with this program, from any thread; it never raises.
 
     In a notebook it is a muted line below the cell, where what is logged would be a red box.
     Elsewhere it goes to ``log``, which a program without logging shows on standard error; without
-    a ``log`` it goes there directly: standard output stays the program's own. A logger that was
-    told to pass over warnings is asked for quiet, in a notebook too.
+    a ``log`` it goes there directly: standard output stays the program's own. A logger whose
+    level passes over warnings keeps it quiet, in a notebook too.
     """
     if log is not None and not log.isEnabledFor(max(level, logging.WARNING)):
         return
@@ -126,7 +126,7 @@ class Cells:
                 try:
                     ip.events.unregister("post_run_cell", self.after_cell)
                 except ValueError:
-                    pass  # somebody cleared all hooks
+                    pass  # all hooks were cleared
 
     def after_cell(self, result: Any = None) -> None:
         """Tell the outlets that a cell has ended, and whether by an interrupt; IPython calls it."""

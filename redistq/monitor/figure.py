@@ -52,8 +52,8 @@ def newest(frame: pd.DataFrame, window: Any) -> pd.DataFrame:
 
 @functools.cache
 def picture_class() -> Any:
-    """Return a Figure that shows itself in a notebook as a PNG, with a sentence for who cannot see
-    it. Raises ImportError without matplotlib."""
+    """Return a Figure that shows itself in a notebook as a PNG, with a sentence for those who
+    cannot see it. Raises ImportError without matplotlib."""
     base: Any = require("matplotlib.figure", "notebook", "plots").Figure
 
     class Picture(base):  # type: ignore[misc]
@@ -96,7 +96,7 @@ def ink(ax: Axes) -> Any:
     return ax.xaxis.label.get_color()
 
 
-def titled(figure: Figure, ax: Axes, title: str, told: str) -> Figure:
+def titled(figure: Figure, ax: Axes, title: str, words: str) -> Figure:
     """Return the figure with its title, above the legend, and the sentence that describes it."""
     rows = 0
     if legend := ax.get_legend():
@@ -104,7 +104,7 @@ def titled(figure: Figure, ax: Axes, title: str, told: str) -> Figure:
         rows = -(-len(legend.get_texts()) // columns)
     ax.set_title(title, loc="left", fontsize="medium", pad=6 + 15 * rows)
     if hasattr(figure, "described"):
-        figure.described = f"{title.partition(' (')[0]}: {told}"
+        figure.described = f"{title.partition(' (')[0]}: {words}"
     return figure
 
 
@@ -135,7 +135,7 @@ def legend(ax: Axes, handles: list[Any], columns: int = 4) -> None:
 
 
 def timeline(source: Any, *, window: Any = None, ax: Axes | None = None) -> Figure:
-    """Every attempt as a bar in a lane of its worker, coloured by how it ended.
+    """Draw every attempt as a bar in a lane of its worker, coloured by how it ended.
 
     ``source`` is a TaskMonitor (which adds what runs now) or a frame of get_recent_tasks;
     ``window`` is how far back to look from the newest event. A worker has as many lanes as it ran
@@ -206,7 +206,7 @@ def _bars(frame: pd.DataFrame) -> list[Bar]:
 
 
 def _running(tick: Tick) -> list[Bar]:
-    """What runs now: bars that end at this moment."""
+    """Return what runs now, as bars that end at this moment."""
     return [
         (float(task.since_ms), float(tick.now_ms), task.worker, "running")
         for task in tick.running
@@ -259,7 +259,7 @@ def _ordered(states: Iterable[str]) -> list[str]:
 
 
 def _short(worker: str) -> str:
-    """A worker's name is host:random; enough of it to tell it from the others."""
+    """Return enough of a worker's name, which is host:random, to know it from the others."""
     host, _, nonce = worker.rpartition(":")
     return f"{host[:16]}:{nonce[:4]}" if host else worker[:20]
 

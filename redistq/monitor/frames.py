@@ -28,12 +28,12 @@ _PLAIN = {"count": "int64", "number": "Int64"}
 
 
 def pandas() -> Any:
-    """pandas, or an ImportError that says how to install it."""
+    """Return pandas. Raises ImportError, which says how to install it."""
     return require("pandas", "notebook", "DataFrames")
 
 
 def frame(listing: Listing, records: Iterable[Any]) -> pd.DataFrame:
-    """Records as a DataFrame of exactly the listing's columns and dtypes."""
+    """Return records as a DataFrame of exactly the listing's columns and dtypes."""
     pd = pandas()
     columns = listing.columns
     rows = [listing.row(record) for record in records]
@@ -46,7 +46,7 @@ def frame(listing: Listing, records: Iterable[Any]) -> pd.DataFrame:
 
 
 def column(kind: str, values: Sequence[Any], labels: Sequence[str] = ()) -> pd.Series[Any]:
-    """One column: times from ms since the epoch, spans from ms, None where nothing is known."""
+    """Return one column: times from ms since the epoch, spans from ms, None for the unknown."""
     pd = pandas()
     if kind == "time":
         found = pd.Series(_integers(values, 1).view("datetime64[ms]"))
@@ -64,12 +64,12 @@ def column(kind: str, values: Sequence[Any], labels: Sequence[str] = ()) -> pd.S
 
 
 def text_dtype() -> Any:
-    """What pandas makes of strings: ``str`` since pandas 3, ``object`` before."""
+    """Return what pandas makes of strings: ``str`` since pandas 3, ``object`` before."""
     return "str" if int(pandas().__version__.split(".")[0]) >= 3 else object
 
 
 def _integers(values: Sequence[Any], factor: int) -> Any:
-    """Whole numbers as 64-bit integers; None becomes the smallest one, which numpy reads as NaT."""
+    """Return 64-bit integers; None becomes the smallest one, which numpy reads as NaT."""
     import numpy as np
 
     nothing = np.iinfo("int64").min
@@ -79,7 +79,7 @@ def _integers(values: Sequence[Any], factor: int) -> Any:
 def throughput(
     events: Sequence[Event], start_ms: int, end_ms: int, step_ms: int, by: str | None = None
 ) -> pd.DataFrame:
-    """Ends of attempts per step from ``start_ms`` up to ``end_ms``; steps without one are 0."""
+    """Return ends of attempts per step from ``start_ms`` to ``end_ms``; 0 in steps without one."""
     pd = pandas()
     import numpy as np
 
@@ -106,7 +106,7 @@ def throughput(
 def latency(
     events: Iterable[Event], by: str = "name", quantiles: Sequence[float] = QUANTILES
 ) -> pd.DataFrame:
-    """Queueing and run time quantiles of attempts that ran, per ``by``."""
+    """Return queueing and run time quantiles of attempts that ran, per ``by``."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for event in events:
         if event.run_ms is not None and event.wait_ms is not None and event.worker:
@@ -142,7 +142,7 @@ def latency(
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """The q-quantile of sorted values, between neighbours in proportion."""
+    """Return the q-quantile of sorted values, between neighbours in proportion."""
     at = (len(ordered) - 1) * q
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)
@@ -150,7 +150,7 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def milliseconds(span: Any, what: str) -> int:
-    """A span such as "5min", a timedelta or seconds, as whole ms; raises ConfigurationError."""
+    """Return a span ("5min", a timedelta, seconds) in whole ms; raises ConfigurationError."""
     pd = pandas()
     try:
         if isinstance(span, int | float) and not isinstance(span, bool):
@@ -164,6 +164,6 @@ def milliseconds(span: Any, what: str) -> int:
 
 
 def stamp(found: pd.DataFrame, **facts: Any) -> pd.DataFrame:
-    """The frame with ``attrs["redistq"]``: when and where it was read."""
+    """Return the frame with ``attrs["redistq"]``: when and where it was read."""
     found.attrs["redistq"] = facts
     return found

@@ -48,7 +48,7 @@ class Inspector:
     def events(
         self, n: int | None = 100, *, since_ms: int | None = None, until_ms: int | None = None
     ) -> list[Event]:
-        """Ends of attempts, newest first: at most ``n`` (None: all that is kept)."""
+        """Return ends of attempts, newest first: at most ``n`` (None: all that is kept)."""
         most = EVENTS_MAX if n is None else _count(n)
         found: list[Event] = []
         end = "+" if until_ms is None else str(until_ms)
@@ -63,7 +63,7 @@ class Inspector:
         return found
 
     def pending(self, n: int = 100) -> list[PendingRow]:
-        """Tasks handed to workers and not settled, oldest first."""
+        """Return tasks handed to workers and not settled, oldest first."""
         found = []
         for now_ms, row in self._pages("pending", n):
             entry, worker, idle, deliveries, task_id, name, attempt, recovered, payload = row
@@ -85,7 +85,7 @@ class Inspector:
         return found
 
     def delayed(self, n: int = 100) -> list[DelayedRow]:
-        """Tasks that wait for their time, the next due first."""
+        """Return tasks that wait for their time, the next due first."""
         found = []
         for now_ms, row in self._pages("delayed", n, full=False):
             fields = fields_of(row[2])
@@ -106,14 +106,14 @@ class Inspector:
         return found
 
     def dead(self, n: int = 100, *, full: bool = True) -> list[DeadLetter]:
-        """Failed tasks that are kept, newest first; without ``full``, no tracebacks."""
+        """Return failed tasks that are kept, newest first; without ``full``, no tracebacks."""
         return [
             read_dead(text_of(row[0]), int(float(row[1])), fields_of(row[2]))
             for _, row in self._pages("dead", n, full=full)
         ]
 
     def failures(self, n: int = 1000) -> list[FailureGroup]:
-        """The newest ``n`` dead letters by error type and task name, the most frequent first."""
+        """Return the newest ``n`` dead letters by error and task, the most frequent first."""
         groups: dict[tuple[str, str], list[DeadLetter]] = {}
         for letter in self.dead(n, full=False):
             groups.setdefault((letter.error_type, letter.name), []).append(letter)
@@ -132,7 +132,7 @@ class Inspector:
         return sorted(found, key=lambda g: (-g.count, -g.last_ms, g.error_type, g.name))
 
     def consumers(self) -> list[ConsumerRow]:
-        """Consumers of the group as the server lists them, by name; none without a group."""
+        """Return consumers of the group as the server lists them, by name; none without a group."""
         try:
             reply = self._broker.call(self._commands.consumers())
         except GroupMissing:
@@ -160,13 +160,13 @@ class Inspector:
         return sorted(found, key=lambda c: c.name)
 
     def batches(self, n: int = 100) -> list[BatchRow]:
-        """Batches, newest first."""
+        """Return batches, newest first."""
         ids = [text_of(raw) for raw in self._broker.call(self._commands.newest_batches(_count(n)))]
         records = self._broker.call_many([self._commands.batch_record(id) for id in ids])
         return [read_batch(id, fields_of(flat)) for id, flat in zip(ids, records, strict=True)]
 
     def task(self, task_id: str) -> TaskHistory:
-        """All that is known of one task. Raises UnknownTask when that is nothing."""
+        """Return all that is known of one task. Raises UnknownTask when that is nothing."""
         watched = Commands.read_watch(self._broker.call(self._commands.watch(task_id)))
         events = [
             read_event(row[0], row[1])
@@ -184,7 +184,7 @@ class Inspector:
     def _pages(
         self, kind: str, n: int, *, full: bool = True, task_id: str = ""
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Server time and row, page after page, at most ``n`` rows looked at."""
+        """Yield server time and row, page after page, at most ``n`` rows looked at."""
         limit = EVENTS_PAGE if kind == "history" else MAX_TASKS
         left = _count(n)
         start = ""

@@ -38,11 +38,11 @@ class QueueCollector:
         self._read = read
 
     def describe(self) -> list[Any]:
-        """Nothing: registering must not ask the server."""
+        """Return nothing: registering must not ask the server."""
         return []
 
     def collect(self) -> Iterator[Any]:
-        """Every family of metrics, from one snapshot."""
+        """Yield every family of metrics, from one snapshot."""
         try:
             snapshot: Snapshot | None = self._read()
         except RedistqError as error:
@@ -101,11 +101,11 @@ class QueuesCollector:
         self._collectors = collectors
 
     def describe(self) -> list[Any]:
-        """Nothing: registering must not ask the server."""
+        """Return nothing: registering must not ask the server."""
         return []
 
     def collect(self) -> Iterator[Any]:
-        """Every family with the samples of all queues."""
+        """Yield every family with the samples of all queues."""
         families: dict[str, Any] = {}
         for collector in self._collectors:
             for family in collector.collect():
@@ -161,7 +161,7 @@ class MetricsServer:
 
 
 def _for_own_names(answer: Any, is_own_name: Callable[[str], bool]) -> Callable[..., Any]:
-    """The same web application for requests that mean this server by its name."""
+    """Return the same web application for requests that mean this server by its name."""
 
     def guarded(environ: dict[str, Any], start: Any) -> Any:
         if is_own_name(host_in(environ.get("HTTP_HOST", "localhost"))):

@@ -66,7 +66,7 @@ class TaskMonitor:
         return str(self.producer.address)
 
     def snapshot(self) -> Snapshot:
-        """Every figure of the queue at one instant, in one call."""
+        """Return every figure of the queue at one instant, in one call."""
         return self.producer.snapshot()
 
     def now_ms(self) -> int:
@@ -83,7 +83,7 @@ class TaskMonitor:
         dead: int = 10,
         batches: int = 8,
     ) -> Tick:
-        """All that one refresh of a dashboard shows, in one call: see Tick.
+        """Return all that one refresh of a dashboard shows, in one call: see Tick.
 
         ``after`` is the ``cursor`` of the tick before; without one, the newest events are given.
         The other arguments bound what is listed, each at least 1.
@@ -111,7 +111,7 @@ class TaskMonitor:
     # -- DataFrames ------------------------------------------------------------------------------
 
     def get_queue_stats(self) -> pd.Series[Any]:
-        """Every figure of the queue at one instant, by name.
+        """Return every figure of the queue at one instant, by name.
 
         queue; queue_length (ready and unread), pending (in workers' hands), running (of these, as
         far as heartbeats tell), delayed; totals since the queue began: succeeded, failed,
@@ -126,7 +126,7 @@ class TaskMonitor:
         return pd.Series({**values, "as_of": as_of}, dtype=object, name=self.queue)
 
     def get_recent_tasks(self, n: int = 100) -> pd.DataFrame:
-        """The newest ``n`` ends of attempts, newest first.
+        """Return the newest ``n`` ends of attempts, newest first.
 
         finished_at, task_id, name, state (succeeded, failed, retried, snoozed, recovered,
         cancelled), attempt, worker, queued_at (the attempt became ready), started_at, wait, run,
@@ -135,7 +135,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.RECENT, self.records.events(n)), n)
 
     def get_workers(self) -> pd.DataFrame:
-        """Worker processes by name: up to 1000.
+        """Return worker processes by name: up to 1000.
 
         worker (index), host, pid, state (idle, busy, paused, silent: its heartbeat is overdue),
         threads, pending, running, task and task_id (the first it runs), task_since, started_at,
@@ -145,7 +145,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.WORKERS, workers_of(tick)), 1000)
 
     def get_consumers(self) -> pd.DataFrame:
-        """The stream's consumers as the server lists them, by name.
+        """Return the stream's consumers as the server lists them, by name.
 
         consumer (index), pending, idle (since it last asked), inactive (since it last got
         something; NaT where the server does not say), state (alive, silent, or unknown: no worker
@@ -154,7 +154,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.CONSUMERS, self.records.consumers()))
 
     def get_pending(self, n: int = 100) -> pd.DataFrame:
-        """Tasks handed to workers and not settled, oldest first.
+        """Return tasks handed to workers and not settled, oldest first.
 
         task_id, name, state, worker, attempt, recovered, queued_at, since (handed over), held (for
         how long), deliveries, entry, payload (its start).
@@ -162,7 +162,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.PENDING, self.records.pending(n)), n)
 
     def get_delayed(self, n: int = 100) -> pd.DataFrame:
-        """Tasks that wait for their time, the next due first.
+        """Return tasks that wait for their time, the next due first.
 
         task_id, name, state, due_at, due_in (negative: late), reason (delay, retry, snooze,
         unknown: no worker has a handler for it), attempt, recovered, error_type (of a retry),
@@ -171,7 +171,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.DELAYED, self.records.delayed(n)), n)
 
     def get_dead(self, n: int = 100) -> pd.DataFrame:
-        """Failed tasks that are kept, newest first.
+        """Return failed tasks that are kept, newest first.
 
         task_id, name, state, died_at, error_type, error (its message), attempt, worker, run,
         payload (its start), traceback.
@@ -179,7 +179,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.DEAD, self.records.dead(n)), n)
 
     def get_failures(self, n: int = 1000, group: bool = True) -> pd.DataFrame:
-        """The newest ``n`` dead letters by error type and task name, the most frequent first.
+        """Return the newest ``n`` dead letters by error and task, the most frequent first.
 
         error_type, name, count, first_at, last_at, example_id and error (of the newest). With
         ``group=False``, as get_dead.
@@ -189,7 +189,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.FAILURES, self.records.failures(n)))
 
     def get_task(self, task_id: str) -> pd.DataFrame:
-        """All attempts of one task, oldest first; the last row is how it stands now.
+        """Return all attempts of one task, oldest first; the last row is how it stands now.
 
         attempt, state, queued_at, started_at, finished_at, wait, run, worker, note. Its payload,
         result, error and traceback are in ``attrs["redistq"]``. Attempts older than the history
@@ -198,13 +198,13 @@ class TaskMonitor:
         task = self.records.task(task_id)
         found = frames.frame(columns.ATTEMPTS, task.attempts())
         facts = ("name", "state", "payload", "result", "error_type", "error", "traceback")
-        told = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
-        return frames.stamp(found, queue=self.queue, url=self.url, **told)
+        more = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
+        return frames.stamp(found, queue=self.queue, url=self.url, **more)
 
     def get_throughput(
         self, window: Any = "5min", freq: Any = "1s", by: str | None = None
     ) -> pd.DataFrame:
-        """Ends of attempts per ``freq`` over the last ``window``; steps without one are 0.
+        """Return ends of attempts per ``freq`` over the last ``window``; steps without one are 0.
 
         ts (index, its frequency set); succeeded, failed, retried, snoozed, recovered, cancelled.
         With ``by`` ("name" or "worker"), these six for each: two levels of columns. Where the
@@ -230,7 +230,7 @@ class TaskMonitor:
     def get_latency(
         self, by: str = "name", q: tuple[float, ...] = frames.QUANTILES, n: int = 10_000
     ) -> pd.DataFrame:
-        """Queueing and run time of the newest ``n`` attempts, per task name (or worker, state).
+        """Return queueing and run time of the newest ``n`` attempts, per task, worker or state.
 
         ``by`` (index), count, wait_p50, wait_p90, ... and run_p50, ... for each quantile of ``q``,
         wait_mean, run_mean, run_max. Queueing time runs from the moment the attempt is ready.
@@ -242,7 +242,7 @@ class TaskMonitor:
         return self._stamp(frames.latency(self.records.events(n), by, tuple(q)))
 
     def get_batches(self, n: int = 100) -> pd.DataFrame:
-        """Batches, newest first.
+        """Return batches, newest first.
 
         batch (index), name, state (running, finished), total, waiting (or running), succeeded,
         failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs).
@@ -250,7 +250,7 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.BATCHES, self.records.batches(n)), n)
 
     def _lost_events(self, shot: Snapshot) -> bool:
-        """Whether the history has dropped events: there were more than it holds."""
+        """Return whether the history has dropped events: there were more than it holds."""
         return sum(shot.counters.get(state, 0) for state in COUNTED) > shot.history
 
     def _facts(self, now_ms: int) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class TaskMonitor:
         return Plots(self)
 
     def dashboard(self, **options: Any) -> Dashboard:
-        """A live dashboard of this queue for a notebook cell; the options are Dashboard's."""
+        """Return a live dashboard of this queue for a notebook cell, with Dashboard's options."""
         from ..dashboard.dashboard import Dashboard
 
         return Dashboard(self, **options)
@@ -363,7 +363,7 @@ class TaskMonitor:
     def cancel_waiting_by_parts(self) -> Iterator[int]:
         """Do as ``cancel_waiting`` in calls of bounded length; yield how many each cancelled.
 
-        Whoever stops in between has cancelled so many, each of them whole.
+        A caller that stops in between has cancelled so many, each of them whole.
         """
         end = str(self.now_ms())
         start = "-"

@@ -4,7 +4,7 @@ Called from notebooks, mostly as ``TaskMonitor.plot``. Each function takes a Tas
 matching DataFrame and returns a Figure; with ``ax=`` it draws there. It never goes through pyplot:
 nothing has to be closed, no setting changes, and any thread may draw. Colours of text and ground
 are matplotlib's settings of the moment, so a dark style makes a dark picture; what carries meaning
-has colours that are told apart on either ground and by the colour-blind, and a hatch or a dash.
+has colours that differ on either ground and for the colour-blind, and a hatch or a dash.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Plots:
         self._monitor = monitor
 
     def throughput(self, **options: Any) -> Figure:
-        """Ends of attempts per second, and the queue's depth; see ``plots.throughput``."""
+        """Draw ends of attempts per second, and the queue's depth; see ``plots.throughput``."""
         return throughput(self._monitor, **options)
 
     def latency(self, **options: Any) -> Figure:
-        """How long attempts waited and ran; see ``plots.latency``."""
+        """Draw how long attempts waited and ran; see ``plots.latency``."""
         return latency(self._monitor, **options)
 
     def timeline(self, **options: Any) -> Figure:
-        """What every slot of every worker did; see ``plots.timeline``."""
+        """Draw what every slot of every worker did; see ``plots.timeline``."""
         return timeline(self._monitor, **options)
 
     def failures(self, **options: Any) -> Figure:
-        """What went wrong, by error; see ``plots.failures``."""
+        """Draw what went wrong, by error; see ``plots.failures``."""
         return failures(self._monitor, **options)
 
 
@@ -52,7 +52,7 @@ class Plots:
 
 
 def throughput(source: Any, *, window: Any = "5min", ax: Axes | None = None) -> Figure:
-    """Ends of attempts per second, stacked by state, and the depth of the queue as a line.
+    """Draw ends of attempts per second, stacked by state, and the depth of the queue as a line.
 
     ``source`` is a TaskMonitor, a frame of get_recent_tasks, or one of get_throughput (which knows
     no depth). ``window`` is how far back to look from the newest event. The depth is that of the
@@ -85,8 +85,8 @@ def throughput(source: Any, *, window: Any = "5min", ax: Axes | None = None) -> 
     if depth is not None and not depth.empty:
         handles += _draw_depth(ax, depth)
     legend(ax, handles)
-    told = ", ".join(f"{int(counts[s].sum()):,} {look(s).word}" for s in states) or "none ended"
-    return titled(figure, ax, "Throughput and queue depth", told)
+    words = ", ".join(f"{int(counts[s].sum()):,} {look(s).word}" for s in states) or "none ended"
+    return titled(figure, ax, "Throughput and queue depth", words)
 
 
 def _bar(
@@ -127,7 +127,7 @@ def _draw_depth(ax: Axes, depth: Any) -> list[Any]:
 
 
 def _binned(frame: pd.DataFrame) -> tuple[pd.DataFrame, Any, float]:
-    """Counts by state in about sixty steps; where the steps begin; their length in seconds."""
+    """Return counts by state in about sixty steps, where each begins, and their seconds."""
     pd = require("pandas", "notebook", "plots")
     if frame.empty:
         return pd.DataFrame(), frame["finished_at"], 1.0
@@ -145,7 +145,7 @@ def _binned(frame: pd.DataFrame) -> tuple[pd.DataFrame, Any, float]:
 
 
 def _depth(frame: pd.DataFrame, waiting: tuple[int, int | None, int] | None) -> Any:
-    """How many attempts were ready and unstarted, at each moment when that changed."""
+    """Return how many attempts were ready and unstarted, at each moment when that changed."""
     pd = require("pandas", "notebook", "plots")
     known = frame.dropna(subset=["queued_at", "started_at"])
     came = pd.Series(1, index=pd.DatetimeIndex(known["queued_at"]))
@@ -168,7 +168,7 @@ def _depth(frame: pd.DataFrame, waiting: tuple[int, int | None, int] | None) -> 
 
 
 def _waiting(source: Any) -> tuple[int, int | None, int] | None:
-    """What waits now, since when, and what time it is; None when only a frame is known."""
+    """Return what waits now, since when, and what time it is; None when only a frame is known."""
     if not hasattr(source, "snapshot"):
         return None
     shot = source.snapshot()
@@ -191,7 +191,7 @@ def _time_axis(ax: Axes, label: str) -> None:
 
 
 def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> Figure:
-    """What share of attempts waited, and ran, no longer than a time; p50, p95 and p99 marked.
+    """Draw what share of attempts waited, and ran, no longer than a time; p50, p95, p99 marked.
 
     ``source`` is a TaskMonitor or a frame of get_recent_tasks; ``name`` keeps one task name.
     """
@@ -200,7 +200,7 @@ def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> 
     frame = events_of(source)
     if name is not None:
         frame = frame[frame["name"].astype(str) == name]
-    told = []
+    words = []
     for column, word, color, dash in (
         ("run", "ran", SUCCEEDED.color, "-"),
         ("wait", "waited", QUEUED.color, (0, (5, 2))),
@@ -212,7 +212,7 @@ def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> 
         share = np.arange(1, len(ms) + 1) / len(ms)
         marks = [(label, float(np.quantile(ms, q)), q, shape) for label, q, shape in _QUANTILES]
         said = ", ".join(f"{label} {duration(value)}" for label, value, _, _ in marks)
-        told.append(f"{word}: {said}")
+        words.append(f"{word}: {said}")
         ax.step(
             np.concatenate([shown[:1], shown]),
             np.concatenate([[0.0], share]),
@@ -232,7 +232,7 @@ def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> 
                 markeredgecolor=ax.get_facecolor(),
                 zorder=3,
             )
-    if not told:
+    if not words:
         return nothing(figure, ax, "Latency", "no attempt has run yet")
     ax.set_xscale("log")
     ticker = require("matplotlib.ticker", "notebook", "plots")
@@ -244,11 +244,13 @@ def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> 
     ax.set_xlabel("took no longer than (logarithmic)")
     legend(ax, ax.get_legend_handles_labels()[0], columns=1)
     of = f" of {name}" if name else ""
-    return titled(figure, ax, f"Latency{of}: circle p50, square p95, triangle p99", "; ".join(told))
+    return titled(
+        figure, ax, f"Latency{of}: circle p50, square p95, triangle p99", "; ".join(words)
+    )
 
 
 def _milliseconds(spans: Any) -> Any:
-    """Timedeltas, or seconds as numbers, as milliseconds."""
+    """Return timedeltas, or seconds as numbers, as milliseconds."""
     if spans.dtype.kind == "m":
         return spans.dt.total_seconds().to_numpy() * 1000
     return spans.to_numpy(dtype=float) * 1000
@@ -258,7 +260,7 @@ def _milliseconds(spans: Any) -> Any:
 
 
 def failures(source: Any, *, top: int = 10, ax: Axes | None = None) -> Figure:
-    """Attempts that went wrong, by error: those that ended their task, and those tried again.
+    """Draw attempts that went wrong, by error: those that ended their task or were tried again.
 
     ``source`` is a TaskMonitor, or a frame of get_recent_tasks or get_failures; the ``top`` most
     frequent errors are shown, the rest together.
@@ -286,8 +288,8 @@ def failures(source: Any, *, top: int = 10, ax: Axes | None = None) -> Figure:
     if not errors:
         return nothing(figure, ax, "Failures", "nothing has failed")
     _draw_failures(ax, errors, counts)
-    told = ", ".join(f"{error} {sum(counts[error].values()):,}" for error in errors)
-    return titled(figure, ax, "Failed attempts by error", told)
+    words = ", ".join(f"{error} {sum(counts[error].values()):,}" for error in errors)
+    return titled(figure, ax, "Failed attempts by error", words)
 
 
 def _draw_failures(ax: Axes, errors: list[str], counts: dict[str, dict[str, int]]) -> None:

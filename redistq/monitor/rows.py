@@ -119,7 +119,7 @@ class BatchRow:
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A task in some worker's hands: ``since_ms`` is when it was handed over."""
+    """A task in a worker's hands: ``since_ms`` is when it was handed over."""
 
     entry: str
     id: str
@@ -277,7 +277,7 @@ class TaskHistory:
 
 
 def read_event(entry: bytes, flat: list[bytes]) -> Event:
-    """One entry of the history."""
+    """Return one entry of the history."""
     fields = fields_of(flat)
     finished = int(entry.split(b"-", 1)[0])
     return Event(
@@ -298,7 +298,7 @@ def read_running(row: list[Any], now_ms: int, held: Mapping[str, Running]) -> Ru
     entry, worker, idle, started, task_id, name, attempt, recovered, preview = row
     before = held.get(text_of(entry))
     if before is not None and not task_id:
-        # An entry never changes; only who holds it, and for how long, is new.
+        # An entry never changes; only its holder, and for how long it has it, are new.
         return replace(
             before, worker=text_of(worker), since_ms=now_ms - int(idle), started=bool(started)
         )
@@ -316,7 +316,7 @@ def read_running(row: list[Any], now_ms: int, held: Mapping[str, Running]) -> Ru
 
 
 def read_dead(task_id: str, died_ms: int, fields: Mapping[str, str]) -> DeadLetter:
-    """A failed task's record; one that has expired gives an empty letter."""
+    """Return a failed task's record; one that has expired gives an empty letter."""
     error = read_error(fields.get("error", ""))
     return DeadLetter(
         id=task_id,
@@ -333,7 +333,7 @@ def read_dead(task_id: str, died_ms: int, fields: Mapping[str, str]) -> DeadLett
 
 
 def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
-    """A batch's record; one that has expired gives zeros."""
+    """Return a batch's record; one that has expired gives zeros."""
 
     def count(name: str) -> int:
         return int_or_none(fields.get(name, "")) or 0
@@ -352,7 +352,7 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
 
 
 def read_error(text: str) -> dict[str, str]:
-    """An error's type, message and traceback; text that is no error is its own message."""
+    """Return an error's type, message and traceback; text that is no error is its own message."""
     try:
         found = json.loads(text) if text else {}
     except ValueError:
@@ -363,7 +363,7 @@ def read_error(text: str) -> dict[str, str]:
 
 
 def preview_of(payload: bytes | str) -> str:
-    """The start of a payload as text; a packet (see pickling.py) is only named as one."""
+    """Return the start of a payload as text; a packet (see pickling.py) is only named as one."""
     text = text_of(payload)
     return "(a pickled call)" if text.startswith("\0rq") else text[:200]
 

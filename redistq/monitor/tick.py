@@ -106,16 +106,16 @@ class Tick:
         return self.snapshot.ready
 
     def count(self, state: str) -> int:
-        """How many attempts ended in a state since the queue began."""
+        """Return how many attempts ended in a state since the queue began."""
         return self.snapshot.counters.get(state, 0)
 
     def running_on(self, consumer: str) -> tuple[Running, ...]:
-        """What one worker holds, oldest first."""
+        """Return what one worker holds, oldest first."""
         return tuple(task for task in self.running if task.worker == consumer)
 
     def since(self, earlier: Tick) -> Rates:
-        """What happened between an earlier tick and this one, from the counters: exact however
-        much it was, save that replayed dead letters count as added."""
+        """Return what happened between an earlier tick and this one. The counters are exact
+        however much it was, save that replayed dead letters count as added."""
         seconds = max((self.now_ms - earlier.now_ms) / 1000, 0.001)
 
         def per_s(now: int, before: int) -> float:
@@ -244,7 +244,7 @@ def running_count(shot: Snapshot) -> int:
 
 
 def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
-    """The figures of a tick (one without ``after``) by name, in a fixed order."""
+    """Return the figures of a tick (one without ``after``) by name, in a fixed order."""
     shot = tick.snapshot
     oldest = shot.oldest_ms
     due = shot.next_due_ms
@@ -271,7 +271,7 @@ def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
 
 
 def workers_of(tick: Tick) -> list[WorkerInfo]:
-    """The workers of a tick by name, with the first of what each runs."""
+    """Return the workers of a tick by name, with the first of what each runs."""
     shot = tick.snapshot
     found = []
     for worker in sorted(shot.workers, key=lambda w: w.consumer):
@@ -318,7 +318,7 @@ def read_tick(
     held: Mapping[str, Running],
     known: Mapping[tuple[str, int], DeadLetter],
 ) -> Tick:
-    """The answer of ``Commands.tick``; ``held`` and ``known`` are what was not sent again."""
+    """Return ``Commands.tick``'s answer; ``held`` and ``known`` are what was not sent again."""
     figures, events, running, dead, batches = reply
     snapshot = Commands.read_snapshot(figures)
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
