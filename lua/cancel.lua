@@ -19,7 +19,7 @@
 -- COST: XDEL of nothing, per task HMGET + (ZREM twice, or XPENDING + XRANGE + XDEL) + HSET + PEXPIRE + XADD
 --   of history + HINCRBY
 -- WHY: an entry that is pending has been handed to a worker, which may have started it; only its
---   settlement may end it. One that is not pending can be deleted: nobody has seen it. That it can
+--   settlement may end it. One that is not pending can be deleted: no worker has seen it. That it can
 --   leave its place is proved before its record is written; it leaves it afterwards.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WAITERS, INBOX = KEYS[6], KEYS[7]
@@ -32,7 +32,7 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include look
 --@include entry
 --@include history
---@include tell
+--@include notify
 --@include options
 --@include batch
 --@include tally
@@ -63,7 +63,7 @@ local function cancelled(id, name, attempt, entry, opts, delayed)
   else
     redis.call('XDEL', STREAM, entry)
   end
-  tell(id, 'cancelled', '', option(opts, 'inbox'), false)
+  notify_all(id, 'cancelled', '', option(opts, 'inbox'), false)
   tally_one(batch, id, 'cancelled', now)
   answer[#answer + 1] = 'cancelled'
 end

@@ -5,9 +5,9 @@
 --   1 client: who needed them
 --   2 brief: how long they are kept from now on, ms
 --   for each blob (1): name
--- RETURN: how many nobody needs now
+-- RETURN: how many are not needed now
 -- COST: per name GET, and DEL + PEXPIRE
--- WHY: one that others need too keeps its time. It stays for a moment for whoever sends the same
+-- WHY: one that others need too keeps its time. It stays for a moment for a client that sends the same
 --   again, and for a worker that was taken for dead and is late.
 --@include look
 local dropped = 0

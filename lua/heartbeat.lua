@@ -12,10 +12,10 @@
 --   ZREVRANGE when none of the lowest deadlines is fresh, and after a silence ZRANGE twice and a
 --   ZADD a worker. PERSIST + ZADD when a full server refused the first ZADD
 -- WHY: one lease a worker, not one a task: a living worker keeps a ten-hour task and renews
---   nothing. The answer says when it is worth looking for the dead, so nobody polls. A worker that
+--   nothing. The answer says when it is worth looking for the dead, so no supervisor polls. A worker that
 --   was taken for dead, or whose server lost its memory, must register again: without its names
---   the others would bury the tasks that only it knows. Every idle worker pays for this script,
---   so the usual heartbeat asks for the lowest deadlines only once: while one of them is fresh nobody
+--   the others would make dead letters of tasks that only it knows. Every idle worker pays for this script,
+--   so the usual heartbeat asks for the lowest deadlines only once: while one of them is fresh none
 --   was silent, and the earliest one after it follows from those before it. What stands
 --   in a worker's own key is no reason not to beat for it: it registers again.
 local GRACE_LIMIT = 1000

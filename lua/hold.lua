@@ -5,12 +5,12 @@
 --   1 name
 --   2 client: who needs it
 --   3 ttl: how long it is needed at least, ms
---   4 brief: how long one is kept that nobody needs, ms
+--   4 brief: how long one is kept that is not needed, ms
 -- RETURN: 0 when there is none of that name, 1 when there is
 -- COST: PTTL + GET, and SET + PEXPIRE
 -- WHY: who needs it alone may drop it when done, so that data of finished calls does not fill the
---   server. One that nobody needed any more, or that is new, has a brief time left, and whoever
---   comes first needs it alone; whoever comes later is noted as one of several, for good.
+--   server. One that was not needed any more, or that is new, has a brief time left, and the
+--   first client needs it alone; each later one is noted as one of several, for good.
 --@include look
 local key = KEYS[1] .. ARGV[1]
 local user, ttl, left = key .. ':user', tonumber(ARGV[3]), redis.call('PTTL', key)

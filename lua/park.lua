@@ -26,7 +26,7 @@
 -- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
 --   neither loops hotly nor waits long; a name that no living worker has had for the grace time
 --   ends as a dead letter that says which names are known. `parked_ms` is when it was first
---   parked, `unknown_ms` since when nobody has known it: a worker that is busy for an hour and
+--   parked, `unknown_ms` since when no worker has known it: a worker that is busy for an hour and
 --   then restarts must not cost the tasks that waited for it their lives.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local DEAD, WAITERS, INBOX = KEYS[6], KEYS[7], KEYS[8]
@@ -46,7 +46,7 @@ local GRACE = tonumber(ARGV[6])
 --@include look
 --@include history
 --@include finish
---@include tell
+--@include notify
 --@include options
 --@include batch
 --@include tally
@@ -65,7 +65,7 @@ local function known_names()
   table.sort(list)
   return #list > 0 and table.concat(list, ', ') or 'no names at all'
 end
--- A name comes from whoever wrote the entry: bytes that are no UTF-8 would make an error that nobody
+-- A name comes from the writer of the entry: bytes that are no UTF-8 would make an error that no one
 -- can read, and with it the whole list of dead letters.
 local function readable(text)
   text = string.sub(text, 1, 200)
@@ -87,7 +87,7 @@ local function dead_letter(entry, id, name, task, body)
     return error(said(missing), 0)
   end
   drop(entry)
-  tell(id, 'failed', body, option(task.opts, 'inbox'), true)
+  notify_all(id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, id, 'failed', int(now))
 end
 may_drop()
@@ -108,7 +108,7 @@ for at = 7, #ARGV, 3 do
     end
   else
     local parked, since = tonumber(record[1] or now) or now, tonumber(record[2] or now) or now
-    -- `handler:label` is run by whoever knows the handler.
+    -- `handler:label` is run by a worker that knows the handler.
     local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
       or string.find(names, '\n' .. handler .. '\n', 1, true)

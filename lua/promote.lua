@@ -12,7 +12,7 @@
 --   allows what follows. Each task is moved whole or not at all, and one whose record cannot be
 --   read holds up no other. All XADDs before the ZREM, so that nothing is lost in between. An id
 --   whose record does not say `delayed` has no business here and only leaves the set. Any number
---   of schedulers may call it: whoever comes second finds nothing.
+--   of schedulers may call it: the second to call finds nothing.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 --@include now
 --@include fault

@@ -13,7 +13,7 @@
 -- RETURN: 1 when this consumer set it aside, now or before; 0 when it is not pending for this consumer;
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: XPENDING + XRANGE + XACK and XDEL twice + HSET + PEXPIRE + ZADD + HINCRBY
--- WHY: nobody can run it, and nothing may be thrown away unseen: see lib/corrupt.lua.
+-- WHY: no worker can run it, and nothing may be thrown away unseen: see lib/corrupt.lua.
 local STREAM, TASK, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include now

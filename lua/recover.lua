@@ -19,7 +19,7 @@
 --   4 limit: most entries moved by this call, about
 --   5 max_recoveries: a task that was recovered more often than this is a dead letter
 --   6 consumer: a worker reported dead, or '' for one whose deadline has passed
---   7 started: '*' when nobody knows what it had started; else 'only', and what follows is the list
+--   7 started: '*' when it is not known what it had started; else 'only', and what follows is the list
 --   for each started entry (1): entry
 -- RETURN: recovered, dead, more (1 when the call should be made again), the consumer ('' none), the
 --   broken: a list of entry, an error's words: it could not be moved, and is pending
@@ -28,16 +28,16 @@
 -- WHY: the deadline is checked here, by the server's clock, so a worker that beat a moment ago is
 --   left alone. Only work that may have been running is charged a recovery: the supervisor of a
 --   worker process knows exactly what it had started, and what merely waited there goes back
---   uncounted and whatever its count. Of a worker that nobody can ask any more, only as many are
+--   uncounted and whatever its count. Of a worker that cannot be asked any more, only as many are
 --   charged as it has slots, the oldest: a worker starts its tasks in the order of their delivery,
 --   and while one waits unstarted all slots are taken by older ones. What it held of its other
---   queues nobody sees from here, so each queue charges its slots in full: an innocent task may be
+--   queues cannot be seen from here, so each queue charges its slots in full: an innocent task may be
 --   charged, but of two queues neither spares a task that kills for the other's. DELCONSUMER throws
 --   pending entries away, hence the look before it. An entry that is no task is set aside: see
 --   lib/corrupt.lua. Each is moved whole or
 --   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
---   the list, and adopt gives it another deadline. The grace rule runs here too, before anybody
---   is judged, whoever calls.
+--   the list, and adopt gives it another deadline. The grace rule runs here too, before any
+--   worker is judged, in every call.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX = KEYS[6], KEYS[7]
 local BATCH, SETTLED = KEYS[10], KEYS[11]
@@ -54,7 +54,7 @@ local GRACE_LIMIT = 1000
 --@include requeue
 --@include history
 --@include finish
---@include tell
+--@include notify
 --@include options
 --@include batch
 --@include tally
@@ -86,7 +86,7 @@ local function dead_letter(entry, task, count)
     return error(said(missing), 0)
   end
   drop(entry)
-  tell(task.id, 'failed', body, option(task.opts, 'inbox'), true)
+  notify_all(task.id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, task.id, 'failed', int(now))
 end
 local function put_back(entry, task, charged)

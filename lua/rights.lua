@@ -15,7 +15,7 @@
 --   13 settled_prefix
 -- ARGV:
 --   1 group
---   2 consumer: a name nobody else has
+--   2 consumer: a name that no other has
 --   3 channel: where schedulers listen
 -- RETURN: what is refused: a flat list of command, key or channel, the error's words
 -- COST: some fifty commands, once a worker process

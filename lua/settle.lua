@@ -23,8 +23,8 @@
 --   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua)
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
---   written, whole or not at all, then the entries of those are dropped, and last whoever waits is
---   told. One outcome that cannot be written does not touch the others. An outcome sent again
+--   written, whole or not at all, then the entries of those are dropped, and last the inboxes that wait are
+--   notified. One outcome that cannot be written does not touch the others. An outcome sent again
 --   after a lost reply finds its own entry and worker in the record and is answered as settled.
 local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local WAITERS, INBOX, BATCH, SETTLED = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -36,7 +36,7 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include entry
 --@include history
 --@include finish
---@include tell
+--@include notify
 local entries, mixed = {}, false -- whether there is more than succeeded tasks of no batch
 for at = 5, #ARGV, 11 do
   entries[#entries + 1] = ARGV[at]
@@ -109,7 +109,9 @@ for n = 1, #settled do
     unfinish(id, state, events[n] ~= '' and events[n])
     refused[#refused + 1] = { i, said(missing) }
   else
-    if inbox ~= '' or waited ~= false then tell(id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0') end
+    if inbox ~= '' or waited ~= false then
+      notify_all(id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0')
+    end
     if batch ~= '' then
       local ends = batches[batch]
       ends[1][#ends[1] + 1] = id

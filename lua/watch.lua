@@ -11,7 +11,7 @@
 --   flat list, the consumer ('' when it is not running)
 -- COST: HGETALL + XPENDING, and HGET + PERSIST + HSET to watch
 -- WHY: looking and leaving the address in one step: a settlement between the two would never be
---   told. A settlement asks for waiters with a single EXISTS, so work nobody waits for pays nothing.
+--   notified. A settlement asks for waiters with a single EXISTS, so work without waiters pays nothing.
 local STREAM, GROUP = KEYS[1], ARGV[1]
 --@include maxmemory
 --@include pending

@@ -2,8 +2,8 @@
 local begun, event
 -- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task): the one
 -- terminal transition of a task that succeeded or failed: its record and its event. It raises what
--- fails, for the caller to call unfinish; afterwards the caller drops the task's entry, and then tells
--- (see tell). `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A
+-- fails, for the caller to call unfinish; afterwards the caller drops the task's entry, and then
+-- calls notify_all. `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A
 -- result that is not kept leaves its id behind for a minute: a producer that sends the task again after
 -- a lost reply must find it known, though it was run and settled in the meantime.
 local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task)

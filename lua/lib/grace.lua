@@ -1,9 +1,9 @@
 -- extend_after_silence(workers, now, lease): the grace rule. Workers beat every third of a lease; when
--- the freshest deadline says that nobody beat for one and a half times as long, the silence was
+-- the freshest deadline says that no worker beat for one and a half times as long, the silence was
 -- the server's, the clock's or everyone's. Deadlines then say nothing about health, and every
 -- worker gets one more lease to show itself: once, which a half millisecond in its deadline
 -- remembers until it beats, so that a lone supervisor that is slow cannot keep the dead alive. Only a
--- silence of a whole lease, in which nobody could beat, counts anew. Answers whether the freshest
+-- silence of a whole lease, in which none could beat, counts anew. Answers whether the freshest
 -- deadline has passed, or there is none.
 local function extend_after_silence(workers, now, lease)
   local freshest = redis.call('ZREVRANGE', workers, 0, 0, 'WITHSCORES')[2]

@@ -1,5 +1,5 @@
 -- look(empty, command, ...): what a read answers; `empty` where there is nothing to read: no stream, no
--- group, or a key that holds something else, which must not blind whoever looks at the rest.
+-- group, or a key that holds something else, which must not hide the rest from a monitor.
 -- Any other error is raised.
 local function look(empty, ...)
   local reply = redis.pcall(...)

@@ -1,4 +1,4 @@
--- wake(due, channel): schedulers sleep until the earliest due time they know; tell them of an earlier one.
+-- wake(due, channel): schedulers sleep until the earliest due time they know; an earlier one is published.
 -- What is stored is stored, whether they hear of it now or look by themselves.
 local function wake(due, channel)
   if due == 0 then return end

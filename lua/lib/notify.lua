@@ -1,7 +1,7 @@
 -- notify(inbox, id, state, body, whole_body): one settled task into a client's inbox. A small body rides
 -- along and saves the client a round trip (`whole_body`: a large one too, for it is kept nowhere
 -- else); the inbox of a client that never comes back expires. What fails is passed over: the task
--- has ended, and who was not told asks by himself.
+-- has ended, and a client that was not notified asks how it stands.
 local function notify(inbox, id, state, body, whole_body)
   local key = INBOX .. inbox
   if whole_body or #body <= 16384 then
@@ -11,10 +11,10 @@ local function notify(inbox, id, state, body, whole_body)
   end
   redis.pcall('PEXPIRE', key, 3600000)
 end
-local waited -- whether anyone waits for any task: asked once a call, nobody else writes meanwhile
--- tell(id, state, body, inbox, unkept): an end is told to the task's own inbox and to all that wait for it,
--- as notify does.
-local function tell(id, state, body, inbox, unkept)
+local waited -- whether anyone waits for any task: asked once a call, for nothing else writes meanwhile
+-- notify_all(id, state, body, inbox, unkept): notify the task's own inbox and all others that wait for
+-- it of its end.
+local function notify_all(id, state, body, inbox, unkept)
   if inbox ~= '' then notify(inbox, id, state, body, unkept) end
   if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
   if waited then
