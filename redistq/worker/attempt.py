@@ -22,8 +22,8 @@ from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
 from ..protocol.options import NO_OPTIONS, REMEMBERED_BYTES, TaskOptions, addresses, milliseconds
-from .durations import Durations
-from .queues import WorkerQueue
+from .prefetch import Durations
+from .queues import Delivery, WorkerQueue
 from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -40,11 +40,6 @@ MAX_TERMS = 512
 FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 """The fields of an entry, in the order in which scripts write them."""
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
-
-Delivery = tuple[bytes, list[bytes], WorkerQueue]
-"""A stream entry as it was read: its id, its fields as a flat list, and the queue it came from."""
-Held = dict[tuple[bytes, WorkerQueue], None]
-"""What is pending for a worker process, ready, running or to settle: entries with their queues."""
 
 
 class Outcome:

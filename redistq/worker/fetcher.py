@@ -22,17 +22,13 @@ from ..connection.connection import Connection
 from ..errors import ConnectionLost, GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS
-from .attempt import Delivery, Held
 from .executor import Executor
 from .prefetch import LOOK_S, STUCK_S, Prefetch
-from .queues import WorkerQueue
-from .reader import Reader
-from .room import Room
-from .runners import Runners
+from .queues import Delivery, Held, Reader, Room, WorkerQueue
+from .runners import EventLoopRunner, Runners
 from .settler import UNSETTLED, Settler
 
 if TYPE_CHECKING:
-    from .event_loop import EventLoopRunner
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")

@@ -6,7 +6,7 @@ beforehand how long a task takes, a queue mixes short names with long ones, and 
 is a fact: what it brought is ours until we give it back.
 
 *Trick.* Hold a moment's work, measured in time: 50 ms (``PREFETCH_NS``), by the mean that tasks of
-each name take in this process (``durations``), and by the mixture of names that came last. Since
+each name take in this process (``Durations``), and by the mixture of names that came last. Since
 that is a guess, it is put right afterwards, three times:
 
 - *When a page has come* (``keep``): the names in it are known now. Is it much more than was meant,
@@ -25,16 +25,19 @@ throughput. Stealing by idle workers: they would have to know who holds what, an
 living. Asking for less instead of giving back: a long task is noticed only once it runs, and by
 then its page is here.
 
-Nothing here starts a thread, talks to a server or reads a clock: the fetcher says what there is and
-what time it is, and does what it hears. All of it runs once a page, not once a task.
+``Prefetch`` starts no thread, talks to no server and reads no clock: the fetcher says what there is
+and what time it is, and does what it hears. All of that runs once a page, not once a task.
+
+How long tasks take is measured by the executor, once a task. Names are kept apart because a queue
+mixes them: thousands of short tasks say nothing about another name. ``Forecast`` is what to expect
+of the tasks to come.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
-
-from .durations import Durations, Forecast, fitting, total_ns
+from collections.abc import Iterable, Mapping, Sequence
 
 PREFETCH_NS = 50_000_000
 """Most unstarted work held, in time: what runs in 50 ms."""
@@ -50,10 +53,17 @@ LONGEST_STUCK_S = 4.0
 """Where others refuse it time and again: at most this long until it is offered once more."""
 LOOK_S = 0.05
 """While unstarted work is held, how often the fetcher looks whether it is too much."""
+UNSEEN_NS = 100_000_000
+"""A task of a name that never ran here counts as this long: a guess that is too long costs a little
+traffic, one that is too short keeps others' work from them."""
+NAMES = 1_000
+"""Labelled names with a mean of their own; those beyond share that of their handler."""
+SAMPLE = 16
+"""So many tasks say enough."""
 
 
 class Prefetch:
-    """Decides how much to hold for ``threads`` runners and, with ``has_loop``, an event loop.
+    """Decide how much to hold for ``threads`` runners and, with ``has_loop``, an event loop.
 
     ``has_sync`` says whether there are handlers that runners run. In the methods, ``waiting`` is
     how many tasks wait for runners, ``idle`` how many runners wait for tasks, ``started`` how many
@@ -156,3 +166,94 @@ class Prefetch:
         self._offered_at = started
         self._stuck_since = now
         self._stuck_s = min(self._stuck_s * 2, LONGEST_STUCK_S)
+
+
+# -- how long tasks take ---------------------------------------------------------------------------
+
+
+class Forecast:
+    """What to expect of the tasks to come, by the mixture of names that came last."""
+
+    def __init__(self) -> None:
+        self._shares: dict[Durations, float] = {}
+
+    def read(self, counts: Mapping[Durations, int]) -> None:
+        """Count that so many of each came now."""
+        if counts.keys() == self._shares.keys() and len(counts) == 1:
+            return  # as ever
+        total = sum(n for times, n in counts.items() if times is not UNKNOWN)
+        if not total:
+            return
+        new = min(total / SAMPLE, 1.0) if self._shares else 1.0
+        shares = {}
+        if new < 1.0:
+            shares = {t: share * (1 - new) for t, share in self._shares.items() if share > 0.01}
+        for times, n in counts.items():
+            if times is not UNKNOWN:
+                shares[times] = shares.get(times, 0.0) + new * n / total
+        self._shares = shares
+
+    def mean_ns(self) -> float | None:
+        """Return how long one takes, about; None before the first."""
+        if not self._shares:
+            return None
+        return sum(times.mean_ns() * share for times, share in self._shares.items())
+
+
+class Durations:
+    """How long the tasks of one name take; ``threaded`` says whether runners run them.
+
+    Runners add to ``busy_ns`` and ``done``, only the fetcher asks for the mean. Without a lock an
+    addition may be lost to another runner's: the mean is an estimate anyway.
+    """
+
+    __slots__ = ("_mean", "_seen_at", "_seen_busy_ns", "_seen_done", "busy_ns", "done", "threaded")
+
+    def __init__(self, threaded: bool = True) -> None:
+        self.threaded = threaded
+        self.busy_ns = 0
+        self.done = 0
+        self._seen_busy_ns = 0
+        self._seen_done = 0
+        self._seen_at = 0.0
+        self._mean: float | None = None
+
+    def mean_ns(self) -> float:
+        """Return how long one takes these days."""
+        busy = self.busy_ns
+        done = self.done
+        new = done - self._seen_done
+        mean = self._mean
+        # Sixteen say enough at any time, and a few when they take long: whoever has just read
+        # hundreds of tasks for a moment's work must notice soon that they are none.
+        if new >= SAMPLE or (new > 0 and (mean is None or time.monotonic() - self._seen_at > 0.05)):
+            recent = max(0.0, (busy - self._seen_busy_ns) / new)
+            if mean is not None:
+                share = 0.8 if recent > mean else 0.5
+                recent = share * recent + (1 - share) * mean
+            self._mean = mean = recent
+            self._seen_busy_ns = busy
+            self._seen_done = done
+            self._seen_at = time.monotonic()
+        return UNSEEN_NS if mean is None else mean
+
+
+UNKNOWN = Durations(threaded=False)
+"""Of tasks that no handler here runs: they are let go of at once."""
+
+
+def total_ns(counts: Mapping[Durations, int]) -> float:
+    """Return how long runners take for so many of each."""
+    return sum(times.mean_ns() * n for times, n in counts.items() if times.threaded)
+
+
+def fitting(tasks: Iterable[Durations], budget_ns: float) -> int:
+    """Return how many of these, from the first, runners finish in this time."""
+    count = 0
+    for times in tasks:
+        if times.threaded:
+            budget_ns -= times.mean_ns()
+            if budget_ns < 0:
+                break
+        count += 1
+    return count

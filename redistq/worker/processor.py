@@ -29,18 +29,15 @@ from ..connection.broker import Broker
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.commands import Commands
-from .attempt import Held
 from .executor import Executor
 from .fetcher import Fetcher
 from .prefetch import Prefetch
-from .queues import queues_of
-from .room import Room
-from .runners import RETIRED, Runners
+from .queues import Held, Room, queues_of
+from .runners import RETIRED, EventLoopRunner, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
 
 if TYPE_CHECKING:
-    from .event_loop import EventLoopRunner
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -121,8 +118,6 @@ class Processor:
         self.fetcher.ensure_groups()
         self.executor.start()
         if self._has_async:
-            from .event_loop import EventLoopRunner
-
             self._loop = EventLoopRunner(
                 self.executor, self.settings, self.settler.put, self._thread
             )

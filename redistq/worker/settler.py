@@ -31,9 +31,8 @@ from ..errors import (
 )
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, objects_to_content, words_of
-from .attempt import CORRUPT, PARK, RETRY, SETTLE, Held, Outcome
-from .queues import WorkerQueue
-from .room import Room
+from .attempt import CORRUPT, PARK, RETRY, SETTLE, Outcome
+from .queues import Held, Room, WorkerQueue
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
