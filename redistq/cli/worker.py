@@ -21,9 +21,9 @@ from ..logger import logger
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
-from ..system.private import read_given
+from ..system.private import ENV_KEY, read_given
 from ..system.streams import mend_standard_streams
-from ..worker.bootstrap import ENV_KEY, warn_about_server
+from ..worker.bootstrap import warn_about_server
 from ..worker.settings import WorkerSettings
 from ..worker.supervisor import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Supervisor
 

@@ -31,10 +31,9 @@ from urllib.parse import unquote_plus, urlsplit
 
 from ..connection.address import ENV_URL, ENV_URL_FILE, Address, resolve
 from ..errors import RedistqError
-from ..functions.signing import ENV_KEY
 from ..logger import logger
 from ..protocol.keys import DEFAULT_QUEUE
-from ..system.private import is_loopback, named_here
+from ..system.private import ENV_KEY, is_loopback, named_here
 from ..system.streams import written
 
 log = logger("redistq.serve")

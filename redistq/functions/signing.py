@@ -34,6 +34,7 @@ from ..errors import ConfigurationError, PayloadTooLarge, UntrustedPayload
 from ..logger import logger
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..system import private
+from ..system.private import ENV_KEY
 
 log = logger("redistq.pickling")
 
@@ -46,7 +47,6 @@ _MAC = 32
 _PROBE = 65_536
 COMPRESS_FROM = 16_384
 """Bytes from which compression is tried; below, the server's round trip costs more."""
-ENV_KEY = "REDISTQ_SIGNING_KEY"
 KEY_FILE = "signing.key"
 ENV_REFUSE_OLD = "REDISTQ_REFUSE_RQ1"
 """Set to 1: packets of the last release are refused."""

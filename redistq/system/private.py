@@ -30,6 +30,8 @@ from ..errors import ConfigurationError
 POSIX = os.name == "posix"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 ENV_HOME = "REDISTQ_HOME"
+ENV_KEY = "REDISTQ_SIGNING_KEY"
+"""The signing key, for where no file shall hold it."""
 
 
 def whole(folder: Path) -> Path:

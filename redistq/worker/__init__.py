@@ -4,7 +4,7 @@ from .worker import TaskWorker as TaskWorker
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command ``python -m redistq.worker``; returns its exit code."""
+    """Run the command ``python -m redistq.worker``; return its exit code."""
     from ..cli.worker import main as command
 
     return command(argv)

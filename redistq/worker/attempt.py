@@ -29,7 +29,10 @@ from .settings import WorkerSettings
 log = logger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
 
-SETTLE, RETRY, PARK, CORRUPT = "settle", "retry", "park", "quarantine"
+SETTLE = "settle"
+RETRY = "retry"
+PARK = "park"
+CORRUPT = "quarantine"
 
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
@@ -92,7 +95,9 @@ class Outcome:
         if any(field not in fields for field in FIELDS):
             return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", queue)
         inbox, batch = addresses(fields[b"opts"])
-        task_id, name, attempt = fields[b"id"], fields[b"name"], fields[b"attempt"]
+        task_id = fields[b"id"]
+        name = fields[b"name"]
+        attempt = fields[b"attempt"]
         args = _failure(entry, task_id, name, attempt, fault, inbox, batch)
         return cls(SETTLE, 0, args, queue, len(args[6]))
 
@@ -223,9 +228,12 @@ class Attempt:
 
     def traced(self, spans: tracing.Tracing) -> Any:
         """Return a context manager: the span of this attempt."""
-        task_id, name = self.id.decode(), self.handler.name
         return spans.running(
-            self.terms.options.trace, task_id, name, self.queue.name, int(self.attempt)
+            self.terms.options.trace,
+            self.id.decode(),
+            self.handler.name,
+            self.queue.name,
+            int(self.attempt),
         )
 
     def _make_context(self) -> TaskContext:
@@ -274,10 +282,18 @@ class Attempt:
     def end(self, state: str, body: bytes, note: str, took: int, started: int) -> Outcome:
         """Return the outcome that ends the task in ``state``."""
         terms = self.terms
-        ran_ms = f"{took / 1e6:.3f}"
         args = (
-            *(self.entry, self.id, state, self.handler.name, self.attempt, ran_ms),
-            *(body, terms.ttl, terms.inbox, note, terms.batch),
+            self.entry,
+            self.id,
+            state,
+            self.handler.name,
+            self.attempt,
+            f"{took / 1e6:.3f}",
+            body,
+            terms.ttl,
+            terms.inbox,
+            note,
+            terms.batch,
         )
         return Outcome(SETTLE, started, args, self.queue, len(body))
 
@@ -285,18 +301,25 @@ class Attempt:
         self, state: str, delay: float, body: bytes, note: str, took: int, started: int
     ) -> Outcome:
         """Return the outcome that lets the task run again in ``delay`` seconds."""
-        ran_ms = f"{took / 1e6:.3f}"
         args = (
-            *(self.entry, self.id, state, self.handler.name, self.attempt, ran_ms),
-            *(body, milliseconds(delay), note),
+            self.entry,
+            self.id,
+            state,
+            self.handler.name,
+            self.attempt,
+            f"{took / 1e6:.3f}",
+            body,
+            milliseconds(delay),
+            note,
         )
         return Outcome(RETRY, started, args, self.queue, len(body))
 
     def _judged(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return what an attempt that raised comes to; raises what the error or its policy
         raises."""
-        # By its type, as an except clause does: an error may claim to be of another.
-        attempt, policy, kind = int(self.attempt), self.handler.policy, type(error)
+        attempt = int(self.attempt)
+        policy = self.handler.policy
+        kind = type(error)  # as an except clause does: an error may claim to be of another
         retries = self.terms.options.retries_or(policy.retries)
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
@@ -320,9 +343,9 @@ class Attempt:
                 text,
             )
             return self._again("retried", delay, body, note, took, started)
-        # A client that waits for it is told, and a notebook is not the place to say it twice.
-        told = self.terms.inbox or self.terms.batch
-        level = logging.INFO if told else logging.WARNING
+        # A client that waits for it hears of it, and a notebook is not the place to say it twice.
+        is_awaited = self.terms.inbox or self.terms.batch
+        level = logging.INFO if is_awaited else logging.WARNING
         log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
         return self.end("failed", body, note, took, started)
 
@@ -366,7 +389,7 @@ def _failure(
     inbox: str,
     batch: str,
 ) -> tuple[Any, ...]:
-    """Return what ``settle`` is told of a task that ends as failed, and whose own outcome cannot
-    be told: no time it ran, and no life of its result."""
+    """Return the arguments of ``settle`` for a task that ends as failed, and whose own outcome
+    cannot be sent: no time it ran, and no life of its result."""
     body = encode_error(fault)
     return entry, id, "failed", name, attempt, "0.000", body, "0", inbox, note_of(fault), batch

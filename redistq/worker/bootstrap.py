@@ -19,17 +19,16 @@ from ..handlers import Handler, Registry, default_registry
 from ..logger import logger
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
+from ..system.private import ENV_KEY
 from .settings import WorkerSettings
 
 log = logger("redistq.worker")
-
-ENV_KEY = "REDISTQ_SIGNING_KEY"
 
 Handlers = Mapping[str, Callable[..., Any]]
 
 
 def registry_from(source: Handlers | Registry | list[str]) -> Registry:
-    """Handlers by name: from a mapping, a registry, or ``package.module[:registry]`` targets.
+    """Return handlers by name, from a mapping, a registry or ``package.module[:registry]`` targets.
 
     Raises ConfigurationError when a target cannot be imported or holds no handler.
     """
@@ -81,7 +80,7 @@ def _load_target(target: str) -> Registry:
 def with_function_calls(
     registry: Registry, settings: WorkerSettings, broker: Broker, queues: Sequence[Commands]
 ) -> Registry:
-    """The handlers, and the one for functions that clients send where those can be trusted.
+    """Return the handlers, and the one for functions of clients where those can be trusted.
 
     They can when they sign with our key, when the server is the embedded one (whose users share a
     key of their own), or when ``allow_pickle`` says that everybody on this server can.
@@ -118,7 +117,7 @@ def announce(
     consumer: str,
     handlers: Mapping[str, Handler],
 ) -> dict[str, Any]:
-    """Register a worker process; warns when the queue's other workers have other settings.
+    """Register a worker process; warn when the queue's other workers have other settings.
 
     Return the details it registered: its supervisor registers them again should the server lose
     them.
@@ -152,7 +151,7 @@ def announce(
 
 
 def slots_of(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> int:
-    """How many tasks a worker process runs at a time."""
+    """Return how many tasks a worker process runs at a time."""
     kinds = {handler.is_async for handler in handlers.values()}
     return settings.threads * (False in kinds) + settings.async_concurrency * (True in kinds)
 

@@ -31,6 +31,7 @@ from ..handlers import Registry
 from ..logger import logger
 from ..protocol.commands import Commands
 from ..system.interpreter import use_import_path
+from ..system.loops import OUTAGES
 from ..system.processes import Starter, handle_signal, leave_fork
 from .bootstrap import announce, registry_from, with_function_calls
 from .heartbeat import sign_off
@@ -61,8 +62,7 @@ def begin(starter: Starter) -> None:
     except ServerUnavailable as error:
         log.warning("%s", error)
         parent.report_unavailable()
-    except BaseException as error:
-        # A module may raise anything when it is imported, or end the program.
+    except BaseException as error:  # a module that is imported may raise anything, or SystemExit
         if os.getpid() != own:
             leave_fork(error)
         if not isinstance(error, RedistqError | SystemExit):
@@ -90,7 +90,7 @@ def _end(code: int) -> None:
 
 
 class _Orders:
-    """What the supervisor, or a signal, wants of this process, heard from its first moment."""
+    """Receives what the supervisor, or a signal, wants of this process from its first moment."""
 
     def __init__(self, parent: Parent, lease: float, shutdown_timeout: float) -> None:
         self._lease = lease
@@ -106,21 +106,21 @@ class _Orders:
         parent.listen(self._end, self._on_parent_gone)
 
     def work_begins(self) -> None:
-        """From here on the process ends by stopping in good order, not at once."""
+        """Let the process end by stopping in good order from here on, not at once."""
         handle_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
         with self._lock:
             self._working = True
 
     def wait(self) -> float:
-        """Until this process is to end; answers within how many seconds.
+        """Wait until this process is to end; return within how many seconds.
 
         What a signal handler of the handlers' modules raises strikes here, in the main thread. It
-        is nothing that ends this process, with all the tasks that have no part in it.
+        does not end this process, with all the tasks that have no part in it.
         """
         while not self._ended.is_set():
             try:
                 self._ended.wait(3600)
-            except BaseException as error:
+            except BaseException as error:  # a signal handler of the user's may raise anything
                 log.warning(
                     "%s, raised by a signal handler, reaches no task: those run in other threads, "
                     "and are given time limits by @task(timeout=...)",
@@ -185,7 +185,8 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         # Nobody else knows what was started here: without a word, all of it would be charged.
         try:
             sign_off(broker, commands, settings, spec["consumer"], scoreboard.running())
-        except Exception as error:  # the end goes on: its lease then says what it could not
+        except OUTAGES as error:
+            # The end goes on: its lease then says what it could not.
             log.warning("this worker process could not sign off: %s", error)
     if finished:
         _run_exit_functions()
@@ -213,7 +214,7 @@ def _prepare(spec: dict[str, Any]) -> None:
 def _with_calls(
     registry: Registry, settings: WorkerSettings, broker: Broker, commands: list[Commands]
 ) -> Registry:
-    """The handlers, and the one for function calls with what its functions need here."""
+    """Return the handlers, and the one for function calls with what its functions need here."""
     complete = with_function_calls(registry, settings, broker, commands)
     if len(complete) > len(registry):
         from ..functions.call import import_local_modules
@@ -225,7 +226,7 @@ def _with_calls(
 
 
 def _registry(spec: dict[str, Any]) -> Registry:
-    """The handlers, whose modules are imported here."""
+    """Return the handlers, whose modules are imported here."""
     loaded = threading.Event()
     threading.Thread(
         target=_say_when_slow,
@@ -257,7 +258,7 @@ def _say_when_slow(loaded: threading.Event, thread: int) -> None:
 
 
 def _run_exit_functions() -> None:
-    """What modules registered with ``atexit``, as at the end of any program, in bounded time."""
+    """Run what modules registered with ``atexit``, as any program does, in bounded time."""
     done = threading.Event()
 
     def cut_off() -> None:

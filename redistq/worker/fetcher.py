@@ -224,7 +224,9 @@ class Fetcher:
     def offer_unstarted(self) -> None:
         """Offer to idle workers what no runner could start for a while, and what was held as a
         moment's work and is work for long."""
-        runners, prefetch, now = self._runners, self._prefetch, time.monotonic()
+        runners = self._runners
+        prefetch = self._prefetch
+        now = time.monotonic()
         if prefetch.is_stuck(now, waiting=len(runners.ready), started=runners.started):
             tasks = runners.take_unstarted()
             if tasks and not self._release(tasks, drained_only=True):
@@ -239,7 +241,8 @@ class Fetcher:
 
     def accept(self, tasks: list[Delivery]) -> None:
         """Hand on tasks that are now pending for us."""
-        held, loop = self.held, self.loop
+        held = self.held
+        loop = self.loop
         to_loop: list[Delivery] = []
         to_runners: list[Delivery] = []
         for task in tasks:

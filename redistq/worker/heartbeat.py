@@ -1,4 +1,4 @@
-"""Heartbeats: that its worker processes live, who else does not, and which queues are paused.
+"""Heartbeats: a supervisor's worker processes live, others do not, and some queues are paused.
 
 One ``Heartbeat`` belongs to a supervisor, whose thread calls ``send_if_due``. A heartbeat is one
 script a queue for all its processes. Its answer says until when every worker of the queue is taken
@@ -132,7 +132,7 @@ class Heartbeat:
         return self._next_at if self._earliest is None else min(self._next_at, self._earliest)
 
     def send_soon(self) -> None:
-        """The next heartbeat is due now; one that is under way does not count."""
+        """Make the next heartbeat due now; one that is under way does not count."""
         self._soon = True
 
     def heed(self, place: int, word: str) -> None:
@@ -207,7 +207,8 @@ class Heartbeat:
             self.send_soon()
 
     def _register_again(self, commands: Commands, member: ManagedProcess) -> None:
-        """After FLUSHDB, or when it was taken for dead: others must know which names it runs."""
+        """Register a process after FLUSHDB, or when it was taken for dead: others must know which
+        names it runs."""
         lease_ms = self._settings.lease_ms
         self._broker.call(commands.register(member.consumer, lease_ms, member.details))
 

@@ -146,7 +146,7 @@ class Prefetch:
     # -- what is stuck ---------------------------------------------------------------------------
 
     def came(self, now: float) -> None:
-        """A page has come: nothing of it is stuck yet."""
+        """Note that a page has come: nothing of it is stuck yet."""
         self._stuck_since = now
 
     def is_stuck(self, now: float, *, waiting: int, started: int) -> bool:

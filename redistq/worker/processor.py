@@ -13,7 +13,7 @@ Why nothing is lost on the way: what was read is pending for this consumer until
 written what became of it. If this process dies after any line, the supervisor, or any other worker,
 puts the task back. If the server goes away, outcomes stay here until it is back. No thread of a
 processor ends unasked: should one end all the same, or should outcomes stay unsettled while the
-server is there, ``on_fault`` is told, and whoever runs the processor ends it: its tasks go back
+server is there, ``on_fault`` is called, and whoever runs the processor ends it: its tasks go back
 instead of waiting for a process that beats and does not work.
 """
 
@@ -205,12 +205,13 @@ class Processor:
         while not self._stopped.wait(self.settings.lease / 4):
             now = time.monotonic()
             if settler.answers != seen or not (settler.outcomes or settler.busy.locked()):
-                seen, since = settler.answers, now
+                seen = settler.answers
+                since = now
             elif now - since > limit:
                 self._fail(f"no outcome could be settled for {limit:g} s")
 
     def _fail(self, reason: str, error: BaseException | None = None) -> None:
-        """The processor cannot go on: tell whoever runs it, once, and not while it stops."""
+        """Tell whoever runs the processor that it cannot go on, once, and not while it stops."""
         with self._fault_lock:
             if self.fault or self._stopping:
                 return

@@ -140,7 +140,9 @@ class Runners:
 
     def _run(self, slot: int) -> object:
         # Once a task: what it needs is kept in locals.
-        ready, room, settler = self.ready, self._room, self._settler
+        ready = self.ready
+        room = self._room
+        settler = self._settler
         outcomes = settler.outcomes
         run = self._executor.runner(slot)
         slots.serve(self)
@@ -229,7 +231,7 @@ class Runners:
 
 
 class EventLoopRunner:
-    """Run up to ``settings.async_concurrency`` coroutines; ``done`` is told every outcome.
+    """Run up to ``settings.async_concurrency`` coroutines; ``done`` takes every outcome.
 
     ``thread`` makes the loop's thread, from what it runs and its part.
     """
@@ -263,7 +265,7 @@ class EventLoopRunner:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                # Of a task that a handler made: whoever awaits it was told, and others go on.
+                # Of a task that a handler made: whoever awaits it has its error, and others go on.
                 log.warning(
                     "%s in a task that a handler started ends that task, not the event loop",
                     type(error).__name__,

@@ -32,14 +32,14 @@ class Scoreboard:
     """One process's slots. ``begin`` and ``end`` cost some 100 ns: a write into mapped memory."""
 
     def __init__(self, descriptor: int) -> None:
-        """The scoreboard behind an open descriptor, which is the scoreboard's from now on."""
+        """Take over an open descriptor, behind which a scoreboard is."""
         self.descriptor = descriptor
         """To be inherited by the process that takes the other part."""
         try:
             self._map = mmap.mmap(descriptor, 0)
             if self._map[: len(_MAGIC)] != _MAGIC:
                 raise ValueError(f"descriptor {descriptor} is no scoreboard")
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt too: the descriptor is closed
             self.close()
             raise
         (self._queues,) = struct.unpack_from("<I", self._map, _QUEUES)
@@ -75,27 +75,28 @@ class Scoreboard:
         self._map.close()
 
     def begin(self, slot: int, entry: bytes) -> None:
-        """Slot ``slot`` starts to run ``entry``."""
+        """Show that slot ``slot`` runs ``entry``."""
         at = self._first + slot * _SLOT
         self._map[at : at + len(entry)] = entry
 
     def limit(self, slot: int, deadline: float) -> None:
-        """What runs in ``slot`` must end by ``deadline`` (this machine's monotonic clock)."""
+        """Show that what runs in ``slot`` must end by ``deadline`` (this machine's monotonic
+        clock)."""
         struct.pack_into("<d", self._map, self._first + slot * _SLOT + _ENTRY, deadline)
 
     def end(self, slot: int) -> None:
-        """Slot ``slot`` runs nothing."""
+        """Show that slot ``slot`` runs nothing."""
         at = self._first + slot * _SLOT
         self._map[at : at + _ENTRY] = _NONE
 
     def end_limited(self, slot: int) -> None:
-        """As ``end``, for a task that had a time limit."""
+        """Show the same as ``end`` for a task that had a time limit."""
         at = self._first + slot * _SLOT
         self._map[at : at + _SLOT] = bytes(_SLOT)
 
     def running(self) -> list[str]:
-        """The entries that are being run; one that starts or ends right now may be torn, and then
-        matches no entry."""
+        """Return the entries that are being run; one that starts or ends right now may be torn, and
+        then matches no entry."""
         found = []
         for at in range(self._first, len(self._map), _SLOT):
             raw = self._map[at : at + _ENTRY]
@@ -104,7 +105,7 @@ class Scoreboard:
         return found
 
     def overdue(self, now: float) -> bool:
-        """Whether any slot's time limit has passed."""
+        """Return whether any slot's time limit has passed."""
         for at in range(self._first, len(self._map), _SLOT):
             if self._map[at]:
                 (deadline,) = struct.unpack_from("<d", self._map, at + _ENTRY)
@@ -143,18 +144,22 @@ def _header(queues: int) -> int:
 
 
 def _filled(descriptor: int, content: bytes) -> int:
-    """Write it all, not only its size: a page that cannot be had would kill who touches it."""
+    """Write all of ``content`` and return the descriptor.
+
+    A file that has only its size is not enough: touching a page for which there is no memory would
+    kill the process.
+    """
     try:
         if os.pwrite(descriptor, content, 0) < len(content):
             raise OSError("no room left")
-    except BaseException:
+    except BaseException:  # whatever it is, an interrupt too: the descriptor is closed
         os.close(descriptor)
         raise
     return descriptor
 
 
 def _storages() -> Iterator[Callable[[], int]]:
-    """Ways to get an open file without a name: in memory, or where files in memory are, or any."""
+    """Yield ways to open a file without a name: in memory, or where files in memory are, or any."""
     if hasattr(os, "memfd_create"):
         yield lambda: off_standard(os.memfd_create("redistq-board", os.MFD_CLOEXEC))
     yield lambda: _nameless("/dev/shm")

@@ -1,4 +1,4 @@
-"""What a worker is told to be: one frozen record that travels to supervisors and child processes.
+"""A worker's settings: one frozen record that travels to supervisors and child processes.
 
 Used by TaskWorker, processors and supervisors. Seconds here, as in the public API; milliseconds in
 scripts.
@@ -18,9 +18,9 @@ from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, unknown_
 from ..slots import MOST as MOST_LENT
 
 MAX_BYTES = 2**31
-"""Most bytes of a result that a worker may be told to allow."""
+"""Most bytes of a result that a worker can allow."""
 MAX_EVENTS = 1_000_000_000
-"""Most events of a history that a worker may be told to keep."""
+"""Most events of a history that a worker can keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class WorkerSettings:
         return milliseconds(self.lease)
 
     def commands_for(self, address: Address) -> list[Commands]:
-        """The script calls of each queue on that server, the most urgent first."""
+        """Return the script calls of each queue on that server, the most urgent first."""
         found = [
             Commands(
                 QueueKeys(
@@ -104,12 +104,12 @@ class WorkerSettings:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For a child process."""
+        """Return it as JSON can hold it, for a child process."""
         return asdict(self)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> WorkerSettings:
-        """Settings from keyword options; raises ConfigurationError naming one that is not known."""
+        """Return settings from keyword options; raises ConfigurationError for an unknown one."""
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
             raise unknown_option("a worker", sorted(unknown)[0], known)

@@ -54,8 +54,8 @@ CALL_BYTES = 1024 * 1024
 class Settler:
     """Settles outcomes of a worker process's tasks; thread-safe.
 
-    ``held`` loses what is settled; ``room`` rings for the fetcher; ``on_stuck`` is told, with the
-    reason, that an outcome stays refused.
+    ``held`` loses what is settled; ``room`` rings for the fetcher; ``on_stuck`` is called with
+    the reason when an outcome stays refused.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Settler:
         self.outcomes: deque[Outcome] = deque()
         """What is to be settled, in the order in which it came."""
         self.rung = False
-        """Whether the settler's thread was told that there is something."""
+        """Whether the settler's thread was woken since it looked last."""
         self.busy = threading.Lock()
         """Held during a settling call."""
         self.answers = 0
@@ -123,7 +123,7 @@ class Settler:
         self._bell.put(None)
 
     def run(self) -> None:
-        """Settle until told to give up: what the settler's own thread does."""
+        """Settle until ``give_up``: what the settler's own thread does."""
         while not self._gave_up.is_set():
             # Rung for each outcome that is put aside, too: the wait for the next is never longer.
             with contextlib.suppress(Empty):
@@ -160,9 +160,9 @@ class Settler:
                             self.outcomes.extendleft(reversed(batch))
                             return False
                         pause = min(pause * 2, 2.0)
-                    except Exception as error:
-                        # Not the server's absence: its refusal. Whose outcome it is shows when
-                        # each is sent alone; the others are settled, and others come after them.
+                    except Exception as error:  # the server's refusal, whatever it says
+                        # Whose outcome it is shows when each is sent alone; the others are settled,
+                        # and others come after them.
                         log.warning("%d outcomes are refused: %s", len(batch), error)
                         batch = self._settle_apart(batch)
                         self.outcomes.extend(batch)
@@ -229,8 +229,8 @@ class Settler:
             if settled:
                 if len(settled) > 2:
                     settled.sort(key=_ORDER)
-                told = [o.args for o in settled]
-                reply = self._broker.call(commands.settle(self._consumer, told))
+                rows = [o.args for o in settled]
+                reply = self._broker.call(commands.settle(self._consumer, rows))
                 if reply:
                     self._refused(settled, reply)
             if len(settled) != len(part):
@@ -289,7 +289,8 @@ class Settler:
             )
 
     def _put_aside(self, outcome: Outcome, words: str) -> None:
-        """The server could not write this outcome alone: the task stays ours, the others go on.
+        """Put aside an outcome that the server could not write: the task stays ours, the others go
+        on.
 
         It is tried again and again, for its cause may be mended: a right that is missing, a key
         that holds something else. When the server objects to what it says, the task ends as failed

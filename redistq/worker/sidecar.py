@@ -73,7 +73,7 @@ class Sidecar:
         self._watch.start()
 
     def expect_end(self) -> None:
-        """From now on it is not replaced when it ends."""
+        """Do not replace it any more when it ends."""
         self._ending.set()
 
     def end(self, timeout: float) -> int | None:
@@ -116,7 +116,7 @@ class Sidecar:
         )
 
     def _replace_the_dead(self, describe: Callable[[], dict[str, Any]]) -> None:
-        """A supervisor that dies while its worker lives is replaced well within the lease."""
+        """Replace a supervisor that dies while its worker lives, well within the lease."""
         while True:
             code = self._child.process.wait()
             if self._ending.is_set():
@@ -162,7 +162,7 @@ def _end(child: Child, timeout: float) -> int | None:
 
 
 def begin(starter: Starter) -> None:
-    """Keep until the application says stop or is gone."""
+    """Supervise until the application says stop or is gone."""
     parent = Parent(starter)
     spec = parent.spec()
     if spec is None:
@@ -195,7 +195,8 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
 
 
 def _member(spec: dict[str, Any]) -> ManagedProcess | None:
-    """The application itself, when its tasks run in its own threads."""
+    """Return the application itself as a process to supervise, when its tasks run in its own
+    threads."""
     if not spec.get("consumer"):
         return None
     scoreboard = Scoreboard(spec["scoreboard"])

@@ -187,7 +187,7 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to stop, or has given up."""
+        """Whether it is to stop, or has given up."""
         return self._stopping.is_set()
 
     @property
@@ -204,7 +204,7 @@ class Supervisor:
     # -- the loop --------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Keep until told to stop; return 0 (drained), 1 (not) or 2 (children cannot start)."""
+        """Run until it is to stop; return 0 (drained), 1 (not) or 2 (children cannot start)."""
         listeners = [self._listener(queue).start() for queue in range(len(self._commands))]
         try:
             self._repeat(self._step, self._stopping)
@@ -276,7 +276,8 @@ class Supervisor:
             self._start_children(missing)
 
     def _reap_orphans(self) -> None:
-        """As process 1 of a container: what handlers left behind becomes our child when it ends."""
+        """Reap what handlers left behind: it becomes a child of process 1 of a container, as this
+        is."""
         ours = [member.child.process for member in self.heartbeat.members if member.child]
         for process in ours:
             process.poll()  # those are waited for by their own objects, which need the exit codes
@@ -287,7 +288,7 @@ class Supervisor:
                 os.waitpid(found.si_pid, 0)
 
     def _reap(self, member: ManagedProcess, child: Child) -> None:
-        """A child has ended: its tasks go back, and another is started, now or later."""
+        """Give back the tasks of a child that has ended; another is started, now or later."""
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
         started = member.scoreboard.running()
@@ -376,7 +377,7 @@ class Supervisor:
         self._wake.set()
 
     def _check_limits(self) -> None:
-        """A thread that ran past its time limit and obeyed nothing costs its process its life."""
+        """Kill each process in which a thread ran past its time limit and obeyed nothing."""
         now = time.monotonic()
         for member in self.heartbeat.members:
             if member.child is None or not member.ready or member.killed_for_limit:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import Broker
-from ..errors import ConfigurationError, RedistqError
+from ..errors import ConfigurationError
 from ..handlers import Registry, default_registry
 from ..logger import logger
 from ..protocol.commands import new_consumer_name
@@ -25,6 +25,7 @@ from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..protocol.options import wait_seconds
 from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
+from ..system.loops import OUTAGES
 from .bootstrap import Handlers, announce, registry_from, warn_about_server, with_function_calls
 from .heartbeat import sign_off
 from .scoreboard import Scoreboard
@@ -134,7 +135,7 @@ class TaskWorker:
             self._stopped.clear()
             try:
                 self._start()
-            except BaseException:
+            except BaseException:  # whatever it is, an interrupt too: it can be started again
                 self._stopped.set()
                 raise
             return self
@@ -146,7 +147,7 @@ class TaskWorker:
             warn_about_server(broker)
             start = self._start_children if self.processes else self._start_threads
             self._running = start(broker)
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt too: nothing is left open
             broker.close()
             raise
 
@@ -157,7 +158,7 @@ class TaskWorker:
         try:
             # It loads its modules while we load ours.
             sidecar = self._new_sidecar(scoreboard.descriptor)
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt too: nothing is left open
             scoreboard.close()
             raise
         try:
@@ -183,7 +184,7 @@ class TaskWorker:
                 on_fault=self._on_fault,
             )
             processor.start()
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt too: no process is left behind
             sidecar.end(0)
             scoreboard.close()
             raise
@@ -194,7 +195,7 @@ class TaskWorker:
         sidecar = self._new_sidecar()
         try:
             sidecar.introduce(self._describe_children)
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt too: no process is left behind
             sidecar.end(0)
             raise
         return _Running(broker, sidecar, None)
@@ -203,7 +204,7 @@ class TaskWorker:
         return Sidecar(self.settings, self.address, folder=self._folder, pass_fds=pass_fds)
 
     def _describe_children(self) -> dict[str, Any]:
-        """What the sidecar's child processes are to run."""
+        """Return what the sidecar's child processes are to run."""
         from ..functions.pickling import by_value
 
         try:
@@ -265,18 +266,18 @@ class TaskWorker:
         return finished
 
     def _on_fault(self, reason: str) -> None:
-        """The processor in this process cannot go on. The process is the application's and goes on;
-        the worker stops: its heartbeat ends and its tasks go back."""
+        """Stop the worker, whose processor cannot go on: its heartbeat ends and its tasks go back.
+        The process is the application's and goes on."""
         self.fault = reason
         log.critical("the worker of queue %s stops by itself: %s", self.settings.queue, reason)
         threading.Thread(target=self.stop, name="redistq-worker-stop", daemon=True).start()
 
     def _report_by_ourselves(self, broker: Broker, threads: _Threads) -> None:
-        """The supervisor did not report us; do it here, so that nobody waits for the lease."""
+        """Report this worker, which its supervisor did not, so that nobody waits for the lease."""
         started = threads.scoreboard.running()
         try:
             sign_off(broker, self._commands, self.settings, threads.consumer, started)
-        except RedistqError as error:
+        except OUTAGES as error:
             log.warning("worker %s could not sign off: %s", threads.consumer, error)
 
     def run(self) -> bool:
