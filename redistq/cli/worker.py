@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="run functions that any client sends; whoever can write to the server can then run "
+        help="run functions that any client sends; all who can write to the server can then run "
         "code here",
     )
     p.add_argument(

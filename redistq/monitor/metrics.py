@@ -75,7 +75,7 @@ class QueueCollector:
             ends.add_metric([self._queue, state], shot.counters.get(state, 0))
         yield ends
         yield self._gauge(
-            "running_tasks", "Tasks being run, as far as heartbeats tell", running_count(shot)
+            "running_tasks", "Tasks being run, as far as heartbeats say", running_count(shot)
         )
         yield self._gauge(
             "oldest_ready_seconds", "Age of the oldest unread task, 0 without", age / 1000

@@ -114,7 +114,7 @@ class TaskMonitor:
         """Return every figure of the queue at one instant, by name.
 
         queue; queue_length (ready and unread), pending (in workers' hands), running (of these, as
-        far as heartbeats tell), delayed; totals since the queue began: succeeded, failed,
+        far as heartbeats say), delayed; totals since the queue began: succeeded, failed,
         cancelled, retried, snoozed, recovered; dead (failed tasks kept), workers (alive), slots
         (their threads), oldest_age_s (of the oldest unread task), next_due_s (None: nothing is
         delayed; negative: late), throughput (tasks settled per second over the last minute, or
