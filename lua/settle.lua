@@ -26,6 +26,7 @@
 --   written, whole or not at all, then the entries of those are dropped, and last the inboxes that wait are
 --   notified. One outcome that cannot be written does not touch the others. An outcome sent again
 --   after a lost reply finds its own entry and worker in the record and is answered as settled.
+local redis, ARGV = redis, ARGV -- to find a global takes longer, many times a task
 local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local WAITERS, INBOX, BATCH, SETTLED = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -37,19 +38,25 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include history
 --@include finish
 --@include notify
-local entries, mixed = {}, false -- whether there is more than succeeded tasks of no batch
+-- Whether there is more than succeeded tasks of no batch; whether any names an inbox.
+local entries, n, mixed, addressed = {}, 0, false, false
 for at = 5, #ARGV, 11 do
-  entries[#entries + 1] = ARGV[at]
-  if ARGV[at + 2] == 'failed' or ARGV[at + 10] ~= '' then mixed = true end
+  n = n + 1
+  entries[n] = ARGV[at]
+  if ARGV[at + 2] ~= 'succeeded' or ARGV[at + 10] ~= '' then mixed = true end
+  if ARGV[at + 8] ~= '' then addressed = true end
 end
 local mine = owned(entries, CONSUMER)
-local refused, tasks, batches, ended = {}, nil, nil, nil
-if next(mine) then redis.call('XDEL', STREAM, '0-0') end -- as may_drop; a refused XACK is undone below
+local refused, tasks, batches, ended, now = {}, nil, nil, nil, nil
+if next(mine) then
+  redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below
+  now = int(now_ms())
+end
 if mixed then
 --@include batch
 --@include tally
   tasks, batches, ended = {}, {}, tally
-  for i = 1, #entries do
+  for i = 1, n do
     local batch = ARGV[11 * i + 4]
     if mine[entries[i]] then
       if ARGV[11 * i - 4] == 'failed' then tasks[i] = read(entries[i]) or {} end
@@ -57,61 +64,67 @@ if mixed then
     end
   end
 end
-local settled, events, drops, counts, now = {}, {}, {}, {}, nil
-for i = 1, #entries do
-  local entry, at = entries[i], 11 * i - 6
-  local id, state = ARGV[at + 1], ARGV[at + 2]
-  if mine[entry] then
-    mine[entry] = false -- the same outcome twice in one call counts once
-    now = now or int(now_ms())
-    local fault = finished(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5],
-      ARGV[at + 6], ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
-    if fault then
-      refused[#refused + 1] = { i, fault }
-    else
-      settled[#settled + 1] = i
-      drops[#drops + 1] = entry
-      events[#drops] = event or ''
+local settled, events, drops, done, counts = {}, {}, {}, 0, {}
+local i = 1 -- the outcome that is being written
+-- Writes all from i on; raises what fails of one of them. Not a pcall each: most often none fails.
+local function write()
+  while i <= n do
+    local entry, at = entries[i], 11 * i - 6
+    local id, state = ARGV[at + 1], ARGV[at + 2]
+    if mine[entry] then
+      mine[entry] = false -- the same outcome twice in one call counts once
+      finish(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5], ARGV[at + 6],
+        ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
+      begun = false
+      done = done + 1
+      settled[done], drops[done], events[done] = i, entry, event or ''
       counts[state] = (counts[state] or 0) + 1
+    elseif mine[entry] == nil then
+      -- run_ms too: a recovery that ended the task names this worker and entry, but no run time.
+      local record = redis.pcall('HMGET', TASK .. id, 'state', 'entry', 'worker', 'run_ms')
+      if not (record[1] == state and record[2] == entry and record[3] == CONSUMER
+        and record[4] == ARGV[at + 5]) then
+        refused[#refused + 1] = i
+      end
     end
-  elseif mine[entry] == nil then
-    -- run_ms too: a recovery that ended the task names this worker and entry, but no run time.
-    local record = redis.pcall('HMGET', TASK .. id, 'state', 'entry', 'worker', 'run_ms')
-    if not (record[1] == state and record[2] == entry and record[3] == CONSUMER
-      and record[4] == ARGV[at + 5]) then
-      refused[#refused + 1] = i
-    end
+    i = i + 1
+  end
+end
+while i <= n do
+  local ok, fault = pcall(write)
+  if not ok then
+    if begun then unfinish(ARGV[11 * i - 5], ARGV[11 * i - 4], event) end
+    refused[#refused + 1] = { i, said(fault) }
+    i = i + 1
   end
 end
 local missing -- a right without which none of them has ended
-for state, n in pairs(counts) do
-  local counted = redis.pcall('HINCRBY', KEYS[4], state, n)
+for state, count in pairs(counts) do
+  local counted = redis.pcall('HINCRBY', KEYS[4], state, count)
   if type(counted) == 'table' then
     local ok, fault = pcall(beside, counted)
     if not ok then missing = fault end
   end
 end
-for from = 1, missing and 0 or #drops, 1000 do -- unpack has its limit at about 8,000 values
-  local to = math.min(from + 999, #drops)
+for from = 1, missing and 0 or done, 1000 do -- unpack has its limit at about 8,000 values
+  local to = math.min(from + 999, done)
   local acknowledged = redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))
   if type(acknowledged) == 'table' then
-    for state, n in pairs(counts) do redis.pcall('HINCRBY', KEYS[4], state, -n) end
+    for state, count in pairs(counts) do redis.pcall('HINCRBY', KEYS[4], state, -count) end
     missing = acknowledged
     break
   end
   redis.call('XDEL', STREAM, unpack(drops, from, to))
 end
-for n = 1, #settled do
-  local i = settled[n]
-  local at = 11 * i - 6
-  local id, state, inbox, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 8], ARGV[at + 10]
+if not (missing or mixed or addressed or anyone_waits()) then return refused end -- the usual
+for k = 1, done do
+  local at = 11 * settled[k] - 6
+  local id, state, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 10]
   if missing then
-    unfinish(id, state, events[n] ~= '' and events[n])
-    refused[#refused + 1] = { i, said(missing) }
+    unfinish(id, state, events[k] ~= '' and events[k])
+    refused[#refused + 1] = { settled[k], said(missing) }
   else
-    if inbox ~= '' or waited ~= false then
-      notify_all(id, state, ARGV[at + 6], inbox, ARGV[at + 7] == '0')
-    end
+    notify_all(id, state, ARGV[at + 6], ARGV[at + 8], ARGV[at + 7] == '0')
     if batch ~= '' then
       local ends = batches[batch]
       ends[1][#ends[1] + 1] = id

@@ -12,12 +12,16 @@ local function notify(inbox, id, state, body, whole_body)
   redis.pcall('PEXPIRE', key, 3600000)
 end
 local waited -- whether anyone waits for any task: asked once a call, for nothing else writes meanwhile
+-- anyone_waits(): whether there is any task that an inbox waits for.
+local function anyone_waits()
+  if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
+  return waited
+end
 -- notify_all(id, state, body, inbox, unkept): notify the task's own inbox and all others that wait for
 -- it of its end.
 local function notify_all(id, state, body, inbox, unkept)
   if inbox ~= '' then notify(inbox, id, state, body, unkept) end
-  if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
-  if waited then
+  if anyone_waits() then
     local waiting = redis.pcall('HGET', WAITERS, id)
     if type(waiting) == 'string' then
       redis.pcall('HDEL', WAITERS, id)
