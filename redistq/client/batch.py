@@ -24,14 +24,13 @@ from ..errors import ConfigurationError, UnknownBatch
 from ..logger import logger
 from ..producer.operations import not_stored
 from ..protocol.commands import SETTLED
-from ..protocol.keys import is_text
+from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
 from ..protocol.replies import read
 from . import resume
 from .futures import kept_awake, pass_on
 from .outcomes import BatchEnds
-from .queues import batch_task_id
 from .sender import NewTask, payload_bytes
 from .submission import batch_tasks, check_function, label
 from .waiting import BatchWait

@@ -26,7 +26,8 @@ from ..functions.pickling import load
 from ..functions.signing import Signer, is_packet
 from ..protocol.codec import loads
 from ..protocol.commands import Commands
-from .queues import ClientQueue, StreamTail, batch_task_id
+from ..protocol.keys import batch_task_id
+from .queues import ClientQueue, StreamTail
 
 if TYPE_CHECKING:
     from .session import Session

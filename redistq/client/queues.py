@@ -217,11 +217,6 @@ class Presence:
         self._broker.call(self._commands.delete_client(self.inbox.name), deadline)
 
 
-def batch_task_id(batch_id: str, index: int) -> str:
-    """Return the id of a batch's task: its name and the item's position."""
-    return f"{batch_id}:{index}"
-
-
 def me() -> str:
     """Return this process in words: its machine, its id, and when it began."""
     pid = os.getpid()

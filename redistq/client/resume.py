@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command
-from ..protocol.keys import new_task_id
-from .queues import ClientQueue, batch_task_id
+from ..protocol.keys import batch_task_id, new_task_id
+from .queues import ClientQueue
 from .sender import NewTask
 
 OPEN_TTL_MS = 30 * 86_400_000

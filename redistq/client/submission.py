@@ -27,10 +27,10 @@ from ..functions.pickled import PickledFunctions
 from ..functions.pickling import Seen, dump
 from ..functions.signing import Signer
 from ..protocol.codec import encode_payload
-from ..protocol.keys import new_call_id, new_task_id
+from ..protocol.keys import batch_task_id, new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
 from .futures import TaskFuture, cancel_all
-from .queues import ClientQueue, batch_task_id
+from .queues import ClientQueue
 from .sender import NewTask, Outgoing
 
 if TYPE_CHECKING:

@@ -125,38 +125,36 @@ class ReadInbox:
 
     def read(self, reply: Any) -> list[Notification]:
         """Return what a reply to ``command`` holds; the inbox moves on. Raises UnexpectedReply."""
+        notes = []
         try:
-            return self._read(reply)
+            for entry, flat in reply[0][1] if reply else ():
+                self.inbox.last = entry.decode()
+                self.inbox.kept += 1
+                try:
+                    if flat[::2] == _FIELDS:  # the usual
+                        _, raw_id, _, raw_state, _, body = flat
+                    else:
+                        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                        raw_id = fields[b"id"]
+                        raw_state = fields[b"state"]
+                        body = fields.get(b"body")
+                    notes.append(Notification(raw_id.decode(), _STATES[raw_state], body))
+                except (LookupError, ValueError, TypeError) as error:
+                    # Another program that writes to the server left it, or a newer release.
+                    self._complain(error)
         except UNREADABLE as error:
             raise unexpected(self.command(), reply) from error
-
-    def _read(self, reply: Any) -> list[Notification]:
-        notes = []
-        for entry, flat in reply[0][1] if reply else ():
-            self.inbox.last = entry.decode()
-            self.inbox.kept += 1
-            try:
-                if flat[::2] == _FIELDS:  # the usual
-                    _, raw_id, _, raw_state, _, body = flat
-                else:
-                    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-                    raw_id = fields[b"id"]
-                    raw_state = fields[b"state"]
-                    body = fields.get(b"body")
-                task_id = raw_id.decode()
-                state = _STATES[raw_state]
-            except (LookupError, ValueError, TypeError) as error:
-                # Another program that writes to the server may have left it, or a newer release.
-                if not self.inbox.complained:
-                    self.inbox.complained = True
-                    log.warning(
-                        "%s holds messages that tell of no task; they are passed over (%r)",
-                        self.inbox.key,
-                        error,
-                    )
-                continue
-            notes.append(Notification(task_id, state, body))
         return notes
+
+    def _complain(self, error: Exception) -> None:
+        """Log, once, that something in the inbox is no notification."""
+        if not self.inbox.complained:
+            self.inbox.complained = True
+            log.warning(
+                "%s holds messages that tell of no task; they are passed over (%r)",
+                self.inbox.key,
+                error,
+            )
 
 
 Step = Command | Call | ReadInbox

@@ -243,6 +243,11 @@ def new_call_id() -> str:
     return "call-" + new_task_id()
 
 
+def batch_task_id(batch_id: str, index: int) -> str:
+    """Return the id of a batch's task: its name and the item's position."""
+    return f"{batch_id}:{index}"
+
+
 def is_call(task_id: str) -> bool:
     """Whether an id is that of a function call, also of a cached one; a batch's do not say."""
     return task_id.startswith(("call-", "memo-"))
