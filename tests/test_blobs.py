@@ -16,8 +16,7 @@ from clients import KEY, gate, serving, session
 from workers import until
 
 from redistq import Client
-from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S
-from redistq.functions.parts import LARGE
+from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S, LARGE
 from redistq.worker.settings import WorkerSettings
 
 

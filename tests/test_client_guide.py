@@ -29,7 +29,7 @@ def test_every_print_of_the_guide_says_what_it_prints() -> None:
 def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     """Limits and times that it states."""
     from redistq.client import batch, pending, results, resume
-    from redistq.functions import blobs, parts
+    from redistq.functions import blobs
     from redistq.functions import output as task_output
     from redistq.protocol import codec
     from redistq.protocol.options import CallOptions
@@ -41,7 +41,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert (task_output.MAX_BYTES, task_output.MAX_ENTRIES) == (256 * 1024, 2_000)
     assert blobs.BLOB_TTL_S == batch.BATCH_TTL_S == 7 * 86_400
     assert resume.OPEN_TTL_MS == 30 * 86_400_000
-    assert parts.LARGE == 64 * 1024
+    assert blobs.LARGE == 64 * 1024
     assert results.GIVE_UP_S == 120
     assert WorkerSettings().result_ttl == 86_400
     assert pending.TAKEN_TTL_S == 600

@@ -15,7 +15,7 @@ from clients import gate, serving
 from numpy.random import rand as drawn_by_numpy
 
 from redistq import Client
-from redistq.functions import generators
+from redistq.functions import function as functions
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_generator_from_outside_is_named_once(
 ) -> None:
     """Whatever way a function reaches it; the mend is named too."""
     f = in_notebook(WAYS[name], rng=MAKERS[kind]())
-    monkeypatch.setattr(generators, "_told", set())  # of the other kinds and ways
+    monkeypatch.setattr(functions, "_warned", set())  # of the other kinds and ways
     with pytest.warns(UserWarning, match=rf"uses the random generator {name}") as caught:
         future = crew.submit(f, 1)
     assert kind.split()[1] in str(caught[0].message)

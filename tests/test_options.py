@@ -260,7 +260,7 @@ MEANT_OTHERWISE = {
         "client/queues.py",
         "client/session.py",
     },
-    "cache": {"functions/reducers.py"},  # what was reduced before
+    "cache": {"functions/pickling.py"},  # what was reduced before
     "timeout": set[str](),
     "execute_at": set[str](),
 }

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from redistq import Client, PayloadError
-from redistq.functions.parts import LARGE, Parted, dump_parted, load_whole
+from redistq.functions.blobs import LARGE, Parted, dump_parted, load_whole
 
 BIG = LARGE // 8  # numbers of eight bytes
 

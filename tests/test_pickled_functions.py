@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from redistq.functions.pickled import PickledFunctions
+from redistq.functions.function import PickledFunctions
 
 CELL = """
 import json

@@ -21,7 +21,8 @@ from ..errors import (
     UnknownTask,
     UntrustedPayload,
 )
-from ..functions.call import Call, Ref, load_function, load_here
+from ..functions.call import Call, Ref
+from ..functions.function import load_function, load_here
 from ..functions.pickling import load
 from ..functions.signing import Signer, is_packet
 from ..protocol.codec import loads

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import tracing
 from ..errors import ConfigurationError, PayloadTooLarge, RedistqError
-from ..functions.blobs import BLOB_TTL_S, Blobs
-from ..functions.call import CALL, Call, Ref, pickled_function, with_modules
+from ..functions.blobs import BLOB_TTL_S, LARGE, Blobs, dump_parted
+from ..functions.call import CALL, Call, Ref, with_modules
+from ..functions.function import PickledFunctions, pickled_function, warn_of_generators
 from ..functions.local_modules import bundle_of
-from ..functions.parts import LARGE, dump_parted
-from ..functions.pickled import PickledFunctions
 from ..functions.pickling import Seen, dump
 from ..functions.signing import Signer
 from ..protocol.codec import encode_payload
@@ -300,8 +299,6 @@ class Packer:
             pickled = dump(fn, seen)
             modules = self.store_modules(seen.modules, keep_s, needs)
             if seen.generators:
-                from ..functions.generators import warn_of_generators
-
                 warn_of_generators(fn, seen.generators)
             else:
                 self._pickled.keep(fn, pickled, seen.modules)

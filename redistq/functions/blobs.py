@@ -1,27 +1,37 @@
 """Blobs: functions and large arguments, stored once under the hash of their content, expiring.
 
-Used by clients (put) and by the worker's handler for function calls (get). A blob is a packet of
-pickling.py, bound to its kind and its name, which is a keyed hash of what is in it: whoever wrote
-it, another blob in its place is refused.
+Used by clients (``put``) and by the worker's handler for function calls (``get``). A blob is a
+packet of signing.py, bound to its kind and its name, which is a keyed hash of what is in it:
+whoever wrote it, another blob in its place is refused.
+
+A hundred calls that each carry one array inside a dict, a bound method, a closure or joblib's
+batches would else carry a hundred copies. So ``dump_parted`` leaves the large parts of an object
+out of its pickle, wherever in it they stand, and ``load_whole`` puts them in again. Parts are the
+memory of arrays (whatever hands its memory to pickle protocol 5: numpy, pandas, scipy, Arrow) and
+long ``bytes`` and ``str``; an object that occurs twice in one pickle stays one object.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import math
+import pickle
 import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..connection.broker import Broker
-from ..errors import PayloadTooLarge, RedistqError, UntrustedPayload
+from ..errors import PayloadError, PayloadTooLarge, RedistqError, UntrustedPayload
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
-from .parts import LARGE
+from .pickling import Seen, pickler, what_cannot
 from .signing import MAX_PACKET_BYTES, Kind, Signer, is_old
 
 log = logger("redistq.client")
@@ -38,6 +48,12 @@ RENEW_S = 86_400.0
 """Seconds after which a blob in use is renewed."""
 _TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
 CACHE_BYTES = 256 * 1024 * 1024
+"""Most bytes of blobs, and of functions, that a worker process keeps."""
+LARGE = 64 * 1024
+"""Parts, and arguments, of this many bytes or more are stored once."""
+
+Store = Callable[[Any], str]
+"""Stores a part, given as bytes or as its memory, and returns the name of its content."""
 
 
 class BlobMissing(LookupError):
@@ -55,10 +71,10 @@ class Blobs:
         self._cached = 0
         self._lock = threading.Lock()
         self._commands = Commands(keys, DEFAULT_GROUP)
-        self._moving = threading.Lock()  # held while the server hears who needs what
-        self._be_somebody()
+        self._moving = threading.Lock()  # held while the server is told who needs what
+        self._begin_as_user()
 
-    def _be_somebody(self) -> None:
+    def _begin_as_user(self) -> None:
         self._me = secrets.token_hex(8)
         self._users: Counter[str] = Counter()
         self._unneeded: set[str] = set()
@@ -66,13 +82,14 @@ class Blobs:
     def put(
         self, kind: Kind, data: Any, keep_s: float = BLOB_TTL_S, needs: list[str] | None = None
     ) -> str:
-        """Store bytes, or memory, packed and signed, unless the server has them; answers their
+        """Store bytes, or memory, packed and signed, unless the server has them; return their
         name.
 
         It is kept for ``keep_s``. With ``needs``, to which its name is added, ``drop`` says when
         it is needed no more. Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
-        name, now = self._signer.name_of(kind, data), time.monotonic()
+        name = self._signer.name_of(kind, data)
+        now = time.monotonic()
         self.require((name,), needs)
         # What was stored to be kept longer (a delayed call) serves for shorter too.
         ends = now + max(keep_s, BLOB_TTL_S)
@@ -84,7 +101,7 @@ class Blobs:
                 self._stored[name] = ends
                 if len(self._stored) > 10_000:
                     self._stored.popitem(last=False)
-        self._tell()
+        self._drop_unneeded()
         return name
 
     def _store(self, kind: Kind, name: str, data: Any, seconds: int) -> None:
@@ -106,7 +123,7 @@ class Blobs:
         )
 
     def require(self, names: Iterable[str], needs: list[str] | None) -> None:
-        """Blobs that were put are needed once more."""
+        """Count one more use of blobs that were put."""
         with self._lock:
             for name in names:
                 self._users[name] += 1
@@ -114,7 +131,7 @@ class Blobs:
                     needs.append(name)
 
     def drop(self, needs: Iterable[str]) -> None:
-        """What was needed is needed no more: soon the server forgets what nobody else needs."""
+        """Count one use less; what nobody else needs expires soon."""
         with self._lock:
             for name in needs:
                 self._users[name] -= 1
@@ -122,21 +139,21 @@ class Blobs:
                     del self._users[name]
                     self._stored.pop(name, None)
                     self._unneeded.add(name)
-        self._tell()
+        self._drop_unneeded()
 
     def keep_for_replay(self, needs: Iterable[str]) -> None:
-        """What failed tasks need is kept for as long as they are kept themselves."""
-        ttl_ms, brief_ms = DEAD_TTL_S * 1000, BRIEF_S * 1000
+        """Keep what failed tasks need for as long as they are kept themselves."""
+        ttl_ms = DEAD_TTL_S * 1000
         try:
             for _ in self._broker.call_many(
-                self._commands.hold(name, self._me, ttl_ms, brief_ms) for name in set(needs)
+                self._commands.hold(name, self._me, ttl_ms, BRIEF_S * 1000) for name in set(needs)
             ):
                 pass
         except Exception as error:  # whoever has an error must get it
             log.debug("what failed tasks need stays for a week only: %s", error)
 
-    def _tell(self) -> None:
-        # Whoever is storing something tells of ours, too: nobody waits for a large upload.
+    def _drop_unneeded(self) -> None:
+        # A thread that stores something drops ours too: no thread waits for a large upload.
         while self._unneeded and self._moving.acquire(blocking=False):
             try:
                 with self._lock:
@@ -151,23 +168,27 @@ class Blobs:
                 self._moving.release()
 
     def forget(self) -> None:
-        """After the server may have lost its memory: store again what is used again."""
+        """After the server may have lost its data: store again what is used again."""
         with self._lock:
             self._stored.clear()
 
     def after_fork(self) -> None:
-        """In a forked process, where a thread that is not there may have held a lock, and which is
-        another user than its parent."""
-        self._lock, self._moving = threading.Lock(), threading.Lock()
-        self._be_somebody()
+        """Begin anew in a forked process, which is another user than its parent.
+
+        A thread that is not there any more may have held a lock.
+        """
+        self._lock = threading.Lock()
+        self._moving = threading.Lock()
+        self._begin_as_user()
         self._stored.clear()
 
     def argument(self, name: str) -> bytes:
-        """The bytes of an argument, or of a part of one; see ``get``."""
+        """Return the bytes of an argument, or of a part of one; see ``get``."""
         return self.get("argument", name)
 
     def get(self, kind: Kind, name: str) -> bytes:
-        """The bytes of a blob, their signature checked; raises BlobMissing or UntrustedPayload.
+        """Return the bytes of a blob, their signature checked; raises BlobMissing or
+        UntrustedPayload.
 
         What was checked once is kept, up to CACHE_BYTES in all.
         """
@@ -196,5 +217,81 @@ class Blobs:
 
 
 def digest_of(packet: bytes) -> str:
-    """The name of a blob of the last release: 160 bits of BLAKE2b of its packet, as text."""
+    """Return the name of a blob of the last release: 160 bits of BLAKE2b of its packet, as text."""
     return hashlib.blake2b(packet, digest_size=20).hexdigest()
+
+
+# -- large parts of objects ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """The pickle of an object some of whose parts are stored elsewhere."""
+
+    data: bytes
+
+
+def dump_parted(value: Any, store: Store, seen: Seen | None = None) -> Parted:
+    """Return a pickle of protocol 5 without the large parts of ``value``, which are stored.
+
+    What it refers to is added to ``seen``. Raises PayloadError naming what cannot be pickled, and
+    whatever ``store`` raises.
+    """
+    file = io.BytesIO()
+    try:
+        own = _parting_pickler()(file, store)
+        own.seen = seen
+        own.dump(value)
+    except RedistqError:
+        raise
+    except Exception as error:  # whatever the value's parts raise
+        raise PayloadError(what_cannot(value, error)) from error
+    return Parted(file.getvalue())
+
+
+@functools.cache
+def _parting_pickler() -> Any:
+    class Pickler(pickler()):  # type: ignore[misc]
+        def __init__(self, file: Any, store: Store) -> None:
+            super().__init__(file, 5)
+            self._store = store
+
+        # Asked of every object; most are none of these three.
+        def persistent_id(self, obj: Any) -> tuple[str, str] | None:
+            kind = type(obj)
+            if kind is pickle.PickleBuffer:
+                try:
+                    memory = obj.raw()
+                except BufferError:
+                    return None  # not in one piece: pickle copies it
+                if memory.nbytes < LARGE:
+                    return None
+                name = self._store(memory)
+                return ("constant" if memory.readonly else "memory", name)
+            if kind is bytes and len(obj) >= LARGE:
+                return ("constant", self._store(obj))
+            if kind is str and len(obj) >= LARGE:
+                return ("text", self._store(obj.encode("utf-8", "surrogatepass")))
+            return None
+
+    return Pickler
+
+
+def load_whole(value: Any, fetch: Callable[[str], bytes]) -> Any:
+    """Return an object that was loaded, with its parts put in where it was parted."""
+    if type(value) is not Parted:
+        return value
+    return _Unpickler(io.BytesIO(value.data), fetch).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, fetch: Callable[[str], bytes]) -> None:
+        super().__init__(file)
+        self._fetch = fetch
+
+    def persistent_load(self, pid: tuple[str, str]) -> Any:
+        kind, name = pid
+        data = self._fetch(name)
+        if kind == "memory":
+            return bytearray(data)  # a copy: whoever changes it changes only their own
+        return str(data, "utf-8", "surrogatepass") if kind == "text" else data

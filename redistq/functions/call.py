@@ -1,7 +1,7 @@
 """Function calls as tasks: how a call is written down, and the handler that makes it.
 
-The first half is used by clients, the second by workers. A call names its function by a blob, so
-that a function used ten thousand times travels once; large arguments do the same.
+Clients use the first half, workers the second. A call names its function by a blob, so that a
+function used ten thousand times travels once; so it does with large arguments.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import inspect
-import linecache
 import os
 import platform
 import re
@@ -33,11 +32,11 @@ from ..errors import (
     WrongPython,
 )
 from ..handlers import Handler, Registry, RetryPolicy, TaskContext
-from .blobs import CACHE_BYTES, BlobMissing, Blobs
+from .blobs import CACHE_BYTES, BlobMissing, Blobs, Store, dump_parted
+from .function import load_function, load_here
+from .local_modules import Shipped
 from .output import LogSink, TaskOutput, captured
-from .parts import Store, dump_parted, load_whole
-from .pickling import PYTHON, Seen, can_be_sent, dump, error_by_value, load, what_cannot
-from .shipped_modules import Shipped
+from .pickling import Seen, can_be_sent, dump, error_by_value, what_cannot
 from .signing import Signer, is_old, task_context
 
 CALL = "redistq.call"
@@ -67,7 +66,7 @@ class Call:
     logs: bool = False
 
     def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
-        """As bytes; with ``store`` its large parts are left out and stored, see parts.py.
+        """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).
 
         Raises PayloadError naming what cannot be pickled.
         """
@@ -90,8 +89,8 @@ class Call:
         fetch: Callable[[str], bytes],
         use: Callable[[str], None] | None = None,
     ) -> Call:
-        """The call again; ``fetch`` finds the parts that were left out, and ``use`` is told first
-        which local modules its arguments need."""
+        """Return the call; ``fetch`` finds the parts that were left out, and ``use`` is called
+        first with the bundle of local modules that its arguments need."""
         fields = load_here(data, "an argument", fetch)
         if len(fields) == 2:
             modules, data = fields
@@ -102,71 +101,8 @@ class Call:
 
 
 def with_modules(call: bytes, modules: str) -> bytes:
-    """A pickled call whose arguments need local modules: the bundle of that name."""
+    """Return a pickled call whose arguments need the bundle of local modules of that name."""
     return dump((modules, call))
-
-
-def pickled_function(function: Callable[..., Any], pickled: bytes, modules: str = "") -> bytes:
-    """A pickled function with what it needs to be loaded and to be understood: the name of the
-    bundle of its local modules, and for readable tracebacks the source lines of its cell."""
-    return dump((PYTHON, _cell_sources(function), pickled, modules))
-
-
-def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
-    """Source lines that exist in this process only, by the file name tracebacks will show."""
-    sources: dict[str, list[str]] = {}
-    todo, seen = [function], set()
-    while todo and len(sources) < limit:
-        item = inspect.unwrap(todo.pop()) if callable(todo[-1]) else todo.pop()
-        code = getattr(item, "__code__", None)
-        if code is None or code in seen:
-            continue
-        seen.add(code)
-        # Notebooks register their cells without a time of change: such lines are in no file.
-        name = code.co_filename
-        entry: Any = linecache.cache.get(name)
-        cell = entry and len(entry) == 4 and entry[1] is None and len(entry[2]) < 5_000
-        if cell and name not in sources:
-            sources[name] = entry[2]
-        scope = getattr(item, "__globals__", {})
-        todo.extend(scope[n] for n in code.co_names if inspect.isfunction(scope.get(n)))
-    return sources
-
-
-def load_function(data: bytes, use: Callable[[str], None] | None = None) -> Callable[..., Any]:
-    """The function again; ``use`` is told first which local modules it needs.
-
-    Raises WrongPython or ModuleMissing in words that say what to do.
-    """
-    python, sources, pickled, *modules = load(data)
-    if python != PYTHON:
-        raise WrongPython(
-            f"the function was sent by Python {python[0]}.{python[1]} and this worker runs "
-            f"{PYTHON[0]}.{PYTHON[1]}; use the same minor version on both sides"
-        )
-    for name, lines in sources.items():
-        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
-    if use is not None and any(modules):
-        use(modules[0])
-    function: Callable[..., Any] = load_here(pickled, "the function")
-    return function
-
-
-def load_here(data: bytes, what: str, fetch: Callable[[str], bytes] | None = None) -> Any:
-    """An object again, with the parts that were left out of its pickle where ``fetch`` is given;
-    raises ModuleMissing where this process lacks what it is made of."""
-    try:
-        return load(data) if fetch is None else load_whole(load(data), fetch)
-    except ModuleNotFoundError as error:
-        raise ModuleMissing(
-            f"the worker on {socket.gethostname()} has no module {error.name!r}, which {what} "
-            "needs; install it there, or start the worker from the folder that holds it"
-        ) from error
-    except AttributeError as error:
-        raise ModuleMissing(
-            f"the worker on {socket.gethostname()} has another version of a module that {what} "
-            f"needs ({error}); install the same one there, and restart the worker"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +120,20 @@ class CallHandler:
     for the post-mortem: locals, versions, and the last lines of output."""
 
     def __init__(self, signer: Signer, stores: Mapping[str, QueueStore], sink: LogSink) -> None:
-        self._signer, self._stores, self._sink = signer, stores, sink
+        self._signer = signer
+        self._stores = stores
+        self._sink = sink
         self._functions: OrderedDict[str, tuple[Callable[..., Any], int, str]] = OrderedDict()
         self._functions_bytes = 0
         self._lock = threading.Lock()
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes:
-        output, store = None, self._stores[context.queue]
+        output = None
+        store = self._stores[context.queue]
         # The answer to a call that is bound to no task is bound to none either: else whoever has
         # an old call could make of it the signed result of a task of today.
-        task, old = task_context(store.stream, context.task_id), is_old(payload)
+        task = task_context(store.stream, context.task_id)
+        old = is_old(payload)
         try:
             data = self._signer.unpack("call", task, payload, old=True)
             call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
@@ -284,8 +224,8 @@ class CallHandler:
             pickled = self._signer.pack("error", task, data, old=old)
             if len(pickled) <= MAX_PICKLED_ERROR:
                 report["pickle"] = base64.b64encode(pickled).decode()
-        except BaseException:
-            pass  # its type and text travel all the same
+        except BaseException:  # whatever its parts raise: its type and text travel all the same
+            pass
         return report
 
 
@@ -324,11 +264,14 @@ def _dump_result(result: Any) -> bytes:
 
 
 def _locals(error: BaseException) -> list[dict[str, Any]]:
-    """The local variables of the innermost frames, shortened, and hidden where they look secret."""
+    """Return the local variables of the innermost frames, shortened, and hidden where they look
+    secret."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
-    short.maxlist, short.maxdict, short.maxlevel = 8, 8, 3
-    frames, tb = [], error.__traceback__
+    short.maxlist = short.maxdict = 8
+    short.maxlevel = 3
+    frames = []
+    tb = error.__traceback__
     own = os.path.dirname(os.path.dirname(__file__))
     while tb is not None:
         frame = tb.tb_frame
@@ -340,7 +283,7 @@ def _locals(error: BaseException) -> list[dict[str, Any]]:
                     continue
                 try:
                     text = short.repr(value)
-                except BaseException as broken:
+                except BaseException as broken:  # the value's own __repr__
                     text = f"<cannot be shown: {type(broken).__name__}>"
                 values[name] = without_passwords(text)[:200]
             frames.append(
@@ -353,7 +296,7 @@ def _locals(error: BaseException) -> list[dict[str, Any]]:
 def with_calls(
     registry: Registry, signer: Signer, stores: Mapping[str, QueueStore], sink: LogSink
 ) -> Registry:
-    """The same handlers, and the one for function calls."""
+    """Return the same handlers, and the one for function calls."""
     wider = Registry()
     for name, handler in registry.items():
         wider.add(name, handler)
@@ -369,6 +312,3 @@ def with_calls(
         )
     )
     return wider
-
-
-__all__ = ["CALL", "Call", "CallHandler", "Ref", "load_function", "pickled_function", "with_calls"]

@@ -26,34 +26,24 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import PayloadError
-from .dependencies import (
-    content_of,
-    global_names,
-    is_global_generator,
-    submodules,
-    version_of,
-)
-from .local_modules import digest_of, imported_names, is_local
-from .pickling import PYTHON
+from .dependencies import content_of, global_names, imported_names, submodules, version_of
+from .local_modules import digest_of, is_local
+from .pickling import PYTHON, global_generator
 
 VERSION = b"2"
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex})
 _NOT_OF_A_CLASS = frozenset(
-    {
-        *("__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"),
-        *("__firstlineno__", "__static_attributes__", "__annotations_cache__", "__annotate_func__"),
-        *("__annotate__", "__classdictcell__", "__qualname__"),
-        # What pydantic makes of fields, decorators and configuration; it names classes by address.
-        *("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__"),
-    }
+    {"__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"}
+    | {"__firstlineno__", "__static_attributes__", "__annotations_cache__", "__annotate_func__"}
+    | {"__annotate__", "__classdictcell__", "__qualname__"}
+    # What pydantic makes of fields, decorators and configuration; it names classes by address.
+    | {"__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__"}
 )
 _NOT_OF_AN_ENUM = frozenset(
-    {
-        *("_member_names_", "_member_map_", "_member_type_", "_value2member_map_", "_value_repr_"),
-        *("_unhashable_values_", "_unhashable_values_map_", "_hashable_values_", "_use_args_"),
-        *("_new_member_", "__new_member__", "__new__", "_generate_next_value_", "_sort_order_"),
-        *("_boundary_", "_flag_mask_", "_singles_mask_", "_all_bits_", "_inverted_"),
-    }
+    {"_member_names_", "_member_map_", "_member_type_", "_value2member_map_", "_value_repr_"}
+    | {"_unhashable_values_", "_unhashable_values_map_", "_hashable_values_", "_use_args_"}
+    | {"_new_member_", "__new_member__", "__new__", "_generate_next_value_", "_sort_order_"}
+    | {"_boundary_", "_flag_mask_", "_singles_mask_", "_all_bits_", "_inverted_"}
 )
 
 
@@ -198,17 +188,21 @@ class _Seen:
         constants = []
         for constant in code.co_consts:
             constants.append(self.of(constant))
+        layout = (
+            code.co_flags,
+            code.co_argcount,
+            code.co_posonlyargcount,
+            code.co_kwonlyargcount,
+            code.co_names,
+            code.co_varnames,
+            code.co_freevars,
+            code.co_cellvars,
+        )
         return _hash(
             b"code",
             code.co_code,
             code.co_exceptiontable,
-            repr(
-                (
-                    *(code.co_flags, code.co_argcount, code.co_posonlyargcount),
-                    *(code.co_kwonlyargcount, code.co_names, code.co_varnames),
-                    *(code.co_freevars, code.co_cellvars),
-                )
-            ).encode(),
+            repr(layout).encode(),
             *constants,
         )
 
@@ -255,7 +249,8 @@ class _Seen:
 
     def _where(self, value: Any) -> bytes | None:
         """The digest of what an import finds; None for what has to be looked into."""
-        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+        module = getattr(value, "__module__", None)
+        name = getattr(value, "__qualname__", "")
         if not isinstance(module, str) or module in ("__main__", "__mp_main__"):
             return None
         found: Any = sys.modules.get(module)
@@ -325,7 +320,7 @@ class _Seen:
         if owner is None or isinstance(owner, types.ModuleType):
             module = value.__module__ or getattr(owner, "__name__", "")
             return _hash(b"builtin", self._imported(module) if module else b"", name)
-        if is_global_generator(owner):
+        if global_generator(owner) is not None:
             return _hash(b"random", name)
         return _hash(b"bound", self.within("self", owner), name)
 
@@ -349,7 +344,7 @@ class _Seen:
         reduce = copyreg.dispatch_table.get(kind)
         try:
             made = reduce(value) if reduce is not None else value.__reduce_ex__(4)
-        except Exception as error:
+        except Exception as error:  # any object's own __reduce_ex__
             raise self._refused(value, str(error) or type(error).__name__) from error
         if isinstance(made, str):  # the name of a global of its module
             module = getattr(value, "__module__", None) or kind.__module__

@@ -3,9 +3,9 @@
 A module that was installed is the same wherever its version is; one beside the notebook is edited
 between two cells. So what a call uses of such modules is sent with it, as source, in the state in
 which the sender has it loaded: ``bundle_of`` makes one bundle of a function's modules and all that
-those import. A worker process imports them from there (shipped_modules.py) under their own names,
-once for each state of a module and of what it imports: classes, ``isinstance`` and the modules'
-state are as in any program, and results come back as the classes of the kernel.
+those import. A worker process imports them from there (``Shipped``) under their own names, once for
+each state of a module and of what it imports: classes, ``isinstance`` and the modules' state are as
+in any program, and results come back as the classes of the kernel.
 
 What is local: Python files outside the standard library and outside site-packages, which includes
 packages installed in editable mode. Compiled modules and what a module reads beside itself are
@@ -18,21 +18,21 @@ import functools
 import hashlib
 import importlib.machinery
 import importlib.util
-import opcode
 import os
 import pickle
 import sys
 import threading
-import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PayloadError
+from .dependencies import outside, parents, prefixes, runs
 
 KEPT_BUNDLES = 32
+_NEVER = frozenset({"__main__", "__mp_main__", "redistq", *sys.builtin_module_names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ _lock = threading.RLock()
 
 
 def is_local(name: str) -> bool:
-    """Whether a module of that name, loaded or not, is a file of the user's own."""
+    """Return whether a module of that name, loaded or not, is a file of the user's own."""
     if not name or _is_elsewhere(name):
         return False
     with _lock:
@@ -79,13 +79,13 @@ def is_local(name: str) -> bool:
 
 
 def digest_of(name: str) -> str:
-    """What names the state of a local module and of all local modules that it imports."""
+    """Return what names the state of a local module and of all local modules that it imports."""
     bundle = bundle_of([name])
     return bundle.modules[name] if bundle is not None else ""
 
 
 def bundle_of(names: Iterable[str]) -> Bundle | None:
-    """These modules, their packages, and all local modules that they import; None for none."""
+    """Bundle these modules, their packages and all local modules they import; None for none."""
     todo = [name for name in names if is_local(name)]
     if not todo:
         return None
@@ -97,7 +97,7 @@ def bundle_of(names: Iterable[str]) -> Bundle | None:
                 continue
             found[name] = source
             todo.extend(source.imports)
-            todo.extend(_parents(name))
+            todo.extend(parents(name))
         if not found:
             return None
         key = tuple(sorted((source.name, source.digest) for source in found.values()))
@@ -112,13 +112,14 @@ def bundle_of(names: Iterable[str]) -> Bundle | None:
 def _bundle(found: dict[str, _Source]) -> Bundle:
     states: dict[str, str] = {}
     for name in found:
-        reached, todo = set(), [name]
+        reached = set()
+        todo = [name]
         while todo:
             one = todo.pop()
             if one in found and one not in reached:
                 reached.add(one)
                 todo.extend(found[one].imports)
-                todo.extend(_parents(one))
+                todo.extend(parents(one))
         state = hashlib.blake2b(digest_size=20)
         for one in sorted(reached):
             state.update(f"{one}\0{found[one].digest}\0".encode("utf-8", "surrogatepass"))
@@ -131,38 +132,8 @@ def _bundle(found: dict[str, _Source]) -> Bundle:
     return Bundle(hashlib.blake2b(data, digest_size=20).hexdigest(), data, states)
 
 
-@functools.lru_cache(1024)
-def imported_names(code: types.CodeType) -> frozenset[str]:
-    """The modules that a function imports when it runs, nested functions included."""
-    names: set[str] = set()
-    if IMPORTS in code.co_code:
-        import dis
-
-        level, wanted = 0, None
-        for step in dis.get_instructions(code):
-            if step.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
-                level, wanted = (wanted if isinstance(wanted, int) else 0), step.argval
-            elif step.opname == "IMPORT_NAME" and not level:
-                names.update(_prefixes(step.argval))
-                if isinstance(wanted, tuple):
-                    names.update(f"{step.argval}.{part}" for part in wanted if part != "*")
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= imported_names(constant)
-    return frozenset(names)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
-
-
-def _prefixes(name: str) -> list[str]:
-    return [*_parents(name), name]
-
-
 def _source(name: str) -> _Source | None:
-    """The state of a local module that counts here; None for what is not local."""
+    """Return the state of a local module that counts here; None for what is not local."""
     module = sys.modules.get(name)
     known = _sources.get(name)
     if module is None:
@@ -171,7 +142,7 @@ def _source(name: str) -> _Source | None:
         spec = getattr(module, "__spec__", None)
     if known is not None and known.spec is spec:
         return _as_loaded(known, module)
-    fresh = read_source(name, spec)
+    fresh = _read_source(name, spec)
     if fresh is None:
         if module is not None and _has_lost_its_file(name, spec):
             raise PayloadError(
@@ -183,14 +154,14 @@ def _source(name: str) -> _Source | None:
             _elsewhere[name] = None if module is None else spec
         return None
     fresh.imports = _imports(fresh)
-    if module is not None and not _runs(module, fresh):
+    if module is not None and not runs(module, fresh.name, fresh.text, fresh.origin):
         _say_edited(fresh)
     _sources[name] = fresh
     return fresh
 
 
 def _as_loaded(known: _Source, module: Any) -> _Source:
-    """A module seen before: a file that was edited since counts once the module here runs it.
+    """Return a module seen before; a file edited since then counts once the module here runs it.
 
     ``importlib.reload`` gives a module another spec, so what comes here was not reloaded; some
     tools replace single functions instead, which is seen by their code.
@@ -202,7 +173,7 @@ def _as_loaded(known: _Source, module: Any) -> _Source:
         return known
     fresh = known.edited
     if fresh is None or fresh.stat != stat:
-        fresh = read_source(known.name, known.spec)
+        fresh = _read_source(known.name, known.spec)
         if fresh is None:
             return known
         if fresh.digest == known.digest:
@@ -210,14 +181,14 @@ def _as_loaded(known: _Source, module: Any) -> _Source:
             return known
         fresh.imports = _imports(fresh)
         known.edited = fresh
-    if module is None or _runs(module, fresh):
+    if module is None or runs(module, fresh.name, fresh.text, fresh.origin):
         _sources[known.name] = fresh
         return fresh
     return known
 
 
 def _find_spec(name: str) -> Any:
-    """The spec of a module that is not loaded, without loading its packages."""
+    """Return the spec of a module that is not loaded, without loading its packages."""
     path: Sequence[str] | None = None
     if parent := name.rpartition(".")[0]:
         if (loaded := sys.modules.get(parent)) is not None:
@@ -230,14 +201,14 @@ def _find_spec(name: str) -> Any:
         find = getattr(finder, "find_spec", None)
         try:
             spec = find(name, path, None) if find is not None else None
-        except Exception:
-            continue  # a finder of somebody else's; the import itself will tell
+        except Exception:  # of somebody else's finder; the import itself shows it
+            continue
         if spec is not None:
             return spec
     return None
 
 
-def read_source(name: str, spec: Any) -> _Source | None:
+def _read_source(name: str, spec: Any) -> _Source | None:
     folders = list(getattr(spec, "submodule_search_locations", None) or ())
     package = getattr(spec, "submodule_search_locations", None) is not None
     origin = getattr(spec, "origin", None) or ""
@@ -259,7 +230,7 @@ def read_source(name: str, spec: Any) -> _Source | None:
 
 
 def _text_of(path: str, loader: Any) -> bytes:
-    """The source that a module was sent with, else its file's; raises OSError."""
+    """Return the source that a module was sent with, else its file's; raises OSError."""
     if isinstance(loader, SourceLoader):
         return loader.get_data(path)
     with open(path, "rb") as file:
@@ -267,8 +238,8 @@ def _text_of(path: str, loader: Any) -> bytes:
 
 
 def _has_lost_its_file(name: str, spec: Any) -> bool:
-    """Whether a module that is loaded here came from a file of the user's own that cannot be read
-    any more."""
+    """Return whether a module that is loaded here came from a file of the user's own that cannot be
+    read any more."""
     origin = getattr(spec, "origin", None) or ""
     if (
         name.partition(".")[0] in _NEVER
@@ -314,7 +285,7 @@ def _library_folders() -> tuple[str, ...]:
 
 
 def _imports(source: _Source) -> tuple[str, ...]:
-    """The local modules that a module imports, also inside its functions."""
+    """Return the local modules that a module imports, also inside its functions."""
     import ast
 
     try:
@@ -326,7 +297,7 @@ def _imports(source: _Source) -> tuple[str, ...]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                wanted.update(dict.fromkeys(_prefixes(alias.name)))
+                wanted.update(dict.fromkeys(prefixes(alias.name)))
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -334,7 +305,7 @@ def _imports(source: _Source) -> tuple[str, ...]:
                 kept = parts[: len(parts) - node.level + 1]
                 base = ".".join([*kept, base] if base else kept)
             if base:
-                wanted.update(dict.fromkeys(_prefixes(base)))
+                wanted.update(dict.fromkeys(prefixes(base)))
                 names = [alias.name for alias in node.names if alias.name != "*"]
                 wanted.update(dict.fromkeys(f"{base}.{name}" for name in names))
     return tuple(name for name in wanted if name != source.name and _may_be_local(name))
@@ -356,60 +327,9 @@ def _may_be_local(name: str) -> bool:
         return False
     module = sys.modules.get(name)
     spec = _find_spec(name) if module is None else getattr(module, "__spec__", None)
-    if read_source(name, spec) is not None:
+    if _read_source(name, spec) is not None:
         return True
     return module is not None and _has_lost_its_file(name, spec)
-
-
-def _runs(module: Any, source: _Source) -> bool:
-    """Whether the functions of a loaded module are those of that source."""
-    if type(getattr(module.__spec__, "loader", None)) is not importlib.machinery.SourceFileLoader:
-        return True  # somebody else compiles it, in a way of his own
-    try:
-        compiled = compile(source.text, source.origin, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):
-        return False
-    codes: dict[str, list[types.CodeType]] = {}
-    todo = [compiled]
-    while todo:
-        code = todo.pop()
-        codes.setdefault(code.co_qualname, []).append(code)
-        todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
-    live = list(vars(module).items())
-    for cls in [c for _, c in live if _is_of(c, type, source.name)]:
-        live += [(f"{cls.__qualname__}.{name}", member) for name, member in vars(cls).items()]
-    for path, value in live:
-        value = getattr(value, "__func__", value)
-        if not _is_of(value, types.FunctionType, source.name):
-            continue
-        code = value.__code__
-        if code.co_filename != source.origin:
-            continue
-        # By the place it has, too: what replaces a method's code may have compiled it elsewhere.
-        names = (path, value.__qualname__, code.co_qualname)
-        if not any(_same_code(code, other) for name in names for other in codes.get(name, ())):
-            return False
-    return True
-
-
-def _is_of(value: Any, kind: type, module: str) -> bool:
-    return isinstance(value, kind) and getattr(value, "__module__", None) == module
-
-
-def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
-    if (one.co_code, one.co_names, one.co_varnames) != (
-        other.co_code,
-        other.co_names,
-        other.co_varnames,
-    ) or len(one.co_consts) != len(other.co_consts):
-        return False
-    for a, b in zip(one.co_consts, other.co_consts, strict=True):
-        if isinstance(a, types.CodeType):
-            if not isinstance(b, types.CodeType) or not _same_code(a, b):
-                return False
-        elif a != b or type(a) is not type(b):
-            return False
-    return True
 
 
 def _say_edited(source: _Source) -> None:
@@ -423,18 +343,7 @@ def _say_edited(source: _Source) -> None:
     )
 
 
-def outside() -> int:
-    """The stack level of the caller's own line, for a warning given here."""
-    depth, frame = 1, sys._getframe(1)
-    own = os.path.dirname(os.path.dirname(__file__))
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
-        depth, frame = depth + 1, frame.f_back
-    return depth
-
-
-_NEVER = frozenset({"__main__", "__mp_main__", "redistq", *sys.builtin_module_names})
-IMPORTS = opcode.opmap["IMPORT_NAME"]
-"""In the bytecode of what imports something; elsewhere now and then as well."""
+# -- in a worker process ---------------------------------------------------------------------------
 
 
 class SourceLoader(importlib.machinery.SourceFileLoader):
@@ -445,9 +354,91 @@ class SourceLoader(importlib.machinery.SourceFileLoader):
         self._text = text
 
     def get_data(self, path: str) -> bytes:
-        """The source, or the content of another file beside it."""
+        """Return the source, or the content of another file beside it."""
         return self._text if path == self.path else super().get_data(path)
 
     def path_stats(self, path: str) -> Any:
-        """Says that there is no bytecode for this source."""
+        """Raise OSError: there is no bytecode for this source."""
         raise OSError
+
+
+class Shipped:
+    """Makes a worker process import local modules from the bundles that come with its calls.
+
+    A finder of modules, the first one asked. ``use`` makes the modules of a bundle those that
+    imports find from now on; what has changed is forgotten, with all that imports it, and imported
+    anew. Functions that run already keep what they have.
+    """
+
+    def __init__(self) -> None:
+        self._offers: dict[str, tuple[str, str, bool, list[str], bytes]] = {}
+        self._loaded: dict[str, str] = {}
+        self._at_start = {
+            name: hashlib.blake2b(text, digest_size=20).hexdigest() for name, text in _own_modules()
+        }
+        self._bundles: OrderedDict[str, list[Any]] = OrderedDict()
+        self._current = ""
+        self._lock = threading.RLock()
+        sys.meta_path.insert(0, self)
+
+    def use(self, digest: str, read: Callable[[], bytes]) -> None:
+        """Import the modules of that bundle from now on; ``read`` gives its data."""
+        if digest == self._current:
+            return
+        with self._lock:
+            rows = self._bundles.get(digest)
+            if rows is None:
+                rows = self._bundles[digest] = pickle.loads(read())
+                while len(self._bundles) > KEPT_BUNDLES:
+                    self._bundles.popitem(last=False)
+            # What the worker has imported by itself, for its handlers, may be the very same.
+            same = all(
+                self._at_start.get(name, own) == own
+                for name, own in ((row[0], _text_digest(row)) for row in rows)
+            )
+            changed = [row for row in rows if self._loaded.get(row[0]) != row[1]]
+            for name, state, *offer in changed:
+                self._offers[name] = (state, *offer)
+                if not (same and name in self._at_start and name not in self._loaded):
+                    _forget(name)
+                self._loaded[name] = state
+            self._current = digest
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return the spec of a module of the bundle in use; None for all others."""
+        offer = self._offers.get(name)
+        if offer is None:
+            return None
+        _, origin, package, folders, text = offer
+        if not origin:
+            spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = folders
+            return spec
+        loader = SourceLoader(name, origin, text)
+        return importlib.util.spec_from_file_location(
+            name, origin, loader=loader, submodule_search_locations=folders if package else None
+        )
+
+
+def _own_modules() -> list[tuple[str, bytes]]:
+    """Return the local modules that are loaded, with their sources."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        source = _read_source(name, getattr(module, "__spec__", None))
+        if source is not None:
+            found.append((name, source.text))
+    return found
+
+
+def _text_digest(row: Sequence[Any]) -> str:
+    return hashlib.blake2b(row[5], digest_size=20).hexdigest()
+
+
+def _forget(name: str) -> None:
+    """Make the next import of that module load it anew."""
+    if sys.modules.pop(name, None) is None:
+        return
+    parent, _, child = name.rpartition(".")
+    above = sys.modules.get(parent)
+    if above is not None and hasattr(above, child):
+        delattr(above, child)  # or `from package import module` would find the old one

@@ -38,12 +38,13 @@ class TaskOutput:
 
     def __init__(self, key: str | None = None, sink: LogSink | None = None) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._key, self._sink = key, sink
+        self._key = key
+        self._sink = sink
         self._partial: dict[str, str] = {}
         self._sent = 0
 
     def write(self, source: str, text: str) -> None:
-        """Text from ``source`` (out, err or log); kept by whole lines."""
+        """Take text from ``source`` (out, err or log), and keep it by whole lines."""
         text = self._partial.pop(source, "") + text
         *lines, rest = text.split("\n")
         if rest:
@@ -61,7 +62,7 @@ class TaskOutput:
         self._sink.put(self._key, source, line)
 
     def close(self) -> None:
-        """The attempt is over: the last unfinished lines are lines too."""
+        """End the attempt's output: its last unfinished lines are lines too."""
         for source, rest in self._partial.items():
             self._line(source, rest)
         self._partial.clear()
@@ -73,7 +74,7 @@ class LogSink:
     """Sends lines to the server a few times a second; output is never worth losing a task for."""
 
     def __init__(self, broker: Broker, keys: QueueKeys) -> None:
-        self._broker, self._keys = broker, keys
+        self._broker = broker
         self._waiting: deque[tuple[str, str, bytes]] = deque(maxlen=10_000)
         self._lock = threading.Lock()
         self._last = 0.0
@@ -81,7 +82,7 @@ class LogSink:
         self._some = threading.Event()
 
     def put(self, key: str, source: str, line: str) -> None:
-        """One line for the stream ``key``; what is in it that is no text becomes question marks."""
+        """Queue a line for the stream ``key``; what is no text in it becomes question marks."""
         self._waiting.append((key, source, line.encode("utf-8", "replace")))
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="redistq-output", daemon=True)
@@ -121,7 +122,8 @@ class _Tee(io.TextIOBase):
     """Standard output or error that the current thread's task sees too."""
 
     def __init__(self, source: str, real: Any) -> None:
-        self._source, self._real = source, real
+        self._source = source
+        self._real = real
 
     def write(self, text: str) -> int:
         output = getattr(_local, "output", None)
@@ -157,9 +159,10 @@ _catcher.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
 
 def catch_standard_output() -> None:
-    """From now on tasks' prints are seen; for the main program of a worker process only."""
+    """Catch what tasks print from now on; for the main program of a worker process only."""
     if not isinstance(sys.stdout, _Tee):
-        sys.stdout, sys.stderr = _Tee("out", sys.stdout), _Tee("err", sys.stderr)
+        sys.stdout = _Tee("out", sys.stdout)
+        sys.stderr = _Tee("err", sys.stderr)
 
 
 class captured:

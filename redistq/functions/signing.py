@@ -42,7 +42,8 @@ Kind = Literal["call", "result", "error", "argument", "function", "modules"]
 """What a packet is; none is taken for another."""
 MAGIC = b"\0rq2"
 OLD_MAGIC = b"\0rq1"
-_COMPRESSED, _SIGNED = 1, 2
+_COMPRESSED = 1
+_SIGNED = 2
 _MAC = 32
 _PROBE = 65_536
 COMPRESS_FROM = 16_384
@@ -69,7 +70,8 @@ class Signer:
     """Packs and unpacks objects. ``key`` signs; without one only ``allow_unsigned`` lets any in."""
 
     def __init__(self, key: bytes | None = None, *, allow_unsigned: bool = False) -> None:
-        self.key, self.allow_unsigned = key, allow_unsigned
+        self.key = key
+        self.allow_unsigned = allow_unsigned
         self._refuse_old = os.environ.get(ENV_REFUSE_OLD, "") not in ("", "0")
         self._macs: dict[Kind, Any] = {}
         self._names = b"unsigned"
@@ -81,8 +83,10 @@ class Signer:
             self._names = hmac.digest(key, b"redistq rq2 names", "sha256")
 
     def pack(self, kind: Kind, context: str, data: bytes, *, old: bool = False) -> bytes:
-        """Bytes as a packet of that kind which is good in that context alone: compressed when that
-        pays, signed when there is a key. ``old`` is the last release's format, bound to nothing.
+        """Return bytes as a packet of that kind which is good in that context alone.
+
+        It is compressed when that pays, and signed when there is a key. ``old`` is the last
+        release's format, bound to nothing.
 
         Raises PayloadTooLarge for what nobody would unpack.
         """
@@ -90,7 +94,8 @@ class Signer:
             raise PayloadTooLarge(len(data), _UNPACKED[kind], _TOO_LARGE)
         flags = 0
         if len(data) >= COMPRESS_FROM and _pays(data):
-            data, flags = zlib.compress(data, 1), _COMPRESSED
+            data = zlib.compress(data, 1)
+            flags = _COMPRESSED
         magic = OLD_MAGIC if old else MAGIC
         if self.key is None:
             return magic + bytes((flags,)) + data
@@ -99,7 +104,7 @@ class Signer:
         return b"".join((magic, bytes((flags,)), mac, data))
 
     def unpack(self, kind: Kind, context: str, packet: bytes, *, old: bool = False) -> bytes:
-        """The data of a packet of that kind for that context; raises UntrustedPayload.
+        """Return the data of a packet of that kind for that context; raises UntrustedPayload.
 
         With ``old`` a packet of the last release will do, which says of neither.
         """
@@ -111,7 +116,8 @@ class Signer:
             self._check_old(kind, old)
         flags = packet[at - 1]
         if flags & _SIGNED:
-            mac, data = packet[at : at + _MAC], packet[at + _MAC :]
+            mac = packet[at : at + _MAC]
+            data = packet[at + _MAC :]
             if not self.allow_unsigned:
                 if self.key is None:
                     good = b""
@@ -136,11 +142,11 @@ class Signer:
         return _unpacked(kind, data) if flags & _COMPRESSED else data
 
     def name_for(self, text: str) -> str:
-        """A name for a result that only holders of the same key share: 160 bits as text."""
+        """Return a name for a result that only holders of the same key share: 160 bits as text."""
         return self._name(text.encode(), b"result")
 
     def name_of(self, kind: Kind, data: bytes) -> str:
-        """The name of a function or argument: a keyed hash of its content, 160 bits as text."""
+        """Return the name of a function or argument: a keyed hash of its content, 160 bits."""
         return self._name(data, kind.encode())
 
     def _name(self, data: bytes, person: bytes) -> str:
@@ -179,28 +185,30 @@ def _warn_of_old(kind: Kind) -> None:
     log.warning(
         "read the %s of a task in the last release's format (rq1), bound to none: upgrade clients "
         "and workers, and then set %s=1: the next release will not read it",
-        *(kind, ENV_REFUSE_OLD),
+        kind,
+        ENV_REFUSE_OLD,
     )
 
 
 def is_old(packet: bytes) -> bool:
-    """Whether a packet is in the last release's format."""
+    """Return whether a packet is in the last release's format."""
     return packet[: len(OLD_MAGIC)] == OLD_MAGIC
 
 
 def is_packet(body: bytes) -> bool:
-    """Whether bytes are a packet of ours, of whatever worth, and no JSON."""
+    """Return whether bytes are a packet of ours, of whatever worth, and no JSON."""
     return body[: len(MAGIC)] in (MAGIC, OLD_MAGIC)
 
 
 def task_context(stream: str, task_id: str) -> str:
-    """The context of what belongs to one task of the queue with that stream."""
+    """Return the context of what belongs to one task of the queue with that stream."""
     return f"{stream}\n{task_id}"  # a stream's name has no white space
 
 
 def _unpacked(kind: Kind, data: bytes) -> bytes:
-    """Decompressed, but never more than a packet of that kind may hold."""
-    limit, opened = _UNPACKED[kind], zlib.decompressobj()
+    """Return the data decompressed, but never more than a packet of that kind may hold."""
+    limit = _UNPACKED[kind]
+    opened = zlib.decompressobj()
     try:
         whole = opened.decompress(data, limit + 1)
     except zlib.error as error:
@@ -215,14 +223,14 @@ def _unpacked(kind: Kind, data: bytes) -> bytes:
 
 
 def _pays(data: bytes) -> bool:
-    """Whether compression is likely to save a tenth: tried on the first and a middle part."""
+    """Return whether compression is likely to save a tenth: tried on two parts of the data."""
     middle = len(data) // 2
     probe = data[: _PROBE // 2] + data[middle : middle + _PROBE // 2]
     return len(zlib.compress(probe, 1)) < 0.9 * len(probe)
 
 
 def user_key(home: Path) -> bytes:
-    """This user's own signing key, made on first use in ``home`` and readable by nobody else.
+    """Return this user's own signing key, made on first use and readable by nobody else.
 
     Raises ConfigurationError for a folder or a key that others can write, and where none can be
     made.
@@ -258,7 +266,7 @@ def _made_key(folder: int, path: Path) -> bytes:
 
 
 def key_from(given: str | bytes | None) -> bytes | None:
-    """A signing key from an argument or the environment; None when there is none.
+    """Return a signing key from an argument or the environment; None when there is none.
 
     Raises ConfigurationError for one that is no text or bytes, or too short to protect anything.
     """
