@@ -75,7 +75,8 @@ class UnexpectedReply(RedistqError):
     """
 
     def __init__(self, command: str, reply: str) -> None:
-        self.command, self.reply = command, reply
+        self.command = command
+        self.reply = reply
         super().__init__(
             f"{command} was answered with {reply}, which is no answer to it: is this really a "
             "Redis server, or a proxy that changes answers?"
@@ -90,7 +91,9 @@ class PayloadTooLarge(RedistqError, ValueError):
     """A payload is larger than the limit; nothing was stored."""
 
     def __init__(self, size: int, limit: int, advice: str = "") -> None:
-        self.size, self.limit, self.advice = size, limit, advice
+        self.size = size
+        self.limit = limit
+        self.advice = advice
         super().__init__(
             f"the payload is {size:,} bytes and the limit is {limit:,}; "
             + (
@@ -112,7 +115,8 @@ class ResultTooLarge(RedistqError, ValueError):
     """A handler's result is larger than the limit; the task ends as failed, without a retry."""
 
     def __init__(self, size: int, limit: int) -> None:
-        self.size, self.limit = size, limit
+        self.size = size
+        self.limit = limit
         super().__init__(
             f"the result is {size:,} bytes and the limit is {limit:,}; store it elsewhere and "
             "return a path or key, or raise max_result_bytes"
@@ -152,7 +156,10 @@ class ResultTimeout(RedistqError, TimeoutError):
     def __init__(
         self, task_id: str, timeout: float, state: str, reason: str = "", what: str = "task"
     ) -> None:
-        self.task_id, self.timeout, self.state, self.reason = task_id, timeout, state, reason
+        self.task_id = task_id
+        self.timeout = timeout
+        self.state = state
+        self.reason = reason
         why = f": {reason}" if reason else ""
         super().__init__(f"{what} {task_id} was still {state} after {timeout:g} s{why}")
 
@@ -211,7 +218,8 @@ class Snooze(Exception):
     reason: str = ""
 
     def __init__(self, delay: float = 1.0, reason: str = "") -> None:
-        self.delay, self.reason = checked_delay("Snooze", delay), reason
+        self.delay = checked_delay("Snooze", delay)
+        self.reason = reason
         super().__init__(reason or "the handler asked to be called later")
 
 

@@ -27,11 +27,12 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
         except BaseException as error:  # whatever was put into logging, sys.exit included
             with contextlib.suppress(BaseException):
                 text = str(msg) % args if args else str(msg)
-                level_name, name = logging.getLevelName(level), self.logger.name
+                level_name = logging.getLevelName(level)
+                name = self.logger.name
                 why = f"(logging failed: {type(error).__name__})"
                 print(f"{level_name} {name}: {text} {why}", file=sys.stderr)
 
 
 def logger(name: str) -> Logger:
-    """The logger of that name, made safe."""
+    """Return the logger of that name, made safe."""
     return Logger(logging.getLogger(name))

@@ -37,7 +37,9 @@ class Runner:
     """A runner's thread: its slot is lent while it waits for one thing or more."""
 
     def __init__(self, lender: Lender) -> None:
-        self._lender, self._waits, self._lent = lender, 0, False
+        self._lender = lender
+        self._waits = 0
+        self._lent = False
 
     def begin(self) -> None:
         """It waits; raises RedistqError when too many do already."""

@@ -32,7 +32,8 @@ class Tracing:
                 "opentelemetry is needed for tracing: pip install redistq[tracing]",
                 name="opentelemetry",
             ) from error
-        self._trace, self._propagate = trace, propagate
+        self._trace = trace
+        self._propagate = propagate
         self._tracer = trace.get_tracer("redistq", tracer_provider=provider)
 
     def created(self, task_id: str, name: str, queue: str) -> dict[str, str]:

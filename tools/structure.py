@@ -10,6 +10,7 @@ import argparse
 import ast
 import graphlib
 import re
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,6 +163,27 @@ def _broad(node: ast.ExceptHandler) -> bool:
     )
 
 
+def _unexplained(found: list[Module]) -> list[str]:
+    """Broad excepts without a clause that says why: a comment on their line or the line below."""
+    places = []
+    for module in found:
+        comments = _comment_lines(module)
+        places += [
+            f"{module.path.relative_to(ROOT)}:{node.lineno}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.ExceptHandler)
+            and _broad(node)
+            and comments.isdisjoint((node.lineno, node.lineno + 1))
+        ]
+    return places
+
+
+def _comment_lines(module: Module) -> set[int]:
+    with module.path.open(encoding="utf-8") as file:
+        tokens = tokenize.generate_tokens(file.readline)
+        return {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+
+
 def _raw_command(node: ast.Tuple) -> bool:
     first = node.elts[0] if len(node.elts) > 0 else None
     return (
@@ -220,6 +242,7 @@ def main() -> None:
         if name.startswith("test_") and module.path.name.startswith("test_")
     )
     private = private_accesses(tests)
+    unexplained = _unexplained(found)
     parallel = count(found, ast.Assign, _parallel)
     rows = [
         ("modules, without __init__", sum(m.path.stem != "__init__" for m in found)),
@@ -232,6 +255,7 @@ def main() -> None:
         ("splats of literals", count(found, ast.Starred, _literal_splat)),
         ("parallel assignments", f"{parallel}, {parallel * 1000 / code:.1f} in 1,000 lines"),
         ("broad excepts", count(found, ast.ExceptHandler, _broad)),
+        ("... that do not say why", f"{len(unexplained)} {' '.join(unexplained)}"),
         ("raw commands outside protocol/", count(elsewhere, ast.Tuple, _raw_command)),
         ("circles at module level", " -> ".join(circles(found, nested=False)) or 0),
         ("circles with nested imports", " -> ".join(circles(found, nested=True)) or 0),
