@@ -271,9 +271,9 @@ class Registry(Mapping[str, Handler]):
         for ``timeout`` and ``result_ttl`` (both in seconds).
         """
         if function is not None and not callable(function):
-            wish = f"name={function!r}" if isinstance(function, str) else "name=..., retries=..."
+            wanted = f"name={function!r}" if isinstance(function, str) else "name=..., retries=..."
             raise ConfigurationError(
-                f"@task takes its options by name: write @task({wish}), "
+                f"@task takes its options by name: write @task({wanted}), "
                 f"not @task({function!r:.200})"
             )
         policy = RetryPolicy(

@@ -83,7 +83,7 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return n_jobs if self._client is None else min(n_jobs, slots)
 
     def submit(self, func: Callable[[], Any], callback: Any = None) -> Future[Any]:
-        """Send one batch of calls; ``callback`` is told its future when it is done."""
+        """Send one batch of calls; ``callback`` gets its future when it is done."""
         assert self._client is not None
         try:
             future = self._client.options(name=_name(func)).submit(_run, func, self._setup)
@@ -107,7 +107,7 @@ class RedistqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def terminate(self) -> None:
         """Called by joblib at the end of a ``Parallel`` call; the client of a block stays for the
-        next one, and ends with the block, when nobody holds this backend any more."""
+        next one, and ends with the block, when nothing holds this backend any more."""
         self._cancel()
         self.reset_batch_stats()
 

@@ -107,12 +107,12 @@ class Waiters(list[Any]):
         self._runner = runner
 
     def append(self, waiter: Any) -> None:
-        """Somebody waits."""
+        """Note that a task waits."""
         self._runner.begin()
         super().append(waiter)
 
     def remove(self, waiter: Any) -> None:
-        """No more."""
+        """Note that it waits no more."""
         super().remove(waiter)
         self._runner.end()
 

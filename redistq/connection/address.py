@@ -1,6 +1,6 @@
 """Where the server is: what a caller said, the environment, or the embedded default.
 
-Used by the broker. Resolving may start the embedded server, but only when nobody named a server.
+Used by the broker. Resolving may start the embedded server, but only when no server was named.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ log = logger("redistq.broker")
 
 DEFAULT_TIMEOUT = 10.0
 KEPT_IDLE = 16
-"""Most connections that a broker keeps open while nobody uses them."""
+"""Most connections that a broker keeps open while they are not used."""
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 

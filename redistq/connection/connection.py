@@ -437,7 +437,7 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 def _after_fork() -> None:
     # A forked process that outlives its parent would keep the parent's connections open: the
-    # server would go on handing tasks to a blocking read that nobody reads.
+    # server would go on handing tasks to a blocking read whose answer is not read.
     for connection in list(_connections):
         connection.forget()
 

@@ -2,7 +2,7 @@
 
 Started by `redistq.connection.embedded.join` alone, as a script, so that the package and its
 dependencies are not imported: it is ready in a few hundredths of a second and stays small. It must
-never import anything beyond the standard library, and never end a server that somebody still uses.
+never import anything beyond the standard library, and never end a server that is still used.
 
 Three locks in the home folder say who is alive. The kernel holds them (flock) and drops them at any
 death, kill -9 included, so no pid file can lie:
@@ -13,10 +13,10 @@ death, kill -9 included, so no pid file can lie:
                      can never write the same data, even when a supervisor was killed in between
 
 A user first becomes a user and then looks for the server; the supervisor first makes sure that
-there is no user and none can come, and then stops the server: so nobody is handed a socket that is
-about to go. Whoever gets supervisor.lock starts the supervisor, and the lock passes to it without
+there is no user and none can come, and then stops the server: so no user is handed a socket that is
+about to go. Who gets supervisor.lock starts the supervisor, and the lock passes to it without
 a gap: so those who come at once get one server. Users wait for users.lock alone, and the
-supervisor waits for no lock: so nobody waits in a circle.
+supervisor waits for no lock: so there is no circle of waits.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_own(path: Path, flags: int) -> int:
         try:
             os.fchmod(descriptor, 0o600)
         except OSError:
-            pass  # a file system without modes, or somebody else's: the folder is ours
+            pass  # a file system without modes, or another user's: the folder is ours
     return descriptor
 
 
@@ -80,7 +80,7 @@ def take(path: Path, how: int) -> int | None:
 
 
 def held(path: Path) -> bool:
-    """Whether somebody holds the lock exclusively."""
+    """Return whether a process holds the lock exclusively."""
     descriptor = take(path, fcntl.LOCK_SH)
     if descriptor is None:
         return True
@@ -89,7 +89,7 @@ def held(path: Path) -> bool:
 
 
 def connect(socket_path: Path) -> socket.socket | None:
-    """A connection to the server, or None when nobody listens."""
+    """Return a connection to the server, or None when none listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_REPLY_TIMEOUT_S)
     try:
@@ -140,7 +140,7 @@ def figure(connection: socket.socket, section: str, name: str) -> int:
 
 
 class Supervisor:
-    """Brings a server up, watches it, and stops it when nobody uses it any more."""
+    """Brings a server up, watches it, and stops it when it is not used any more."""
 
     def __init__(self, home: Path, socket_path: Path, binary: Path) -> None:
         self.home = home
@@ -170,7 +170,7 @@ class Supervisor:
                 break
             users = take(self.home / USERS_LOCK, fcntl.LOCK_EX)
             if users is not None:
-                raise RuntimeError("the server there does not answer, and nobody waits for it")
+                raise RuntimeError("the server there does not answer, and no process waits for it")
             time.sleep(0.02)
         try:
             return self._start(lock)
@@ -224,7 +224,7 @@ class Supervisor:
                     time.sleep(0.1)
                     connection = connect(self.socket_path)
                 elif select.select([connection], [], [], _TICK_S)[0]:
-                    # Nothing was asked, so this is its end, or somebody's CLIENT KILL.
+                    # Nothing was asked, so this is its end, or a user's CLIENT KILL.
                     connection.close()
                     connection = None
                     continue
@@ -236,7 +236,7 @@ class Supervisor:
             if connection is not None and self._strangers(connection):
                 os.close(users)
                 continue
-            # From here to our exit users.lock stays ours: whoever comes now waits for the end
+            # From here to our exit users.lock stays ours: one that comes now waits for the end
             # of this server and then starts the next.
             break
         self.stop()
@@ -249,7 +249,7 @@ class Supervisor:
             return False
 
     def _end_homeless(self, connection: socket.socket | None) -> None:
-        """Its folder was deleted and nobody is connected: nobody can find it any more, nothing can
+        """Its folder was deleted and no one is connected: it cannot be found any more, nothing can
         be kept, and the server itself refuses to end, because it cannot write its file."""
         if self.process is not None:
             self.process.kill()

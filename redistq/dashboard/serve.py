@@ -217,7 +217,7 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
             super().listen()
 
         def launch_browser(self) -> None:
-            # By a file, since the arguments of a browser's process are everybody's to see.
+            # By a file, since the arguments of a browser's process can be seen by all users.
             file = Path(self.connection_dir) / "open.html"
             file.touch(0o600)
             file.write_text(f'<meta http-equiv="refresh" content="0; url={page_url}">')

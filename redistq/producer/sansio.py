@@ -59,7 +59,7 @@ class Inbox:
     def clearing(self) -> Command:
         """Return the command that deletes what stands at this key and is no inbox, and log that."""
         log.warning(
-            "%s held something that is no inbox and was deleted: somebody else wrote to this key; "
+            "%s held something that is no inbox and was deleted: something else wrote to this key; "
             "results are taken from the tasks' records",
             self.key,
         )

@@ -84,7 +84,7 @@ def loads(data: bytes) -> Any:
 def _check_keys(value: Any) -> None:
     """Raise ValueError when keys of a dict, such as 1 and "1", would be one and the same in JSON.
 
-    What was written would not come back whole, and nobody would know. It is looked for in the first
+    What was written would not come back whole, without an error. It is looked for in the first
     CHECKED_PARTS dicts and lists: usual payloads are seen whole, and large ones are not held up.
     """
     parts = [value]
@@ -165,7 +165,7 @@ def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) 
     """Return an exception as ``{"type", "message", "traceback"}``, each part bounded in length.
 
     It never raises, and no part is empty where there is something to say, whatever the exception's
-    own methods do. The worker's own frames, which help nobody, are left out of the traceback; what
+    own methods do. The worker's own frames, which explain little, are left out of the traceback; what
     is in ``report`` is added.
     """
     kind = kind_of(error)

@@ -106,7 +106,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """How a task stands: its state, its record as raw fields, and who runs it ('' nobody)."""
+    """How a task stands: its state, its record as raw fields, and its worker, or ''."""
 
     state: str
     record: dict[str, bytes]
@@ -117,7 +117,7 @@ class Watched:
 class Refused:
     """What a script did not do of a call's items, by position from 0.
 
-    ``lost``: the lease was lost, or the id is known; the item is somebody else's or done.
+    ``lost``: the lease was lost, or the id is known; the item is another worker's or done.
     ``broken``: the item could not be written, with the error's words; nothing of it was.
     """
 
@@ -229,7 +229,7 @@ class Commands(PlainCommands):
         return self._scripts.purge(ids, limit=MAX_TASKS, before=before)
 
     def watch(self, task_id: str, inbox: str = "") -> Command:
-        """How a task stands; with an inbox, be told when it settles."""
+        """Return how a task stands; with an inbox, that is notified when it settles."""
         return self._scripts.watch(id=task_id, inbox=inbox)
 
     @staticmethod
@@ -354,7 +354,7 @@ class Commands(PlainCommands):
     ) -> Command:
         """Take back a dead worker's tasks: one reported by name, or one past its deadline.
 
-        ``started`` lists what it was running (None: nobody knows, all of it may have been).
+        ``started`` lists what it was running (None: unknown, all of it may have been).
         """
         return self._scripts.recover(
             () if started is None else started,

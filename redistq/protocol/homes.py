@@ -73,7 +73,7 @@ def home_of(opts: bytes) -> str:
     try:
         return TaskOptions.read(opts).home or ""
     except (ValueError, TypeError, RecursionError):
-        return ""  # whoever runs it says what is wrong with them
+        return ""  # running it will say what is wrong with them
 
 
 def entry_order(entry: bytes) -> tuple[int, int]:

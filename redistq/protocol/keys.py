@@ -184,7 +184,7 @@ class QueueKeys:
         return self.worker_prefix + consumer
 
     def inbox(self, client: str) -> str:
-        """The stream in which settled tasks are told to one client."""
+        """The stream of notifications of one client, one for each task that settled."""
         return self.inbox_prefix + client
 
     def client(self, inbox: str) -> str:
@@ -238,7 +238,7 @@ def new_task_id() -> str:
 
 
 def new_call_id() -> str:
-    """The same for a function call, whose id says that it is one to whoever asks for its result:
+    """The same for a function call, whose id says that it is one, for those who ask for its result:
     what stands on the server could say anything."""
     return "call-" + new_task_id()
 

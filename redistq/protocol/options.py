@@ -237,7 +237,7 @@ def checked(given: Mapping[str, Any], whose: str = "") -> dict[str, Any]:
 class TaskOptions:
     """The options of one task; None: what its handler says holds, or there is no such thing.
 
-    ``inbox`` is told of the task's end, and ``batch`` counts it; ``home`` is where it belongs, and
+    ``inbox`` hears of the task's end, and ``batch`` counts it; ``home`` is where it belongs, and
     ``trace`` the context of the span that created it.
     """
 
@@ -263,7 +263,7 @@ class TaskOptions:
 
     @classmethod
     def read(cls, opts: bytes) -> TaskOptions:
-        """Return the options that stand in an entry, whoever wrote them.
+        """Return the options that stand in an entry, of whatever origin.
 
         Raises ValueError or TypeError for what would fail later, when the handler has run; names
         that are unknown here are passed over.
@@ -332,7 +332,7 @@ class CallOptions:
         return _written(self, self.result_ttl if self.cache is None else self.cache, more)
 
     def kept(self, seconds: float) -> CallOptions:
-        """Return these options with results kept so long, where nobody said how long."""
+        """Return these options with results kept so long, where none is set."""
         return self if self.result_ttl is not None else replace(self, result_ttl=seconds)
 
     @property
@@ -366,7 +366,7 @@ def listed(keywords: Any) -> Callable[[Function], Function]:
 
 
 def addresses(opts: bytes) -> tuple[str, str]:
-    """Return the inbox and the batch that are told of a task's end, also where its other options
+    """Return the inbox and the batch that hear of a task's end, also where its other options
     cannot be read; '' for what does not read as one."""
     try:
         found = _found(opts) if opts else {}

@@ -3,7 +3,7 @@
 ``PlainCommands`` has those of one queue, by what they are about: tasks, workers, batches, clients,
 stored functions and the output of tasks; ``Commands`` adds the scripts. The functions after it
 are for streams and keys of which only the name is known. ``portions`` divides many tasks into
-requests: a larger one would hold the server, and so everybody else, for too long.
+requests: a larger one would hold the server, and so all other clients, for too long.
 """
 
 from __future__ import annotations

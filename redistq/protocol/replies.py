@@ -1,7 +1,7 @@
 """Replies: whether an answer has the shape that its command's answers have.
 
-Used by brokers for every call, before anybody reads the answer. What is no Redis server, or a proxy
-that changes or mixes up answers, is thereby told from a fault of ours, once and in one place.
+Used by brokers for every call, before the answer is used: once and in one place, what comes from no
+Redis server, or from a proxy that mixes answers up, is distinguished from a fault of ours.
 """
 
 from __future__ import annotations

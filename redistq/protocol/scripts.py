@@ -1,6 +1,6 @@
 """The Lua scripts: found, their fragments put in, named by their SHA1, and called by their headers.
 
-A header names the keys and the arguments of its script, in order, and nobody names them again:
+A header names the keys and the arguments of its script, in order, and nothing else names them:
 ``QueueScripts`` makes a function of each header. Used by the typed calls and by the broker (which
 needs the text when a server does not know the SHA1). It never talks to a server.
 """

@@ -1,4 +1,4 @@
-"""Loops that must not end: a thread's work, repeated until it is told to stop, whatever happens.
+"""Loops that must not end: a thread's work, repeated until a stop is asked for, whatever happens.
 
 Used by every thread that serves other people's tasks. Such a thread that died of an error would
 leave its process looking alive and doing nothing, so here, and nowhere else, any exception is

@@ -1,15 +1,15 @@
-"""What is this user's alone: folders and files that nobody else can have put there, and names under
+"""What is this user's alone: folders and files that no one else can have put there, and names under
 which a web server of ours is asked for.
 
 Folders and files are used for the signing key, the embedded server's folder, and files that name a
-key or an address. What others may write is refused, for it is not ours but theirs: whoever chooses
+key or an address. What others may write is refused, for it is not ours but theirs: one who chooses
 the key runs code here. A folder is judged by the descriptor it was opened with, and so is each file
 in it, which is never a symbolic link: between looking and opening nothing can be exchanged.
 
 Root is no exception. It takes nothing from other users; other users take things from root.
 
 The names are used by the dashboard's page and by the figures for Prometheus. A page of any web
-site, open in a browser here, can reach every port of this machine, and whoever runs the site can
+site, open in a browser here, can reach every port of this machine, and the site's owner can
 make its name point here (DNS rebinding): then the browser lets the page read the answers. Such a
 request names the site in its ``Host``.
 """
@@ -97,7 +97,7 @@ def open_folder(folder: Path) -> int:
 
 
 def read_secret(folder: int, name: str, path: Path) -> bytes:
-    """Return what a file of an open folder holds that nobody else may read or write.
+    """Return what a file of an open folder holds that no one else may read or write.
 
     Raises FileNotFoundError, and ConfigurationError for one that others can get at.
     """
@@ -184,7 +184,7 @@ def _check_owner(
 
 
 def _check_way(folder: Path) -> None:
-    """Nobody may exchange a folder on the way, where all can write."""
+    """Refuse a folder on the way where all can write: it could be exchanged."""
     for part in folder.parents:
         mode = os.lstat(part).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -201,7 +201,7 @@ def _check_links(path: Path) -> None:
             try:
                 status = os.lstat(part)
             except OSError:
-                return  # what is not there yet is nobody's link
+                return  # what is not there yet is no link
             if stat.S_ISLNK(status.st_mode):
                 _check_owner(part, status)
                 target = os.path.normpath(part.parent / os.readlink(part))
@@ -230,7 +230,7 @@ def named_here(host: str, more: Sequence[str] = ()) -> Callable[[str], bool]:
     """Return which names in a request mean a server that listens at ``host``.
 
     One that only this machine can reach has its own names. One that others can reach has every IP
-    address too: only a name can be made to point here by somebody who has a web site.
+    address too: only a name can be made to point here by the owner of a web site.
     """
     local = is_loopback(host)
     names = {"localhost", host, *more}

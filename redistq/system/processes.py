@@ -230,7 +230,7 @@ class Helper:
             self._introduced = not self._unsent
 
     def _send(self) -> bool:
-        """Send what fits; return whether anybody still reads."""
+        """Send what fits; return whether it is still read."""
         try:
             self._unsent = self._unsent[os.write(self._orders, self._unsent) :]
         except BlockingIOError:
@@ -308,7 +308,7 @@ def run_helper() -> None:
 
 
 class Starter:
-    """Whoever started this process: says what it is for, gives orders and reads reports."""
+    """The process that started this one: says what it is for, gives orders and reads reports."""
 
     def __init__(self, orders: int, reports: int) -> None:
         """Take over the two descriptors; neither goes to any process that is started from here."""

@@ -25,7 +25,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBA
 
 
 class _Lasting(io.FileIO):
-    """A standard stream that outlives its reader: what nobody can read any more is dropped."""
+    """A standard stream that outlives its reader: what cannot be read any more is dropped."""
 
     def write(self, data: Any) -> int:
         with memoryview(data).cast("B") as left:
@@ -39,7 +39,7 @@ class _Lasting(io.FileIO):
                     with contextlib.suppress(OSError):
                         _point_at_nothing(self.fileno())
                     break
-                if done is None:  # somebody has made the terminal or pipe non-blocking
+                if done is None:  # another process has made the terminal or pipe non-blocking
                     time.sleep(0.01)
                 todo -= done or 0
             return size
@@ -60,7 +60,7 @@ def mend_standard_streams() -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old = getattr(sys, name)
         if old not in (None, getattr(sys, f"__{name}__")):
-            continue  # somebody has put something else in its place
+            continue  # something else was put in its place
         if old is not None:
             with contextlib.suppress(OSError, ValueError):
                 old.flush()
