@@ -165,7 +165,7 @@ def encode_error(error: BaseException, report: Mapping[str, Any] | None = None) 
     """Return an exception as ``{"type", "message", "traceback"}``, each part bounded in length.
 
     It never raises, and no part is empty where there is something to say, whatever the exception's
-    own methods do. The worker's own frames, which explain little, are left out of the traceback; what
+    own methods do. The worker's own frames, which say little, are left out of the traceback; what
     is in ``report`` is added.
     """
     kind = kind_of(error)
