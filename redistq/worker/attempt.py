@@ -77,6 +77,11 @@ class Outcome:
         return _text(self.args[2 if self.verb is PARK else 3])
 
     @property
+    def reason(self) -> str:
+        """Why the entry is no task, of one that is set aside."""
+        return _text(self.args[1])
+
+    @property
     def attempt(self) -> str:
         """Which attempt it is."""
         return _text(self.args[4])

@@ -268,12 +268,12 @@ class Settler:
         for outcome in batch:
             if outcome.verb is CORRUPT:
                 reply = self._broker.call(
-                    commands.quarantine(self._consumer, outcome.entry, outcome.name)
+                    commands.quarantine(self._consumer, outcome.entry, outcome.reason)
                 )
                 if type(reply) is bytes:
                     self._put_aside(outcome, words_of(reply))
                     continue
-                log.warning("entry %s set aside: %s", outcome.entry.decode(), outcome.name)
+                log.warning("entry %s set aside: %s", outcome.entry.decode(), outcome.reason)
 
     def _refused(self, sent: list[Outcome], reply: list[Any]) -> None:
         refused = Commands.read_refused(reply)
