@@ -8,10 +8,13 @@ import asyncio
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +29,13 @@ from redistq import (
     TaskScheduler,
     UnexpectedReply,
 )
+from redistq.connection.address import Address
+from redistq.connection.broker import Broker
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
 from redistq.protocol.replies import checked, messages, read
+from redistq.worker.queues import Reader, WorkerQueue
+from redistq.worker.scoreboard import Scoreboard
 
 PATIENCE_S = 10.0
 
@@ -50,10 +57,12 @@ NONSENSE = {
 
 
 class Liar:
-    """A server on 127.0.0.1 that greets like Redis and answers all else with the same thing."""
+    """A server on 127.0.0.1 that greets like Redis and answers all else with the same thing; with
+    ``pong`` it answers PING as well."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, answer: bytes, pong: bool = False) -> None:
         self.answer = answer
+        self.pong = pong
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._socket.getsockname()[1]}/0"
         self._open: list[socket.socket] = []
@@ -75,7 +84,8 @@ class Liar:
                     size = int(lines.readline()[1:])
                     words.append(lines.read(size + 2)[:-2].upper())
                 greeting = words[0] in (b"CLIENT", b"SELECT", b"AUTH", b"HELLO")
-                peer.sendall(b"+OK\r\n" if greeting else self.answer)
+                answer = b"+OK\r\n" if greeting else self.answer
+                peer.sendall(b"+PONG\r\n" if self.pong and words[0] == b"PING" else answer)
 
     def close(self) -> None:
         """Close every connection."""
@@ -245,6 +255,60 @@ def test_a_scheduler_says_it_in_one_line_and_goes_on(caplog: pytest.LogCaptureFi
         liar.close()
     assert "waits for the server: " in caplog.messages[0]
     assert all(record.exc_info is None for record in caplog.records)
+
+
+@pytest.mark.parametrize("pong", [False, True], ids=["PING too", "all but PING"])
+def test_a_worker_that_starts_there_ends_and_says_why(pong: bool, tmp_path: Path) -> None:
+    """As with any server that cannot be used: one line of error, exit code 1, no other process."""
+    (tmp_path / "jobs.py").write_text("from redistq import task\n\n@task\ndef a(x):\n    pass\n")
+    liar = Liar(NONSENSE["word"], pong)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "redistq.worker", "jobs", "--url", liar.url],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        liar.close()
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    what = "the script rights" if pong else "PING"
+    assert f"ERROR redistq.worker: {what} was answered with b'hello'" in done.stderr
+
+
+@pytest.mark.parametrize("odd", [[b"1-0", b"text"], [b"1-0", 7], [7, [b"a", b"b"]]])
+def test_what_is_no_entry_is_said_before_it_is_taken_for_a_task(odd: Any) -> None:
+    """The fetcher's read ends with UnexpectedReply, which its loop reports in one line."""
+    liar = Liar(b"")
+    scoreboard = Scoreboard.create(1)
+    queue = WorkerQueue("tasks", COMMANDS, scoreboard, 0)
+    broker = Broker(Address(liar.url))
+    connection = broker.connection(5.0)
+    reader = Reader(broker, [queue], "c", "", lambda seconds: None)
+    try:
+        for entry in (odd, [b"1-0", None], [b"1-0", [b"a", b"b"]]):
+            liar.answer = in_resp([[b"tasks", [entry]]])
+            if entry is odd:
+                with pytest.raises(UnexpectedReply, match=r"^XREADGROUP was answered with "):
+                    reader.read(connection, 1, 10)
+            else:
+                assert reader.read(connection, 1, 10) == [(*entry, queue)]
+    finally:
+        connection.close()
+        broker.close()
+        scoreboard.unmap()
+        liar.close()
+
+
+def in_resp(value: Any) -> bytes:
+    """A reply as a server sends it."""
+    if isinstance(value, list):
+        return b"*%d\r\n" % len(value) + b"".join(map(in_resp, value))
+    if isinstance(value, int):
+        return b":%d\r\n" % value
+    return b"$-1\r\n" if value is None else b"$%d\r\n%s\r\n" % (len(value), value)
 
 
 COMMANDS = Commands(QueueKeys("tasks"))

@@ -6,9 +6,11 @@ The process that runs this is the supervisor of one or more child processes and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -18,12 +20,13 @@ from ..connection.address import Address, resolve
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError, Refused, ServerUnavailable
 from ..logger import logger
+from ..protocol.commands import new_consumer_name
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
 from ..system.private import ENV_KEY, read_given
 from ..system.streams import mend_standard_streams
-from ..worker.bootstrap import warn_about_server
+from ..worker.bootstrap import check_rights, warn_about_server
 from ..worker.settings import WorkerSettings
 from ..worker.supervisor import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Supervisor
 
@@ -250,10 +253,14 @@ def _server_of(
             "name a module with handlers, or say whose functions to run: --signing-key-file or "
             "--allow-pickle"
         )
-    first = settings.commands_for(address)[0]
-    broker = Broker(address, slot_key=first.keys.stream, timeout=5.0)
+    commands = settings.commands_for(address)
+    broker = Broker(address, slot_key=commands[0].keys.stream, timeout=5.0)
     try:
         _wait_while_refused(broker, told_to_end)
+        # What answers PING and then nonsense ends here, before any process is started; what is
+        # unavailable just now is tried again by each process.
+        with contextlib.suppress(ServerUnavailable):
+            check_rights(broker, commands, new_consumer_name(socket.gethostname()))
         warn_about_server(broker)
     finally:
         broker.close()

@@ -43,7 +43,7 @@ class Promoted:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class HeartbeatReply:
     """The server's time, the earliest deadline of any worker, and whether the queue is paused.
 
     ``unregistered`` are the positions (from 1) of workers whose details the server does not have,
@@ -340,9 +340,9 @@ class Commands(PlainCommands):
         return self._scripts.heartbeat(_flat(workers), lease=lease_ms)
 
     @staticmethod
-    def read_heartbeat(reply: list[Any]) -> Beat:
+    def read_heartbeat(reply: list[Any]) -> HeartbeatReply:
         """The answer of ``heartbeat``."""
-        return Beat(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
+        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
 
     def recover(
         self,

@@ -286,7 +286,7 @@ _SHAPES: dict[str, Shape | None] = {
     "HGETALL": _only(_flat),
     "HMGET": _values,
     "INFO": _only(_text),
-    "PING": _only(_text),
+    "PING": _only(lambda x: x == b"PONG"),
     "XRANGE": _range,
     "XREVRANGE": _range,
     "ZRANGE": _range,

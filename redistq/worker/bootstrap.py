@@ -136,6 +136,19 @@ def announce(
     }
     if settings.home:
         details["home"] = settings.home
+    check_rights(broker, queues, consumer)
+    for queue, commands in zip(settings.queues, queues, strict=True):
+        reply = broker.call(commands.register(consumer, settings.lease_ms, details))
+        _compare(settings, queue, reply[0].decode(), int(reply[1]))
+    return details
+
+
+def check_rights(broker: Broker, queues: Sequence[Commands], consumer: str) -> None:
+    """Raise ConfigurationError when the server's ACL forbids what a worker does.
+
+    Raises UnexpectedReply when the server runs no scripts as Redis does. ``consumer`` is a name
+    that nobody else has; nothing of it stays on the server.
+    """
     for commands in queues:
         if missing := Commands.read_rights(broker.call(commands.rights(consumer))):
             raise ConfigurationError(
@@ -144,10 +157,6 @@ def announce(
                 + ("" if len(missing) <= 10 else f" and {len(missing) - 10} more")
                 + "; allow its user these commands on these keys and channels (ACL SETUSER)"
             )
-    for queue, commands in zip(settings.queues, queues, strict=True):
-        reply = broker.call(commands.register(consumer, settings.lease_ms, details))
-        _compare(settings, queue, reply[0].decode(), int(reply[1]))
-    return details
 
 
 def slots_of(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> int:
