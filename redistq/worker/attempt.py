@@ -73,7 +73,9 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """The task's name."""
+        """The task's name; of an entry that is no task, why it is none."""
+        if self.verb is CORRUPT:
+            return _text(self.args[1])
         return _text(self.args[2 if self.verb is PARK else 3])
 
     @property
@@ -83,8 +85,8 @@ class Outcome:
 
     @property
     def attempt(self) -> str:
-        """Which attempt it is."""
-        return _text(self.args[4])
+        """Which attempt it was; empty where none was made."""
+        return _text(self.args[4]) if self.verb in (SETTLE, RETRY) else ""
 
     @classmethod
     def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:
@@ -110,8 +112,7 @@ class Outcome:
         """Return the outcome in place of this one, which the server or the connection takes for
         none: the task ends as failed with that fault. It has nothing in it from the handler."""
         inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
-        attempt = self.args[4] if self.verb in (SETTLE, RETRY) else ""
-        args = _failure(self.entry, self.id, self.name, attempt, fault, inbox, batch)
+        args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
         return Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
 
 
