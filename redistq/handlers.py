@@ -61,13 +61,13 @@ class RetryPolicy:
             object.__setattr__(self, name, _exception_types(name, getattr(self, name)))
 
     def wants(self, error: BaseException) -> bool:
-        """Whether this kind of error is worth another attempt."""
+        """Return whether this kind of error is worth another attempt."""
         # Its type, as an ``except`` clause asks: isinstance() would ask the error itself as well.
         kind = type(error)
         return issubclass(kind, self.retry_on) and not issubclass(kind, self.never_retry)
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait after attempt number ``attempt`` (from 1) failed."""
+        """Return the seconds to wait after attempt number ``attempt`` (from 1) failed."""
         # A power of 1100 overflows; far below that the cap rules anyway.
         raw = self.backoff * self.factor ** min(attempt - 1, 64)
         return float(min(raw, self.backoff_cap) * (1 - self.jitter * random.random()))
@@ -126,7 +126,7 @@ class Handler:
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
-        """A handler for ``function``, which takes the payload and may take a context.
+        """Return a handler for ``function``, which takes the payload and may take a context.
 
         Raises ConfigurationError when the name or the signature cannot work.
         """
@@ -147,7 +147,8 @@ class Handler:
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:
-    """Whether a handler takes a second argument; one that cannot take the payload is refused.
+    """Return whether a handler takes a second argument; one that cannot take the payload is
+    refused.
 
     Asked of what is called, not of what it wraps: a decorator may give its function arguments
     that no task brings. One that passes on whatever it gets (``*args``) is asked for what it
@@ -184,7 +185,7 @@ def _is_context(parameter: inspect.Parameter) -> bool:
 
 
 def _passed_on_context(function: Any, depth: int = 20) -> bool:
-    """Whether a context that a wrapper passes on is wanted by what it wraps."""
+    """Return whether a context that a wrapper passes on is wanted by what it wraps."""
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is None or not callable(wrapped) or not depth:
         return False

@@ -72,7 +72,7 @@ def serve_process(lender: Lender) -> None:
 
 
 def runner() -> Runner | None:
-    """The runner whose thread this is, or which one of its tasks' threads stands for."""
+    """Return the runner whose thread this is, or which one of its tasks' threads stands for."""
     found: Runner | None = getattr(_here, "runner", None)
     if found is None and _process is not None:
         if threading.current_thread().name.startswith("redistq-"):

@@ -37,7 +37,7 @@ class Tracing:
         self._tracer = trace.get_tracer("redistq", tracer_provider=provider)
 
     def created(self, task_id: str, name: str, queue: str) -> dict[str, str]:
-        """A span for a task's creation; answers its context, to travel with the task."""
+        """Make a span for a task's creation; return its context, to travel with the task."""
         carrier: dict[str, str] = {}
         with (
             _no_trouble(),
@@ -51,7 +51,7 @@ class Tracing:
         return carrier
 
     def context(self) -> dict[str, str]:
-        """The current context alone, for many tasks added at once under one span."""
+        """Return the current context alone, for many tasks added at once under one span."""
         carrier: dict[str, str] = {}
         with _no_trouble():
             self._propagate.inject(carrier)

@@ -2,10 +2,10 @@
 
 Called by the connection code when no URL is given, REDISTQ_URL is unset and nothing answers on
 localhost. A notebook and a worker in a terminal meet at the same server because both look in the
-same folder. It must never speak to the server beyond PING, never end it (its supervisor does that
+same folder. It must never send the server more than PING, never end it (its supervisor does that
 when the last user has gone), and never cost anything at import.
 
-A process is a user for as long as it holds users.lock; see `_embedded_server` for the three
+A process is a user for as long as it holds users.lock; see `embedded_supervisor.py` for the three
 locks and the order in which they are taken.
 """
 

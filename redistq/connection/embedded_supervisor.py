@@ -164,7 +164,7 @@ class Supervisor:
                         self.pid = figure(connection, "server", "process_id")
                         return ADOPTED
                     except OSError:
-                        pass  # still loading, or on its way out: its lock will tell
+                        pass  # still loading, or about to end: its lock shows which
             lock = take(self.home / SERVER_LOCK, fcntl.LOCK_EX)
             if lock is not None:
                 break

@@ -1,1 +1,1 @@
-"""Text, colours and HTML for any surface: notebooks, pages and terminals. Knows no queue."""
+"""Text, colours and HTML for notebooks, pages and terminals. Knows no queue."""

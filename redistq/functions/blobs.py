@@ -71,7 +71,7 @@ class Blobs:
         self._cached = 0
         self._lock = threading.Lock()
         self._commands = Commands(keys, DEFAULT_GROUP)
-        self._moving = threading.Lock()  # held while the server is told who needs what
+        self._moving = threading.Lock()  # held while a thread stores or drops
         self._begin_as_user()
 
     def _begin_as_user(self) -> None:

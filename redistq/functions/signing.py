@@ -2,7 +2,7 @@
 signed with.
 
 Used by clients and by the worker's handler for function calls. It never talks to a server, and
-lets nothing through that is not signed with its key unless it was told that anything is welcome:
+lets nothing through that is not signed with its key, unless unsigned data is allowed:
 unpickling runs code that whoever wrote the bytes has chosen.
 
 A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed), 32 bytes of HMAC-SHA256 when

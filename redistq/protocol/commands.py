@@ -1,4 +1,4 @@
-"""The grammar: every script as a typed call, built here and nowhere else.
+"""Commands: every script as a typed call, built here and nowhere else.
 
 A call is a tuple of command arguments that a broker sends; what comes back is read by the
 function beside it. Used by producers, workers, supervisors and monitors; never talks to a server.
@@ -130,12 +130,12 @@ _DENIED = ("NOPERM", "ACL failure", "The user executing the script")
 
 
 def words_of(error: bytes) -> str:
-    """An error's words as a script answers them, without the place in the script."""
+    """Return an error's words as a script answers them, without the place in the script."""
     return _PLACE.sub("", error.decode("utf-8", "replace"))
 
 
 def denies(words: str) -> bool:
-    """Whether an error's words say that the user has no right to a command, key or channel.
+    """Return whether an error's words say that the user has no right to a command, key or channel.
 
     Inside a script no server begins such an error with NOPERM.
     """
@@ -143,8 +143,8 @@ def denies(words: str) -> bool:
 
 
 def objects_to_content(words: str) -> bool:
-    """Whether an error's words are about a number that was sent, which will not get better; most
-    causes can be removed: a right that is missing, a key that holds something else."""
+    """Return whether an error's words are about a number that was sent, which will not get better;
+    most causes can be removed: a right that is missing, a key that holds something else."""
     return any(mark in words for mark in ("out of range", "invalid expire", "not an integer"))
 
 
@@ -154,7 +154,7 @@ def _words(flat: list[bytes]) -> dict[str, str]:
 
 
 def new_consumer_name(host: str) -> str:
-    """A name no other worker process has or had: it is part of the fence."""
+    """Return a name that no other worker process has or had: it is part of the fence."""
     return f"{host}:{uuid.uuid4().hex[:12]}"
 
 
@@ -198,7 +198,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_refused(reply: list[Any]) -> Refused:
-        """The answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
+        """Return the answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
         lost = []
         broken = {}
         for item in reply:
@@ -229,12 +229,12 @@ class Commands(PlainCommands):
         return self._scripts.purge(ids, limit=MAX_TASKS, before=before)
 
     def watch(self, task_id: str, inbox: str = "") -> Command:
-        """Return how a task stands; with an inbox, that is notified when it settles."""
+        """Ask how a task stands; with an inbox, which is notified when it settles."""
         return self._scripts.watch(id=task_id, inbox=inbox)
 
     @staticmethod
     def read_watch(reply: list[Any]) -> Watched:
-        """The answer of ``watch``."""
+        """Return the answer of ``watch``."""
         names = (name.decode("utf-8", "replace") for name in reply[1][::2])
         fields = dict(zip(names, reply[1][1::2], strict=True))
         return Watched(reply[0].decode(), fields, reply[2].decode())
@@ -259,7 +259,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_promote(reply: list[Any]) -> Promoted:
-        """The answer of ``promote``."""
+        """Return the answer of ``promote``."""
         moved, due, now, broken = reply
         return Promoted(moved, due if due >= 0 else None, now, _words(broken))
 
@@ -327,7 +327,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_rights(reply: list[bytes]) -> list[str]:
-        """The answer of ``rights``: a command and its key, one text each."""
+        """Return the answer of ``rights``: a command and its key, one text each."""
         text = [part.decode("utf-8", "replace") for part in reply]
         return [f"{c} {k}".rstrip() for c, k in zip(text[::3], text[1::3], strict=True)]
 
@@ -341,7 +341,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_heartbeat(reply: list[Any]) -> HeartbeatReply:
-        """The answer of ``heartbeat``."""
+        """Return the answer of ``heartbeat``."""
         return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
 
     def recover(
@@ -366,7 +366,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_recover(reply: list[Any]) -> Recovered:
-        """The answer of ``recover``."""
+        """Return the answer of ``recover``."""
         recovered, dead, more, consumer, broken = reply
         return Recovered(recovered, dead, bool(more), consumer.decode(), _words(broken))
 
@@ -416,7 +416,7 @@ class Commands(PlainCommands):
 
     @staticmethod
     def read_snapshot(reply: list[Any]) -> Snapshot:
-        """The answer of ``snapshot``."""
+        """Return the answer of ``snapshot``."""
         raw = {reply[i].decode(): reply[i + 1] for i in range(0, len(reply), 2)}
         counters = _pairs(raw["counters"])
         return Snapshot(

@@ -58,7 +58,7 @@ SETTLED = frozenset({*ENDED, "expired"})
 
 
 def at_priority(queue: str, priority: str) -> str:
-    """The queue that holds another queue's tasks of a priority.
+    """Return the queue that holds another queue's tasks of a priority.
 
     Raises ConfigurationError for a priority that there is not.
     """
@@ -68,12 +68,12 @@ def at_priority(queue: str, priority: str) -> str:
 
 
 def without_priority(queue: str) -> str:
-    """The queue whose tasks of some priority a queue holds."""
+    """Return the queue whose tasks of some priority a queue holds."""
     return queue.partition(PRIORITY_MARK)[0]
 
 
 def check_queue(name: str) -> str:
-    """The name, when a queue may have it; raises ConfigurationError saying what is allowed."""
+    """Return the name when a queue may have it; raises ConfigurationError, which says what may."""
     if not isinstance(name, str):
         raise ConfigurationError(f"a queue's name is text, not {name!r}")
     base = without_priority(name)
@@ -94,7 +94,7 @@ def check_queue(name: str) -> str:
 
 
 def check_delayed_key(key: str, queue: str) -> str:
-    """The key, when a queue may keep its delayed tasks there; raises ConfigurationError.
+    """Return the key, when a queue may keep its delayed tasks there; raises ConfigurationError.
 
     Every other key of a queue, and the one of another queue's delayed tasks, holds something else.
     """
@@ -176,39 +176,40 @@ class QueueKeys:
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:
-        """The hash with one task's record."""
+        """Return the key of the hash with one task's record."""
         return self.task_prefix + task_id
 
     def worker(self, consumer: str) -> str:
-        """The hash with one worker's details."""
+        """Return the key of the hash with one worker's details."""
         return self.worker_prefix + consumer
 
     def inbox(self, client: str) -> str:
-        """The stream of notifications of one client, one for each task that settled."""
+        """Return the key of the stream that notifies one client of settled tasks."""
         return self.inbox_prefix + client
 
     def client(self, inbox: str) -> str:
-        """The sign of life of the client with that inbox."""
+        """Return the key of the sign of life of the client with that inbox."""
         return self.client_prefix + inbox
 
     def batch(self, batch_id: str) -> str:
-        """The hash with one batch's counters."""
+        """Return the key of the hash with one batch's counters."""
         return self.batch_prefix + batch_id
 
     def calls(self, batch_id: str) -> str:
-        """What names the calls of one batch, by position."""
+        """Return the key of what names the calls of one batch, by position."""
         return self.calls_prefix + batch_id
 
     def settled(self, batch_id: str) -> str:
-        """The stream of one batch's settled task ids, in the order of their end."""
+        """Return the key of the stream of one batch's settled task ids, in the order of their
+        end."""
         return self.settled_prefix + batch_id
 
     def blob(self, digest: str) -> str:
-        """The value of one content-addressed blob."""
+        """Return the key of one content-addressed blob."""
         return self.blob_prefix + digest
 
     def logs(self, task_id: str) -> str:
-        """The capped stream of one task's output."""
+        """Return the key of the capped stream of one task's output."""
         return self.logs_prefix + task_id
 
 
@@ -238,8 +239,8 @@ def new_task_id() -> str:
 
 
 def new_call_id() -> str:
-    """The same for a function call, whose id says that it is one, for those who ask for its result:
-    what stands on the server could say anything."""
+    """Return an id for a function call, which shows that it is one: what stands on the server could
+    say anything."""
     return "call-" + new_task_id()
 
 
@@ -249,7 +250,8 @@ def batch_task_id(batch_id: str, index: int) -> str:
 
 
 def is_call(task_id: str) -> bool:
-    """Whether an id is that of a function call, also of a cached one; a batch's do not say."""
+    """Return whether an id is that of a function call, or of a cached one; not of a batch's
+    task."""
     return task_id.startswith(("call-", "memo-"))
 
 
@@ -265,7 +267,7 @@ def check_line(what: str, text: Any) -> None:
 
 
 def is_text(text: str) -> bool:
-    """Whether a server can be sent it: it holds no half of a surrogate pair."""
+    """Return whether a server can be sent it: it holds no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -53,8 +53,8 @@ _TEXT = re.compile(rf"(?:{_PART}\s*)+")
 
 
 def seconds(what: str, value: Any, *, positive: bool = False) -> float:
-    """A duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS; a number, or text such
-    as "90s", "1m", "1h30m" or "7d".
+    """Return a duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS; a number, or
+    text such as "90s", "1m", "1h30m" or "7d".
 
     Raises ConfigurationError that names the option ``what``, the limit and the next step.
     """
@@ -74,7 +74,8 @@ def seconds(what: str, value: Any, *, positive: bool = False) -> float:
 
 
 def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> int:
-    """A whole number from ``least`` to ``most``; raises ConfigurationError as ``seconds`` does."""
+    """Return a whole number from ``least`` to ``most``; raises ConfigurationError as ``seconds``
+    does."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if whole and least <= value <= most:
         return int(value)
@@ -84,7 +85,8 @@ def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> in
 
 
 def wait_seconds(timeout: Any) -> float | None:
-    """How long to wait, in seconds or as text ("90s"), as far as this platform can; None: for ever.
+    """Return how long to wait, in seconds or as text ("90s"), as far as this platform can; None:
+    for ever.
 
     Longer than that is as good as for ever, and below 0 is not at all. Raises ConfigurationError
     for what is no number.
@@ -103,7 +105,8 @@ def wait_seconds(timeout: Any) -> float | None:
 
 
 def milliseconds(duration: float) -> int:
-    """A duration in whole milliseconds, rounded up: nothing is too early, and little is not none.
+    """Return a duration in whole milliseconds, rounded up: nothing is too early, and little is not
+    none.
 
     The argument was checked before.
     """
@@ -130,7 +133,8 @@ def moment(what: str, value: Any) -> float:
 
 
 def unknown_option(what: str, name: object, known: Iterable[str]) -> ConfigurationError:
-    """The error of an option that there is not: it names one that is near, and all there are."""
+    """Return the error of an option that there is not: it names one that is near, and all there
+    are."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -140,12 +144,13 @@ def unknown_option(what: str, name: object, known: Iterable[str]) -> Configurati
 
 
 def is_count(text: bytes) -> bool:
-    """Whether a field of an entry is a count as the scripts read it: some digits, not too many."""
+    """Return whether a field of an entry is a count as the scripts read it: some digits, not too
+    many."""
     return text.isdigit() and len(text) <= COUNT_DIGITS
 
 
 def shown(value: Any) -> str:
-    """A value that was refused, for a message; bounded, and without failing itself."""
+    """Return a value that was refused, for a message; bounded, and without failing itself."""
     try:
         text = repr(value)
     except Exception:  # an integer of many digits, or anything's own __repr__
@@ -154,7 +159,7 @@ def shown(value: Any) -> str:
 
 
 def _from_text(value: Any) -> Any:
-    """The seconds that a text such as "1h30m" names; anything else as it is."""
+    """Return the seconds that a text such as "1h30m" names; anything else as it is."""
     if isinstance(value, str) and _TEXT.fullmatch(text := value.strip().lower()):
         return sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, text))
     return value
@@ -237,8 +242,8 @@ def checked(given: Mapping[str, Any], whose: str = "") -> dict[str, Any]:
 class TaskOptions:
     """The options of one task; None: what its handler says holds, or there is no such thing.
 
-    ``inbox`` hears of the task's end, and ``batch`` counts it; ``home`` is where it belongs, and
-    ``trace`` the context of the span that created it.
+    ``inbox`` gets a notification of the task's end, and ``batch`` counts it; ``home`` is where it
+    belongs, and ``trace`` the context of the span that created it.
     """
 
     retries: int | None = None
@@ -337,7 +342,7 @@ class CallOptions:
 
     @property
     def result_is_kept(self) -> bool:
-        """Whether the result is to be there after its client has it."""
+        """Return whether the result is to be there after its client has it."""
         return self.result_ttl is not None or self.cache is not None
 
     @property
@@ -366,7 +371,7 @@ def listed(keywords: Any) -> Callable[[Function], Function]:
 
 
 def addresses(opts: bytes) -> tuple[str, str]:
-    """Return the inbox and the batch that hear of a task's end, also where its other options
+    """Return the inbox and the batch that get to know of a task's end, also where its other options
     cannot be read; '' for what does not read as one."""
     try:
         found = _found(opts) if opts else {}

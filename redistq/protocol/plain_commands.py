@@ -110,7 +110,7 @@ class PlainCommands:
         return ("HMGET", self.keys.worker(consumer), "names", "home")
 
     def set_paused(self, paused: bool) -> Command:
-        """Pause the queue, or let it go on; ``announce_paused`` tells workers at once."""
+        """Pause the queue, or let it go on; ``announce_paused`` lets workers know at once."""
         return ("HSET", self.keys.meta, "paused", int(paused))
 
     def announce_paused(self, paused: bool) -> Command:

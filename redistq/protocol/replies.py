@@ -1,7 +1,7 @@
 """Replies: whether an answer has the shape that its command's answers have.
 
-Used by brokers for every call, before the answer is used: once and in one place, what comes from no
-Redis server, or from a proxy that mixes answers up, is distinguished from a fault of ours.
+Used by brokers for every call, before the answer is read. So an error of what is no Redis server,
+or of a proxy that changes or mixes up answers, does not look like a fault of redistq.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import scripts
 
 T = TypeVar("T")
 Shape = Callable[[Any, Sequence[Any]], bool]
-"""Whether a reply can be the answer to a command."""
+"""Return whether a reply can be the answer to a command."""
 
 UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 """What reading a reply of another shape raises."""
@@ -31,7 +31,7 @@ _FIGURES = frozenset(
 
 
 def checked(command: Sequence[Any], reply: Any) -> Any:
-    """The reply to a command; raises UnexpectedReply for one that cannot be its answer."""
+    """Return the reply to a command; raises UnexpectedReply for one that cannot be its answer."""
     name = command[0]
     shape = _of_script(command[1]) if name == "EVALSHA" else _SHAPES.get(name)
     if shape is None or shape(reply, command):
@@ -40,7 +40,8 @@ def checked(command: Sequence[Any], reply: Any) -> Any:
 
 
 def read(command: Sequence[Any], reply: Any, reader: Callable[[Any], T]) -> T:
-    """What ``reader`` makes of the reply to a command; raises UnexpectedReply when it cannot."""
+    """Return what ``reader`` makes of the reply to a command; raises UnexpectedReply when it
+    cannot."""
     try:
         return reader(reply)
     except RedistqError:
@@ -50,7 +51,7 @@ def read(command: Sequence[Any], reply: Any, reader: Callable[[Any], T]) -> T:
 
 
 def messages(command: Sequence[Any], reply: Any) -> list[tuple[str, list[bytes]]]:
-    """The entries that XREAD found in one stream; raises UnexpectedReply."""
+    """Return the entries that XREAD found in one stream; raises UnexpectedReply."""
     found = reply[0][1] if type(reply) is list and reply and _row(reply[0], _text, _any) else reply
     if found is None:
         return []
@@ -65,7 +66,7 @@ def is_pushed(message: Any) -> bool:
 
 
 def unexpected(command: Sequence[Any], reply: Any) -> UnexpectedReply:
-    """The error that says which command was answered with what."""
+    """Return the error that says which command was answered with what."""
     name = str(command[0])
     if name in ("EVALSHA", "EVAL"):
         name = f"the script {_verb_of(command[1]) or '?'}"
