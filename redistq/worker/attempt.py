@@ -73,9 +73,9 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """The task's name; of an entry that is no task, why it is none."""
+        """The task's name; empty where there is no task."""
         if self.verb is CORRUPT:
-            return _text(self.args[1])
+            return ""
         return _text(self.args[2 if self.verb is PARK else 3])
 
     @property
