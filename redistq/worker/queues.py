@@ -178,7 +178,7 @@ class Reader:
         tasks: list[Delivery] = [
             (entry, flat, queues[stream]) for stream, page in reply or () for entry, flat in page
         ]
-        # 0.03 us a task: nobody who takes one has to ask whether it is one.
+        # 0.05 us a task, here alone: what goes on with one need not ask whether it is one.
         for entry, flat, _ in tasks:
             if (type(flat) is not list and flat is not None) or type(entry) is not bytes:
                 raise TypeError("no entry of a stream")  # of a deleted entry there are no fields
