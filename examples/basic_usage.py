@@ -22,7 +22,7 @@ def area(payload: dict[str, float]) -> float:
 
 @task(retries=3, backoff=0.1)
 def unsteady(payload: Any, context: TaskContext) -> str:
-    """With a second parameter it is told about its run; what it raises is retried."""
+    """With a second parameter it gets a context of its run; what it raises is retried."""
     if context.attempt < 3:
         raise ConnectionError("the service is busy")
     return f"done at attempt {context.attempt}"

@@ -65,7 +65,7 @@ def make_payloads(files: list[Path]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Run the demo; answers the exit code."""
-    logging.getLogger("redistq").setLevel(logging.ERROR)  # the trouble below is no news
+    logging.getLogger("redistq").setLevel(logging.ERROR)  # the trouble below is on purpose
     files = library_files()
     payloads = make_payloads(files)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
