@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import redis
-from servers import Server
+from support.servers import Server
 
 from redistq import TaskMonitor, TaskProducer
 from redistq.monitor.tick import STATS_EVENTS

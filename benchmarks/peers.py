@@ -36,7 +36,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests")]
 
 from peers import COMMON, FANOUT, QUEUES, Entry  # noqa: E402  (the folder of the same name)
-from servers import Server  # noqa: E402  (beside the tests, in no package)
+from support.servers import Server  # noqa: E402  (beside the tests, in no package)
 
 LIMIT = "bare redis-py"
 ROUNDS = 5

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import FLAVOURS, MISSING, Server, binary
+from support.servers import FLAVOURS, MISSING, Server, binary
 
 PROCESS_GRACE_S = 15.0
 THREAD_GRACE_S = 5.0
@@ -97,7 +97,7 @@ def url(server: Server) -> str:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[redis.Redis]:
+def db(server: Server) -> Iterator[redis.Redis]:
     """A plain redis-py client for looking into the default server."""
     options: dict[str, Any] = {"protocol": 2, "decode_responses": True}
     with redis.Redis.from_url(server.url, **options) as connection:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import redis
-from servers import Server
-from workers import until
+from support.servers import Server
+from support.workers import until
 
 from redistq import TaskProducer, TaskWorker
 from redistq.connection.address import Address
@@ -49,14 +49,14 @@ class Costs:
 
 
 @contextmanager
-def counted(client: redis.Redis) -> Iterator[Costs]:
+def counted(db: redis.Redis) -> Iterator[Costs]:
     """Count what happens inside the block."""
     costs = Costs()
-    client.config_resetstat()
-    before: Any = {**client.info("stats"), **client.info("memory")}
+    db.config_resetstat()
+    before: Any = {**db.info("stats"), **db.info("memory")}
     yield costs
-    stats: Any = client.info("commandstats")
-    after: Any = {**client.info("stats"), **client.info("memory")}
+    stats: Any = db.info("commandstats")
+    after: Any = {**db.info("stats"), **db.info("memory")}
     found = {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
     costs.commands = {name: n for name, n in found.items() if name not in ASIDE}
     costs.bytes_in = after["total_net_input_bytes"] - before["total_net_input_bytes"]
@@ -65,7 +65,7 @@ def counted(client: redis.Redis) -> Iterator[Costs]:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[redis.Redis]:
+def db(server: Server) -> Iterator[redis.Redis]:
     with server.client() as client:
         yield client
 
@@ -85,15 +85,15 @@ def broker(url: str) -> Iterator[Broker]:
     broker.close()
 
 
-def succeeded(client: redis.Redis) -> int:
-    return int(client.hget("counters:tasks", "succeeded") or 0)
+def succeeded(db: redis.Redis) -> int:
+    return int(db.hget("counters:tasks", "succeeded") or 0)
 
 
 def test_a_task_added_by_itself_costs_one_round_trip_and_two_commands(
-    client: redis.Redis, producer: TaskProducer
+    db: redis.Redis, producer: TaskProducer
 ) -> None:
     """One EVALSHA, and inside it XADD and HSETNX: nothing else, ever."""
-    with counted(client) as costs:
+    with counted(db) as costs:
         for k in range(100):
             producer.add_task("noop", k)
     assert costs.commands == {"evalsha": 100, "xadd": 100, "hsetnx": 100}
@@ -102,10 +102,10 @@ def test_a_task_added_by_itself_costs_one_round_trip_and_two_commands(
 
 
 def test_tasks_added_in_bulk_share_round_trips_and_send_little_more_than_their_fields(
-    client: redis.Redis, producer: TaskProducer
+    db: redis.Redis, producer: TaskProducer
 ) -> None:
     """200 tasks a call, two commands a task, and 60 bytes for the five fields of each."""
-    with counted(client) as costs:
+    with counted(db) as costs:
         producer.add_tasks([("noop", k % 100) for k in range(2_000)])
     assert costs.commands == {"evalsha": 10, "xadd": 2_000, "hsetnx": 2_000}
     assert costs.bytes_in / 2_000 <= 60
@@ -113,33 +113,33 @@ def test_tasks_added_in_bulk_share_round_trips_and_send_little_more_than_their_f
 
 
 def test_a_queued_task_takes_at_most_175_bytes_and_a_finished_one_355(
-    client: redis.Redis, producer: TaskProducer, url: str
+    db: redis.Redis, producer: TaskProducer, url: str
 ) -> None:
     """Stream entry and record while it waits; result, times and a whole event of the history after
     (which keeps the last 10,000: with more tasks, each has a smaller share of it).
 
     The server's own statistics are left out: it keeps some 20 kB of latencies for each command
     that was ever called."""
-    client.config_set("latency-tracking", "no")
+    db.config_set("latency-tracking", "no")
     with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
-        until(lambda: succeeded(client) == 10, "the scripts are known")
-    with counted(client) as queued:
+        until(lambda: succeeded(db) == 10, "the scripts are known")
+    with counted(db) as queued:
         producer.add_tasks([("noop", k % 100) for k in range(10_000)])
     assert queued.memory / 10_000 <= 175
-    before: Any = client.info("memory")["used_memory"] - queued.memory
+    before: Any = db.info("memory")["used_memory"] - queued.memory
     with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
-        until(lambda: succeeded(client) == 10_010, "all tasks settled", timeout=30)
-    assert (client.info("memory")["used_memory"] - before) / 10_000 <= 355
+        until(lambda: succeeded(db) == 10_010, "all tasks settled", timeout=30)
+    assert (db.info("memory")["used_memory"] - before) / 10_000 <= 355
 
 
 def test_a_thousand_tasks_are_drained_in_a_few_dozen_round_trips(
-    client: redis.Redis, producer: TaskProducer, url: str
+    db: redis.Redis, producer: TaskProducer, url: str
 ) -> None:
     """Fetched and settled in batches; four commands a task: its record, its expiry, its event,
     and a look whether anyone waits for it."""
     producer.add_tasks([("noop", k) for k in range(990)])
-    with counted(client) as costs, TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
-        until(lambda: succeeded(client) == 1_000, "all tasks settled")
+    with counted(db) as costs, TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
+        until(lambda: succeeded(db) == 1_000, "all tasks settled")
     assert costs.round_trips <= 60  # 18 when nothing disturbs; slow machines make small batches
     start_and_stop = 60
     assert costs.total <= 4 * 1_000 + 8 * costs.round_trips + start_and_stop
@@ -148,7 +148,7 @@ def test_a_thousand_tasks_are_drained_in_a_few_dozen_round_trips(
 
 
 def test_a_settled_batch_is_one_script_with_seven_commands_of_its_own(
-    client: redis.Redis, producer: TaskProducer, broker: Broker
+    db: redis.Redis, producer: TaskProducer, broker: Broker
 ) -> None:
     """XPENDING is the fence, XACK and XDEL are variadic, XDEL is proved; clock and counter come
     once."""
@@ -161,7 +161,7 @@ def test_a_settled_batch_is_one_script_with_seven_commands_of_its_own(
         for entry, flat in entries
     ]
     broker.call(calls.settle("me", outcomes[:1]))  # the server knows the script from here on
-    with counted(client) as costs:
+    with counted(db) as costs:
         assert broker.call(calls.settle("me", outcomes[1:])) == []
     n = len(outcomes) - 1
     each = {"hset": n, "pexpire": n, "xadd": n, "exists": n}
@@ -173,7 +173,7 @@ def test_a_settled_batch_is_one_script_with_seven_commands_of_its_own(
 
 
 def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
-    client: redis.Redis, broker: Broker
+    db: redis.Redis, broker: Broker
 ) -> None:
     """Five commands and one a process, every third of a lease: under two a second, all counted."""
     calls = Commands(QueueKeys("tasks"))
@@ -181,28 +181,26 @@ def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
         broker.call(calls.register(name, LEASE_MS, {"host": "here"}))
     broker.call(calls.heartbeat(LEASE_MS, [("a", "=")]))
     for workers in (["a"], ["a", "b", "c"]):
-        with counted(client) as costs:
+        with counted(db) as costs:
             broker.call(calls.heartbeat(LEASE_MS, [(name, "=") for name in workers]))
         once = dict.fromkeys(("evalsha", "time", "zrange", "zadd"), 1)
         assert costs.commands == {**once, "hexists": len(workers)}
-        assert client_hget(client) == 1
+        assert client_hget(db) == 1
     assert 6 / BEAT_EVERY_S < 2
 
 
-def client_hget(client: redis.Redis) -> int:
+def client_hget(db: redis.Redis) -> int:
     """HGET is left out of the counts, for the tests poll with it; a beat asks one (the pause)."""
-    stats: Any = client.info("commandstats")
+    stats: Any = db.info("commandstats")
     return int(stats.get("cmdstat_hget", {"calls": 0})["calls"])
 
 
-def test_an_idle_worker_asks_for_less_than_a_round_trip_a_second(
-    client: redis.Redis, url: str
-) -> None:
+def test_an_idle_worker_asks_for_less_than_a_round_trip_a_second(db: redis.Redis, url: str) -> None:
     """A blocked read every five seconds and a beat every third of the lease: nothing polls."""
     with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
         time.sleep(2)  # the first beat and the first look for ownerless consumers are over
         seconds = 7.0
-        with counted(client) as costs:
+        with counted(db) as costs:
             time.sleep(seconds)
     beats = int(seconds / BEAT_EVERY_S) + 1
     assert costs.round_trips <= beats + 3  # two reads, and a look for ownerless consumers

@@ -1,0 +1,109 @@
+"""Notebooks in real kernels: two side by side, one that is started again, and edited modules."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.kernels import Kernel
+from support.servers import Server
+
+Start = Callable[[str], Kernel]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for the module; every test has a queue of its own."""
+    with Server() as started:
+        yield started
+
+
+@pytest.fixture
+def kernel_in(server: Server, tmp_path: Path) -> Iterator[Start]:
+    """Starts kernels in folders of their own."""
+    started: list[Kernel] = []
+
+    def start(folder: str) -> Kernel:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        started.append(Kernel(tmp_path / folder, server.url))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+def write(file: Path, text: str, at: int) -> None:
+    """Save a file, as of a second that no other version has."""
+    file.write_text(textwrap.dedent(text))
+    os.utime(file, (1_700_000_000 + at, 1_700_000_000 + at))
+
+
+BEGIN = "from redistq import Client; import helper; c = Client(queue='{}'); w = c.start_workers(1)"
+
+
+def test_two_notebooks_on_one_queue(kernel_in: Start, tmp_path: Path) -> None:
+    """Each has its own module of the same name, its own files, and its own functions."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "data.txt").write_text(folder)
+        write(tmp_path / folder / "helper.py", f"def who(x): return {folder!r}\n", 0)
+    kernels = [kernel_in(folder) for folder in "ab"]
+    for kernel in kernels:
+        assert "Error" not in kernel.run(BEGIN.format("side-by-side"))
+    cell = (
+        "read = c.submit(lambda: open('data.txt').read()).result(60)\n"
+        "print({*c.map(helper.who, range(20)), read})"
+    )
+    sent = [(kernel, kernel.send(cell)) for kernel in kernels]
+    assert [kernel.output(message).strip() for kernel, message in sent] == ["{'a'}", "{'b'}"]
+
+
+def test_a_kernel_started_again_goes_on(kernel_in: Start, tmp_path: Path) -> None:
+    """Its batch is found, with what was unfinished; another notebook has not touched it."""
+    define = (
+        "import os\ndef work(n):\n    import os, time\n    open(f'ran-{n}', 'a').write('.')\n"
+        "    while n > 1 and not os.path.exists('go'): time.sleep(0.02)\n"
+        "    return n, os.path.basename(os.getcwd())\n"
+    )
+    batch = "b = c.map_batch(work, range(5), name='unfinished', progress=False)"
+    begin = "from redistq import Client; c = Client(queue='again'); w = c.start_workers(1)"
+    first = kernel_in("a")
+    first.run(f"{begin}\n{define}\n{batch}\nnext(b.as_completed())")
+    other = kernel_in("b")
+    other.run(begin)
+    first.kill()
+    (tmp_path / "a" / "go").touch()
+    assert other.run("print(c.submit(abs, -1).result(60))").strip() == "1"
+    second = kernel_in("a")
+    shown = second.run(f"{begin}\n{define}\n{batch}\nprint(b.results(60))")
+    assert str([(n, "a") for n in range(5)]) in shown
+    assert not list((tmp_path / "b").glob("ran-*"))
+    assert (tmp_path / "a" / "ran-0").read_text() == "."
+
+
+def test_edits_reach_workers_through_autoreload(kernel_in: Start, tmp_path: Path) -> None:
+    """Whatever kind of edit, and however autoreload brings it into the kernel."""
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "helper.py"
+    text = "RATE = 1\nclass Thing:\n    def m(self): return 'm1'\ndef go(x): return x * RATE\n"
+    write(file, text, 0)
+    kernel = kernel_in("a")
+    kernel.run(BEGIN.format("autoreload") + "\n%load_ext autoreload\n%autoreload 2")
+    kernel.run("def use(x): return helper.go(x), helper.Thing().m()")
+    look = "print(use(2), c.submit(use, 2).result(60), c.submit(helper.go, 2).result(60))"
+    assert kernel.run(look).strip() == "(2, 'm1') (2, 'm1') 2"
+    edits = [
+        ("x * RATE", "x + 40", "(42, 'm1') (42, 'm1') 42"),
+        ("'m1'", "'m2'", "(42, 'm2') (42, 'm2') 42"),
+        ("x + 40", "x * RATE", "(2, 'm2') (2, 'm2') 2"),
+        ("RATE = 1", "RATE = 9", "(18, 'm2') (18, 'm2') 18"),
+        ("return x * RATE", "return added(x)\ndef added(x): return -x", "(-2, 'm2') (-2, 'm2') -2"),
+    ]
+    for n, (old, new, shown) in enumerate(edits, 1):
+        text = text.replace(old, new)
+        write(file, text, n)
+        assert kernel.run(look).strip() == shown

@@ -1,0 +1,876 @@
+"""The dashboard without a browser: what it says and shows, its buttons, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.servers import Server
+
+from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
+from redistq.dashboard import page
+from redistq.dashboard.feed import Feed, Point, View, alerts, line, plain, rates
+from redistq.display import html
+from redistq.display.text import LOOKS, WARNING, clean, duration
+from redistq.errors import ServerUnavailable
+from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
+from redistq.monitor.tick import Tick
+from redistq.protocol.commands import Snapshot, WorkerRow
+
+NOW = 1_790_000_000_000
+HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
+ALLOWED = {
+    "div",
+    "span",
+    "strong",
+    "img",
+    "table",
+    "caption",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+    "pre",
+    "progress",
+}
+
+
+def snapshot(**more: Any) -> Snapshot:
+    """A queue at work, with one worker."""
+    worker = WorkerRow(
+        "host:abc", NOW + 9_000, 2, {"host": "host", "pid": "7", "threads": "4", "running": "1-0"}
+    )
+    fields: dict[str, Any] = {
+        "now_ms": NOW,
+        "ready": 374,
+        "pending": 2,
+        "delayed": 6,
+        "next_due_ms": NOW + 5_000,
+        "dead": 1,
+        "oldest_ms": NOW - 3_200,
+        "group": "workers",
+        "lease_ms": 10_000,
+        "paused": False,
+        "history": 10,
+        "workers_total": 1,
+        "workers": [worker],
+        "counters": {"succeeded": 612, "failed": 4, "retried": 9},
+    }
+    return Snapshot(**{**fields, **more})
+
+
+def tick(shot: Snapshot | None = None, **more: Any) -> Tick:
+    """One refresh of that queue."""
+    running = Running("1-0", "t1", "resize", "host:abc", 2, 1, NOW - 1_500, True, '{"n":1}')
+    dead = DeadLetter(
+        "t9",
+        "publish",
+        NOW - 60_000,
+        3,
+        "host:abc",
+        12.0,
+        "ValueError",
+        "no such album",
+        "Traceback (most recent call last):\n  boom",
+        '{"n":9}',
+    )
+    fields: dict[str, Any] = {
+        "snapshot": shot or snapshot(),
+        "events": (),
+        "missed": False,
+        "cursor": "1-0",
+        "running": (running,),
+        "dead": (dead,),
+        "batches": (),
+    }
+    return Tick(**{**fields, **more})
+
+
+def event(**more: Any) -> Event:
+    """The end of one attempt."""
+    fields: dict[str, Any] = {
+        "entry": "5-0",
+        "id": "t2",
+        "name": "resize",
+        "state": "retried",
+        "worker": "host:abc",
+        "attempt": 1,
+        "finished_ms": NOW - 500,
+        "queued_ms": NOW - 2_000,
+        "run_ms": 30.0,
+        "note": "OSError",
+    }
+    return Event(**{**fields, **more})
+
+
+def view(seen: Tick | None = None, **more: Any) -> View:
+    """A picture of it."""
+    trail = tuple(Point(NOW - 10_000 + 1_000 * n, 1000 - 50 * n, 52 * n) for n in range(11))
+    fields: dict[str, Any] = {
+        "queue": "images",
+        "url": "redis://host:6379/0",
+        "tick": seen or tick(),
+        "recent": (event(),),
+        "trail": trail,
+        "live": True,
+    }
+    return View(**{**fields, **more})
+
+
+class Reader(HTMLParser):
+    """Reads HTML as a browser would: its elements, their attributes, and its text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+# -- what it says --------------------------------------------------------------------------------
+
+
+def test_the_header_figures_are_the_snapshots() -> None:
+    """Every figure stands with its word, and the clock is the server's."""
+    text = re.sub(r"\s+", " ", Reader(page.head(view())).text)
+    for part in (
+        "374 … waiting oldest 3.2 s",
+        "2 ▶ running of 4 slots",
+        "6 ◷ delayed next in 5.0 s",
+        "612 ✔ succeeded 9 retried",
+        "4 ✖ failed 0.6% of all ended",
+        "1 † dead letters",
+        "52/s ≫ throughput done in 7.2 s",
+        "live · updated 14:13:20 UTC",
+    ):
+        assert part in text.replace("live · updated", "live · updated"), part
+
+
+def test_sparklines_are_pictures_with_words() -> None:
+    """An image that untrusted notebooks keep, whose alt text says what it shows."""
+    reader = Reader(page.head(view()))
+    alts = [value for name, value in reader.attributes if name == "alt"]
+    assert alts == [
+        "Queue depth, last 60 s: 500 now, at most 1,000",
+        "Throughput, last 60 s: 52/s now, at most 52/s",
+    ]
+    sources = [str(value) for name, value in reader.attributes if name == "src"]
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert html.svg([], NOW, "#000000").startswith("<svg")
+
+
+def test_workers_show_what_they_run() -> None:
+    """Name, age and attempt of the running task, and how busy the worker is."""
+    text = re.sub(r"\s+", " ", Reader(page.workers(view())).text)
+    assert "Workers: 1, 1 busy" in text
+    assert 'resize {"n":1} 1.5 s · attempt 2 · recovered 1×' in text
+    assert "and 1 more in hand" in text
+    assert "1.0 s ago" in text  # the deadline is 9 s away, the lease 10 s
+
+
+def test_recent_and_failed_tasks_are_listed() -> None:
+    """The state as glyph and word, and a dead letter that opens to its traceback."""
+    assert "↻ retried" in page.recent(view())
+    letter = Reader(page.letter(tick().dead[0]))
+    assert letter.tags.count("details") == letter.tags.count("summary") == 1
+    assert "ValueError: no such album" in letter.text
+    assert "Traceback (most recent call last):\n  boom" in letter.text
+
+
+def test_a_function_call_reads_as_one() -> None:
+    """A Client's task shows the function's name, and not its pickled payload."""
+    call = Running("1-0", "t1", "redistq.call:fit", "host:abc", 1, 0, NOW, True, '{"p":"gASV"}')
+    letter = replace(tick().dead[0], name="redistq.call:fit", preview='{"p":"gASV"}')
+    seen = view(tick(running=(call,), dead=(letter,)), recent=(event(name="redistq.call:fit"),))
+    whole = page.page(seen)
+    assert whole.count("fit()") == 3
+    assert "gASV" not in whole
+    assert "redistq.call" not in whole
+
+
+def test_batches_show_their_progress() -> None:
+    """A progress element with the numbers as text in it and beside it."""
+    batch = BatchRow("b1", "demo", 1000, 612, 4, 0, 9, NOW - 12_000, None)
+    reader = Reader(page.batches(view(tick(batches=(batch,)))))
+    assert ("value", "616") in reader.attributes
+    assert "616 of 1,000 (62%)" in reader.text
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"workers": []}, "376 tasks wait and no worker is listening on queue 'images'"),
+        (
+            {"workers": [], "ready": 0, "pending": 0},
+            "6 tasks delayed and no worker to move them",
+        ),
+        ({"paused": True}, "Paused: no worker starts another task until you resume. 2 tasks in"),
+        (
+            {"ready": 0, "pending": 0, "delayed": 0, "next_due_ms": None},
+            "Nothing waits and nothing runs. 1 worker ready.",
+        ),
+        ({"next_due_ms": NOW - 60_000}, "A delayed task is 1 min late: no scheduler moves it."),
+        (
+            {"workers": [WorkerRow("host:x", NOW - 4_000, 3, {})]},
+            "Worker host:x is silent: its heartbeat is 14 s old. 3 tasks in its hands",
+        ),
+    ],
+)
+def test_hard_states_have_a_sentence(more: dict[str, Any], sentence: str) -> None:
+    """Who looks at a queue that stands still reads why, and what to do."""
+    seen = view(tick(snapshot(**more)))
+    assert any(sentence in said for _, said in alerts(seen)), alerts(seen)
+    assert sentence in plain(seen)
+
+
+def test_a_server_that_is_away_is_said_first() -> None:
+    """The old figures stay, under a sentence that says how old they are."""
+    seen = view(problem="No answer from redis://host for 8 s; asking again.")
+    assert alerts(seen)[0][1].startswith("✖ No answer from redis://host for 8 s")
+    assert "no connection" in page.head(seen)
+    nothing = View(queue="q", url="u", problem="No answer")
+    assert "No answer" in page.page(nothing)
+    assert "No answer" in line(nothing)
+
+
+def test_a_healthy_queue_has_no_warning() -> None:
+    """No alert where there is nothing to say."""
+    assert alerts(view()) == []
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (None, "–"),
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1_000, "1.0 s"),
+        (9_949, "9.9 s"),
+        (45_000, "45 s"),
+        (185_000, "3 min 5 s"),
+        (3_600_000, "1 h"),
+        (7_800_000, "2 h 10 min"),
+        (200_000_000, "2 d 7 h"),
+    ],
+)
+def test_durations_read_well(ms: float | None, text: str) -> None:
+    """Two figures at most, in the unit that a person would use."""
+    assert duration(ms) == text
+
+
+def test_rates_come_from_counters_and_survive_a_reset() -> None:
+    """A queue that was deleted counts from 0 again; that is no negative throughput."""
+    trail = [Point(0, 0, 100), Point(1000, 0, 150), Point(2000, 0, 0)]
+    assert [round(rate) for _, rate in rates(trail, 500)] == [50, 0]
+
+
+class Played:
+    """A monitor whose ticks are given: the answers of a server, or of one after the other."""
+
+    queue = "images"
+    url = "redis://host:6379/0"
+
+    def __init__(self, *ticks: Tick | Exception) -> None:
+        self.ticks = list(ticks)
+        self.asked: list[tuple[str | None, dict[str, int]]] = []
+
+    def tick(self, after: str | None, **limits: int) -> Tick:
+        self.asked.append((after, limits))
+        found = self.ticks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def at(seconds: float, **more: Any) -> Tick:
+    """A tick so long after NOW."""
+    return tick(snapshot(now_ms=NOW + int(seconds * 1000)), **more)
+
+
+def test_a_feed_keeps_the_last_minute_of_one_server() -> None:
+    """Points older than the sparkline go; where time went back another server answers, and the
+    trail begins anew, while a clock that is set back by less keeps it."""
+    monitor = Played(at(0), at(1), at(66), at(65.5), at(-30))
+    feed = Feed(monitor, fresh_s=0.0)  # type: ignore[arg-type]
+    sizes = []
+    for _ in range(5):
+        feed.ask()
+        sizes.append(len(feed.trail))
+    assert sizes == [1, 2, 2, 3, 1]
+    assert [after for after, _ in monitor.asked] == [None, "1-0", "1-0", "1-0", "1-0"]
+
+
+def test_a_feed_says_what_failed_until_there_is_an_answer() -> None:
+    """``refresh`` keeps the trouble and the last tick, ``ask`` raises it; an answer ends it."""
+    away = ServerUnavailable("no answer from redis://host:6379/0")
+    monitor = Played(at(0), away, away, at(1))
+    feed = Feed(monitor, fresh_s=0.0, events=200)  # type: ignore[arg-type]
+    feed.refresh()
+    feed.refresh()
+    assert feed.trouble == str(away)
+    assert feed.tick is not None
+    assert "No answer from redis://host:6379/0 for 0 s; asking again." in feed.view().problem
+    with pytest.raises(ServerUnavailable):
+        feed.ask()
+    feed.refresh()
+    assert (feed.trouble, feed.failing_since, feed.view().problem) == ("", None, "")
+    assert {limits["events"] for _, limits in monitor.asked} == {200}
+
+
+def test_a_fresh_picture_is_shared() -> None:
+    """Two dashboards that refresh within a moment ask once, unless a button changed something."""
+    monitor = Played(at(0), at(1))
+    feed = Feed(monitor)  # type: ignore[arg-type]
+    feed.refresh()
+    feed.refresh()
+    assert len(monitor.asked) == 1
+    feed.forget_age()
+    feed.refresh()
+    assert len(monitor.asked) == 2
+
+
+# -- what it must never do -----------------------------------------------------------------------
+
+
+def test_hostile_text_is_shown_as_text() -> None:
+    """Names, payloads, errors, tracebacks, workers, queues and batches are anybody's input: no
+    element and no attribute comes from them, and what turns text around is made visible."""
+    worker = WorkerRow(HOSTILE, NOW + 9_000, 1, dict.fromkeys(("host", "pid"), HOSTILE))
+    silent = WorkerRow(HOSTILE + "2", NOW - 9_000, 1, {})
+    seen = view(
+        tick(
+            snapshot(workers=[worker, silent]),
+            running=(Running("1", HOSTILE, HOSTILE, HOSTILE, 1, 0, NOW, True, HOSTILE),),
+            dead=(DeadLetter(HOSTILE, HOSTILE, NOW, 1, HOSTILE, None, *((HOSTILE,) * 4)),),
+            batches=(BatchRow(HOSTILE, HOSTILE, 1, 0, 0, 0, 0, NOW, None),),
+        ),
+        queue=HOSTILE,
+        url=HOSTILE,
+        recent=(event(name=HOSTILE, note=HOSTILE, state=HOSTILE, worker=HOSTILE),),
+        problem=HOSTILE,
+        notice=HOSTILE,
+        ended=HOSTILE,
+    )
+    whole = page.page(seen)
+    reader = Reader(whole)
+    assert set(reader.tags) <= ALLOWED
+    names = {name for name, _ in reader.attributes}
+    assert names <= {"style", "scope", "src", "alt", "value", "max", "role"}
+    assert reader.text.count("<script>alert(1)</script>") >= 12
+    assert "\u202e" not in whole
+    assert "\u202e" not in plain(seen)
+
+
+def test_text_is_cut_and_control_characters_are_seen() -> None:
+    """A name of a megabyte is no page of a megabyte."""
+    assert clean("a" * 1000) == "a" * 59 + "…"
+    assert clean("a\x00b\x1b[31mc") == "a\ufffdb\ufffd[31mc"
+    long = replace(tick().dead[0], traceback="x" * 100_000, error="y" * 100_000)
+    assert len(page.letter(long)) < 8_000
+
+
+def test_a_large_queue_renders_fast_and_small() -> None:
+    """Ten thousand attempts and a thousand workers: a page of bounded size in milliseconds."""
+    workers = [WorkerRow(f"host:{n}", NOW + 9_000, 4, {"threads": "4"}) for n in range(1000)]
+    running = tuple(
+        Running(f"{n}-0", f"t{n}", "resize", f"host:{n}", 1, 0, NOW, True, "{}") for n in range(64)
+    )
+    seen = view(
+        tick(snapshot(ready=10_000, workers=workers, workers_total=1000), running=running),
+        recent=tuple(event(id=str(n)) for n in range(10_000)),
+        trail=tuple(Point(NOW - 60_000 + 500 * n, n, n) for n in range(121)),
+    )
+    best = min(_timed(lambda: page.page(seen)) for _ in range(5))
+    assert best < 0.05
+    assert len(page.page(seen)) < 40_000
+    assert "(the first 12 of 1,000)" in page.workers(seen)
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def test_every_colour_stands_out_on_white_and_on_black() -> None:
+    """3:1 at least, which is what graphics need, in JupyterLab's light and dark theme."""
+
+    def light(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for color in {WARNING, *(face.color for face in LOOKS.values())}:
+        for ground in ("#ffffff", "#111111"):
+            a, b = sorted((light(color), light(ground)))
+            assert (b + 0.05) / (a + 0.05) >= 3.0, (color, ground)
+
+
+# -- in a notebook, played ------------------------------------------------------------------------
+
+
+class Stage:
+    """Plays the notebook: takes what is displayed, and tells of ended cells."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def publish(self, **message: Any) -> None:
+        self.messages.append(message)
+
+    @property
+    def html(self) -> str:
+        """The newest HTML that was published."""
+        return str(self.messages[-1]["data"]["text/html"])
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A played notebook; afterwards no thread and no comm of a dashboard may be left."""
+    comm = pytest.importorskip("comm")
+    pytest.importorskip("ipywidgets")
+    from redistq.dashboard.refresher import refresher
+    from redistq.display import notebook
+
+    played = Stage()
+    monkeypatch.setattr(notebook, "publish", played.publish)
+    before = set(comm.get_comm_manager().comms)
+    yield played
+    for panel in refresher.panels():
+        panel.end("the test is over")
+    assert not ui_threads()
+    assert set(comm.get_comm_manager().comms) <= before
+
+
+def ui_threads() -> list[threading.Thread]:
+    """The dashboard's threads."""
+    return [thread for thread in threading.enumerate() if thread.name == "redistq-ui"]
+
+
+def wait(condition: Callable[[], Any], failure: str, seconds: float = 15.0) -> None:
+    """Wait for the refresher's thread, which has no signal for us."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.02)
+
+
+def seen_by(panel: Any, front_ends: int) -> None:
+    """Say, as a front end would, how many show a dashboard."""
+    panel.widgets["root"].set_trait("_view_count", front_ends)
+
+
+def opened(source: Any, **options: Any) -> Any:
+    """A dashboard that is shown, with its panel."""
+    from redistq.dashboard import Dashboard
+
+    made = Dashboard(source, mode=options.pop("mode", "widget"), **options)
+    made._ipython_display_()
+    if made.mode == "widget":
+        seen_by(made.panel, 1)  # as the front end says when it shows it
+    return made
+
+
+@pytest.fixture
+def producer(url: str) -> Iterator[TaskProducer]:
+    """A producer of the queue that is looked at."""
+    with TaskProducer(url=url, stream="seen") as made:
+        yield made
+
+
+def test_it_shows_figures_that_move(stage: Stage, producer: TaskProducer) -> None:
+    """What is added appears within moments, by the one thread of all dashboards; the bundle has
+    HTML and text beside the widget, for whoever has no widgets."""
+    made = opened(producer)
+    assert sorted(stage.messages[0]["data"]) == [
+        "application/vnd.jupyter.widget-view+json",
+        "text/html",
+        "text/plain",
+    ]
+    panel = made.panel
+    producer.add_tasks(("resize", n) for n in range(7))
+    wait(
+        lambda: "7 tasks wait and no worker" in panel.widgets["head"].value,
+        "the figures stand still",
+    )
+    assert len(ui_threads()) == 1
+    assert made.live
+    made.close()
+    made.close()
+    assert not made.live
+    assert not ui_threads()
+    assert "stopped: closed" in stage.html
+    assert sorted(stage.messages[-1]["data"]) == ["text/html", "text/plain"]
+
+
+def test_buttons_do_what_they_say(stage: Stage, producer: TaskProducer) -> None:
+    """Pause and resume at once; retry and cancel only after a yes."""
+
+    def fail(_: Any) -> None:
+        raise ValueError("on purpose")
+
+    panel = opened(producer).panel
+    with TaskWorker(url=str(producer.address), stream="seen", task_handlers={"fail": fail}):
+        producer.add_task("fail", retries=0)
+        wait(
+            lambda: "ValueError: on purpose" in "".join(s.value for s in panel.letters.slots),
+            "not shown",
+        )
+    producer.add_tasks({"type": "x", "delay": delay} for delay in (None, None, 3600))
+
+    panel.widgets["pause"].click()
+    wait(lambda: producer.snapshot().paused, "not paused")
+    wait(lambda: panel.widgets["pause"].description == "Resume", "the button still says Pause")
+    panel.widgets["pause"].click()
+    wait(lambda: not producer.snapshot().paused, "not resumed")
+
+    wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
+    panel.widgets["cancel"].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
+    assert "Cancel 3 waiting tasks?" in panel.widgets["question"].value
+    panel.widgets["no"].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "none", "it asks on")
+    assert producer.snapshot().ready == 2
+    panel.widgets["cancel"].click()
+    panel.widgets["yes"].click()
+    wait(lambda: "3 tasks cancelled" in panel.widgets["notice"].value, "it did not cancel")
+    assert (producer.snapshot().ready, producer.snapshot().delayed) == (0, 0)
+
+    panel.widgets["retry"].click()
+    panel.widgets["yes"].click()
+    wait(lambda: "1 failed task sent again" in panel.widgets["notice"].value, "it did not retry")
+    assert (producer.snapshot().ready, producer.snapshot().dead) == (1, 0)
+
+
+def test_a_button_pressed_while_the_server_is_away_says_so(
+    stage: Stage, private_server: Callable[..., Server]
+) -> None:
+    """Nothing is promised: the notice says that it did not work, and the dashboard recovers."""
+    server = private_server()
+    with TaskProducer(url=server.url, stream="seen") as producer:
+        panel = opened(producer).panel
+        wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not show")
+        server.kill()
+        wait(lambda: "No answer from" in panel.widgets["head"].value, "it does not notice")
+        assert panel.widgets["pause"].disabled
+        panel.widgets["pause"].click()  # as if it had been pressed a moment before
+        wait(lambda: "That did not work" in panel.widgets["notice"].value, "it does not say so", 30)
+        server.start()
+        wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not recover", 30)
+        assert not panel.widgets["pause"].disabled
+
+
+def test_an_open_traceback_stays_open(stage: Stage) -> None:
+    """A failed task keeps its widget while others come and go: what is open is not redrawn."""
+    from redistq.dashboard.widget_panel import Letters, close
+
+    seen = tick()
+    letters = Letters()
+    slots = letters.slots
+
+    def show(*numbers: int) -> None:
+        dead = tuple(replace(seen.dead[0], id=f"t{n}", died_ms=NOW + n) for n in numbers)
+        letters.render(view(replace(seen, dead=dead)))
+
+    show(1)
+    first = slots[0].value
+    assert "task t1 " in first
+    show(4, 3, 2, 1)
+    assert slots[0].value == first
+    assert [slot.layout.order for slot in slots[:4]] == ["3", "0", "1", "2"]
+    show(6, 5, 4, 3, 2)
+    assert "task t1 " not in slots[0].value
+    assert [slot.layout.display for slot in slots] == [None] * 5
+    for slot in slots:
+        close(slot)
+
+
+def test_it_ends_when_its_output_is_cleared(
+    stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by one front end, then by none: it leaves nothing behind, though it is still kept."""
+    from redistq.dashboard import widget_panel
+
+    monkeypatch.setattr(widget_panel, "GONE_AFTER_S", 0.2)
+    made = opened(producer)
+    seen_by(made.panel, 0)
+    wait(lambda: not ui_threads(), "it goes on")
+    assert not made.live
+    assert "stopped: its output was cleared" in stage.html
+
+
+def test_it_ends_when_nobody_keeps_or_sees_it(
+    stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deleted dashboard that no front end shows ends; one that is shown goes on."""
+    from redistq.dashboard import widget_panel
+
+    monkeypatch.setattr(widget_panel, "UNSEEN_AFTER_S", 0.2)
+    made = opened(producer)
+    panel = made.panel
+    del made
+    gc.collect()
+    time.sleep(0.8)  # what must not happen has no signal: longer than it would have taken
+    assert not panel.ended
+    panel.audience.seen = False  # as if the view had never been
+    seen_by(panel, 0)
+    wait(lambda: not ui_threads(), "it goes on")
+    assert "stopped: nobody keeps it" in stage.html
+
+
+def test_it_ends_when_a_cell_is_interrupted(stage: Stage, producer: TaskProducer) -> None:
+    """A KeyboardInterrupt in any cell stops all dashboards; other errors do not."""
+    from redistq.display import notebook
+
+    first, second = opened(producer), opened(producer)
+    notebook.cells.after_cell(SimpleNamespace(error_in_exec=ValueError()))
+    time.sleep(0.7)  # what must not happen has no signal: more than one refresh
+    assert first.live
+    assert second.live
+    notebook.cells.after_cell(SimpleNamespace(error_in_exec=KeyboardInterrupt()))
+    wait(lambda: not ui_threads(), "it goes on")
+    assert not first.live
+    assert not second.live
+    assert "stopped: the kernel was interrupted" in stage.html
+
+
+def test_dashboards_share_one_thread_and_one_call(stage: Stage, producer: TaskProducer) -> None:
+    """Two dashboards of one queue: one feed, one thread; closing one leaves the other."""
+    first, second = opened(producer), opened(TaskMonitor(url=str(producer.address), stream="seen"))
+    assert first.feed is second.feed
+    assert len(ui_threads()) == 1
+    first.close()
+    assert second.live
+    assert len(ui_threads()) == 1
+    second.close()
+    assert not ui_threads()
+
+
+def test_shown_twice_is_one_dashboard(stage: Stage, producer: TaskProducer) -> None:
+    """Displayed again it shows the same widgets once more; closed and displayed, new ones."""
+    made = opened(producer)
+    made._ipython_display_()
+    models = [m["data"]["application/vnd.jupyter.widget-view+json"] for m in stage.messages]
+    assert models[0] == models[1]
+    made.close()
+    assert len(stage.messages) == 4  # a last picture in both places
+    made._ipython_display_()
+    assert made.live
+    made.close()
+
+
+def test_a_faulty_panel_does_not_end_the_others(
+    stage: Stage, producer: TaskProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw is shown, and the thread goes on."""
+    panel = opened(producer).panel
+    monkeypatch.setattr(panel, "feed", None)
+    wait(lambda: "AttributeError" in panel.notice, "the fault is not shown")
+    other = opened(producer)
+    producer.add_task("x")
+    wait(lambda: "1 task waits" in other.panel.widgets["head"].value, "the others stand still")
+    monkeypatch.undo()
+
+
+def test_html_mode_is_live_without_widgets(stage: Stage, producer: TaskProducer) -> None:
+    """Pictures that take each other's place: no widget, no comm."""
+    made = opened(producer, mode="html")
+    producer.add_task("x")
+    wait(lambda: "1 task waits" in stage.html, "it stands still")
+    assert stage.messages[-1]["update"]
+    made.close()
+    assert "stopped: closed" in stage.html
+    assert not ui_threads()
+
+
+def test_static_and_text_leave_nothing_running(
+    stage: Stage, producer: TaskProducer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One picture, or a few lines; no thread either way, and none for a repr."""
+    producer.add_task("x")
+    made = opened(producer, mode="static")
+    assert "1 … waiting" in re.sub(r"\s+", " ", Reader(stage.html).text)
+    opened(producer, mode="text")
+    assert "1 waiting, 0 running" in capsys.readouterr().out
+    assert "1 … waiting" in re.sub(r"\s+", " ", Reader(made._repr_html_()).text)
+    assert repr(made).startswith("Dashboard(seen: 1 waiting")
+    assert not ui_threads()
+
+
+def test_outside_a_notebook_it_is_text(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain IPython has no front end that could show more."""
+    opened(url, queue="alone", mode="auto")
+    assert "alone: 0 waiting" in capsys.readouterr().out
+
+
+def test_what_cannot_work_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong mode, a refresh above twice a second, a source that knows no queue."""
+    from redistq.dashboard import Dashboard
+
+    with pytest.raises(ConfigurationError, match=r"at least 0\.5"):
+        Dashboard(url, refresh=0.1)
+    with pytest.raises(ConfigurationError, match="not object"):
+        Dashboard(object())
+    with (
+        TaskProducer(url=url) as known,
+        pytest.raises(ConfigurationError, match="knows its server"),
+    ):
+        Dashboard(known, queue="other")
+    monkeypatch.setenv("REDISTQ_DASHBOARD", "wonderful")
+    with pytest.raises(ConfigurationError, match="REDISTQ_DASHBOARD"):
+        Dashboard(url)
+
+
+def test_all_that_knows_its_queue_is_a_source(url: str) -> None:
+    """A URL with a queue, a monitor, a producer and a worker lead to the same feed."""
+    from redistq.dashboard import Dashboard
+
+    worker = TaskWorker(url=url, stream="seen", task_handlers={"x": print})
+    with TaskProducer(url=url, stream="seen") as a, TaskMonitor(url=url, stream="seen") as b:
+        made = [Dashboard(url, queue="seen"), Dashboard(a), b.dashboard(), Dashboard(worker)]
+        assert len({id(dashboard.feed) for dashboard in made}) == 1
+        assert {dashboard.queue for dashboard in made} == {"seen"}
+
+
+# -- in a real kernel ----------------------------------------------------------------------------
+
+LOOK = """
+import comm, threading
+print("left", sum(t.name == "redistq-ui" for t in threading.enumerate()),
+      len(comm.get_comm_manager().comms))
+"""
+
+
+class Kernel:
+    """A real kernel without a front end."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def run(self, code: str, on_busy: Callable[[], None] | None = None) -> list[dict[str, Any]]:
+        """All messages of one cell, comm messages of other threads among them."""
+        wanted, found = self.client.execute(code), []
+        if on_busy is not None:
+            on_busy()
+        while True:
+            message = self.client.get_iopub_msg(timeout=30)
+            found.append(message)
+            if (
+                message["msg_type"] == "status"
+                and message["parent_header"].get("msg_id") == wanted
+                and message["content"]["execution_state"] == "idle"
+            ):
+                return found
+
+    def printed(self, code: str) -> str:
+        """What a cell prints."""
+        messages = self.run(code)
+        return "".join(m["content"]["text"] for m in messages if m["msg_type"] == "stream")
+
+
+@pytest.fixture
+def kernel(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> Iterator[tuple[Any, Kernel]]:
+    """A kernel whose server is the test's, and its manager."""
+    pytest.importorskip("ipykernel")
+    manager_module = pytest.importorskip("jupyter_client.manager")
+    monkeypatch.setenv("REDISTQ_URL", url)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    manager, client = manager_module.start_new_kernel(kernel_name="python3")
+    try:
+        yield manager, Kernel(client)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt(
+    kernel: tuple[Any, Kernel], db: Any
+) -> None:
+    """At most twice a second, from its thread, while the cell sleeps; ■ ends it; deleting one that
+    nobody sees ends it too. No thread and no comm is left."""
+    manager, cells = kernel
+    cells.run(
+        "import time\nfrom redistq.dashboard import Dashboard\nd = Dashboard(queue='seen')\nd"
+    )
+    assert cells.printed(LOOK).startswith("left 1 ")
+    # Nobody looks, as far as it knows, and after a while it is refreshed every five seconds. Play
+    # the front end that looks: from now on it must be refreshed twice a second.
+    time.sleep(1.0)
+    cells.run(
+        "d.panel.widgets['root'].set_trait('_view_count', 1); from redistq import TaskProducer"
+    )
+    busy = cells.run(
+        "p = TaskProducer(stream='seen')\nfor _ in range(30): p.add_task('x'); time.sleep(0.1)"
+    )
+    heads = [
+        message
+        for message in busy
+        if message["msg_type"] == "comm_msg"
+        and "… waiting" in message["content"]["data"].get("state", {}).get("value", "")
+    ]
+    assert 3 <= len(heads) <= 8
+
+    def interrupt() -> None:
+        time.sleep(0.5)  # the cell has to be running; the kernel says so only to its front end
+        manager.interrupt_kernel()
+
+    stopped = cells.run("time.sleep(30)", interrupt)
+    assert "KeyboardInterrupt" in [m["content"].get("ename") for m in stopped]
+    wait(lambda: cells.printed(LOOK) == "left 0 0\n", "something was left behind")
+
+    cells.run("from redistq.dashboard import widget_panel\nwidget_panel.UNSEEN_AFTER_S = 0.3")
+    cells.run("display(Dashboard(queue='seen'))")
+    wait(lambda: cells.printed(LOOK) == "left 0 0\n", "a dashboard that nobody keeps goes on", 25)
+
+
+def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
+    """``redistq dashboard --serve`` runs what notebooks/dashboard.ipynb shows."""
+    import json
+
+    from redistq.dashboard import serve
+
+    path = Path(__file__).resolve().parents[2] / "notebooks" / "dashboard.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (code,) = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code == serve.CELL
+
+
+def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
+    """Loopback by default."""
+    from redistq.dashboard import serve
+
+    notebook = Path("page.ipynb")
+    usual = serve.voila_arguments(serve.parser().parse_args([]), notebook)
+    assert "--Voila.ip=127.0.0.1" in usual
+    assert "--no-browser" in usual
+    everywhere = serve.voila_arguments(serve.parser().parse_args(["--host", "0.0.0.0"]), notebook)
+    assert "--Voila.ip=0.0.0.0" in everywhere
+    assert [serve.is_loopback(h) for h in ("::1", "localhost", "127.0.0.2", "example.org")] == [
+        True,
+        True,
+        True,
+        False,
+    ]

@@ -1,0 +1,196 @@
+"""How long functions and large arguments stay on the server: while somebody needs them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+import pytest
+from support.clients import KEY, gate, serving, session
+from support.workers import until
+
+from redistq import Client
+from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S, LARGE
+from redistq.worker.settings import WorkerSettings
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A client with two worker processes."""
+    with serving() as client:
+        yield client
+
+
+def array() -> Any:
+    return numpy.frombuffer(os.urandom(2 * LARGE), dtype="uint8")
+
+
+def seconds(client: Client) -> list[int]:
+    """How long each function and argument is still kept."""
+    keys = client.broker.call(("KEYS", "blob:*"))
+    blobs = [key for key in keys if not key.endswith(b":user")]
+    return sorted(client.broker.call(("TTL", key)) for key in blobs)
+
+
+@pytest.fixture
+def clean(client: Client) -> Client:
+    """The client, with nothing of earlier calls on its server."""
+    for key in client.broker.call(("KEYS", "blob:*")):
+        client.broker.call(("UNLINK", key))
+    session(client).blobs.forget()
+    return client
+
+
+WAYS: dict[str, Callable[[Client, Any], Any]] = {
+    "submit": lambda c, x: c.submit(len, x).result(20),
+    "submit, in a dict": lambda c, x: c.submit(len, {"x": x}).result(20),
+    "by name": lambda c, x: c.submit(lambda *, data: len(data), data=x).result(20),
+    "a closure": lambda c, x: c.submit(lambda: len(x)).result(20) and c.submit(len, x).result(20),
+    "map": lambda c, x: list(c.map(lambda one, n: n, [x] * 5, range(5))),
+    "map in chunks": lambda c, x: list(c.map(lambda one, n: n, [x] * 5, range(5), chunksize=2)),
+    "a batch": lambda c, x: c.map_batch(len, [x, x, [x]]).results(),
+    "a frame": lambda c, x: c.map_frame(
+        lambda part: part.head(1), pandas.DataFrame({"x": x}), chunks=1
+    ),
+    "cached": lambda c, x: c.options(cache=60).submit(len, x).result(20),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_arguments_of_finished_calls_leave_soon(clean: Client, way: str) -> None:
+    """Once the results are here; what a small function needs may stay, it costs nothing."""
+    WAYS[way](clean, array())
+    sizes = {
+        key: clean.broker.call(("STRLEN", key)) for key in clean.broker.call(("KEYS", "blob:*"))
+    }
+    large = [key for key, size in sizes.items() if size >= LARGE]
+    assert large or way == "a closure"
+    if way != "a closure":
+        assert max(clean.broker.call(("TTL", key)) for key in large) <= BRIEF_S
+
+
+def test_used_again_it_is_kept_again(clean: Client) -> None:
+    """While the call waits, for a week."""
+    x = array()
+    assert clean.submit(len, x).result(20) == 2 * LARGE
+    waiting = clean.options(delay=3600).submit(len, x)
+    until(lambda: max(seconds(clean)) > BLOB_TTL_S - 60, "a week")
+    assert waiting.cancel()
+    until(lambda: max(seconds(clean)) <= BRIEF_S, "no need of it once it was cancelled")
+
+
+def test_two_calls_with_one_argument_need_it_until_both_are_done(
+    clean: Client, tmp_path: Path
+) -> None:
+    """The first that is done does not take it away."""
+    wait_for_it, let_go = gate(tmp_path)
+    x = array()
+    slow = clean.submit(lambda x: wait_for_it() and len(x), x)
+    assert clean.submit(len, x).result(20) == 2 * LARGE
+    assert max(seconds(clean)) > BLOB_TTL_S - 60
+    let_go()
+    assert slow.result(20) == 2 * LARGE
+    assert [left for left in seconds(clean) if left > BRIEF_S] == []
+
+
+def test_another_client_still_needs_it(clean: Client) -> None:
+    """Whoever is not alone leaves it to the others, in whatever order they came and went."""
+    x = array()
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    try:
+        waiting = other.options(delay=3600).submit(len, x)
+        until(lambda: seconds(clean), "the argument")
+        assert clean.submit(len, x).result(20) == 2 * LARGE
+        assert max(seconds(clean)) > BLOB_TTL_S - 60
+        assert waiting.cancel()
+        clean.submit(len, x).result(20)
+        assert max(seconds(clean)) > BLOB_TTL_S - 60, "nobody knows who else there was"
+    finally:
+        other.close()
+
+
+def test_whoever_comes_first_after_the_last_user_may_drop_it_again(clean: Client) -> None:
+    """A notebook that runs its cell again after a restart does not leave it for a week."""
+    x = array()
+    clean.submit(len, x).result(20)
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    try:
+        other.submit(len, x).result(20)
+        keys = [k for k in clean.broker.call(("KEYS", "blob:*")) if b":user" not in k]
+        large = [k for k in keys if clean.broker.call(("STRLEN", k)) >= LARGE]
+        assert [clean.broker.call(("TTL", key)) <= BRIEF_S for key in large] == [True]
+    finally:
+        other.close()
+
+
+def test_a_failed_call_keeps_its_arguments(clean: Client) -> None:
+    """It can be run here and sent again; a batch keeps those of all its items."""
+    x = array()
+
+    def fail(x: Any) -> None:
+        raise LookupError(f"{len(x)} bytes")
+
+    future = clean.submit(fail, x)
+    assert isinstance(future.exception(20), LookupError)
+    batch = clean.map_batch(fail, [array(), array()])
+    batch.wait(20)
+    clean.submit(len, x).result(20)
+    assert len([left for left in seconds(clean) if left > DEAD_TTL_S - 60]) >= 4
+    assert WorkerSettings().dead_ttl == DEAD_TTL_S, "as long as the dead letters"
+    assert "bytes" in str(future.replay().exception(20))
+
+
+def test_a_client_that_closes_early_leaves_what_waits(clean: Client) -> None:
+    """Its task goes on elsewhere."""
+    x = array()
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    task_id = other.options(delay=1).submit(len, x).task_id
+    other.close()
+    assert max(seconds(clean)) > BLOB_TTL_S - 60
+    assert clean.future(task_id).result(20) == 2 * LARGE
+
+
+def test_what_the_server_lost_is_stored_again(clean: Client) -> None:
+    """Nobody believes that a blob which was dropped is still there."""
+    x = array()
+    for _ in range(3):
+        assert clean.submit(len, x).result(20) == 2 * LARGE
+        for key in clean.broker.call(("KEYS", "blob:*")):
+            if clean.broker.call(("TTL", key)) <= BRIEF_S:
+                clean.broker.call(("UNLINK", key))
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_result_that_map_gave_is_not_kept(client: Client, chunksize: int) -> None:
+    """The standard library's test_free_reference."""
+
+    class Thing:
+        pass
+
+    kept = 0
+    for thing in client.map(lambda _: Thing(), range(5), chunksize=chunksize):
+        reference = weakref.ref(thing)
+        del thing
+        gc.collect()
+        kept += reference() is not None
+    assert kept == 0
+
+
+def test_many_threads_share_arguments(client: Client) -> None:
+    """Stored and dropped by several at once: no call misses what it needs."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    arrays = [array() for _ in range(3)]
+
+    def work(n: int) -> int:
+        return int(client.submit(len, [arrays[n % 3], n]).result(30))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(work, range(120))) == {2}
+    assert not session(client).blobs._users.keys() & session(client).blobs._unneeded

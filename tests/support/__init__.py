@@ -1,0 +1,1 @@
+"""What several tests share: servers, workers, kernels, terminals, and the model of a queue."""
