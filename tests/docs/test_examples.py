@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -62,15 +63,17 @@ def test_an_example_runs_by_itself_and_says_what_it_should(
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
 
 
-def test_the_demo_runs_again_and_leaves_no_dead_letter(url: str, tmp_path: Path, client) -> None:
+def test_the_demo_runs_again_and_leaves_no_dead_letter(
+    url: str, tmp_path: Path, db: redis.Redis
+) -> None:
     """The second run finds nothing of the first in its way."""
     for _ in range(2):
         done = run("word_statistics.py", tmp_path, REDISTQ_URL=url)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert client.zcard("dead:demo") == 0
-    assert client.xlen("demo") == 0
-    for key in client.scan_iter("task:demo:*"):
-        assert 0 < client.ttl(key) <= 60
+    assert db.zcard("dead:demo") == 0
+    assert db.xlen("demo") == 0
+    for key in db.scan_iter("task:demo:*"):
+        assert 0 < db.ttl(key) <= 60
 
 
 def test_the_demo_runs_without_rich(url: str, tmp_path: Path) -> None:
