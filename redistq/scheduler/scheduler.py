@@ -16,7 +16,6 @@ from ..connection.broker import Broker
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands, Promoted
 from ..protocol.keys import DEFAULT_QUEUE, QueueKeys
-from ..system.loops import Backoff, run_forever
 from .subscriber import POLL_S, Subscription, join_interrupted
 
 log = logger("redistq.scheduler")
@@ -46,7 +45,6 @@ class TaskScheduler:
         self._commands = Commands(self.keys)
         self._on_message = on_message
         self._broker = Broker(self.address, slot_key=self.keys.stream)
-        self._name = f"scheduler of {self.keys.stream}"
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._subscription = self._new_subscription()
@@ -102,18 +100,12 @@ class TaskScheduler:
         return done
 
     def _new_subscription(self) -> Subscription:
+        name = f"scheduler of {self.keys.stream}"
         otherwise = f"looks every {POLL_S:g} s"
-        return Subscription(self._broker, self.keys, name=self._name, otherwise=otherwise)
+        return Subscription(self._broker, self.keys, name=name, otherwise=otherwise)
 
     def _run(self) -> None:
-        run_forever(
-            self._step,
-            self._stopping,
-            name=self._name,
-            log=log,
-            backoff=Backoff(0.1, 5.0),
-        )
-        self._subscription.close()
+        self._subscription.serve(self._step, self._stopping)
 
     def _step(self) -> None:
         """Move what is due, then sleep until more is."""

@@ -103,6 +103,12 @@ class Subscription:
             )
         self._deaf_until = time.monotonic() + LISTEN_AGAIN_S
 
+    def serve(self, step: Callable[[], object], stopping: threading.Event) -> None:
+        """Call ``step``, which hears, until ``stopping`` is set, past errors; then close the
+        connection. The body of the thread that has this subscription."""
+        run_forever(step, stopping, name=self._name, log=log, backoff=Backoff(0.1, 5.0))
+        self.close()
+
     def interrupt(self) -> None:
         """End ``hear`` in another thread, for good; to be repeated until that has noticed."""
         self._interrupted.set()
@@ -124,9 +130,11 @@ class Subscriber:
     def __init__(self, broker: Broker, keys: QueueKeys, on_word: Callable[[str], None]) -> None:
         """``on_word`` is called in the subscriber's thread."""
         self._on_word = on_word
-        self._name = f"subscriber of {keys.stream}"
         self._subscription = Subscription(
-            broker, keys, name=self._name, otherwise="sees pauses with the next heartbeat"
+            broker,
+            keys,
+            name=f"subscriber of {keys.stream}",
+            otherwise="sees pauses with the next heartbeat",
         )
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -144,14 +152,7 @@ class Subscriber:
         join_interrupted(self._thread, self._subscription, timeout)
 
     def _run(self) -> None:
-        run_forever(
-            self._step,
-            self._stopping,
-            name=self._name,
-            log=log,
-            backoff=Backoff(0.1, 5.0),
-        )
-        self._subscription.close()
+        self._subscription.serve(self._step, self._stopping)
 
     def _step(self) -> None:
         word = self._subscription.hear(LISTEN_AGAIN_S)

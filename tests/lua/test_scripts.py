@@ -6,7 +6,6 @@ that is not the sender's. Time is moved by changing scores in the server's sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from support.servers import Server
 from redistq.protocol import scripts
 
 MINUTE = 60_000
-
-
-@pytest.fixture
-def world(every_server: Server) -> Iterator[World]:
-    """An empty queue on each server in turn."""
-    made = World(every_server)
-    yield made
-    made.close()
 
 
 # -- enqueue -------------------------------------------------------------------------------------

@@ -19,14 +19,6 @@ from support.servers import Server
 MINUTE = 60_000
 
 
-@pytest.fixture
-def world(every_server: Server) -> Iterator[World]:
-    """An empty queue on each server in turn."""
-    made = World(every_server)
-    yield made
-    made.close()
-
-
 # -- heartbeats ----------------------------------------------------------------------------------
 
 

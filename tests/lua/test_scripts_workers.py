@@ -6,21 +6,11 @@ Retry, release, park, recover, quarantine. Time is moved by changing scores in t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from support.script_world import World, attempt_ended, outcome, payload_of
-from support.servers import Server
 
 MINUTE = 60_000
-
-
-@pytest.fixture
-def world(every_server: Server) -> Iterator[World]:
-    """An empty queue on each server in turn."""
-    made = World(every_server)
-    yield made
-    made.close()
 
 
 # -- retry ---------------------------------------------------------------------------------------
