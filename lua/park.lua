@@ -29,8 +29,8 @@
 --   parked, `unknown_ms` since when no worker has known it: a worker that is busy for an hour and
 --   then restarts must not cost the tasks that waited for it their lives.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local DEAD, WAITERS, INBOX = KEYS[6], KEYS[7], KEYS[8]
-local BATCH, SETTLED = KEYS[11], KEYS[12]
+local COUNTERS, DEAD, WAITERS, INBOX = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local BATCH, SETTLED, TTL = KEYS[11], KEYS[12], 86400000
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local GRACE = tonumber(ARGV[6])
 --@include now
@@ -46,10 +46,15 @@ local GRACE = tonumber(ARGV[6])
 --@include look
 --@include history
 --@include finish
---@include notify
 --@include options
+--@include later
+--@include notify
+--@include lanes
 --@include batch
 --@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
 local now = now_ms()
 local names = '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
@@ -81,12 +86,13 @@ local function dead_letter(entry, id, name, task, body)
   local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', 'UnknownTask',
     int(now), task)
   if fault then return error(fault, 0) end
-  local ok, missing = pcall(beside, redis.pcall('HINCRBY', KEYS[5], 'failed', 1))
+  local ok, missing = pcall(beside, redis.pcall('HINCRBY', COUNTERS, 'failed', 1))
   if not ok then
     unfinish(id, 'failed', event)
     return error(said(missing), 0)
   end
   drop(entry)
+  if option(task.opts, 'gate') ~= '' then closed(id, 'failed') end
   notify_all(id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, id, 'failed', int(now))
 end
@@ -127,6 +133,8 @@ for at = 7, #ARGV, 3 do
       fault, due = whole(postpone, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
       if not fault then
         drop(entry)
+        local held = redis.pcall('HGET', TASK .. id, 'held')
+        if type(held) == 'string' then pcall(give_back, id, option(task.opts, 'gate'), held, true) end
         redis.pcall('HSETNX', TASK .. id, 'parked_ms', int(now))
         if known then
           redis.pcall('HDEL', TASK .. id, 'unknown_ms')
@@ -140,5 +148,6 @@ for at = 7, #ARGV, 3 do
     if fault then answer[#answer + 1] = { (at - 4) / 3, fault } end
   end
 end
+follow_up()
 wake(earliest, ARGV[5])
 return answer

@@ -4,7 +4,8 @@
 --   2 delayed
 --   3 task_prefix
 -- ARGV:
---   1 limit: most tasks moved by this call
+--   1 history_max: events kept, about
+--   2 limit: most tasks moved by this call
 -- RETURN: moved, the next due time in ms (-1 when nothing waits), the server's time in ms, the broken: a
 --   list of id, an error's words: its record cannot be read, and it is due again in five seconds
 -- COST: one ZRANGEBYSCORE, one ZREM of nothing, one ZREM and, per task, HMGET + XADD + HSET + HDEL
@@ -12,16 +13,45 @@
 --   allows what follows. Each task is moved whole or not at all, and one whose record cannot be
 --   read holds up no other. All XADDs before the ZREM, so that nothing is lost in between. An id
 --   whose record does not say `delayed` has no business here and only leaves the set. Any number
---   of schedulers may call it: the second to call finds nothing.
+--   of schedulers may call it: the second to call finds nothing. A member that begins with a line feed is
+--   no id but a timer: it leaves the set first, and what it says is followed up.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
+local HISTORY_MAX, TTL = ARGV[1], 86400000
+local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include now
 --@include fault
 --@include whole
 --@include attempt
+--@include later
 local now = now_ms()
-local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[1])
+local gate -- most tasks that are due hold no keys
+local function gate_too()
+  if gate then return end
+--@include look
+--@include history
+--@include options
+--@include notify
+--@include lanes
+--@include batch
+--@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
+  local function ready_gated(id, record, kept)
+    undoing('HSET', record, 'state', 'delayed')
+    local task = { name = kept[1], payload = kept[2], attempt = kept[3] or '1', recovered = kept[4] or '0',
+      opts = kept[5], gate = option(kept[5], 'gate'), held = redis.call('HGET', record, 'held') or nil }
+    enter(id, task, nil)
+  end
+  gate = { ready = ready_gated, follow_up = follow_up }
+end
+local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[2])
 if #due > 0 then redis.call('ZREM', DELAYED, '') end
 local function ready(id, record, kept)
+  if kept[5] and string.find(kept[5], '"gate"', 1, true) then
+    gate_too()
+    return gate.ready(id, record, kept)
+  end
   local entry = add(id, kept[1], kept[2], kept[3] or '1', kept[4] or '0', kept[5] or '')
   undoing('XDEL', STREAM, entry)
   redis.call('HSET', record, 'entry', entry)
@@ -29,10 +59,25 @@ local function ready(id, record, kept)
   redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
 end
 local leaving, broken, refused = {}, {}, nil
+-- The words of a timer, which begins with a line feed, are followed up; nothing is moved for it.
+local function is_timer(member)
+  if string.byte(member) ~= 10 then return false end
+  redis.call('ZREM', DELAYED, member)
+  local text = string.sub(member, 2)
+  local ok, words = pcall(cjson.decode, text)
+  if ok and type(words) == 'table' then later(words[1], words[2], words[3]) end
+  return true
+end
 for i = 1, #due do
-  local record = TASK .. due[i]
-  local kept = redis.pcall('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
-  if kept.err and not denied(kept.err) then
+  local record, kept = TASK .. due[i], nil
+  if is_timer(due[i]) then
+    kept = nil
+  else
+    kept = redis.pcall('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
+  end
+  if not kept then
+    refused = nil
+  elseif kept.err and not denied(kept.err) then
     broken[#broken + 1] = due[i]
     broken[#broken + 1] = kept.err
   else
@@ -45,6 +90,10 @@ end
 for from = 1, #leaving, 1000 do -- unpack has its limit at about 8,000 values
   local to = math.min(from + 999, #leaving)
   redis.call('ZREM', DELAYED, unpack(leaving, from, to))
+end
+if #todo > 0 then
+  gate_too()
+  gate.follow_up()
 end
 if refused then return redis.error_reply(refused) end
 for i = 1, #broken, 2 do redis.call('ZADD', DELAYED, int(now + 5000), broken[i]) end

@@ -40,7 +40,7 @@
 --   worker is judged, in every call.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX = KEYS[6], KEYS[7]
-local BATCH, SETTLED = KEYS[10], KEYS[11]
+local BATCH, SETTLED, DELAYED, TTL = KEYS[10], KEYS[11], nil, 86400000
 local GROUP, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local LIMIT, MAX_RECOVERIES = tonumber(ARGV[4]), tonumber(ARGV[5])
 local GRACE_LIMIT = 1000
@@ -54,12 +54,17 @@ local GRACE_LIMIT = 1000
 --@include requeue
 --@include history
 --@include finish
---@include notify
 --@include options
+--@include look
+--@include later
+--@include notify
+--@include lanes
 --@include batch
 --@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
 --@include corrupt
---@include look
 --@include grace
 local now, consumer = now_ms(), ARGV[6]
 may_drop()
@@ -86,6 +91,7 @@ local function dead_letter(entry, task, count)
     return error(said(missing), 0)
   end
   drop(entry)
+  if option(task.opts, 'gate') ~= '' then closed(task.id, 'failed') end
   notify_all(task.id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, task.id, 'failed', int(now))
 end
@@ -139,6 +145,7 @@ for _ = 1, 50 do -- page after page only past what cannot be moved
   end
   if #page < LIMIT or recovered + dead >= LIMIT then break end
 end
+follow_up()
 if slots then redis.pcall('HSET', KEYS[9] .. consumer, 'slots', int(slots)) end -- for the next call
 if #page == LIMIT and recovered + dead > 0 then return { recovered, dead, 1, consumer, broken } end
 if #broken == 0 and #page < LIMIT then redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer) end

@@ -5,47 +5,66 @@
 --   3 dead
 --   4 batch_prefix
 -- ARGV:
---   1 limit: without ids, the oldest dead letters up to this many
---   2 before: without ids, only those that died before this server time, ms ('+inf' all)
---   3 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
+--   1 history_max: events kept, about
+--   2 limit: without ids, the oldest dead letters up to this many
+--   3 before: without ids, only those that died before this server time, ms ('+inf' all)
+--   4 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
 --   for each task (1): id
 -- RETURN: replayed, kept (corrupt, without payload, or no record: they stay dead letters), dropped (no
 --   dead letter any more: expired, or replayed and settled)
--- COST: per task HMGET + PTTL + ZSCORE + XADD + HDEL of nothing + HSET + PERSIST + ZREM + HDEL
+-- COST: per task HMGET + PTTL + ZSCORE + XADD + HDEL of nothing + HSET + PERSIST + ZREM + HDEL; of a gated
+--   task as for enqueue_gated
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
 --   again in the meantime and others cannot be replayed. `from` says that a replay put the task
 --   back: the same ids sent again are counted as they were the first time while it is unsettled.
 --   Each goes whole or not at all: the HDEL that forgets its end comes last, after one of nothing has
 --   proved it.
 local STREAM, TASK, DEAD, BATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local HISTORY_MAX, TTL = ARGV[1], 86400000
+local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
+--@include now
 --@include fault
 --@include whole
 --@include look
 --@include attempt
+--@include history
 --@include options
+--@include later
+--@include notify
+--@include lanes
+--@include batch
+--@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
 --@include uncount
 local ids = {}
-for at = 4, #ARGV do ids[#ids + 1] = ARGV[at] end
-if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[2], 'LIMIT', ARGV[3], ARGV[1]) end
+for at = 5, #ARGV do ids[#ids + 1] = ARGV[at] end
+if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[3], 'LIMIT', ARGV[4], ARGV[2]) end
 local function go(id, record, kept, left, died)
-  local entry = add(id, kept[2], kept[3], '1', '0', kept[4] or '')
-  undoing('XDEL', STREAM, entry)
+  local gate, entry = option(kept[4], 'gate'), nil
   redis.call('HDEL', record, '')
-  redis.call('HSET', record, 'entry', entry, 'from', 'replay')
   undoing('HDEL', record, 'from')
   undoing('HSET', record, 'entry', kept[7] or '')
+  if gate == '' then
+    entry = add(id, kept[2], kept[3], '1', '0', kept[4] or '')
+    undoing('XDEL', STREAM, entry)
+    redis.call('HSET', record, 'entry', entry, 'from', 'replay')
+  end
   redis.call('PERSIST', record)
   if left > 0 then undoing('PEXPIRE', record, left) end
   redis.call('ZREM', DEAD, id)
   if died then undoing('ZADD', DEAD, died, id) end
   uncount(option(kept[4], 'batch'), kept[1])
-  redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered', 'error',
-    'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
+  if gate == '' then
+    redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered')
+  end
+  redis.call('HDEL', record, 'error', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
 end
 local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do
   local record = TASK .. ids[i]
-  local kept = look('', 'HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from', 'entry')
+  local kept = look('', 'HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from', 'entry', 'attempt')
   if kept == '' then
     kept_back = kept_back + 1 -- something else stands where its record was
   elseif kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
@@ -53,7 +72,7 @@ for i = 1, #ids do
     local fault = whole(go, ids[i], record, kept, left, died)
     if fault then return redis.error_reply(fault) end
     replayed = replayed + 1
-  elseif kept[6] == 'replay' and not kept[1] then
+  elseif kept[6] == 'replay' and (not kept[1] or kept[1] == 'waiting') then
     replayed = replayed + 1 -- the same call sent again, or one that came second
   else
     -- Not failed any more, or gone: it has no business among the dead. Corrupt ones stay.
@@ -65,4 +84,5 @@ for i = 1, #ids do
     end
   end
 end
+follow_up()
 return { replayed, kept_back, dropped }

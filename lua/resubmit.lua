@@ -7,7 +7,8 @@
 --   5 batch_prefix
 -- ARGV:
 --   1 channel: where schedulers listen for an earlier due time
---   2 call: a name of this very call; under the same name it may be sent again
+--   2 history_max: events kept, about
+--   3 call: a name of this very call; under the same name it may be sent again
 --   for each task (7): id, name, payload, opts, due (as for enqueue), counted (the end that its batch has
 --     counted, which is asked only where there is no record: succeeded|failed|cancelled, '' none),
 --     outdated (1: a result that is there is no answer to this call)
@@ -25,20 +26,31 @@
 --   what a full server refuses, then the proofs that each step can be undone, then each task, whole or
 --   not at all: the HDEL that forgets its end, and the counts of its batch, come last.
 local STREAM, DELAYED, TASK, DEAD, BATCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local HISTORY_MAX, TTL = ARGV[2], 86400000
+local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include now
 --@include fault
 --@include whole
 --@include attempt
+--@include look
+--@include history
 --@include options
+--@include later
+--@include notify
+--@include lanes
 --@include batch
+--@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
 --@include uncount
 --@include wake
 local answer, now, earliest = {}, now_ms(), 0
 -- Where a task waits from now on; answers its entry, '' in the delayed set.
-local function placed(at, due)
+local function placed(at, due, opts)
   local id = ARGV[at]
   if due == 0 then
-    local entry = add(id, ARGV[at + 1], ARGV[at + 2], '1', '0', ARGV[at + 3])
+    local entry = add(id, ARGV[at + 1], ARGV[at + 2], '1', '0', opts)
     undoing('XDEL', STREAM, entry)
     return entry
   end
@@ -47,14 +59,16 @@ local function placed(at, due)
   return ''
 end
 local function again(at, due, record, kept)
-  local id, opts, ended = ARGV[at], ARGV[at + 3], kept[1] or ARGV[at + 5]
+  local id, ended = ARGV[at], kept[1] or ARGV[at + 5]
+  local opts, gate = dated(ARGV[at + 3])
   local batch = option(opts, 'batch')
   -- An end of another batch stays counted there.
   if kept[4] and kept[4] ~= '' and option(kept[4], 'batch') ~= batch then ended = '' end
   batch = ended ~= '' and countable(batch) or ''
   local left, died = redis.call('PTTL', record), redis.call('ZSCORE', DEAD, id)
   redis.call('HDEL', record, '')
-  local entry = placed(at, due)
+  local entry
+  if gate == '' or due ~= 0 then entry = placed(at, due, opts) end
   if died then
     redis.call('ZREM', DEAD, id)
     undoing('ZADD', DEAD, died, id)
@@ -63,13 +77,19 @@ local function again(at, due, record, kept)
     redis.call('PERSIST', record)
     undoing('PEXPIRE', record, left)
   end
-  if due == 0 then
-    redis.call('HSET', record, 'entry', entry, 'from', 'resubmit', 'resubmission', ARGV[2])
+  if gate ~= '' and due == 0 then
+    undoing('HSET', record, 'state', kept[1] or '', 'entry', kept[2] or '', 'opts', kept[4] or '')
+    redis.call('HSET', record, 'from', 'resubmit', 'resubmission', ARGV[3])
+    enter(id, { name = ARGV[at + 1], payload = ARGV[at + 2], attempt = '1', recovered = '0', opts = opts, gate = gate }, nil)
+    lock(id, gate)
+  elseif due == 0 then
+    redis.call('HSET', record, 'entry', entry, 'from', 'resubmit', 'resubmission', ARGV[3])
     redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered')
   else
-    redis.call('HSET', record, 'entry', '', 'from', 'resubmit', 'resubmission', ARGV[2],
+    redis.call('HSET', record, 'entry', '', 'from', 'resubmit', 'resubmission', ARGV[3],
       'state', 'delayed', 'reason', 'delay',
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
+    if gate ~= '' then redis.call('HSET', record, 'gate', gate) end
   end
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
   pcall(uncount, batch, ended)
@@ -79,16 +99,16 @@ if not string.find(full.err, 'greater than 0-0', 1, true) then return full end
 redis.call('XDEL', STREAM, '0-0')
 redis.call('ZREM', DELAYED, '')
 redis.call('ZREM', DEAD, '')
-for at = 3, #ARGV, 7 do
+for at = 4, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
   local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
-    answer[#answer + 1] = { (at + 4) / 7, kept.err, ARGV[at] }
-  elseif kept[3] ~= ARGV[2] then
-    local waits = kept[1] == 'delayed' or (kept[2] and not kept[1])
+    answer[#answer + 1] = { (at + 3) / 7, kept.err, ARGV[at] }
+  elseif kept[3] ~= ARGV[3] then
+    local waits = kept[1] == 'delayed' or kept[1] == 'waiting' or (kept[2] and not kept[1])
     if waits or kept[5] or (kept[1] == 'succeeded' and ARGV[at + 6] ~= '1') then
-      answer[#answer + 1] = (at + 4) / 7
+      answer[#answer + 1] = (at + 3) / 7
     else
       if when ~= '' then due = string.sub(when, 1, 1) == '+' and now + tonumber(when) or tonumber(when) end
       if due <= now then due = 0 end
@@ -98,5 +118,6 @@ for at = 3, #ARGV, 7 do
     end
   end
 end
+follow_up()
 wake(earliest, ARGV[1])
 return answer

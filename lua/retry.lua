@@ -16,13 +16,14 @@
 -- RETURN: the attempts that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: XACK and XDEL of nothing; per attempt XPENDING + XRANGE + (XADD + HSET, or HSET + ZADD) + XADD of
---   history + HINCRBY + XACK + XDEL + HDEL
+--   history + HINCRBY + XACK + XDEL + HDEL; per gated task and key HINCRBY + HMGET, and what follows
 -- WHY: the count goes up in the same step as the task is put back, so no crash can run it once
 --   more than allowed. A snooze is uncounted. `from` in the record answers a call sent twice.
 --   An entry that is pending but gone (trimmed by other hands) is let go. Each attempt is written
---   whole or not at all, its entry dropped last: see settle.
+--   whole or not at all, its entry dropped last: see settle. Keys are given back with the entry.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local BATCH, GROUP, CONSUMER, HISTORY_MAX = KEYS[6], ARGV[1], ARGV[2], ARGV[3]
+local COUNTERS, DEAD, WAITERS, INBOX, SETTLED, TTL = nil
 --@include now
 --@include fault
 --@include whole
@@ -36,7 +37,38 @@ local BATCH, GROUP, CONSUMER, HISTORY_MAX = KEYS[6], ARGV[1], ARGV[2], ARGV[3]
 --@include wake
 --@include history
 --@include options
+--@include later
 local refused, earliest, now = {}, 0, now_ms()
+local gate -- most attempts are of tasks that hold no keys
+local function gate_too()
+  if gate then return end
+  TTL = 86400000
+--@include look
+--@include notify
+--@include lanes
+--@include batch
+--@include tally
+--@include gate
+--@include unstarted
+--@include follow_up
+  -- An attempt of a task that holds keys has ended: tried again later, it gives them back, but for those
+  -- that are strictly in order; tried again at once it keeps them, and takes new tokens. A snooze
+  -- gives its tokens back.
+  local function tried(id, again_at_once, snoozed)
+    local has = redis.call('HMGET', TASK .. id, 'gate', 'held')
+    if not has[1] then return end
+    local keys = terms(has[1]).keys
+    for i = 1, #keys do
+      if again_at_once and not snoozed then
+        token(keys[i], 1)
+      elseif snoozed and not again_at_once then
+        token(keys[i], -1)
+      end
+    end
+    if not again_at_once then give_back(id, has[1], has[2], true) end
+  end
+  gate = { tried = tried, follow_up = follow_up }
+end
 local function again(at, task)
   local entry, state = ARGV[at], ARGV[at + 2]
   if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
@@ -64,6 +96,10 @@ for at = 5, #ARGV, 9 do
       refused[#refused + 1] = { (at + 4) / 9, fault }
     else
       drop(entry)
+      if string.find(task.opts, '"gate"', 1, true) then
+        gate_too()
+        pcall(gate.tried, id, due == 0, state == 'snoozed')
+      end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
       if ARGV[at + 6] ~= '' then redis.pcall('HSET', TASK .. id, 'error', ARGV[at + 6]) end
       redis.pcall('HDEL', TASK .. id, 'unknown_ms', 'parked_ms')
@@ -76,5 +112,6 @@ for at = 5, #ARGV, 9 do
     refused[#refused + 1] = (at + 4) / 9
   end
 end
+if gate then gate.follow_up() end
 wake(earliest, ARGV[4])
 return refused

@@ -13,12 +13,18 @@
 --   11 meta
 --   12 batch_prefix
 --   13 settled_prefix
+--   14 limits
+--   15 waiting
+--   16 waiting_prefix
+--   17 shares
+--   18 unique
+--   19 dependants_prefix
 -- ARGV:
 --   1 group
 --   2 consumer: a name that no other has
 --   3 channel: where schedulers listen
 -- RETURN: what is refused: a flat list of command, key or channel, the error's words
--- COST: some fifty commands, once a worker process
+-- COST: some ninety commands, once a worker process
 -- WHY: a right that is missing shows before a task is touched, not in the midst of one. ACL DRYRUN is not
 --   for everybody and not on every server: so each command is made, on each key, in a form that
 --   changes nothing (of what is not there; or with an argument that is refused, which a server
@@ -47,7 +53,7 @@ may('XGROUP', 'DELCONSUMER', STREAM, GROUP, '')
 may('XINFO', 'GROUPS', STREAM)
 may('XINFO', 'CONSUMERS', STREAM, GROUP)
 may('PERSIST', TASK)
-for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9] }) do
+for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, KEYS[17] }) do
   may('ZADD', set, 'XX', 0, '')
   may('ZREM', set, '')
   may('ZRANGE', set, 0, 0)
@@ -55,7 +61,7 @@ for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9] }) do
   may('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', 0, 1)
 end
 may('ZSCORE', KEYS[9], '')
-for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY }) do
+for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY, KEYS[14], KEYS[18] }) do
   may('HGET', hash, '')
   may('HMGET', hash, '')
   may('HDEL', hash, '')
@@ -63,6 +69,11 @@ for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NO
   may('HINCRBY', hash, '', 'x')
 end
 may('HEXISTS', WORKER, '')
+may('HSETNX', KEYS[7], '')
+may('HSCAN', KEYS[14], 'x')
+local line = KEYS[19] .. NOBODY
+if may('RPUSH', line, '') then redis.pcall('DEL', line) end
+may('LPOP', line)
 may('TYPE', WORKER)
 may('EXISTS', KEYS[7])
 may('PTTL', KEYS[12] .. NOBODY)

@@ -14,21 +14,27 @@
 --   2 consumer
 --   3 history_max: events kept, about
 --   4 dead_ttl: how long a failed task is kept, ms
+--   5 gated: positions (from 1) of outcomes whose task holds keys, each between blanks; '' none
+--   6 children: tasks to add with the outcome they belong to, seven fields each: its position, and those
+--     of enqueue_gated, each as its length in bytes, a colon and the bytes; '' none
 --   for each outcome (11): entry, id, state (succeeded|failed), name, attempt, run_ms, body (result
 --     or error, JSON), ttl (of a result, ms; 0 keeps none), inbox ('' none), note (error type or ''),
 --     batch ('' none)
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: per call XPENDING, XDEL of nothing, XACK, XDEL and one HINCRBY a state; per outcome HSET +
---   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua)
+--   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua); per gated task HMGET + HDEL, per key of it
+--   HINCRBY + HMGET, and what follows from it: see lib/follow_up.lua
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
 --   written, whole or not at all, then the entries of those are dropped, and last the inboxes that wait are
 --   notified. One outcome that cannot be written does not touch the others. An outcome sent again
---   after a lost reply finds its own entry and worker in the record and is answered as settled.
+--   after a lost reply finds its own entry and worker in the record and is answered as settled. Children
+--   are added only with an outcome that counts: a task that runs twice leaves its children once.
 local redis, ARGV = redis, ARGV -- to find a global takes longer, many times a task
 local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local WAITERS, INBOX, BATCH, SETTLED = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local DELAYED, COUNTERS, TTL = nil
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 --@include now
 --@include fault
@@ -37,30 +43,85 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include entry
 --@include history
 --@include finish
+--@include later
 --@include notify
 -- Whether there is more than succeeded tasks of no batch; whether any names an inbox.
 local entries, n, mixed, addressed = {}, 0, false, false
-for at = 5, #ARGV, 11 do
+for at = 7, #ARGV, 11 do
   n = n + 1
   entries[n] = ARGV[at]
   if ARGV[at + 2] ~= 'succeeded' or ARGV[at + 10] ~= '' then mixed = true end
   if ARGV[at + 8] ~= '' then addressed = true end
 end
 local mine = owned(entries, CONSUMER)
-local refused, tasks, batches, ended, now = {}, nil, nil, nil, nil
+local gated, children = ARGV[5], ARGV[6]
+local refused, tasks, batches, now = {}, nil, nil, nil
 if next(mine) then
   redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below
   now = int(now_ms())
 end
-if mixed then
+-- What most calls do without is made when it is wanted: of batches, and of the gate.
+local countable_of, tally_of, tally_one_of, gate
+local function batches_too()
 --@include batch
 --@include tally
-  tasks, batches, ended = {}, {}, tally
+  countable_of, tally_of, tally_one_of = countable, tally, tally_one
+end
+local function gate_too()
+  if gate then return end
+  if not tally_of then batches_too() end
+  local countable, tally_one = countable_of, tally_one_of
+  TTL = 86400000
+--@include whole
+--@include look
+--@include attempt
+--@include options
+--@include lanes
+--@include gate
+--@include unstarted
+--@include follow_up
+--@include accept
+  -- The next of the fields in `children`, and where the one after it begins.
+  local function field(from)
+    local colon = string.find(children, ':', from, true)
+    local to = colon + tonumber(string.sub(children, from, colon - 1))
+    return string.sub(children, colon + 1, to), to + 1
+  end
+  -- Adds the children of the outcomes that count.
+  local function add_children(counts)
+    local from = 1
+    while from <= #children do
+      local child = {}
+      for k = 1, 7 do child[k], from = field(from) end
+      if counts[tonumber(child[1])] then
+        local due, batch = 0, option(child[5], 'batch')
+        if child[6] ~= '' then
+          due = string.sub(child[6], 1, 1) == '+' and NOW + tonumber(child[6]) or tonumber(child[6])
+        end
+        local task = { id = child[2], name = child[3], payload = child[4], opts = child[5], due = due,
+          conditions = child[7] }
+        if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
+          redis.pcall('HINCRBY', BATCH .. batch, 'total', 1)
+        end
+        local said_of, words = accept(task)
+        if said_of == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
+          local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0',
+            gate = '' }
+          if not whole(wait, task.id, made, 'parents', '') then later('end', ref_of(task.id), 'cancelled\n' .. words) end
+        end
+      end
+    end
+  end
+  gate = { closed = closed, follow_up = follow_up, add_children = add_children }
+end
+if mixed then
+  batches_too()
+  tasks, batches = {}, {}
   for i = 1, n do
-    local batch = ARGV[11 * i + 4]
+    local batch = ARGV[11 * i + 6]
     if mine[entries[i]] then
-      if ARGV[11 * i - 4] == 'failed' then tasks[i] = read(entries[i]) or {} end
-      if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable(batch) } end
+      if ARGV[11 * i - 2] == 'failed' then tasks[i] = read(entries[i]) or {} end
+      if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable_of(batch) } end
     end
   end
 end
@@ -69,7 +130,7 @@ local i = 1 -- the outcome that is being written
 -- Writes all from i on; raises what fails of one of them. Not a pcall each: most often none fails.
 local function write()
   while i <= n do
-    local entry, at = entries[i], 11 * i - 6
+    local entry, at = entries[i], 11 * i - 4
     local id, state = ARGV[at + 1], ARGV[at + 2]
     if mine[entry] then
       mine[entry] = false -- the same outcome twice in one call counts once
@@ -93,7 +154,7 @@ end
 while i <= n do
   local ok, fault = pcall(write)
   if not ok then
-    if begun then unfinish(ARGV[11 * i - 5], ARGV[11 * i - 4], event) end
+    if begun then unfinish(ARGV[11 * i - 3], ARGV[11 * i - 2], event) end
     refused[#refused + 1] = { i, said(fault) }
     i = i + 1
   end
@@ -116,9 +177,24 @@ for from = 1, missing and 0 or done, 1000 do -- unpack has its limit at about 8,
   end
   redis.call('XDEL', STREAM, unpack(drops, from, to))
 end
-if not (missing or mixed or addressed or anyone_waits()) then return refused end -- the usual
+if not (missing or mixed or addressed or gated ~= '' or children ~= '' or anyone_waits()) then
+  return refused -- the usual
+end
+if not missing and (gated ~= '' or children ~= '') then
+  gate_too()
+  local ended = {}
+  for k = 1, done do ended[settled[k]] = true end
+  if children ~= '' then gate.add_children(ended) end
+  for position in string.gmatch(gated, '%d+') do
+    local i = tonumber(position)
+    if ended[i] then
+      local at = 11 * i - 4
+      gate.closed(ARGV[at + 1], ARGV[at + 2])
+    end
+  end
+end
 for k = 1, done do
-  local at = 11 * settled[k] - 6
+  local at = 11 * settled[k] - 4
   local id, state, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 10]
   if missing then
     unfinish(id, state, events[k] ~= '' and events[k])
@@ -135,7 +211,11 @@ for k = 1, done do
 end
 if batches and not missing then
   for batch, ends in pairs(batches) do
-    if ends[3] ~= '' then pcall(ended, batch, ends[1], ends[2], now) end
+    if ends[3] ~= '' then pcall(tally_of, batch, ends[1], ends[2], now) end
   end
+end
+if #todo > 0 then
+  gate_too()
+  gate.follow_up()
 end
 return refused

@@ -35,7 +35,7 @@ if not state then
     return { 'unknown', record, '' }
   end
 end
-if ARGV[3] ~= '' and (state == 'delayed' or state == 'queued' or state == 'running') then
+if ARGV[3] ~= '' and (state == 'delayed' or state == 'waiting' or state == 'queued' or state == 'running') then
   allow_growth(KEYS[3])
   local waiting = look('', 'HGET', KEYS[3], ARGV[2])
   if waiting == '' then

@@ -17,6 +17,18 @@ local function anyone_waits()
   if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
   return waited
 end
+-- keep_for_dependants(id, state, body, unkept): the record of a task with dependants is there until they have
+-- ended, its result too; they are followed up.
+local function keep_for_dependants(id, state, body, unkept)
+  local record, lane = TASK .. id, string.match(STREAM, '![a-z]+$')
+  if redis.pcall('HEXISTS', record, 'readers') == 1 then
+    local left = redis.pcall('PTTL', record)
+    if unkept and state == 'succeeded' then redis.pcall('HSET', record, 'result', body) end
+    redis.pcall('HSET', record, 'keep_ms', left)
+    redis.pcall('PERSIST', record)
+  end
+  later('after', 't:' .. (lane and lane .. '\n' .. id or id), state)
+end
 -- notify_all(id, state, body, inbox, unkept): notify the task's own inbox and all others that wait for
 -- it of its end.
 local function notify_all(id, state, body, inbox, unkept)
@@ -26,7 +38,11 @@ local function notify_all(id, state, body, inbox, unkept)
     if type(waiting) == 'string' then
       redis.pcall('HDEL', WAITERS, id)
       for address in string.gmatch(waiting, '[^\n]+') do
-        if address ~= inbox then notify(address, id, state, body, unkept) end
+        if address == '>' then
+          keep_for_dependants(id, state, body, unkept)
+        elseif address ~= inbox then
+          notify(address, id, state, body, unkept)
+        end
       end
     end
   end

@@ -9,11 +9,17 @@ local function tally(batch, ended, counts, now)
     local to = math.min(from + 999, #ended)
     redis.pcall('XADD', settled, '*', unpack(ended, from, to))
   end
-  local has = redis.call('HMGET', key, 'total', 'succeeded', 'failed', 'cancelled')
-  local done = tonumber(has[2] or 0) + tonumber(has[3] or 0) + tonumber(has[4] or 0)
+  local has = redis.call('HMGET', key, 'total', 'succeeded', 'failed', 'cancelled', 'expired', 'dependants')
+  local done = tonumber(has[2] or 0) + tonumber(has[3] or 0) + tonumber(has[4] or 0) + tonumber(has[5] or 0)
   if done >= tonumber(has[1] or 0) then
     redis.call('HSET', key, 'finished_ms', now)
     redis.call('PEXPIRE', key, 604800000)
+    if has[6] then
+      local lane = string.match(STREAM, '![a-z]+$')
+      redis.call('HDEL', key, 'dependants')
+      later('after', 'b:' .. (lane and lane .. '\n' .. batch or batch),
+        has[2] == has[1] and 'succeeded' or 'failed')
+    end
   end
   redis.call('PEXPIRE', settled, redis.call('PTTL', key))
 end

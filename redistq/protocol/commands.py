@@ -196,6 +196,18 @@ class Commands(PlainCommands):
         'N' at server time N ms). ``read_refused`` reads the answer: known ids are "lost"."""
         return (*self._enqueue, *fields)
 
+    def enqueue_gated(self, fields: Sequence[Any]) -> Command:
+        """Add many tasks of which some may have to wait, six fields each: those of ``enqueue``
+        and the conditions; see enqueue_gated.lua."""
+        return self._scripts.enqueue_gated(fields)
+
+    def limit(
+        self, key: str, rule: str = "", *, paused: str = "", penalty_ms: int | str = ""
+    ) -> Command:
+        """Set or take away ("-") a key's rule, pause it ("1") or let it go on ("0"), and let
+        nothing in for so long; the answer is the rule before."""
+        return self._scripts.limit(key=key, rule=rule, paused=paused, penalty=penalty_ms)
+
     @staticmethod
     def read_refused(reply: list[Any]) -> Refused:
         """Return the answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""
@@ -293,10 +305,17 @@ class Commands(PlainCommands):
         head = ("XREADGROUP", "GROUP", self.group, consumer, "COUNT", count, "BLOCK", block_ms)
         return (*head, "STREAMS", *streams, *ends)
 
-    def settle(self, consumer: str, outcomes: Iterable[Sequence[Any]]) -> Command:
+    def settle(
+        self,
+        consumer: str,
+        outcomes: Iterable[Sequence[Any]],
+        gated: str = "",
+        children: bytes = b"",
+    ) -> Command:
         """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
-        batch)."""
-        return self._settle(_flat(outcomes), consumer)
+        batch). ``gated`` has the positions (from 1, between blanks) of those whose task holds keys;
+        ``children`` are the tasks to add with them: see settle.lua."""
+        return self._settle(_flat(outcomes), consumer=consumer, gated=gated, children=children)
 
     def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
         """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""

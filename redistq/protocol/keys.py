@@ -26,11 +26,13 @@ MAX_CHARACTERS = 200
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
     | {"batches", "batch", "settled", "blob", "logs", "wake", "client"}
+    | {"limits", "waiting", "shares", "unique", "dependants"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
 
 STATES = (
+    "waiting",
     "delayed",
     "queued",
     "running",
@@ -45,13 +47,13 @@ STATES = (
 )
 """Every state a task or one of its attempts may be in, in the order of a task's life."""
 
-ENDED = ("succeeded", "failed", "cancelled")
+ENDED = ("succeeded", "failed", "cancelled", "expired")
 """How a task ends."""
 
 COUNTED = (*ENDED, "retried", "snoozed", "recovered")
 """How an attempt ends; the queue counts each since it began."""
 
-SETTLED = frozenset({*ENDED, "expired"})
+SETTLED = frozenset(ENDED)
 """States of a record that changes no more."""
 
 # -- queues and their keys -------------------------------------------------------------------------
@@ -138,6 +140,12 @@ class QueueKeys:
     calls_prefix: str = field(init=False)
     blob_prefix: str = field(init=False)
     logs_prefix: str = field(init=False)
+    limits: str = field(init=False)
+    waiting: str = field(init=False)
+    waiting_prefix: str = field(init=False)
+    shares: str = field(init=False)
+    unique: str = field(init=False)
+    dependants_prefix: str = field(init=False)
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -173,6 +181,13 @@ class QueueKeys:
         put(self, "calls_prefix", f"calls:{name}:")
         put(self, "blob_prefix", f"blob:{base}:")
         put(self, "logs_prefix", f"logs:{base}:")
+        # The gate's, which all priorities of a queue share.
+        put(self, "limits", f"limits:{base}")
+        put(self, "waiting", f"waiting:{base}")
+        put(self, "waiting_prefix", f"waiting:{base}:")
+        put(self, "shares", f"shares:{base}")
+        put(self, "unique", f"unique:{base}")
+        put(self, "dependants_prefix", f"dependants:{base}:")
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:

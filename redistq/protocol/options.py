@@ -380,6 +380,11 @@ def addresses(opts: bytes) -> tuple[str, str]:
     return found.get("inbox", ""), found.get("batch", "")
 
 
+def is_gated(opts: bytes) -> bool:
+    """Return whether the options of an entry say that its task holds keys of the gate."""
+    return b'"gate"' in opts
+
+
 def _due_after(delay: float | None) -> str:
     return "" if delay is None else f"+{milliseconds(delay)}"
 

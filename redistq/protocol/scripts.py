@@ -22,6 +22,8 @@ from ..errors import ConfigurationError
 
 VERBS = (
     "enqueue",
+    "enqueue_gated",
+    "limit",
     "promote",
     "settle",
     "retry",

@@ -21,7 +21,14 @@ from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_d
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
-from ..protocol.options import NO_OPTIONS, REMEMBERED_BYTES, TaskOptions, addresses, milliseconds
+from ..protocol.options import (
+    NO_OPTIONS,
+    REMEMBERED_BYTES,
+    TaskOptions,
+    addresses,
+    is_gated,
+    milliseconds,
+)
 from .prefetch import Durations
 from .queues import Delivery, WorkerQueue
 from .settings import WorkerSettings
@@ -48,7 +55,7 @@ _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ 
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "entry", "order", "queue", "refused_at", "size", "verb")
+    __slots__ = ("args", "entry", "gated", "order", "queue", "refused_at", "size", "verb")
 
     def __init__(
         self, verb: str, order: int, args: tuple[Any, ...], queue: WorkerQueue, size: int = 0
@@ -63,6 +70,8 @@ class Outcome:
         """Bytes of the result or error it carries."""
         self.refused_at = 0.0
         """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
+        self.gated = False
+        """Whether the task holds keys, which its end gives back."""
 
     # What only messages say, and the outcome in place of one that is refused: read when wanted.
 
@@ -106,14 +115,18 @@ class Outcome:
         name = fields[b"name"]
         attempt = fields[b"attempt"]
         args = _failure(entry, task_id, name, attempt, fault, inbox, batch)
-        return cls(SETTLE, 0, args, queue, len(args[6]))
+        outcome = cls(SETTLE, 0, args, queue, len(args[6]))
+        outcome.gated = is_gated(fields[b"opts"])
+        return outcome
 
     def failed(self, fault: BaseException) -> Outcome:
         """Return the outcome in place of this one, which the server or the connection takes for
         none: the task ends as failed with that fault. It has nothing in it from the handler."""
         inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
         args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
-        return Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
+        outcome = Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
+        outcome.gated = self.gated
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +138,13 @@ class Terms:
     ttl: str
     inbox: str
     batch: str
+    gated: bool = False
+    """Whether the task holds keys, which its end gives back."""
 
     @classmethod
-    def of(cls, options: TaskOptions, timeout: float | None, ttl: str) -> Terms:
+    def of(
+        cls, options: TaskOptions, timeout: float | None, ttl: str, gated: bool = False
+    ) -> Terms:
         """Return the terms of tasks with these options, where their handler's are ``timeout`` and
         ``ttl``."""
         return cls(
@@ -136,6 +153,7 @@ class Terms:
             options.result_ttl_or(ttl),
             options.inbox or "",
             options.batch or "",
+            gated,
         )
 
 
@@ -175,7 +193,7 @@ class BoundHandler:
 
     def terms_of(self, opts: bytes) -> Terms:
         """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
-        terms = Terms.of(TaskOptions.read(opts), self.timeout, self.ttl)
+        terms = Terms.of(TaskOptions.read(opts), self.timeout, self.ttl, is_gated(opts))
         if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
             self.terms[opts] = terms
         return terms
@@ -301,7 +319,9 @@ class Attempt:
             note,
             terms.batch,
         )
-        return Outcome(SETTLE, started, args, self.queue, len(body))
+        outcome = Outcome(SETTLE, started, args, self.queue, len(body))
+        outcome.gated = terms.gated
+        return outcome
 
     def _again(
         self, state: str, delay: float, body: bytes, note: str, took: int, started: int

@@ -31,7 +31,7 @@ from ..errors import TimeLimitExceeded
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
-from ..protocol.options import addresses, is_count
+from ..protocol.options import addresses, is_count, is_gated
 from ..system.processes import leave_fork
 from .attempt import FIELDS, PARK, Attempt, BoundHandler, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
@@ -281,7 +281,7 @@ class Executor:
             run.payload = payload if handler.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             inbox, batch = addresses(opts)
-            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch)
+            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch, gated=is_gated(opts))
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
             return run.end("failed", body, "CorruptPayload", 0, 0)
         return run

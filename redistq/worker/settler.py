@@ -230,7 +230,11 @@ class Settler:
                 if len(settled) > 2:
                     settled.sort(key=_ORDER)
                 rows = [o.args for o in settled]
-                reply = self._broker.call(commands.settle(self._consumer, rows))
+                gated = ""
+                if any(o.gated for o in settled):
+                    places = (str(i) for i, o in enumerate(settled, 1) if o.gated)
+                    gated = " ".join(places)
+                reply = self._broker.call(commands.settle(self._consumer, rows, gated))
                 if reply:
                     self._refused(settled, reply)
             if len(settled) != len(part):

@@ -473,9 +473,11 @@ MUTANTS = [
     Mutant(
         "cancel: running ones too", "if #pending(entry, entry, 1) == 1", "if false", ("cancel",)
     ),
-    Mutant("cancel: the entry stays", DEL.replace("  ", " " * 4, 1), "", ("cancel",)),
+    Mutant(
+        "cancel: the entry stays", "redis.call('XDEL', STREAM, task.entry)\n", "\n", ("cancel",)
+    ),
     Mutant("cancel: stays delayed", "    redis.call('ZREM', DELAYED, id)\n", "", ("cancel",)),
-    Mutant("cancel: no batch is told", "tally_one(batch, id, 'cancelled', now)", ""),
+    Mutant("cancel: no batch is told", "tally_one(batch, id, state, int(NOW))", "", ("cancel",)),
     Mutant("batch: each end twice", "'HINCRBY', key, state, n)", "'HINCRBY', key, state, 2 * n)"),
     Mutant(
         "batch: replayed and counted",
@@ -494,7 +496,7 @@ MUTANTS = [
     ),
     Mutant("resubmit: what waits, too", "local waits = kept[1]", WAITS, ("resubmit",)),
     Mutant("resubmit: what counts, too", "and ARGV[at + 6] ~= '1'", "and false", ("resubmit",)),
-    Mutant("resubmit: sent again, it runs again", "kept[3] ~= ARGV[2]", "true", ("resubmit",)),
+    Mutant("resubmit: sent again, it runs again", "kept[3] ~= ARGV[3]", "true", ("resubmit",)),
     Mutant("resubmit: still ended", "'HDEL', record, 'state', 'name'", KEPT, ("resubmit",)),
     Mutant("resubmit: not in the set", "'ZADD', DELAYED, int(due), id", "'TIME'", ("resubmit",)),
     Mutant("resubmit: as it was given before", "add(id, ARGV[at + 1]", OLD_NAME, ("resubmit",)),
@@ -511,7 +513,7 @@ IS_USER = "look('', 'GET', key .. ':user') == ARGV[1]"
 NO_USER = "    redis.call('DEL', key .. ':user')\n"
 BRIEFLY = "redis.call('PEXPIRE', key, ARGV[2])"
 TRY_XADD = "may('XADD', STREAM, '0-0', 'id', '')"
-TRY_SETS = "ipairs({ KEYS[2], KEYS[6], KEYS[9] })"
+TRY_SETS = "ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15]"
 TRY_EXPIRY = "ipairs({ TASK, INBOX,"
 
 MUTANTS += [
@@ -533,7 +535,7 @@ MUTANTS += [
     Mutant("rights: any error is a refusal", " or not denied(reply.err)", "", ("rights",)),
     Mutant("rights: writes", TRY_XADD, TRY_XADD.replace("0-0", "*"), ("rights",)),
     Mutant("rights: the stream is not tried", TRY_XADD, "", ("rights",)),
-    Mutant("rights: not all sets", TRY_SETS, "ipairs({ KEYS[6], KEYS[9] })", ("rights",)),
+    Mutant("rights: not all sets", TRY_SETS, "ipairs({ KEYS[6], KEYS[9], KEYS[15]", ("rights",)),
     Mutant("rights: not all expiries", TRY_EXPIRY, "ipairs({ INBOX,", ("rights",)),
     Mutant("rights: leaves a worker", "  redis.call('DEL', WORKER)\n", "", ("rights",)),
     Mutant("rights: no keys", "({ ... })[1] or ''", "''", ("rights",)),

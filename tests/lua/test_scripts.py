@@ -148,7 +148,7 @@ def test_promote_that_breaks_off_is_made_good_by_the_next(world: World) -> None:
     world.make_due()
     whole = scripts.load("promote").text
     broken = whole.replace(
-        "  end\nend\n", "  end\n  if i == 2 then error('injected') end\nend\n", 1
+        "  end\nend\nfor from", "  end\n  if i == 2 then error('injected') end\nend\nfor from", 1
     )
     assert broken != whole
     with pytest.raises(redis.exceptions.ResponseError, match="injected"):

@@ -1,0 +1,199 @@
+-- How many steps follow from one call, at most: what is left over is for the next, by a timer.
+local steps = 200
+-- waiting_task(id): a waiting task as its record says; nil where it does not wait.
+local function waiting_task(id)
+  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'gate', 'place', 'since_ms', 'name', 'attempt',
+    'recovered', 'opts', 'due', 'held')
+  if has[1] ~= 'waiting' then return nil end
+  return { waits = true, under = has[2] or '', gate = has[3] or '', place = tonumber(has[4] or 0), since_ms = has[5],
+    name = has[6] or '', attempt = has[7] or '1', recovered = has[8] or '0', opts = has[9] or '', due = has[10],
+    held = has[11] or nil, was = 'waiting', entry = '' }
+end
+-- more(key): lets in the first in line under a key, as long as there is room.
+local function more(key)
+  local probe
+  while steps > 0 do
+    local line, group = WAITING .. ':' .. key, nil
+    if key == 'door' then
+      group = redis.call('ZRANGE', SHARES, 0, 0, 'WITHSCORES')
+      if not group[1] then return end
+      line = line .. '\n' .. group[1]
+    end
+    local ref = redis.call('ZRANGE', line, 0, 0)[1]
+    if not ref then
+      if not group then return end
+      redis.call('ZREM', SHARES, group[1])
+    else
+      steps = steps - 1
+      local lane, id = split(ref)
+      go_to(lane)
+      local task = waiting_task(id)
+      local term
+      if task and task.under == key then
+        task.terms = terms(task.gate)
+        for i = 1, #task.terms.keys do
+          if task.terms.keys[i].key == key then term = task.terms.keys[i] end
+        end
+      end
+      if not term then -- it is in this line by no doing of ours
+        redis.call('ZREM', line, ref)
+        if redis.call('HINCRBY', LIMITS, 'w' .. key, -1) <= 0 then redis.call('HDEL', LIMITS, 'w' .. key) end
+      else
+        local reason, at = obstacle(term, true)
+        if reason then
+          if at then timer(math.max(at, NOW + TICK_MS), cjson.encode({ 'more', key, '' })) end
+          return
+        end
+        task.payload = redis.call('HGET', TASK .. id, 'payload') or ''
+        local fault, stays = whole(function()
+          local under = enter(id, task, key)
+          if under ~= key then leave_line(ref, key, task.gate) end
+          return under == key
+        end)
+        if fault then return error(fault, 0) end
+        if stays then return end
+        if group then
+          local share = standing({ key = 'group:' .. group[1], weight = 1 }).rule.weight or term.share
+          redis.call('HSET', LIMITS, 'v', group[2])
+          redis.call('ZADD', SHARES, 'XX', string.format('%.6f', tonumber(group[2]) + 1 / share), group[1])
+        end
+      end
+    end
+  end
+  later('more', key)
+end
+-- ready(id, task): a task whose parents have ended goes on: until it is due, or through its keys.
+local function ready(id, task)
+  local due = tonumber(task.due or 0)
+  if due > NOW then
+    redis.call('ZADD', DELAYED, int(due), id)
+    undoing('ZREM', DELAYED, id)
+    redis.call('ZREM', WAITING, ref_of(id))
+    undoing('ZADD', WAITING, task.since_ms, ref_of(id))
+    redis.call('HSET', TASK .. id, 'state', 'delayed', 'reason', 'delay')
+    redis.call('HDEL', TASK .. id, 'under', 'since_ms', 'place', 'parents', 'due')
+    redis.pcall('PUBLISH', 'wake:' .. STREAM, int(due))
+    return
+  end
+  task.payload = redis.call('HGET', TASK .. id, 'payload') or ''
+  enter(id, task, nil)
+end
+-- why(policy, what, state): why a dependant cannot run since that parent ended so; nil where it can.
+local function why(policy, what, state)
+  local kind, ref = string.match(what, '^(%a):(.*)$')
+  if policy == 'e' or (policy == 's') == (state == 'succeeded') then return nil end
+  local _, id = split(ref)
+  return (kind == 'b' and 'batch ' or 'parent ') .. id .. ' ' .. state
+end
+-- release(edge, what, state): a parent of this dependant has ended.
+local function release(edge, what, state)
+  local policy, place, ref = string.match(edge, '^(%a)(%d+) (.*)$')
+  local lane, id = split(ref)
+  go_to(lane)
+  local task = waiting_task(id)
+  if not task or task.place ~= tonumber(place) or task.under ~= '' then return end
+  local words = why(policy, what, state)
+  if words then return ended_unstarted(id, task, 'cancelled', words) end
+  local left = redis.call('HINCRBY', TASK .. id, 'parents', -1)
+  if left > 0 then return end
+  local fault = whole(ready, id, task)
+  if fault then
+    redis.call('HINCRBY', TASK .. id, 'parents', 1)
+    return error(fault, 0)
+  end
+end
+-- after(what, state): a task or batch has ended: its dependants are released, one by one.
+local function after(what, state)
+  local line = DEPENDANTS .. what
+  while true do
+    if steps <= 0 then return later('after', what, state) end
+    local edge = redis.call('LPOP', line)
+    if not edge then return end
+    steps = steps - 1
+    local ok, fault = pcall(release, edge, what, state)
+    if not ok then
+      redis.call('RPUSH', line, edge)
+      return error(fault, 0)
+    end
+  end
+end
+-- done_reading(ref): a task that has ended needs its parents' results no more: a record that all have read
+-- expires as it would have.
+local function done_reading(ref)
+  local lane, id = split(ref)
+  go_to(lane)
+  local record = TASK .. id
+  local edges, kept, n = redis.call('HGET', record, 'after') or '', '', 0
+  for from, parents_lane, parent_id in string.gmatch(edges, '()%at(!?%a*) ([^\n]*)') do
+    n = n + 1
+    if n > 200 then
+      kept = string.sub(edges, from)
+      break
+    end
+    go_to(parents_lane)
+    local of = TASK .. parent_id
+    if redis.pcall('HEXISTS', of, 'readers') == 1 and redis.call('HINCRBY', of, 'readers', -1) <= 0 then
+      local has = redis.call('HMGET', of, 'state', 'keep_ms')
+      redis.call('HDEL', of, 'readers', 'keep_ms')
+      if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end
+    end
+  end
+  go_to(lane)
+  steps = steps - math.ceil(n / 10)
+  if kept == '' then return redis.call('HDEL', record, 'after') end
+  redis.call('HSET', record, 'after', kept)
+  later('read', ref)
+end
+-- keys(prefix, cursor): lets in what has room under all keys that begin so.
+local function keys(prefix, cursor)
+  local page = redis.call('HSCAN', LIMITS, cursor, 'COUNT', 1000)
+  steps = steps - 20
+  for i = 1, #page[2], 2 do
+    local field = page[2][i]
+    if string.sub(field, 1, #prefix + 1) == 'w' .. prefix then later('more', string.sub(field, 2)) end
+  end
+  if page[1] ~= '0' then later('keys', prefix, page[1]) end
+end
+-- one(kind, what, detail): follows up one thing; raises what fails.
+local function one(kind, what, detail)
+  if kind == 'more' then return more(what) end
+  if kind == 'keys' then return keys(what, detail) end
+  if kind == 'after' then return after(what, detail) end
+  if kind == 'read' then return done_reading(what) end
+  if kind == 'close' then
+    local lane, id = split(what)
+    go_to(lane)
+    return close(id, detail)
+  end
+  if kind == 'unique' then
+    local until_ms = string.match(redis.call('HGET', UNIQUE, what) or '', '^d(%d+) ')
+    if until_ms and tonumber(until_ms) <= NOW then redis.call('HDEL', UNIQUE, what) end
+    return
+  end
+  if kind == 'end' then
+    local lane, id = split(what)
+    go_to(lane)
+    local task = waiting_task(id)
+    local state, words = string.match(detail, '^(%a+)\n?(.*)$')
+    if state == 'expired' then words = 'not started by its deadline' end
+    if task then ended_unstarted(id, task, state, words) end
+  end
+end
+-- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
+-- and what fails, a timer continues. Fails itself only where no timer can be kept.
+local function follow_up()
+  local at = 1
+  while at <= #todo do
+    local kind, what, detail = todo[at][1], todo[at][2], todo[at][3]
+    at = at + 1
+    if steps <= 0 then
+      timer(NOW, cjson.encode({ kind, what, detail }))
+    else
+      steps = steps - 1
+      local ok = pcall(one, kind, what, detail)
+      if not ok then timer(NOW + 5000, cjson.encode({ kind, what, detail })) end
+    end
+  end
+  todo = {}
+  go_to(HOME)
+end
