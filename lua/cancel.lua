@@ -44,8 +44,8 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include follow_up
 local answer = {}
 redis.call('XDEL', STREAM, '0-0')
-for at = 4, #ARGV do
-  local id = ARGV[at]
+-- Cancels one; raises what fails.
+local function cancel(id)
   local record = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
   local task = { was = record[1] or nil, entry = record[2], name = record[3] or '', attempt = record[4] or '',
     opts = record[5] }
@@ -77,5 +77,14 @@ for at = 4, #ARGV do
     end
   end
 end
+local fault
+for at = 4, #ARGV do
+  local ok, why = pcall(cancel, ARGV[at])
+  if not ok then
+    fault = why
+    break
+  end
+end
 follow_up()
+if fault then return redis.error_reply(said(fault)) end
 return answer

@@ -70,7 +70,10 @@ for i = 1, #ids do
   elseif kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
     local left, died = redis.call('PTTL', record), redis.call('ZSCORE', DEAD, ids[i])
     local fault = whole(go, ids[i], record, kept, left, died)
-    if fault then return redis.error_reply(fault) end
+    if fault then
+      follow_up()
+      return redis.error_reply(fault)
+    end
     replayed = replayed + 1
   elseif kept[6] == 'replay' and (not kept[1] or kept[1] == 'waiting') then
     replayed = replayed + 1 -- the same call sent again, or one that came second

@@ -103,7 +103,10 @@ for at = 4, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
   local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt')
   if kept.err then
-    if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
+    if not string.find(kept.err, 'WRONGTYPE', 1, true) then
+      follow_up()
+      return kept
+    end
     answer[#answer + 1] = { (at + 3) / 7, kept.err, ARGV[at] }
   elseif kept[3] ~= ARGV[3] then
     local waits = kept[1] == 'delayed' or kept[1] == 'waiting' or (kept[2] and not kept[1])
@@ -113,7 +116,10 @@ for at = 4, #ARGV, 7 do
       if when ~= '' then due = string.sub(when, 1, 1) == '+' and now + tonumber(when) or tonumber(when) end
       if due <= now then due = 0 end
       local fault = whole(again, at, due, record, kept)
-      if fault then return redis.error_reply(fault) end
+      if fault then
+      follow_up()
+      return redis.error_reply(fault)
+    end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
     end
   end

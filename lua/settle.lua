@@ -112,7 +112,7 @@ local function gate_too()
       end
     end
   end
-  gate = { closed = closed, follow_up = follow_up, add_children = add_children }
+  gate = { closed = closed, free = free, follow_up = follow_up, add_children = add_children }
 end
 if mixed then
   batches_too()
@@ -192,6 +192,7 @@ if not missing and (gated ~= '' or children ~= '') then
       gate.closed(ARGV[at + 1], ARGV[at + 2])
     end
   end
+  gate.free()
 end
 for k = 1, done do
   local at = 11 * settled[k] - 4

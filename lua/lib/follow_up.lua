@@ -1,34 +1,35 @@
 -- How many steps follow from one call, at most: what is left over is for the next, by a timer.
 local steps = 200
--- waiting_task(id): a waiting task as its record says; nil where it does not wait.
-local function waiting_task(id)
+-- waiting_task(id, with_payload): a waiting task as its record says; nil where it does not wait.
+local function waiting_task(id, with_payload)
   local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'gate', 'place', 'since_ms', 'name', 'attempt',
-    'recovered', 'opts', 'due', 'held')
+    'recovered', 'opts', 'due', 'held', with_payload and 'payload' or 'state')
   if has[1] ~= 'waiting' then return nil end
   return { waits = true, under = has[2] or '', gate = has[3] or '', place = tonumber(has[4] or 0), since_ms = has[5],
     name = has[6] or '', attempt = has[7] or '1', recovered = has[8] or '0', opts = has[9] or '', due = has[10],
-    held = has[11] or nil, was = 'waiting', entry = '' }
+    held = has[11] or nil, was = 'waiting', entry = '', payload = with_payload and (has[12] or '') }
 end
 -- more(key): lets in the first in line under a key, as long as there is room.
 local function more(key)
-  local probe
-  while steps > 0 do
-    local line, group = WAITING .. ':' .. key, nil
+  while true do
+    local line, group, now = WAITING .. ':' .. key, nil, standing({ key = key })
+    local most = now.rule.at_most or key == 'door' and width()
+    if now.waiting <= 0 or now.paused or most and now.used > 0 and now.used >= most then return end
+    if steps <= 0 then return later('more', key) end
     if key == 'door' then
       group = redis.call('ZRANGE', SHARES, 0, 0, 'WITHSCORES')
       if not group[1] then return end
       line = line .. '\n' .. group[1]
     end
     local ref = redis.call('ZRANGE', line, 0, 0)[1]
+    steps = steps - 1
     if not ref then
-      if not group then return end
+      if not group then return redis.call('HDEL', LIMITS, 'w' .. key) end
       redis.call('ZREM', SHARES, group[1])
     else
-      steps = steps - 1
       local lane, id = split(ref)
       go_to(lane)
-      local task = waiting_task(id)
-      local term
+      local task, term = waiting_task(id, true), nil
       if task and task.under == key then
         task.terms = terms(task.gate)
         for i = 1, #task.terms.keys do
@@ -37,30 +38,32 @@ local function more(key)
       end
       if not term then -- it is in this line by no doing of ours
         redis.call('ZREM', line, ref)
-        if redis.call('HINCRBY', LIMITS, 'w' .. key, -1) <= 0 then redis.call('HDEL', LIMITS, 'w' .. key) end
+        redis.call('HINCRBY', LIMITS, 'w' .. key, -1)
+        now.waiting = now.waiting - 1
       else
         local reason, at = obstacle(term, true)
         if reason then
           if at then timer(math.max(at, NOW + TICK_MS), cjson.encode({ 'more', key, '' })) end
           return
         end
-        task.payload = redis.call('HGET', TASK .. id, 'payload') or ''
         local fault, stays = whole(function()
           local under = enter(id, task, key)
           if under ~= key then leave_line(ref, key, task.gate) end
           return under == key
         end)
-        if fault then return error(fault, 0) end
+        if fault then
+          stands = {}
+          return error(fault, 0)
+        end
         if stays then return end
         if group then
-          local share = standing({ key = 'group:' .. group[1], weight = 1 }).rule.weight or term.share
+          local share = standing({ key = 'group:' .. group[1] }).rule.weight or term.share
           redis.call('HSET', LIMITS, 'v', group[2])
           redis.call('ZADD', SHARES, 'XX', string.format('%.6f', tonumber(group[2]) + 1 / share), group[1])
         end
       end
     end
   end
-  later('more', key)
 end
 -- ready(id, task): a task whose parents have ended goes on: until it is due, or through its keys.
 local function ready(id, task)
@@ -182,6 +185,7 @@ end
 -- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
 -- and what fails, a timer continues. Fails itself only where no timer can be kept.
 local function follow_up()
+  free()
   local at = 1
   while at <= #todo do
     local kind, what, detail = todo[at][1], todo[at][2], todo[at][3]
@@ -190,7 +194,7 @@ local function follow_up()
       timer(NOW, cjson.encode({ kind, what, detail }))
     else
       steps = steps - 1
-      local ok = pcall(one, kind, what, detail)
+      local ok = pcall(one, kind, what, detail) and pcall(free)
       if not ok then timer(NOW + 5000, cjson.encode({ kind, what, detail })) end
     end
   end

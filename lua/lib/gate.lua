@@ -2,10 +2,13 @@
 -- and how soon one may be.
 local NOW = now_ms()
 local AGEING_US, SLACK_MS, TICK_MS = 6000000, 100, 5
+local read_terms = {}
 -- terms(gate): what the text of a gated task says: its keys in their order, each with a weight, and its
 -- priority, unique key and deadline.
 local function terms(gate)
+  if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
+  read_terms[gate] = found
   for kind, rest in string.gmatch(gate, '(%a)([^\n]*)') do
     if kind == 'k' then
       local weight, key = string.match(rest, '^(%d+) (.*)$')
@@ -50,28 +53,36 @@ local function width()
   redis.call('HSET', LIMITS, 'd', int(slots) .. ' ' .. int(NOW))
   return slots
 end
+-- How keys stand, by key: nothing else writes while this script runs. What goes wrong clears it.
+local stands = {}
 -- standing(term): how a key stands: its rule, slots in use, tasks that wait, next token, whether paused.
 local function standing(term)
   local key = term.key
+  if stands[key] then return stands[key] end
   local prefix = string.match(key, '^[^:]*:')
   local pattern = prefix and prefix .. '*' or key
   local has = redis.call('HMGET', LIMITS, 'r' .. key, 'r' .. pattern, 's' .. key, 'w' .. key, 't' .. key,
     'p' .. key, 'p' .. pattern)
   local rule = rule_of(has[1] or has[2] or '')
-  return { rule = rule, used = tonumber(has[3] or 0), waiting = tonumber(has[4] or 0), tat = tonumber(has[5] or 0),
-    paused = has[6] or has[7],
-    most = term.order and 1 or rule.at_most or (term.group and width()) }
+  local now = { rule = rule, used = tonumber(has[3] or 0), waiting = tonumber(has[4] or 0),
+    tat = tonumber(has[5] or 0), paused = has[6] or has[7] }
+  stands[key] = now
+  return now
+end
+-- most_of(term, now): how many slots a key has, in which it stands so; nil for as many as are wanted.
+local function most_of(term, now)
+  return term.order and 1 or now.rule.at_most or (term.group and width())
 end
 -- obstacle(term, first): why there is no room for a task under a key, and when there will be, if that
 -- is known; nil where there is. `first`: it is the first in line there.
 local function obstacle(term, first)
   local now = standing(term)
-  term.now = now
   if now.paused then return 'paused' end
-  local reason = term.order and 'order' or term.group and 'share' or now.most and 'limit' or 'rate'
+  local most = most_of(term, now)
+  local reason = term.order and 'order' or term.group and 'share' or most and 'limit' or 'rate'
   if not first and now.waiting > 0 then return reason end
   -- One that is heavier than all there is runs alone.
-  if now.most and now.used > 0 and now.used + term.weight > now.most then return reason end
+  if most and now.used > 0 and now.used + term.weight > most then return reason end
   local each = now.rule.rate and now.rule.per / now.rule.rate or 0
   local free_at = now.tat - ((now.rule.burst or 1) - 1) * each
   if free_at > NOW then return 'rate', free_at end
@@ -79,30 +90,31 @@ end
 -- take(term, late): a slot and, where there is a rate, a token. Its time has come already for what waited
 -- for it: a timer that is late, by a little, costs no token.
 local function take(term, late)
+  local now = standing(term)
   redis.call('HINCRBY', LIMITS, 's' .. term.key, term.weight)
+  now.used = now.used + term.weight
   undoing('HINCRBY', LIMITS, 's' .. term.key, -term.weight)
-  local rule, tat = term.now and term.now.rule or {}, term.now and term.now.tat
+  local rule, tat = now.rule, now.tat
   if rule.rate then
-    local from = math.max(tat, late and NOW - SLACK_MS or NOW)
-    redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', from + term.weight * rule.per / rule.rate))
+    now.tat = math.max(tat, late and NOW - SLACK_MS or NOW) + term.weight * rule.per / rule.rate
+    redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
     undoing('HSET', LIMITS, 't' .. term.key, tat)
   end
 end
 -- token(term, n): n tokens more (or fewer) are taken than tasks were let in: a retry at once, a snooze.
 local function token(term, n)
-  local rule = standing(term).rule
+  local now = standing(term)
+  local rule = now.rule
   if not rule.rate then return end
-  local tat = math.max(tonumber(redis.call('HGET', LIMITS, 't' .. term.key) or 0), NOW)
-  redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', tat + n * term.weight * rule.per / rule.rate))
+  now.tat = math.max(now.tat, NOW) + n * term.weight * rule.per / rule.rate
+  redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
 end
+local last_place
 -- new_place(): the next number in line: of microseconds, but never one that was given before.
 local function new_place()
-  local place = redis.call('HINCRBY', LIMITS, 'n', 1)
-  if place < NOW * 1000 then
-    place = NOW * 1000
-    redis.call('HSET', LIMITS, 'n', int(place))
-  end
-  return place
+  last_place = math.max((last_place or tonumber(redis.call('HGET', LIMITS, 'n') or 0)) + 1, NOW * 1000)
+  redis.call('HSET', LIMITS, 'n', int(last_place))
+  return last_place
 end
 -- list_of(term): the key of the line under a key; for the door, of one group's.
 local function list_of(term)
@@ -114,6 +126,7 @@ local function join_line(ref, term, place, priority)
   redis.call('ZADD', line, int(term.order and place or place - priority * AGEING_US), ref)
   undoing('ZREM', line, ref)
   redis.call('HINCRBY', LIMITS, 'w' .. term.key, 1)
+  standing(term).waiting = standing(term).waiting + 1
   undoing('HINCRBY', LIMITS, 'w' .. term.key, -1)
   if term.group then
     redis.call('ZADD', SHARES, 'NX', redis.call('HGET', LIMITS, 'v') or 0, term.group)
@@ -126,8 +139,14 @@ local function leave_line(ref, under, gate)
     local term = keys[i]
     if term.key == under then
       local line = list_of(term)
-      if redis.call('ZREM', line, ref) == 1 and redis.call('HINCRBY', LIMITS, 'w' .. under, -1) <= 0 then
-        redis.call('HDEL', LIMITS, 'w' .. under)
+      if redis.call('ZREM', line, ref) == 1 then
+        local now = standing(term)
+        now.waiting = now.waiting - 1
+        if now.waiting > 0 then
+          redis.call('HINCRBY', LIMITS, 'w' .. under, -1)
+        else
+          redis.call('HDEL', LIMITS, 'w' .. under)
+        end
       end
       if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end
       return
@@ -180,7 +199,7 @@ local function enter(id, task, under)
     if not (kept and term.order) then
       local reason, at = obstacle(term, term.key == under)
       if reason then
-        local excess = term.now.rule.excess
+        local excess = standing(term).rule.excess
         if reason ~= 'paused' and term.key ~= under and (excess == 'drop' or excess == 'cancel_new') then
           if not task.waits then wait(id, task, reason, '') end
           later('end', ref_of(id), 'cancelled\ndropped by limit ' .. term.key)
@@ -204,6 +223,7 @@ local function enter(id, task, under)
   end
   let_in(id, task)
 end
+local freed = {}
 -- give_back(id, gate, held, stays): the slots of a task whose entry has ended or moved; those that have
 -- room now are followed up. `stays`: it is tried again later, and keeps what is strictly in order.
 local function give_back(id, gate, held, stays)
@@ -214,16 +234,27 @@ local function give_back(id, gate, held, stays)
     if stays and term.order then
       kept = true
     elseif held == '1' or term.order then
-      if redis.call('HINCRBY', LIMITS, 's' .. term.key, -term.weight) <= 0 then
-        redis.call('HDEL', LIMITS, 's' .. term.key)
-      end
-      later('more', term.key)
+      freed[term.key] = (freed[term.key] or 0) + term.weight
     end
   end
   if kept then
     redis.call('HSET', TASK .. id, 'held', 'o')
-  else
+  elseif stays then
     redis.call('HDEL', TASK .. id, 'held')
+  end
+end
+-- free(): the slots that were given back are free: one step a key, however many tasks it was.
+local function free()
+  for key, n in pairs(freed) do
+    freed[key] = nil
+    local now = standing({ key = key })
+    now.used = now.used - n
+    if now.used > 0 then
+      redis.call('HINCRBY', LIMITS, 's' .. key, -n)
+    else
+      redis.call('HDEL', LIMITS, 's' .. key)
+    end
+    if now.waiting > 0 then later('more', key) end
   end
 end
 -- close(id, state): what a gated task held or locked is free, once its end is written.
@@ -232,8 +263,8 @@ local function close(id, state)
   if has[3] then later('read', ref_of(id)) end
   if not has[1] then return end
   local asked, ref = terms(has[1]), ref_of(id)
-  give_back(id, has[1], has[2], false)
   redis.call('HDEL', TASK .. id, 'gate', 'held')
+  give_back(id, has[1], has[2], false)
   if asked.unique then
     local holder = redis.call('HGET', UNIQUE, asked.unique)
     if holder == 's' .. ref or holder == 't' .. ref then redis.call('HDEL', UNIQUE, asked.unique) end
