@@ -1,4 +1,4 @@
--- cancel: tasks that wait are cancelled; a running task is left alone.
+-- cancel: tasks that wait are cancelled; a running task is left alone, or asked to end.
 -- KEYS:
 --   1 stream
 --   2 delayed
@@ -12,19 +12,26 @@
 -- ARGV:
 --   1 group
 --   2 history_max: events kept, about
---   3 ttl: how long the record of a cancelled task is kept, ms
+--   3 channel: where the supervisors of workers listen
+--   4 ttl: how long the record of a cancelled task is kept, ms
+--   5 wish: what is wished of a running task: '' nothing, ask (that it ends), force (it, or its process)
 --   for each task (1): id
--- RETURN: for each task 'cancelled', 'running', its settled state, or 'unknown' (also when its record is
---   none); an error when one cannot be cancelled: what was not answered is as it was
+-- RETURN: for each task 'cancelled', 'running' ('asked' where something is wished of it), its settled
+--   state, or 'unknown' (also when its record is none); an error when one cannot be cancelled: what was
+--   not answered is as it was
 -- COST: XDEL of nothing, per task HMGET + (ZREM twice, or XPENDING + XRANGE + XDEL) + HSET + PEXPIRE + XADD
---   of history + HINCRBY, and what follows from it: see lib/follow_up.lua
+--   of history + HINCRBY, and what follows from it: see lib/follow_up.lua; per wish HGET + HSET + HEXISTS +
+--   HSET, and PUBLISH a worker
 -- WHY: an entry that is pending has been handed to a worker, which may have started it; only its
 --   settlement may end it. One that is not pending can be deleted: no worker has seen it. That it can
---   leave its place is proved before its record is written; it leaves it afterwards.
+--   leave its place is proved before its record is written; it leaves it afterwards. A wish is kept
+--   under the worker that has the entry, and says nothing of how the task ends: a task that ends first
+--   has succeeded. The supervisor of the worker hears of it at once by the channel, and with every
+--   heartbeat until the entry is gone, so a lost message only delays. It dies with the worker.
 local STREAM, DELAYED, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local COUNTERS, WAITERS, INBOX, DEAD = KEYS[5], KEYS[6], KEYS[7], nil
 local BATCH, SETTLED = KEYS[8], KEYS[9]
-local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
+local GROUP, HISTORY_MAX, CHANNEL, TTL, WISH = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 --@include now
 --@include fault
 --@include whole
@@ -42,6 +49,7 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], ARGV[3]
 --@include gate
 --@include unstarted
 --@include follow_up
+--@include wish
 local answer = {}
 redis.call('XDEL', STREAM, '0-0')
 -- Cancels one; raises what fails.
@@ -59,8 +67,10 @@ local function cancel(id)
     answer[#answer + 1] = 'unknown'
   else
     local entry = record[2]
-    if #pending(entry, entry, 1) == 1 then
-      answer[#answer + 1] = 'running'
+    local held = pending(entry, entry, 1)
+    if #held == 1 then
+      if WISH ~= '' then ask_to_end(entry, held[1][2], WISH, CHANNEL) end
+      answer[#answer + 1] = WISH == '' and 'running' or 'asked'
     else
       local fields = read(entry)
       if fields and fields.id == id then
@@ -78,7 +88,7 @@ local function cancel(id)
   end
 end
 local fault
-for at = 4, #ARGV do
+for at = 6, #ARGV do
   local ok, why = pcall(cancel, ARGV[at])
   if not ok then
     fault = why

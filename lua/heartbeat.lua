@@ -7,8 +7,10 @@
 --   1 lease: ms until a worker that no longer beats is dead
 --   for each worker (2): consumer, running (entry ids with a space between, '=' unchanged)
 -- RETURN: the server's time in ms, the earliest deadline of any worker in ms (-1 none), paused (0 or
---   1), the positions (from 1) of workers whose details are not here: they should register again
--- COST: TIME + ZRANGE + ZADD + HGET, a worker HEXISTS, and HSET where `running` changed. PERSIST +
+--   1), the positions (from 1) of workers whose details are not here: they should register again; what is
+--   wished of their tasks, a flat list: position of the worker, entry, ask or force (see cancel)
+-- COST: TIME + ZRANGE + ZADD + HGET, a worker HMGET, and HSET where `running` changed; of a worker with
+--   wishes HGETALL + HGET and an XPENDING a wish. PERSIST +
 --   ZREVRANGE when none of the lowest deadlines is fresh, and after a silence ZRANGE twice and a
 --   ZADD a worker. PERSIST + ZADD when a full server refused the first ZADD
 -- WHY: one lease a worker, not one a task: a living worker keeps a ten-hour task and renews
@@ -17,7 +19,8 @@
 --   the others would make dead letters of tasks that only it knows. Every idle worker pays for this script,
 --   so the usual heartbeat asks for the lowest deadlines only once: while one of them is fresh none
 --   was silent, and the earliest one after it follows from those before it. What stands
---   in a worker's own key is no reason not to beat for it: it registers again.
+--   in a worker's own key is no reason not to beat for it: it registers again. Wishes are said with each
+--   heartbeat until their entries are gone, for their message may be lost.
 local GRACE_LIMIT = 1000
 --@include now
 --@include maxmemory
@@ -47,15 +50,34 @@ for from = 1, #beats, 1000 do -- unpack has its limit at about 8,000 values
     redis.call('ZADD', KEYS[1], unpack(beats, from, to))
   end
 end
-local unregistered = {}
-for at = 2, #ARGV, 2 do
-  if redis.pcall('HEXISTS', KEYS[2] .. ARGV[at], 'started_ms') ~= 1 then
-    unregistered[#unregistered + 1] = at / 2
+local unregistered, wishes = {}, {}
+local function say_wishes(position, consumer)
+  local key = string.gsub(KEYS[2], '^worker:', 'wishes:') .. consumer
+  local kept, stream = redis.pcall('HGETALL', key), string.match(KEYS[2], '^worker:(.*):$')
+  local group = #kept > 0 and look('', 'HGET', KEYS[3], 'group') or ''
+  local left = 0
+  for i = 1, #kept, 2 do
+    local held = redis.pcall('XPENDING', stream, group, kept[i], kept[i], 1, consumer)
+    if not held.err and #held == 0 then
+      redis.pcall('HDEL', key, kept[i])
+    else
+      left = left + 1
+      wishes[#wishes + 1] = int(position)
+      wishes[#wishes + 1] = kept[i]
+      wishes[#wishes + 1] = kept[i + 1]
+    end
   end
+  if left == 0 then redis.pcall('HDEL', KEYS[2] .. consumer, 'asked') end
+end
+for at = 2, #ARGV, 2 do
+  local details = redis.pcall('HMGET', KEYS[2] .. ARGV[at], 'started_ms', 'asked')
+  if not details[1] then unregistered[#unregistered + 1] = at / 2 end
+  if not details[1] or details[2] then say_wishes(at / 2, ARGV[at]) end
   if ARGV[at + 1] ~= '=' then redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1]) end
 end
 local earliest = tonumber(beats[1] or low[2] or -1)
 for i = 1, #low, 2 do
   if not beating[low[i]] then earliest = math.min(earliest, tonumber(low[i + 1])) end
 end
-return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, unregistered }
+return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, unregistered,
+  wishes }

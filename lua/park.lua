@@ -21,7 +21,8 @@
 --   6 grace: how long a task waits for a worker that knows its name, ms
 --   for each task (3): entry, id, name
 -- RETURN: for each task 'parked', 'dead' or 'lost'; or a position (from 1) and an error's words when it
---   is broken: it could not be written, nothing of it was, and it is pending
+--   is broken: it could not be written, nothing of it was, and it is pending; 'asked to end' for the words
+--   when that is wished of it (see cancel): it is to be settled instead
 -- COST: per call one ZRANGEBYSCORE and one HGET a living worker (1000 at most); per task as retry
 -- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
 --   neither loops hotly nor waits long; a name that no living worker has had for the grace time
@@ -55,6 +56,7 @@ local GRACE = tonumber(ARGV[6])
 --@include gate
 --@include unstarted
 --@include follow_up
+--@include wish
 local now = now_ms()
 local names = '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
@@ -118,8 +120,9 @@ for at = 7, #ARGV, 3 do
     local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
       or string.find(names, '\n' .. handler .. '\n', 1, true)
-    local fault
-    if not known and now - since >= GRACE then
+    local fault = wish(entry, CONSUMER) and 'asked to end' or nil
+    if fault then -- it is the worker's to settle
+    elseif not known and now - since >= GRACE then
       local message = 'no handler named ' .. readable(name) .. '; the workers here know ' .. known_names()
       if handler == 'redistq.call' then
         message = message .. '; a function is run by workers that share the client\'s signing key'

@@ -37,7 +37,8 @@
 --   lib/corrupt.lua. Each is moved whole or
 --   not at all, and one that cannot be moved stops no other: it stays pending, its worker leaves
 --   the list, and adopt gives it another deadline. The grace rule runs here too, before any
---   worker is judged, in every call.
+--   worker is judged, in every call. What was asked to end (see cancel) ends as cancelled and runs no
+--   more: it counts as recovered here, for it is taken back.
 local STREAM, TASK, HISTORY, COUNTERS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local WAITERS, INBOX = KEYS[6], KEYS[7]
 local BATCH, SETTLED, DELAYED, TTL = KEYS[10], KEYS[11], nil, 86400000
@@ -66,6 +67,7 @@ local GRACE_LIMIT = 1000
 --@include follow_up
 --@include corrupt
 --@include grace
+--@include wish
 local now, consumer = now_ms(), ARGV[6]
 may_drop()
 if consumer == '' then
@@ -78,22 +80,25 @@ local exact, started = ARGV[7] == 'only', {}
 for at = 8, #ARGV do started[ARGV[at]] = true end
 local slots = not exact and tonumber(look(false, 'HGET', KEYS[9] .. consumer, 'slots') or nil) or nil
 local recovered, dead, broken = 0, 0, {}
-local function dead_letter(entry, task, count)
+local function ended(entry, task, state, body, ttl)
   local batch = countable(option(task.opts, 'batch'))
-  local body = cjson.encode({ type = 'WorkerLost', traceback = '', message = 'the worker died '
-    .. 'while it ran this task, ' .. count .. ' times in all; the limit is ' .. MAX_RECOVERIES })
-  local fault = finished(task.id, 'failed', task.name, task.attempt, entry, consumer, '', body, '0',
+  local fault = finished(task.id, state, task.name, task.attempt, entry, consumer, '', body, ttl,
     'WorkerLost', int(now), task)
   if fault then return error(fault, 0) end
-  local ok, missing = pcall(beside, redis.pcall('HINCRBY', COUNTERS, 'failed', 1))
+  local ok, missing = pcall(beside, redis.pcall('HINCRBY', COUNTERS, state, 1))
   if not ok then
-    unfinish(task.id, 'failed', event)
+    unfinish(task.id, state, event)
     return error(said(missing), 0)
   end
   drop(entry)
-  if option(task.opts, 'gate') ~= '' then closed(task.id, 'failed') end
-  notify_all(task.id, 'failed', body, option(task.opts, 'inbox'), true)
-  tally_one(batch, task.id, 'failed', int(now))
+  if option(task.opts, 'gate') ~= '' then closed(task.id, state) end
+  notify_all(task.id, state, body, option(task.opts, 'inbox'), true)
+  tally_one(batch, task.id, state, int(now))
+end
+local function dead_letter(entry, task, count)
+  return ended(entry, task, 'failed', cjson.encode({ type = 'WorkerLost', traceback = '', message =
+    'the worker died while it ran this task, ' .. count .. ' times in all; the limit is '
+    .. MAX_RECOVERIES }), '0')
 end
 local function put_back(entry, task, charged)
   requeue(entry, task)
@@ -107,6 +112,14 @@ local function move(entry)
   if sound(task) then
     local charged = started[entry] or not (exact or slots and slots <= 0)
     local count = tonumber(task.recovered) + (charged and 1 or 0)
+    if wish(entry, consumer) then
+      fault = whole(ended, entry, task, 'cancelled', 'asked to end; its worker is gone', '86400000')
+      if fault then return fault end
+      fulfilled(entry, consumer)
+      recovered = recovered + 1
+      if charged and slots then slots = slots - 1 end
+      return nil
+    end
     if charged and count > MAX_RECOVERIES then
       fault = whole(dead_letter, entry, task, count)
       if not fault then dead = dead + 1 end
@@ -151,4 +164,5 @@ if #page == LIMIT and recovered + dead > 0 then return { recovered, dead, 1, con
 if #broken == 0 and #page < LIMIT then redis.pcall('XGROUP', 'DELCONSUMER', STREAM, GROUP, consumer) end
 redis.call('ZREM', KEYS[8], consumer)
 redis.call('DEL', KEYS[9] .. consumer)
+if #broken == 0 then redis.pcall('DEL', 'wishes:' .. STREAM .. ':' .. consumer) end
 return { recovered, dead, 0, consumer, broken }

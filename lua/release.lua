@@ -9,11 +9,11 @@
 --   for each entry (1): entry
 -- RETURN: how many of them are off this consumer's hands: they went back, now or by the same call sent
 --   before, or were taken away; 0 when the stream is not drained
--- COST: XACK and XDEL of nothing; per entry XPENDING + XRANGE + XADD + HSET + XACK + XDEL
+-- COST: XACK and XDEL of nothing, one EXISTS; per entry XPENDING + XRANGE + XADD + HSET + XACK + XDEL
 -- WHY: a worker that stops or is paused must not make others wait for its lease to run out. One
 --   that is merely stuck behind long tasks helps others only when they have nothing else to read;
 --   otherwise its tasks would lose their place in the queue for nothing. What cannot be written
---   stays pending, and is not counted.
+--   stays pending, and is not counted; so does what somebody wishes to end (see cancel).
 local STREAM, TASK = KEYS[1], KEYS[2]
 local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include fault
@@ -26,6 +26,7 @@ local GROUP, CONSUMER = ARGV[1], ARGV[2]
 --@include requeue
 --@include look
 --@include unread
+--@include wish
 local entries, held = {}, 0
 for at = 4, #ARGV do entries[#entries + 1] = ARGV[at] end
 local mine = owned(entries, CONSUMER)
@@ -36,12 +37,12 @@ local off = 0
 for i = 1, #entries do
   local entry = entries[i]
   local task = mine[entry] and read(entry)
-  if not task or sound(task) then
+  if not task or sound(task) and not wish(entry, CONSUMER) then
     if not task or not whole(requeue, entry, task) then
       if mine[entry] then drop(entry) end
       mine[entry] = nil
       off = off + 1
     end
-  end -- else it is no task: it stays pending, for quarantine
+  end -- else it stays pending: it is no task, or is to end
 end
 return off

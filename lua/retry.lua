@@ -14,9 +14,11 @@
 --   for each attempt (9): entry, id, state (retried|snoozed), name, attempt, run_ms, error (JSON or
 --     ''), delay (ms), note (error type or '')
 -- RETURN: the attempts that were refused: a position (from 1) when the lease was lost; a position and
---   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
--- COST: XACK and XDEL of nothing; per attempt XPENDING + XRANGE + (XADD + HSET, or HSET + ZADD) + XADD of
---   history + HINCRBY + XACK + XDEL + HDEL; per gated task and key HINCRBY + HMGET, and what follows
+--   an error's words when it is broken: it could not be written, nothing of it was, and it is pending;
+--   a position and 'asked to end' when that is wished of it (see cancel): it is to be settled instead
+-- COST: XACK and XDEL of nothing, one EXISTS; per attempt XPENDING + XRANGE + (XADD + HSET, or HSET +
+--   ZADD) + XADD of history + HINCRBY + XACK + XDEL + HDEL; per gated task and key HINCRBY + HMGET, and
+--   what follows
 -- WHY: the count goes up in the same step as the task is put back, so no crash can run it once
 --   more than allowed. A snooze is uncounted. `from` in the record answers a call sent twice.
 --   An entry that is pending but gone (trimmed by other hands) is let go. Each attempt is written
@@ -38,6 +40,7 @@ local COUNTERS, DEAD, WAITERS, INBOX, SETTLED, TTL = nil
 --@include history
 --@include options
 --@include later
+--@include wish
 local refused, earliest, now = {}, 0, now_ms()
 local gate -- most attempts are of tasks that hold no keys
 local function gate_too()
@@ -91,7 +94,8 @@ for at = 5, #ARGV, 9 do
   local task = mine and read(entry)
   if mine and not task then drop(entry) end
   if sound(task) then
-    local fault, due = whole(again, at, task)
+    local fault, due = wish(entry, CONSUMER) and 'asked to end', nil
+    if not fault then fault, due = whole(again, at, task) end
     if fault then
       refused[#refused + 1] = { (at + 4) / 9, fault }
     else

@@ -61,13 +61,15 @@ for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, 
   may('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', 0, 1)
 end
 may('ZSCORE', KEYS[9], '')
-for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY, KEYS[14], KEYS[18] }) do
+for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY, KEYS[14], KEYS[18],
+  'wishes:' .. STREAM .. ':' .. NOBODY }) do
   may('HGET', hash, '')
   may('HMGET', hash, '')
   may('HDEL', hash, '')
   may('HSET', hash, 'field', 'value', 'no value')
   may('HINCRBY', hash, '', 'x')
 end
+may('HGETALL', 'wishes:' .. STREAM .. ':' .. NOBODY)
 may('HEXISTS', WORKER, '')
 may('HSETNX', KEYS[7], '')
 may('HSCAN', KEYS[14], 'x')

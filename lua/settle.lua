@@ -17,8 +17,9 @@
 --   5 gated: positions (from 1) of outcomes whose task holds keys, each between blanks; '' none
 --   6 children: tasks to add with the outcome they belong to, seven fields each: its position, and those
 --     of enqueue_gated, each as its length in bytes, a colon and the bytes; '' none
---   for each outcome (11): entry, id, state (succeeded|failed), name, attempt, run_ms, body (result
---     or error, JSON), ttl (of a result, ms; 0 keeps none), inbox ('' none), note (error type or ''),
+--   for each outcome (11): entry, id, state (succeeded|failed|cancelled|expired), name, attempt, run_ms,
+--     body (result or error, JSON; of a cancelled or expired task why, in words), ttl (of a result, or of
+--     the record of a cancelled or expired task, ms; 0 keeps none), inbox ('' none), note (error type or ''),
 --     batch ('' none)
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
@@ -45,6 +46,7 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include finish
 --@include later
 --@include notify
+--@include wish
 -- Whether there is more than succeeded tasks of no batch; whether any names an inbox.
 local entries, n, mixed, addressed = {}, 0, false, false
 for at = 7, #ARGV, 11 do
@@ -202,6 +204,7 @@ for k = 1, done do
     refused[#refused + 1] = { settled[k], said(missing) }
   else
     notify_all(id, state, ARGV[at + 6], ARGV[at + 8], ARGV[at + 7] == '0')
+    if state == 'cancelled' then fulfilled(entries[settled[k]], CONSUMER) end
     if batch ~= '' then
       local ends = batches[batch]
       ends[1][#ends[1] + 1] = id

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .client.futures import TaskFuture
     from .dashboard import Dashboard
     from .errors import (
+        CancelRequested,
         ConfigurationError,
         EmbeddedServerError,
         Fail,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         UntrustedPayload,
         WrongPython,
     )
-    from .handlers import Registry, TaskContext, task
+    from .handlers import Registry, TaskContext, current_task, task
     from .monitor import TaskMonitor
     from .producer import AsyncTaskProducer, TaskProducer
     from .scheduler import TaskScheduler
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncTaskProducer",
     "Batch",
+    "CancelRequested",
     "Client",
     "ConfigurationError",
     "Dashboard",
@@ -93,6 +95,7 @@ __all__ = [
     "UntrustedPayload",
     "WrongPython",
     "__version__",
+    "current_task",
     "task",
 ]
 
@@ -104,6 +107,7 @@ _HOMES = {
     "Dashboard": "dashboard",
     "Registry": "handlers",
     "TaskContext": "handlers",
+    "current_task": "handlers",
     "task": "handlers",
     "TaskMonitor": "monitor",
     "AsyncTaskProducer": "producer",

@@ -12,6 +12,7 @@ MAX_DELAY_S = 1_000_000_000
 """Longest delay of a Retry or Snooze in seconds: 31 years."""
 
 __all__ = [
+    "CancelRequested",
     "ConfigurationError",
     "EmbeddedServerError",
     "Fail",
@@ -36,6 +37,9 @@ __all__ = [
     "UntrustedPayload",
     "WrongPython",
 ]
+
+
+_UNSTARTED = " before it started"
 
 
 class RedistqError(Exception):
@@ -179,15 +183,24 @@ class TaskFailed(RedistqError):
 
 
 class TaskCancelled(RedistqError):
-    """The task was cancelled before it started."""
+    """The task was cancelled; ``reason`` says why, or how ('' before it started)."""
 
-    def __init__(self, task_id: str) -> None:
+    def __init__(self, task_id: str, reason: str = "") -> None:
         self.task_id = task_id
-        super().__init__(f"task {task_id} was cancelled before it started")
+        self.reason = reason
+        super().__init__(f"task {task_id} was cancelled{f': {reason}' if reason else _UNSTARTED}")
 
 
 class TimeLimitExceeded(RedistqError, TimeoutError):
     """A handler ran longer than its ``timeout``; the attempt counts as failed."""
+
+
+class CancelRequested(BaseException):
+    """Raised in a handler's thread when its task is asked to end (``cancel(running="ask")``).
+
+    A handler that lets it through ends as cancelled; one that catches it and returns has succeeded.
+    Not an Exception, as asyncio.CancelledError is none: ``except Exception`` does not hold it up.
+    """
 
 
 # What a handler may raise to say how its attempt ends.

@@ -11,16 +11,18 @@ import inspect
 import logging
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, RedistqError
 from .logger import logger
 from .protocol.keys import check_line
 from .protocol.options import checked, count, seconds
 
-__all__ = ["Handler", "Registry", "TaskContext", "default_registry", "task"]
+__all__ = ["Handler", "Registry", "TaskContext", "current_task", "default_registry", "task"]
 
 log = logger("redistq.worker")
 
@@ -90,7 +92,8 @@ class TaskContext:
     """What a running handler may know about its task.
 
     ``attempt`` counts from 1; ``recovered`` is how often a worker died while it ran this task, so
-    a task that must not act twice can look at both.
+    a task that must not act twice can look at both. ``cancelled`` is whether it was asked to end:
+    for loops in code that CancelRequested cannot reach, or should not.
     """
 
     task_id: str
@@ -102,8 +105,44 @@ class TaskContext:
     entry: str
     worker: str
     logger: logging.LoggerAdapter[logging.Logger]
+    cancelled: bool = field(default=False, init=False, compare=False)
+    _interrupt: Callable[[], None] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """Ends what waits in this task's thread, where an exception would come too late."""
     _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     """What the handler for function calls adds to the report of its failure."""
+
+
+_provider: ContextVar[Callable[[], TaskContext | None] | None] = ContextVar(
+    "redistq-task", default=None
+)
+_here = threading.local()
+
+
+def serve_contexts(provider: Callable[[], TaskContext | None], *, thread: bool) -> None:
+    """Let ``current_task`` ask ``provider``, in this thread or in this asynchronous context."""
+    if thread:
+        _here.provider = provider
+    else:
+        _provider.set(provider)
+
+
+def current_task() -> TaskContext:
+    """Return the context of the task whose handler calls this: for functions that take none, such
+    as those a Client sends.
+
+    Works in the handler's own thread, and in coroutines that it starts. Raises RedistqError
+    elsewhere: hand the context on to threads of your own.
+    """
+    provider = _provider.get() or getattr(_here, "provider", None)
+    found = None if provider is None else provider()
+    if found is None:
+        raise RedistqError(
+            "no task runs here: current_task() is for handlers, in the thread that a worker calls "
+            "them in; a thread that a handler starts is given the context by it"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 -- Of the end that is being written: whether its record is, and its event.
 local begun, event
 -- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task): the one
--- terminal transition of a task that succeeded or failed: its record and its event. It raises what
+-- terminal transition of a task that a worker had: its record and its event. `body` is its result,
+-- its error, or why it was cancelled or has expired. It raises what
 -- fails, for the caller to call unfinish; afterwards the caller drops the task's entry, and then
 -- calls notify_all. `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A
 -- result that is not kept leaves its id behind for a minute: a producer that sends the task again after
@@ -20,6 +21,11 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
       begun = true
       redis.call('PEXPIRE', record, ttl_ms)
     end
+  elseif state ~= 'failed' then
+    redis.call('HSET', record, 'state', state, 'entry', entry, 'reason', body, 'name', name,
+      'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now)
+    begun = true
+    redis.call('PEXPIRE', record, ttl_ms)
   else
     redis.call('HSET', record, 'state', state, 'entry', entry, 'error', body, 'name', name,
       'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now,
@@ -36,7 +42,7 @@ end
 -- it was. `logged` is its event.
 local function unfinish(id, state, logged)
   local record = TASK .. id
-  redis.pcall('HDEL', record, 'state', 'result', 'error', 'name', 'attempt', 'worker', 'run_ms',
+  redis.pcall('HDEL', record, 'state', 'result', 'error', 'reason', 'name', 'attempt', 'worker', 'run_ms',
     'finished_ms', 'payload', 'opts')
   redis.pcall('PERSIST', record)
   if state == 'failed' then redis.pcall('ZREM', DEAD, id) end

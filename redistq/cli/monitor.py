@@ -20,6 +20,7 @@ from ..monitor import columns
 from ..monitor.columns import Listing
 from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import STATS_EVENTS, stats_of, workers_of
+from ..protocol.commands import WISHES
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
@@ -106,13 +107,28 @@ def _add_verbs(add: Callable[..., Any]) -> None:
     for name, what, run, all_of_them in (
         ("replay", "send dead letters again with a clean slate", _replay, "dead letters"),
         ("purge", "delete dead letters for good", _purge, "dead letters"),
-        ("cancel", "cancel tasks that wait; running ones are left alone", _cancel, "waiting tasks"),
+        ("cancel", "cancel tasks that wait, and with --running others", _cancel, "waiting tasks"),
     ):
         p = add(name, what, run)
         option = "--waiting" if run is _cancel else "--all"
         p.add_argument("ids", nargs="*", metavar="id", help=f"of the tasks; or {option}")
         p.add_argument(option, action="store_true", dest="all", help=f"all {all_of_them}")
+        if run is _cancel:
+            _add_where(p)
         p.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_where(p: argparse.ArgumentParser) -> None:
+    """Add the options of cancel that say what of, and what is wished of running tasks."""
+    p.add_argument("--name", help="all tasks with this name")
+    p.add_argument("--batch", help="all tasks of this batch")
+    p.add_argument("--limit", type=int, help="with --name or --batch: most tasks touched")
+    p.add_argument(
+        "--running",
+        choices=WISHES,
+        help="what is wished of tasks that run: ask them to end, or kill their process five "
+        "seconds later",
+    )
 
 
 def _add_servers(add: Callable[..., Any]) -> None:
@@ -395,14 +411,41 @@ def _on_dead(
 
 
 def _cancel(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    if bool(args.ids) == args.all:
-        raise ConfigurationError("cancel takes task ids, or --waiting, one of the two")
+    where = bool(args.name or args.batch)
+    if bool(args.ids) + args.all + where != 1:
+        raise ConfigurationError(
+            "cancel takes task ids, or --waiting, or --name and --batch, one of the three"
+        )
     if args.all:
         return _cancel_waiting(monitor, args)
-    states = monitor.cancel(*args.ids)
+    if where:
+        return _cancel_where(monitor, args)
+    states = monitor.cancel(*args.ids, running=args.running)
     for task_id, state in states.items():
         print(f"{clean(task_id, 200)} {state}")
-    return EXIT_OK if set(states.values()) == {"cancelled"} else EXIT_NOT_FOUND
+    done = {"cancelled", "asked"}.issuperset(states.values())
+    return EXIT_OK if done else EXIT_NOT_FOUND
+
+
+def _cancel_where(monitor: TaskMonitor, args: argparse.Namespace) -> int:
+    what = " ".join(
+        f"{option} {clean(value, 200)}"
+        for option, value in (("name", args.name), ("batch", args.batch))
+        if value
+    )
+    if not args.yes:
+        _need_terminal("cancel --name or --batch")
+        if not _confirmed(f"Cancel all tasks of {what}? This cannot be undone."):
+            print("nothing was cancelled")
+            return EXIT_OK
+    words = monitor.producer.cancel_where(
+        name=args.name, batch=args.batch, running=args.running, limit=args.limit
+    )
+    for word, count in sorted(words.items()):
+        print(f"{plural(count, 'task')} {word}")
+    if not words:
+        print(f"no task of {what} has yet to end", file=sys.stderr)
+    return EXIT_OK if words else EXIT_NOT_FOUND
 
 
 def _cancel_waiting(monitor: TaskMonitor, args: argparse.Namespace) -> int:

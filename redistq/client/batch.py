@@ -22,7 +22,7 @@ from ..display.html import badge, escape, panel
 from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
 from ..logger import logger
-from ..producer.operations import not_stored
+from ..producer.operations import Wish, not_stored, wish_of
 from ..protocol.commands import SETTLED
 from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
@@ -356,11 +356,17 @@ class Batch:
             session.exchange.hold(self, begun=True)
         return again
 
-    def cancel(self) -> int:
-        """Cancel what no worker has yet; return how many tasks that were."""
+    def cancel(self, *, running: Wish = None) -> int:
+        """Cancel what no worker has yet; return how many tasks that were.
+
+        With ``running`` ("ask" or "force", see TaskProducer.cancel) the tasks that run are asked to
+        end, and count too.
+        """
+        wish = wish_of(running)
         ended = {i for i, state in self._ends.states().items() if state in SETTLED}
         waiting = [i for i in range(self.total) if i not in ended]
-        return list(self._queue.cancel(self._task_ids(waiting)).values()).count("cancelled")
+        words = self._queue.cancel(self._task_ids(waiting), wish).values()
+        return sum(word in ("cancelled", "asked") for word in words)
 
     def delete(self) -> None:
         """Forget the batch and its results; what has not started is cancelled before.

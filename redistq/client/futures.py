@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from .. import slots
 from ..display.html import badge, escape, panel, tag
 from ..display.notebook import in_kernel
-from ..errors import RedistqError, ResultTimeout, TimeLimitExceeded
+from ..errors import RedistqError, ResultTimeout, TaskCancelled, TimeLimitExceeded
 from ..functions.signing import Signer
+from ..producer.operations import Wish, wish_of
 from ..protocol.options import wait_seconds
 from . import outcomes
 from .outcomes import Origin, decode_error, decode_result
@@ -50,6 +51,8 @@ class TaskFuture(Future[Any]):
     origin: Origin = "call"
     _is_marked = False
     """Whether ``mark_cancelled`` was called for it."""
+    _why = ""
+    """Why its task was cancelled, in words; empty for one that had not started."""
     _report: dict[str, Any] | None = None
 
     def __init__(self, session: Session, queue: ClientQueue, task_id: str, name: str) -> None:
@@ -74,11 +77,16 @@ class TaskFuture(Future[Any]):
 
     # -- the standard library's interface --------------------------------------------------------
 
-    def cancel(self) -> bool:
-        """Cancel the task if no worker has it yet; return whether it is cancelled."""
+    def cancel(self, *, running: Wish = None) -> bool:
+        """Cancel the task if no worker has it yet; return whether it is cancelled.
+
+        With ``running`` ("ask" or "force", see TaskProducer.cancel) a task that runs is asked to
+        end: whether it did, the future's own end says.
+        """
+        wish = wish_of(running)
         if self.done():
             return self.cancelled()
-        self._session.exchange.cancel((self,))
+        self._session.exchange.cancel((self,), wish)
         return self.cancelled()
 
     def running(self) -> bool:
@@ -105,7 +113,7 @@ class TaskFuture(Future[Any]):
                 raise
             raise self._timed_out(timeout) from None
         except CancelledError as error:
-            error.args = error.args or (f"task {self.task_id} was cancelled before it started",)
+            error.args = error.args or (str(TaskCancelled(self.task_id, self._why)),)
             raise
         except KeyboardInterrupt:
             self._say_it_goes_on()
@@ -124,7 +132,7 @@ class TaskFuture(Future[Any]):
         except TimeoutError:
             raise self._timed_out(timeout) from None
         except CancelledError as error:
-            error.args = error.args or (f"task {self.task_id} was cancelled before it started",)
+            error.args = error.args or (str(TaskCancelled(self.task_id, self._why)),)
             raise
         except KeyboardInterrupt:
             self._say_it_goes_on()
@@ -323,6 +331,7 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
             )
             future.set_exception(error)
         else:
+            future._why = (body or b"").decode("utf-8", "replace")
             mark_cancelled(future)
     except CancelledError:
         pass

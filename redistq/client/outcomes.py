@@ -244,7 +244,9 @@ class BatchEnds:
         queue = self._queue
         order = list(indexes)
         commands = (queue.commands.end_of(batch_task_id(self._id, i)) for i in order)
-        for i, (state, result, error, entry) in zip(order, queue.pages(commands), strict=True):
+        for i, (state, result, error, entry, reason) in zip(
+            order, queue.pages(commands), strict=True
+        ):
             if state == b"succeeded" and result is not None:
                 try:
                     value = self._value(i, result)
@@ -257,7 +259,8 @@ class BatchEnds:
             if state == b"failed":
                 failure, _ = self._error(i, error)
             elif state == b"cancelled":
-                failure = TaskCancelled(batch_task_id(self._id, i))
+                why_cancelled = (reason or b"").decode("utf-8", "replace")
+                failure = TaskCancelled(batch_task_id(self._id, i), why_cancelled)
             elif ended_only and entry is not None and state in (None, b"delayed"):
                 continue
             else:

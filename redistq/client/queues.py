@@ -35,8 +35,6 @@ from ..protocol.replies import messages, read
 if TYPE_CHECKING:
     from .session import Session
 
-CANCELLED_TTL_MS = 86_400_000
-"""How long the record of a cancelled task is kept: a day."""
 PAGE = 100
 """Commands whose answers are read together."""
 PAUSE_S = 0.1
@@ -83,11 +81,12 @@ class ClientQueue:
         """Return how a task stands; with an inbox, that is notified of its end."""
         return Commands.read_watch(self.broker.call(self.commands.watch(task_id, inbox)))
 
-    def cancel(self, ids: Sequence[str]) -> dict[str, str]:
-        """Cancel tasks that wait; return one word for each id, as TaskProducer.cancel."""
+    def cancel(self, ids: Sequence[str], wish: str = "") -> dict[str, str]:
+        """Cancel tasks that wait; return one word for each id, as TaskProducer.cancel. ``wish``:
+        as Commands.cancel."""
         words: dict[str, str] = {}
         for part in portions(ids):
-            reply = self.broker.call(self.commands.cancel(part, CANCELLED_TTL_MS))
+            reply = self.broker.call(self.commands.cancel(part, wish=wish))
             words.update(zip(part, (word.decode() for word in reply), strict=True))
         return words
 

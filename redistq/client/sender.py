@@ -199,8 +199,9 @@ class Sender:
 
     # -- cancelling ------------------------------------------------------------------------------
 
-    def cancel(self, futures: Iterable[TaskFuture]) -> None:
-        """Cancel those that no worker has; each of these is cancelled before this returns."""
+    def cancel(self, futures: Iterable[TaskFuture], wish: str = "") -> None:
+        """Cancel those that no worker has; each of these is cancelled before this returns.
+        ``wish``: of the others, as Commands.cancel."""
         wanted = {future.task_id: future for future in futures if not future.done()}
         gone: list[TaskFuture] = []
         with self._sending, self._pending.lock:  # what was just being sent has arrived after this
@@ -212,7 +213,7 @@ class Sender:
             mark_cancelled(future)
             release(future)
         for queue, ids in _ids_by_queue(wanted.values()):
-            for task_id, word in queue.cancel(ids).items():
+            for task_id, word in queue.cancel(ids, wish).items():
                 if word == "cancelled":
                     self._pending.resolve(task_id, mark_cancelled)
                 elif word == "unknown":

@@ -218,9 +218,10 @@ class Exchange:
         else:
             self.watcher.take(future.task_id, watched)
 
-    def cancel(self, futures: Iterable[TaskFuture]) -> None:
-        """Cancel those that no worker has; each of these is cancelled before this returns."""
-        self.sender.cancel(futures)
+    def cancel(self, futures: Iterable[TaskFuture], wish: str = "") -> None:
+        """Cancel those that no worker has; each of these is cancelled before this returns.
+        ``wish``: of the others, as Commands.cancel."""
+        self.sender.cancel(futures, wish)
 
     def why_waiting(self, queue: ClientQueue, waited: float, names: Iterable[str] = ()) -> str:
         """Return why nothing came in ``waited`` seconds; after a short wait nothing is asked."""

@@ -17,7 +17,7 @@ import reprlib
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -141,7 +141,7 @@ class CallHandler:
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
             with captured(output):
-                result = self._make(call, function, store.blobs)
+                result = self._make(call, function, store.blobs, context)
             data = _dump_result(result)
             try:
                 return self._signer.pack("result", task, data, old=old)
@@ -152,14 +152,18 @@ class CallHandler:
                 context._report = self._report(error, output, task, old)
             raise
 
-    def _make(self, call: Call, function: Callable[..., Any], blobs: Blobs) -> Any:
+    def _make(
+        self, call: Call, function: Callable[..., Any], blobs: Blobs, context: TaskContext
+    ) -> Any:
         if not call.chunk:
             args = tuple(self._resolve(a, blobs) for a in call.args)
             kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
-            return _finish(function(*args, **kwargs))
+            return _finish(function(*args, **kwargs), context)
         shared: dict[str, Any] = {}
         return [
-            _finish(function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs))
+            _finish(
+                function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs), context
+            )
             for args in call.args
         ]
 
@@ -240,14 +244,34 @@ def import_local_modules() -> None:
         local_modules = Shipped()
 
 
-def _finish(result: Any) -> Any:
+def _finish(result: Any, context: TaskContext) -> Any:
     if inspect.iscoroutine(result):
-        return asyncio.run(result)
+        return asyncio.run(_interruptible(result, context))
     if inspect.isgenerator(result):
         return list(result)
     if inspect.isasyncgen(result):
-        return asyncio.run(_collect(result))
+        return asyncio.run(_interruptible(_collect(result), context))
     return result
+
+
+async def _interruptible(work: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
+    """Await ``work`` so that it is cancelled when its task is asked to end: a loop that waits runs
+    no step at which an exception could be raised in its thread."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and so has the work
+            loop.call_soon_threadsafe(task.cancel)
+
+    context._interrupt = interrupt
+    try:
+        if context.cancelled:
+            task.cancel()
+        return await work
+    finally:
+        context._interrupt = None
 
 
 async def _collect(items: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..display.text import iso
 from ..errors import ConfigurationError
+from ..producer.operations import Wish
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED, DEFAULT_QUEUE
@@ -348,9 +349,10 @@ class TaskMonitor:
         """Delete dead letters for good: these, or all; return how many were deleted."""
         return self.producer.purge(*task_ids)
 
-    def cancel(self, *task_ids: str) -> dict[str, str]:
-        """Cancel tasks that wait; return how each stands (see TaskProducer.cancel)."""
-        return self.producer.cancel(*task_ids)
+    def cancel(self, *task_ids: str, running: Wish = None) -> dict[str, str]:
+        """Cancel tasks that wait, and with ``running`` ask those to end that run; return how each
+        stands (see TaskProducer.cancel)."""
+        return self.producer.cancel(*task_ids, running=running)
 
     def cancel_waiting(self) -> int:
         """Cancel every task that waits at this moment, ready or delayed; return how many.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -20,13 +20,24 @@ from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, RedistqError, UnknownTask
 from ..handlers import _MARK
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
-from ..protocol.commands import MAX_TASKS, Command, Commands, Snapshot, words_of
+from ..protocol.commands import (
+    MAX_TASKS,
+    PLACES,
+    WISHES,
+    Command,
+    Commands,
+    Snapshot,
+    words_of,
+)
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, check_line, new_task_id
 from ..protocol.options import (
+    MAX_COUNT,
     NO_OPTIONS,
     OPTIONS_OF_TASKS,
     TaskOptions,
+    count,
     seconds,
+    shown,
     unknown_option,
     wait_seconds,
 )
@@ -39,13 +50,14 @@ TaskName = str | Callable[..., Any]
 Fields = tuple[str, str, bytes, bytes, str]
 """A new task: its id, name, payload, options (JSON or empty) and due time."""
 Item = tuple[TaskName, Any] | Mapping[str, Any]
+Wish = Literal["ask", "force"] | None
+"""What ``cancel`` wishes of tasks that run; None: they are left alone."""
 
 RECENT = 32
 """Most tasks added one by one that a producer remembers, to see whether they are waited for."""
 HABIT = 4
 """After so many that were all waited for, the next is added with the address of its waiter."""
 _OF_OTHERS: Final = object()
-_CANCELLED_TTL_MS = 86_400_000
 _ITEM_KEYS = frozenset({"type", "payload", "task_id", *OPTIONS_OF_TASKS})
 _NONE_GIVEN: Mapping[str, Any] = {}
 
@@ -181,12 +193,42 @@ class ProducerOperations:
 
     # -- managing --------------------------------------------------------------------------------
 
-    def _cancel(self, ids: tuple[str, ...]) -> Operation[dict[str, str]]:
+    def _cancel(self, ids: tuple[str, ...], running: str | None) -> Operation[dict[str, str]]:
+        wish = wish_of(running)
         words: dict[str, str] = {}
         for part in portions(ids):
-            reply = yield self.commands.cancel(part, _CANCELLED_TTL_MS)
+            reply = yield self.commands.cancel(part, wish=wish)
             words.update(zip(part, (word.decode() for word in reply), strict=True))
         return words
+
+    def _cancel_where(
+        self, name: str | None, batch: str | None, running: str | None, limit: int | None
+    ) -> Operation[dict[str, int]]:
+        """Cancel page by page; the places in the order that leaves nothing out: what waits may go
+        on to the stream meanwhile, and nothing comes back from there but retries."""
+        wish = wish_of(running)
+        if not (name or batch):
+            raise ConfigurationError("cancel_where needs a name of tasks, a batch, or both")
+        left = MAX_COUNT if limit is None else count("limit", limit, least=1)
+        words: Counter[str] = Counter()
+        for place in PLACES:
+            start = ""
+            while left > 0:
+                find = self.commands.find(place, start, name=name or "", batch=batch or "")
+                raw, after, _ = yield find
+                ids = [task_id.decode("utf-8", "replace") for task_id in raw][:left]
+                gone = 0
+                for part in portions(ids):
+                    reply = yield self.commands.cancel(part, wish=wish)
+                    words.update(word.decode() for word in reply)
+                    gone += reply.count(b"cancelled")
+                left -= len(ids)
+                start = after.decode()
+                if not start:
+                    break
+                if place != "stream":  # its members after these have moved forward by as many
+                    start = str(int(start) - gone)
+        return dict(words)
 
     def _dead(self, limit: int) -> Operation[list[TaskStatus]]:
         """Return the newest dead letters, a page for one question. The page holds the start of
@@ -319,6 +361,19 @@ class WaiterGuess:
         self._free = []
         self.recent.clear()
         return free
+
+
+def wish_of(running: str | None) -> str:
+    """Return what is wished of tasks that run, as ``Commands.cancel`` takes it; raises
+    ConfigurationError."""
+    if running is None:
+        return ""
+    if running not in WISHES:
+        raise ConfigurationError(
+            f"running is {' or '.join(map(repr, WISHES))}, or None to leave running tasks alone, "
+            f"not {shown(running)}"
+        )
+    return running
 
 
 def not_stored(keys: QueueKeys, reply: list[Any]) -> RedistqError | None:

@@ -15,7 +15,7 @@ from ..errors import ServerUnavailable
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import TaskKeywords, listed
-from .operations import Item, ProducerOperations, TaskName
+from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
 from .sansio import run, run_async
 
@@ -113,10 +113,33 @@ class TaskProducer(ProducerOperations):
         """Return how a task stands; raises UnknownTask."""
         return run(self.broker, self._status(task_id))
 
-    def cancel(self, *task_ids: str) -> dict[str, str]:
+    def cancel(self, *task_ids: str, running: Wish = None) -> dict[str, str]:
         """Cancel tasks that wait; return, per id, 'cancelled', 'running' (left alone), the state
-        of one that was settled already, or 'unknown'."""
-        return run(self.broker, self._cancel(task_ids))
+        of one that was settled already, or 'unknown'.
+
+        ``running`` is for those that run, whose word is then 'asked': with "ask" a coroutine is
+        cancelled, a thread gets CancelRequested, and ``context.cancelled`` is true; with "force"
+        the worker process, too, is killed when the task runs on for five seconds. Whether it ended
+        by that is in its state: a task that ends first has succeeded.
+        """
+        return run(self.broker, self._cancel(task_ids, running))
+
+    def cancel_where(
+        self,
+        *,
+        name: str | None = None,
+        batch: str | None = None,
+        running: Wish = None,
+        limit: int | None = None,
+    ) -> dict[str, int]:
+        """Cancel all tasks with this name, of this batch, or both; return how many got each of the
+        words of ``cancel``.
+
+        A name without a label (``resize``) stands for all its labels (``resize:large``), too.
+        ``limit`` is the most tasks that are touched. It looks at the whole queue, in calls of
+        bounded length; tasks that are added meanwhile may be left out.
+        """
+        return run(self.broker, self._cancel_where(name, batch, running, limit))
 
     def dead_letters(self, limit: int = 100) -> list[TaskStatus]:
         """Return the newest failed tasks, with payload and error."""
@@ -223,9 +246,20 @@ class AsyncTaskProducer(ProducerOperations):
         """As TaskProducer.get_task."""
         return await run_async(self.broker, self._status(task_id))
 
-    async def cancel(self, *task_ids: str) -> dict[str, str]:
+    async def cancel(self, *task_ids: str, running: Wish = None) -> dict[str, str]:
         """As TaskProducer.cancel."""
-        return await run_async(self.broker, self._cancel(task_ids))
+        return await run_async(self.broker, self._cancel(task_ids, running))
+
+    async def cancel_where(
+        self,
+        *,
+        name: str | None = None,
+        batch: str | None = None,
+        running: Wish = None,
+        limit: int | None = None,
+    ) -> dict[str, int]:
+        """As TaskProducer.cancel_where."""
+        return await run_async(self.broker, self._cancel_where(name, batch, running, limit))
 
     async def dead_letters(self, limit: int = 100) -> list[TaskStatus]:
         """As TaskProducer.dead_letters."""

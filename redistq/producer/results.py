@@ -45,6 +45,9 @@ _NOBODY = "is a worker running for this queue?"
 _UNREADABLE = (ValueError, RecursionError, AttributeError)
 """What is raised by reading a body that no worker wrote."""
 _NOTHING: Any = object()
+_BODIES = {"succeeded": ("result", b"null"), "failed": ("error", b"null")}
+"""Where in a record it stands what a task came to, and what is there when nothing is; of all others
+it is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,8 @@ class ResultWait:
 
     def _end_of(self, watched: Watched) -> Any:
         """Return the result that stands in the record."""
-        body = watched.record.get("error" if watched.state == "failed" else "result", b"null")
+        field, none = _BODIES.get(watched.state, ("reason", b""))
+        body = watched.record.get(field, none)
         try:
             return outcome(self._task_id, watched.state, body)
         except _UNREADABLE as error:
@@ -209,7 +213,7 @@ def outcome(task_id: str, state: str, body: bytes) -> Any:
         return loads(body)
     if state == "failed":
         raise TaskFailed(task_id, loads(body))
-    raise TaskCancelled(task_id)
+    raise TaskCancelled(task_id, body.decode("utf-8", "replace"))
 
 
 def status_of(task_id: str, watched: Watched) -> TaskStatus:

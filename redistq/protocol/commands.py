@@ -26,6 +26,8 @@ HISTORY_MAX = 10_000
 """Events kept in the history stream, about."""
 DEAD_TTL_MS = 30 * 86_400_000
 """How long a failed task can be inspected and replayed: 30 days."""
+CANCELLED_TTL_MS = 86_400_000
+"""How long the record of a cancelled task is kept: a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,15 @@ class HeartbeatReply:
     """The server's time, the earliest deadline of any worker, and whether the queue is paused.
 
     ``unregistered`` are the positions (from 1) of workers whose details the server does not have,
-    as after FLUSHDB or when they were taken for dead: they should register again.
+    as after FLUSHDB or when they were taken for dead: they should register again. ``wishes`` are
+    entries that are to end: the worker's position (from 1), the entry, and one of WISHES.
     """
 
     now_ms: int
     earliest_deadline_ms: int
     paused: bool
     unregistered: tuple[int, ...] = ()
+    wishes: tuple[tuple[int, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,13 @@ class Refused:
     broken: dict[int, str]
 
 
+FORCE = "force"
+PLACES = ("waiting", "delayed", "stream")
+"""Where tasks are that have not ended, as ``find`` names it; in the stream are the ready ones."""
+WISHES = ("ask", FORCE)
+"""What may be wished of a running task: that it ends; and its process, where it does not."""
+ASKED = "asked to end"
+"""The words with which a script answers that a task is to be settled as cancelled instead."""
 _PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
 _DENIED = ("NOPERM", "ACL failure", "The user executing the script")
 
@@ -220,9 +231,15 @@ class Commands(PlainCommands):
                 lost.append(item - 1)
         return Refused(lost, broken)
 
-    def cancel(self, ids: Sequence[str], ttl_ms: int) -> Command:
-        """Cancel waiting tasks; the answer is one word a task."""
-        return self._scripts.cancel(ids, ttl=ttl_ms)
+    def cancel(self, ids: Sequence[str], ttl_ms: int = CANCELLED_TTL_MS, wish: str = "") -> Command:
+        """Cancel waiting tasks; the answer is one word a task. ``wish``: one of WISHES, of those
+        that run."""
+        return self._scripts.cancel(ids, ttl=ttl_ms, wish=wish)
+
+    def find(self, place: str, start: str, *, name: str = "", batch: str = "") -> Command:
+        """A page of ids of tasks in one of PLACES, by name or batch; the answer is ids, where the
+        next page begins, and how many were looked at: see find.lua."""
+        return self._scripts.find(place=place, start=start, most=MAX_TASKS, name=name, batch=batch)
 
     def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
         """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
@@ -361,7 +378,12 @@ class Commands(PlainCommands):
     @staticmethod
     def read_heartbeat(reply: list[Any]) -> HeartbeatReply:
         """Return the answer of ``heartbeat``."""
-        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]))
+        told = reply[4]
+        wishes = tuple(
+            (int(told[i]), told[i + 1].decode(), told[i + 2].decode())
+            for i in range(0, len(told), 3)
+        )
+        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]), wishes)
 
     def recover(
         self,

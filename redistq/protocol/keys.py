@@ -25,7 +25,7 @@ MAX_CHARACTERS = 200
 """Longest id of a task, and longest name of one."""
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
-    | {"batches", "batch", "settled", "blob", "logs", "wake", "client"}
+    | {"batches", "batch", "settled", "blob", "logs", "wake", "client", "wishes"}
     | {"limits", "waiting", "shares", "unique", "dependants"}
 )
 """What the keys beside the stream and the delayed set begin with."""
@@ -130,6 +130,7 @@ class QueueKeys:
     counters: str = field(init=False)
     workers: str = field(init=False)
     worker_prefix: str = field(init=False)
+    wishes_prefix: str = field(init=False)
     waiters: str = field(init=False)
     inbox_prefix: str = field(init=False)
     client_prefix: str = field(init=False)
@@ -171,6 +172,7 @@ class QueueKeys:
         put(self, "counters", f"counters:{name}")
         put(self, "workers", f"workers:{name}")
         put(self, "worker_prefix", f"worker:{name}:")
+        put(self, "wishes_prefix", f"wishes:{name}:")
         put(self, "waiters", f"waiters:{name}")
         put(self, "inbox_prefix", f"inbox:{base}:")
         put(self, "client_prefix", f"client:{base}:")
@@ -197,6 +199,10 @@ class QueueKeys:
     def worker(self, consumer: str) -> str:
         """Return the key of the hash with one worker's details."""
         return self.worker_prefix + consumer
+
+    def wishes(self, consumer: str) -> str:
+        """Return the key of the hash with what is wished of one worker's tasks, by entry."""
+        return self.wishes_prefix + consumer
 
     def inbox(self, client: str) -> str:
         """Return the key of the stream that notifies one client of settled tasks."""

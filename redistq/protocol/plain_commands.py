@@ -80,8 +80,9 @@ class PlainCommands:
         return ("HMGET", self.keys.task(task_id), "state", "entry")
 
     def end_of(self, task_id: str) -> Command:
-        """Ask for state, result, error and stream entry in a task's record; None where missing."""
-        return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry")
+        """Ask for state, result, error, stream entry and reason in a task's record; None where
+        missing."""
+        return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry", "reason")
 
     def waiters_of(self, task_ids: Iterable[str]) -> Command:
         """Ask for the inboxes to notify of each task's end, one to a line; None for none."""

@@ -130,6 +130,17 @@ def _texts(x: Any) -> bool:
     return _list(x, _text)
 
 
+def _wishes(x: Any) -> bool:
+    """Positions, entries and words in turn."""
+    return (
+        type(x) is list
+        and not len(x) % 3
+        and all(map(_number, x[::3]))
+        and all(map(_entry, x[1::3]))
+        and all(map(_text, x[2::3]))
+    )
+
+
 def _flat(x: Any) -> bool:
     """Names and values in turn."""
     return type(x) is list and not len(x) % 2 and all(map(_text, x))
@@ -305,10 +316,11 @@ _SCRIPTS: dict[str, Shape] = {
     **dict.fromkeys(("enqueue", "resubmit"), _stored),
     **dict.fromkeys(("cancel", "park"), _words),
     **dict.fromkeys(("release", "adopt", "create_group", "purge", "hold", "drop"), _count),
+    "find": _only(lambda x: _row(x, _texts, _text, _int)),
     "quarantine": _only(lambda x: _int(x) or _text(x)),
     "rights": _only(lambda x: _texts(x) and not len(x) % 3),
     "register": _only(lambda x: _row(x, _text, _int)),
-    "heartbeat": _only(lambda x: _row(x, _int, _int, _int, lambda at: _list(at, _int))),
+    "heartbeat": _only(lambda x: _row(x, _int, _int, _int, lambda at: _list(at, _int), _wishes)),
     "recover": _only(lambda x: _row(x, _int, _int, _int, _text, _flat)),
     "promote": _only(lambda x: _row(x, _int, _int, _int, _flat)),
     "watch": _only(_watched),

@@ -38,6 +38,7 @@ VERBS = (
     "create_group",
     "cancel",
     "watch",
+    "find",
     "replay",
     "resubmit",
     "purge",

@@ -29,6 +29,8 @@ LISTENING = "listening"
 """The word that says that words are heard from now on: earlier ones were missed."""
 PAUSED = "paused"
 RESUMED = "resumed"
+ASKED = "asked"
+"""Begins the word that says of which worker something is wished; its name follows a blank."""
 POLL_S = 0.5
 """Seconds after which a reader should look by itself where nothing can be heard: the server's user
 has no right to the channel, or the server has no channels."""

@@ -239,14 +239,23 @@ class Helper:
             return False
         return True
 
-    def order(self, order: str) -> None:
-        """Give an order; a process that does not know yet what it is for is killed."""
+    def order(self, order: str, pressing: bool = True) -> None:
+        """Give an order; a process that does not know yet what it is for is killed.
+
+        One that is not ``pressing`` is left out while earlier ones are not read, or while there is
+        no process yet that could.
+        """
         if os.getpid() != self._owner:
             return
         if not self._introduced:
-            self.process.kill()
+            if pressing:
+                self.process.kill()
             return
         with self._lock:
+            if self._unsent and not pressing:
+                self._send()
+            if self._unsent and not pressing:
+                return
             self._unsent += order.encode() + b"\n"
             if self._orders >= 0:
                 self._send()
@@ -342,10 +351,13 @@ class Starter:
         line = self.order()
         return None if line is None else dict(json.loads(line))
 
-    def report(self, report: dict[str, Any]) -> None:
-        """Send a report; one that has gone reads none, and the end of its orders says so."""
+    def report(self, report: dict[str, Any], pressing: bool = True) -> None:
+        """Send a report; one that has gone reads none, and the end of its orders says so. One that
+        is not ``pressing``, and short, is left out while earlier ones are not read."""
         with contextlib.suppress(OSError):
-            if self._reports >= 0:
+            if self._reports >= 0 and (
+                pressing or _wait_for(self._reports, selectors.EVENT_WRITE, 0)
+            ):
                 os.write(self._reports, json.dumps(report).encode() + b"\n")
 
     def end_reports(self) -> None:

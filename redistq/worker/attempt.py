@@ -11,16 +11,26 @@ these ends the task as failed, with that fault, and never the thread that ran it
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
 from .. import tracing
-from ..errors import Fail, ResultError, ResultTooLarge, Retry, Snooze, checked_delay
+from ..errors import (
+    CancelRequested,
+    Fail,
+    ResultError,
+    ResultTooLarge,
+    Retry,
+    Snooze,
+    checked_delay,
+)
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
+from ..protocol.commands import ASKED, CANCELLED_TTL_MS
 from ..protocol.options import (
     NO_OPTIONS,
     REMEMBERED_BYTES,
@@ -44,18 +54,23 @@ CORRUPT = "quarantine"
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
 
+_ASKED_NOTE = "asked"
+"""What the history says beside the end of an attempt that was asked to end."""
+
 MAX_TERMS = 512
 """Different options of one handler's tasks that are remembered; others are read for each task."""
 
 FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
 """The fields of an entry, in the order in which scripts write them."""
+_WAYS_TO_OBEY = (CancelRequested, asyncio.CancelledError, Snooze, Retry)
+"""What an attempt raises that ends as it was asked to; anything else is an error of its own."""
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
 
 
 class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
-    __slots__ = ("args", "entry", "gated", "order", "queue", "refused_at", "size", "verb")
+    __slots__ = ("args", "entry", "gated", "order", "queue", "refused_at", "size", "told", "verb")
 
     def __init__(
         self, verb: str, order: int, args: tuple[Any, ...], queue: WorkerQueue, size: int = 0
@@ -72,6 +87,8 @@ class Outcome:
         """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
         self.gated = False
         """Whether the task holds keys, which its end gives back."""
+        self.told = ("", "")
+        """The inbox and the batch that would be told of an end in its place, where it is none."""
 
     # What only messages say, and the outcome in place of one that is refused: read when wanted.
 
@@ -122,9 +139,21 @@ class Outcome:
     def failed(self, fault: BaseException) -> Outcome:
         """Return the outcome in place of this one, which the server or the connection takes for
         none: the task ends as failed with that fault. It has nothing in it from the handler."""
-        inbox, batch = self.args[8::2] if self.verb is SETTLE else ("", "")
+        inbox, batch = self.args[8::2] if self.verb is SETTLE else self.told
         args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
         outcome = Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
+        outcome.gated = self.gated
+        return outcome
+
+    def cancelled(self) -> Outcome:
+        """Return the outcome in place of this one, which would put back a task that is to end."""
+        inbox, batch = self.told
+        run_ms = self.args[5] if self.verb is RETRY else "0.000"
+        args = (
+            *(self.entry, self.id, "cancelled", self.name, self.attempt, run_ms),
+            *(ASKED.encode(), str(CANCELLED_TTL_MS), inbox, _ASKED_NOTE, batch),
+        )
+        outcome = Outcome(SETTLE, self.order, args, self.queue)
         outcome.gated = self.gated
         return outcome
 
@@ -206,6 +235,7 @@ class Attempt:
     """
 
     __slots__ = (
+        "asked",
         "attempt",
         "context",
         "entry",
@@ -227,6 +257,8 @@ class Attempt:
     queue: WorkerQueue
     context: TaskContext
     """Only once the handler was given one."""
+    asked: bool
+    """Whether it was asked to end."""
 
     # -- the handler's call ----------------------------------------------------------------------
 
@@ -236,7 +268,7 @@ class Attempt:
         if tracing.active is not None:
             return Context().run(self._call_traced, tracing.active)
         if self.handler.wants_context:
-            return Context().run(self.handler.function, self.payload, self._make_context())
+            return Context().run(self.handler.function, self.payload, self.given_context())
         return Context().run(self.handler.function, self.payload)
 
     def _call_traced(self, spans: tracing.Tracing) -> Any:
@@ -247,7 +279,7 @@ class Attempt:
         """Call the handler in the context of the caller, as the event loop does: its task has one
         of its own."""
         if self.handler.wants_context:
-            return self.handler.function(self.payload, self._make_context())
+            return self.handler.function(self.payload, self.given_context())
         return self.handler.function(self.payload)
 
     def traced(self, spans: tracing.Tracing) -> Any:
@@ -259,6 +291,11 @@ class Attempt:
             self.queue.name,
             int(self.attempt),
         )
+
+    def given_context(self) -> TaskContext:
+        """Return what the handler may know about its task."""
+        context = getattr(self, "context", None)
+        return self._make_context() if context is None else context
 
     def _make_context(self) -> TaskContext:
         handler = self.handler
@@ -278,7 +315,28 @@ class Attempt:
                 task_log, {"task_id": task_id, "task_name": handler.name, "attempt": attempt}
             ),
         )
+        if self.asked:  # it may have been since the attempt began
+            self.context.cancelled = True
         return self.context
+
+    # -- being asked to end ----------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """Note that it is asked to end; any thread may call this."""
+        self.asked = True
+        context = getattr(self, "context", None)
+        if context is not None:
+            context.cancelled = True
+
+    def interrupted(self) -> bool:
+        """Interrupt what waits on behalf of its handler in a way of its own; return whether there
+        is such a thing."""
+        context = getattr(self, "context", None)
+        interrupt = None if context is None else context._interrupt
+        if interrupt is None:
+            return False
+        interrupt()
+        return True
 
     # -- how it ends -----------------------------------------------------------------------------
 
@@ -303,8 +361,17 @@ class Attempt:
         except BaseException as fault:  # the retry policy, or what the error itself says
             return self._unbooked(fault, error, took, started)
 
-    def end(self, state: str, body: bytes, note: str, took: int, started: int) -> Outcome:
-        """Return the outcome that ends the task in ``state``."""
+    def cancelled(self, why: str, took: int, started: int) -> Outcome:
+        """Return the outcome of an attempt that ended because it was asked to, in words."""
+        log.info("task %s was cancelled: %s", self.id.decode(), why)
+        ttl = str(CANCELLED_TTL_MS)
+        return self.end("cancelled", why.encode(), _ASKED_NOTE, took, started, ttl)
+
+    def end(
+        self, state: str, body: bytes, note: str, took: int, started: int, ttl: str | None = None
+    ) -> Outcome:
+        """Return the outcome that ends the task in ``state``; its record is kept for ``ttl`` ms,
+        by default as long as a result."""
         terms = self.terms
         args = (
             self.entry,
@@ -314,7 +381,7 @@ class Attempt:
             self.attempt,
             f"{took / 1e6:.3f}",
             body,
-            terms.ttl,
+            terms.ttl if ttl is None else ttl,
             terms.inbox,
             note,
             terms.batch,
@@ -338,7 +405,10 @@ class Attempt:
             milliseconds(delay),
             note,
         )
-        return Outcome(RETRY, started, args, self.queue, len(body))
+        outcome = Outcome(RETRY, started, args, self.queue, len(body))
+        outcome.told = (self.terms.inbox, self.terms.batch)
+        outcome.gated = self.terms.gated
+        return outcome
 
     def _judged(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return what an attempt that raised comes to; raises what the error or its policy
@@ -346,6 +416,9 @@ class Attempt:
         attempt = int(self.attempt)
         policy = self.handler.policy
         kind = type(error)  # as an except clause does: an error may claim to be of another
+        if self.asked and issubclass(kind, _WAYS_TO_OBEY):
+            why = error.args[0] if kind is CancelRequested and error.args else ""
+            return self.cancelled(why or "asked to end while it ran", took, started)
         retries = self.terms.options.retries_or(policy.retries)
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
@@ -357,6 +430,8 @@ class Attempt:
         task_id = self.id.decode()
         retry = issubclass(kind, Retry)
         wanted = retry or (not issubclass(kind, Fail) and policy.wants(error))
+        if wanted and attempt <= retries and self.asked:
+            return self.cancelled(f"asked to end, and failed: {note}", took, started)
         if wanted and attempt <= retries:
             asked = error.delay if retry else None  # type: ignore[attr-defined]
             delay = policy.delay(attempt) if asked is None else checked_delay("Retry", asked)

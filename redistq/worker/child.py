@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from .. import slots
@@ -102,11 +103,14 @@ class _Orders:
         """Seconds within which to stop."""
         self.alone = False
         """Whether its supervisor has gone."""
+        self._cancel: Callable[[int, str], None] | None = None
         handle_signal(signal.SIGTERM, self._on_term)
-        parent.listen(self._end, self._on_parent_gone)
+        parent.listen(self._end, self._on_parent_gone, self._on_cancel)
 
-    def work_begins(self) -> None:
-        """Let the process end by stopping in good order from here on, not at once."""
+    def work_begins(self, cancel: Callable[[int, str], None]) -> None:
+        """Let the process end by stopping in good order from here on, not at once; ``cancel`` is
+        called for each task that is to end."""
+        self._cancel = cancel
         handle_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
         with self._lock:
             self._working = True
@@ -133,6 +137,13 @@ class _Orders:
         # not ours.
         self.alone = True
         self._end(self._lease / 2)
+
+    def _on_cancel(self, place: int, entry: str) -> None:
+        if self._cancel is not None:
+            try:
+                self._cancel(place, entry)
+            except Exception:  # whatever it is, the next order is heard
+                log.exception("a task could not be told to end")
 
     def _on_term(self, *_: Any) -> None:
         if not self._working:
@@ -175,7 +186,7 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     )
 
     details = announce(broker, commands, settings, spec["consumer"], registry)
-    orders.work_begins()
+    orders.work_begins(processor.cancel)
     slots.serve_process(processor)
     processor.start()
     parent.report_ready(details)

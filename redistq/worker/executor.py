@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import ctypes
 import math
 import os
 import threading
@@ -28,15 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 from .. import tracing
 from ..errors import TimeLimitExceeded
-from ..handlers import Handler
+from ..handlers import Handler, TaskContext, serve_contexts
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, is_count, is_gated
 from ..system.processes import leave_fork
 from .attempt import FIELDS, PARK, Attempt, BoundHandler, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
-from .queues import Delivery
+from .queues import Delivery, Held
 from .scoreboard import Scoreboard
+from .wishes import Wishes, call_back, strike
 
 if TYPE_CHECKING:
     from .settings import WorkerSettings
@@ -82,9 +82,12 @@ class Executor:
         handlers: Mapping[str, Handler],
         consumer: str,
         scoreboard: Scoreboard,
+        held: Held,
         thread: ThreadMaker = _daemon,
     ) -> None:
         self._scoreboard = scoreboard
+        self.wishes = Wishes(settings.scoreboard_slots, held)
+        """What runs here, and which of it is to end."""
         self._bound = {
             name.encode(): BoundHandler(handler, settings, consumer)
             for name, handler in handlers.items()
@@ -126,9 +129,19 @@ class Executor:
     # -- running ---------------------------------------------------------------------------------
 
     def runner(self, slot: int) -> Callable[[Delivery], Outcome]:
-        """Return the function that runs a task in slot ``slot`` and never raises."""
+        """Return the function that runs a task in slot ``slot``, in the calling thread alone, and
+        never raises."""
         scoreboard = self._scoreboard
         clock = time.perf_counter_ns
+        wishes = self.wishes
+        running = wishes.running
+        wishes.threads[slot] = threading.get_ident()
+
+        def context() -> TaskContext | None:
+            attempt = running[slot]
+            return None if attempt is None else attempt.given_context()
+
+        serve_contexts(context, thread=True)
 
         def run(task: Delivery) -> Outcome:
             try:
@@ -144,7 +157,15 @@ class Executor:
                 limited = attempt.terms.timeout is not None
                 started = clock()
                 try:
-                    result = self._call_limited(attempt, slot) if limited else attempt.call()
+                    try:
+                        running[slot] = attempt
+                        if wishes.waiting:
+                            wishes.check(attempt)
+                        result = self._call_limited(attempt, slot) if limited else attempt.call()
+                    finally:
+                        running[slot] = None
+                        if wishes.struck:
+                            wishes.end(slot)
                 except BaseException as error:  # the user's function: all it raises is an outcome
                     took = clock() - started
                     if self.forked:
@@ -178,11 +199,17 @@ class Executor:
             scoreboard.end(slot)
             return attempt
         timeout = attempt.terms.timeout
+        wishes = self.wishes
+        wishes.tasks[slot] = asyncio.current_task()
+        wishes.running[slot] = attempt
+        serve_contexts(attempt.given_context, thread=False)
         started = time.perf_counter_ns()
         if timeout is not None:
             scoreboard.limit(slot, time.monotonic() + timeout + HARD_LIMIT_GRACE)
         try:
             try:
+                if wishes.waiting:
+                    wishes.check(attempt)
                 async with asyncio.timeout(timeout):
                     if tracing.active is None:
                         result = await attempt.invoke()
@@ -205,6 +232,7 @@ class Executor:
             if self.forked:
                 leave_fork(None)
             outcome = attempt.returned(result, took, started)
+        wishes.running[slot] = None
         scoreboard.end_limited(slot)
         times = attempt.handler.times
         times.busy_ns += time.perf_counter_ns() - started
@@ -237,6 +265,13 @@ class Executor:
         log.error("entry %r could not be handled: %s", task[0], message_of(fault), exc_info=fault)
         return Outcome.fault(task, fault)
 
+    def not_started(self, task: Delivery) -> Outcome:
+        """Return the outcome of a task that is to end and will not be started."""
+        opened = self.open(task)
+        if isinstance(opened, Outcome):
+            return opened
+        return opened.cancelled("asked to end before it started", 0, 0)
+
     # -- opening an entry ------------------------------------------------------------------------
 
     def open(self, task: Delivery) -> Attempt | Outcome:
@@ -268,7 +303,10 @@ class Executor:
             return Outcome.corrupt(entry, reason, queue)
         handler = self._bound.get(name) or self._labelled(name)
         if handler is None:
-            return Outcome(PARK, 0, (entry, task_id, name), queue)
+            parked = Outcome(PARK, 0, (entry, task_id, name), queue)
+            parked.told = addresses(opts)
+            parked.gated = is_gated(opts)
+            return parked
         run = Attempt()
         run.queue = queue
         run.entry = entry
@@ -276,6 +314,7 @@ class Executor:
         run.handler = handler
         run.attempt = attempt
         run.recovered = recovered
+        run.asked = False
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
             run.payload = payload if handler.raw else loads(payload)
@@ -357,7 +396,7 @@ class TimeLimits:
             with self._lock:
                 limit.active = False
                 if limit.fired:
-                    _call_back(limit.thread)
+                    call_back(limit.thread)
         except TimeLimitExceeded:
             pass  # it struck just here: the handler's own end is what counts
 
@@ -379,20 +418,8 @@ class TimeLimits:
                         continue
                     if limit.deadline <= now:
                         limit.fired = True
-                        _strike(limit.thread)
+                        strike(limit.thread, TimeLimitExceeded)
                     else:
                         self._next = min(self._next, limit.deadline)
                 wait = min(self._next - now, LONGEST_WAIT_S)
             self._bell.wait(wait)
-
-
-def _strike(thread: int) -> None:
-    """Raise TimeLimitExceeded in a thread, at its next step in Python code."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(TimeLimitExceeded)
-    )
-
-
-def _call_back(thread: int) -> None:
-    """Take back an exception that is still on its way to a thread."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object())

@@ -22,8 +22,8 @@ from typing import Any
 from ..connection.broker import Broker
 from ..errors import GroupMissing, RedistqError
 from ..logger import logger
-from ..protocol.commands import Commands, Recovered
-from ..scheduler.subscriber import LISTENING, PAUSED, RESUMED
+from ..protocol.commands import FORCE, Commands, Recovered
+from ..scheduler.subscriber import ASKED, LISTENING, PAUSED, RESUMED
 from .pipe import Child
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
@@ -35,6 +35,8 @@ OUTAGE_PAUSE_S = 0.5
 """Before the server is asked again after it was unavailable or refused."""
 REPORT_AGAIN_S = 6.0
 """Seconds after which a dead worker is reported once more: longer than any blocking read."""
+FORCE_GRACE_S = 5.0
+"""Seconds that a task which is to end by force may run on before its process is killed."""
 MOST_LISTED = 64
 """Most running tasks of one process that a heartbeat lists."""
 
@@ -60,13 +62,31 @@ class ManagedProcess:
     """Set when there is no more to hear from it."""
     listed: str | None = None
     """What the last heartbeat said it was running."""
-    killed_for_limit: bool = False
+    killed: str = ""
+    """Why its supervisor killed it; empty while it has not."""
+    forced: dict[str, float] = field(default_factory=dict)
+    """Entries that are to end by force, and when the process is killed that still runs one
+    (monotonic clock)."""
+    tell_application: Callable[[int, str], None] | None = None
+    """Tells the application whose process this is that a task is to end."""
     started_at: float = field(default_factory=time.monotonic)
 
     @property
     def alive(self) -> bool:
         """Whether the supervisor started it and it has not ended."""
         return self.child is not None and self.child.process.poll() is None
+
+    def tell_to_end(self, place: int, entry: str) -> None:
+        """Tell the process that a task is to end; it is told again with each heartbeat."""
+        if self.child is not None:
+            self.child.cancel(place, entry)
+        elif self.tell_application is not None:
+            self.tell_application(place, entry)
+
+    def runs_by_force(self, now: float) -> bool:
+        """Return whether it still runs a task that was to end by force before now."""
+        late = [entry for entry, until in self.forced.items() if until < now]
+        return bool(late) and not set(late).isdisjoint(self.scoreboard.running())
 
 
 class Heartbeat:
@@ -141,7 +161,9 @@ class Heartbeat:
             self._set_paused(self.paused | {place})
         if word == RESUMED:
             self._set_paused(self.paused - {place})
-        if word in (PAUSED, RESUMED, LISTENING):
+        kind, _, consumer = word.partition(" ")
+        asked = kind == ASKED and any(m.consumer == consumer for m in self.members)
+        if asked or word in (PAUSED, RESUMED, LISTENING):
             # Words may have been missed, or have crossed a heartbeat: see at once what holds.
             self.send_soon()
             self._wake()
@@ -184,6 +206,7 @@ class Heartbeat:
         paused: set[int] = set()
         deadlines = []
         unregistered: set[str] = set()
+        forced: dict[str, dict[str, float]] = {member.consumer: {} for member in members}
         for place, commands in enumerate(self._commands):
             reply = Commands.read_heartbeat(
                 self._broker.call(commands.heartbeat(self._settings.lease_ms, rows))
@@ -197,6 +220,14 @@ class Heartbeat:
             for position in reply.unregistered:
                 unregistered.add(members[position - 1].consumer)
                 self._register_again(commands, members[position - 1])
+            for position, entry, wish in reply.wishes:
+                member = members[position - 1]
+                member.tell_to_end(place, entry)
+                if wish == FORCE:
+                    until = member.forced.get(entry, time.monotonic() + FORCE_GRACE_S)
+                    forced[member.consumer][entry] = until
+        for member in members:
+            member.forced = forced[member.consumer]
         for member, listed in zip(members, running, strict=True):
             member.listed = None if member.consumer in unregistered else listed
         self._next_at = now + self._settings.lease / 3

@@ -2,8 +2,10 @@
 
 Both ends are here and nowhere else. ``Child`` is the end of the process that starts another: a
 TaskWorker its sidecar, a supervisor its worker processes. ``Parent`` is the end of the one that was
-started. Down go one JSON line that says what the process is for, then ``stop SECONDS``; their end
-means that the parent has gone. Up go JSON lines about its start: ready, or why it cannot be.
+started. Down go one JSON line that says what the process is for, then ``cancel PLACE ENTRY`` for
+each task that is to end, and ``stop SECONDS``; their end means that the parent has gone. Up go JSON
+lines about its start: ready, or why it cannot be; and, from a sidecar to its application, which
+tasks are to end.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ class Report:
     """Why it cannot work, in its own words."""
     unavailable: bool = False
     """Whether it ends because the server is unavailable, and is worth another try."""
+    cancel: tuple[int, str] | None = None
+    """A task that is to end: the place of its queue, and its entry."""
 
 
 class Child(Helper):
@@ -35,6 +39,11 @@ class Child(Helper):
     def stop(self, timeout: float) -> None:
         """Tell it to finish within ``timeout`` seconds, and to end."""
         self.order(f"stop {timeout}")
+
+    def cancel(self, place: int, entry: str) -> None:
+        """Tell it that the task with this entry, of the queue at that place, is to end. It is told
+        again: what a process that reads nothing has not read yet is not heaped up."""
+        self.order(f"cancel {place} {entry}", pressing=False)
 
     def hear(self, timeout: float | None = None) -> Report | None:
         """Return what it reports next; None when there is no more, or nothing for ``timeout`` s."""
@@ -52,28 +61,52 @@ class Parent:
         """Return what this process is for; None when its parent has gone before it said so."""
         return self._starter.spec()
 
-    def listen(self, on_stop: Callable[[float], None], on_gone: Callable[[], None]) -> None:
+    def listen(
+        self,
+        on_stop: Callable[[float], None],
+        on_gone: Callable[[], None],
+        on_cancel: Callable[[int, str], None] = lambda place, entry: None,
+    ) -> None:
         """Hear, in a thread of its own, that this process is to stop or that its parent has gone.
 
         One of the two is called, once: ``on_stop`` with the seconds within which to finish.
+        ``on_cancel`` is called with the queue's place and the entry of each task that is to end.
         """
         threading.Thread(
-            target=self._listen, args=(on_stop, on_gone), name="redistq-orders", daemon=True
+            target=self._listen,
+            args=(on_stop, on_gone, on_cancel),
+            name="redistq-orders",
+            daemon=True,
         ).start()
 
-    def _listen(self, on_stop: Callable[[float], None], on_gone: Callable[[], None]) -> None:
+    def _listen(
+        self,
+        on_stop: Callable[[float], None],
+        on_gone: Callable[[], None],
+        on_cancel: Callable[[int, str], None],
+    ) -> None:
+        stopping = False
         while (order := self._starter.order()) is not None:
-            command, _, seconds = order.strip().partition(" ")
-            if command == "stop":
-                on_stop(float(seconds))
-                return
-        on_gone()
+            command, _, rest = order.strip().partition(" ")
+            if command == "stop" and not stopping:
+                stopping = True
+                on_stop(float(rest))
+            elif command == "cancel":
+                place, _, entry = rest.partition(" ")
+                on_cancel(int(place), entry)
+        if not stopping:
+            on_gone()
 
-    def report_ready(self, details: dict[str, Any] | None = None) -> None:
-        """Report that this process works. It is the last report: nothing that a handler leaves
-        behind shall hold that pipe open."""
+    def report_ready(self, details: dict[str, Any] | None = None, last: bool = True) -> None:
+        """Report that this process works. It is the ``last`` report where handlers run: nothing
+        that one leaves behind shall hold that pipe open."""
         self._report(Report(ready=True, details=details or {}))
-        self._starter.end_reports()
+        if last:
+            self._starter.end_reports()
+
+    def report_cancel(self, place: int, entry: str) -> None:
+        """Report that a task of the process that started this one is to end."""
+        self._report(Report(cancel=(place, entry)), pressing=False)
 
     def report_failure(self, reason: str) -> None:
         """Report why this process cannot work."""
@@ -83,5 +116,5 @@ class Parent:
         """Report that the server is unavailable: another try may do."""
         self._report(Report(unavailable=True))
 
-    def _report(self, report: Report) -> None:
-        self._starter.report(asdict(report))
+    def _report(self, report: Report, pressing: bool = True) -> None:
+        self._starter.report(asdict(report), pressing)

@@ -84,7 +84,7 @@ class Processor:
         queues = queues_of(settings.queues, commands, scoreboard)
         room = Room()
         held: Held = {}
-        self.executor = Executor(settings, handlers, consumer, scoreboard, self._thread)
+        self.executor = Executor(settings, handlers, consumer, scoreboard, held, self._thread)
         self.settler = Settler(
             settings, broker, queues, consumer, scoreboard, held, room, self._fail
         )
@@ -163,6 +163,24 @@ class Processor:
         while thread is not None and thread.is_alive() and time.monotonic() < deadline:
             self.fetcher.interrupt()
             thread.join(0.05)
+
+    # -- tasks that are to end -------------------------------------------------------------------
+
+    def cancel(self, place: int, entry: str) -> None:
+        """Tell a task of the queue at that place that it is to end; one that has not started ends
+        as cancelled. Safe to repeat, and for what is not here (any more); any thread may call it.
+        """
+        queue = self.fetcher.queues[place]
+        key = (entry.encode(), queue)
+        if key not in self.fetcher.held:
+            return
+        unstarted = self.runners.withdraw(key)
+        if unstarted is None and self._loop is not None:
+            unstarted = self._loop.withdraw(key)
+        if unstarted is None:
+            self.executor.wishes.tell(key)
+        else:
+            self.settler.put(self.executor.not_started(unstarted))
 
     # -- lending slots: see slots.py -------------------------------------------------------------
 

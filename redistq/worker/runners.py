@@ -26,7 +26,7 @@ from ..errors import RedistqError
 from ..logger import logger
 from .attempt import Outcome
 from .executor import Executor, ThreadMaker
-from .queues import Delivery, Room
+from .queues import Delivery, Room, WorkerQueue
 from .settler import LARGE_RESULT, Settler
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class Runners:
                 tasks.append(self.ready.popleft())
         except IndexError:
             return tasks
+
+    def withdraw(self, key: tuple[bytes, WorkerQueue]) -> Delivery | None:
+        """Return the task with that entry, of that queue, which is no longer ours to run; None
+        where it does not wait here."""
+        return _withdrawn(self.ready, key)
 
     def take_last(self, count: int) -> list[Delivery]:
         """Return the last of what waits, in its order, which is no longer ours to run."""
@@ -294,6 +299,10 @@ class EventLoopRunner:
                 taken.append(self._waiting.popleft())
         return taken
 
+    def withdraw(self, key: tuple[bytes, WorkerQueue]) -> Delivery | None:
+        """As Runners.withdraw."""
+        return _withdrawn(self._waiting, key)
+
     def _look(self) -> None:
         self._loop.call_later(LOOP_LOOK_S, self._look, context=Context())
         self._admit()
@@ -358,6 +367,17 @@ class EventLoopRunner:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(2)
         return finished
+
+
+def _withdrawn(waiting: deque[Delivery], key: tuple[bytes, WorkerQueue]) -> Delivery | None:
+    for task in waiting.copy():
+        if (task[0], task[2]) == key:
+            try:
+                waiting.remove(task)
+            except ValueError:
+                return None  # others take from it all the time
+            return task
+    return None
 
 
 def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

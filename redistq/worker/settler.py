@@ -30,7 +30,7 @@ from ..errors import (
     UnexpectedReply,
 )
 from ..logger import logger
-from ..protocol.commands import MAX_TASKS, Commands, objects_to_content, words_of
+from ..protocol.commands import ASKED, MAX_TASKS, Commands, objects_to_content, words_of
 from .attempt import CORRUPT, PARK, RETRY, SETTLE, Outcome
 from .queues import Held, Room, WorkerQueue
 from .scoreboard import Scoreboard
@@ -114,8 +114,11 @@ class Settler:
     def finish(self, until: float) -> bool:
         """Settle all there is, at most until that time (monotonic); return whether nothing is
         left."""
-        self.try_broken_again(all_of_them=True)
-        return self.flush(until=until) and not self._broken
+        done = True
+        for _ in range(2):  # what is to end instead of being put back is among them the second time
+            self.try_broken_again(all_of_them=True)
+            done = done and self.flush(until=until)
+        return done and not self._broken
 
     def give_up(self) -> None:
         """Let the settler's thread end; an outcome that waits for the server is not waited for."""
@@ -300,6 +303,10 @@ class Settler:
         that holds something else. When the server objects to what it says, the task ends as failed
         with those words.
         """
+        if words == ASKED:  # somebody wishes that the task ends, which this one did not know yet
+            self._broken.append((0.0, outcome.cancelled()))
+            self._bell.put(None)
+            return
         key = (outcome.entry, outcome.queue)
         if key not in self._waits:
             log.error(

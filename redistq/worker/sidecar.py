@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..connection.address import Address, rejoin
@@ -41,8 +42,15 @@ class Sidecar:
         *,
         folder: str | None = None,
         pass_fds: Sequence[int] = (),
+        on_cancel: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Start the process; it loads its modules while this one loads others."""
+        """Start the process; it loads its modules while this one loads others.
+
+        ``on_cancel`` is called, in a thread of its own, with the queue's place and the entry of
+        each task of this process that is to end.
+        """
+        self._on_cancel = on_cancel
+        self._ear: threading.Thread | None = None
         self._settings = settings
         self._address = address
         self._folder = folder
@@ -85,6 +93,9 @@ class Sidecar:
         with self._lock:
             child = self._child
         code = _end(child, timeout)
+        if self._ear is not None:
+            self._ear.join(1)
+        child.ignore_reports()
         if self._watch is not None:
             self._watch.join(5)
         return code
@@ -104,16 +115,32 @@ class Sidecar:
         )
         report = child.hear(START_TIMEOUT_S)
         if report is not None and report.ready:
-            child.ignore_reports()
+            if self._on_cancel is None:
+                child.ignore_reports()
+            else:
+                self._ear = threading.Thread(
+                    target=self._hear, args=(child,), name="redistq-supervisor-ear", daemon=True
+                )
+                self._ear.start()
             return
         code = child.process.poll()
         silent = f"gave no answer for {START_TIMEOUT_S:g} s"
         why = silent if code is None else how_it_ended(code)
         _end(child, 0)
+        child.ignore_reports()
         raise ConfigurationError(
             "the worker processes could not start: "
             + ((report and report.failure) or f"the supervisor process {why}")
         )
+
+    def _hear(self, child: Child) -> None:
+        """Pass on what the process reports until its end, which closes the pipe."""
+        while (report := child.hear()) is not None:
+            if report.cancel is not None and self._on_cancel is not None:
+                try:
+                    self._on_cancel(*report.cancel)
+                except Exception:  # whatever it is, the others are passed on
+                    log.exception("a task could not be told to end")
 
     def _replace_the_dead(self, describe: Callable[[], dict[str, Any]]) -> None:
         """Replace a supervisor that dies while its worker lives, well within the lease."""
@@ -134,6 +161,7 @@ class Sidecar:
                     self._child = child
                 if self._ending.is_set():  # ``end`` may have ended the one before
                     _end(child, 0)
+                    child.ignore_reports()
                     return
                 self._introduce(child, describe())
                 return
@@ -154,7 +182,6 @@ def _end(child: Child, timeout: float) -> int | None:
     except subprocess.TimeoutExpired:
         child.process.kill()
         child.process.wait()
-    child.ignore_reports()
     return code if code is not None and code >= 0 else None
 
 
@@ -183,8 +210,9 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         rejoin(Address(**spec["address"])),
         children=spec.get("children", 0),
         child_spec=spec.get("child_spec"),
-        member=_member(spec),
-        on_ready=parent.report_ready,
+        member=_member(spec, parent),
+        # The last report where nobody is to hear of tasks.
+        on_ready=partial(parent.report_ready, last=not spec.get("consumer")),
         parent=spec["parent"],
     )
     parent.listen(supervisor.request_stop, supervisor.on_parent_gone)
@@ -194,11 +222,17 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     return code
 
 
-def _member(spec: dict[str, Any]) -> ManagedProcess | None:
+def _member(spec: dict[str, Any], parent: Parent) -> ManagedProcess | None:
     """Return the application itself as a process to supervise, when its tasks run in its own
     threads."""
     if not spec.get("consumer"):
         return None
     scoreboard = Scoreboard(spec["scoreboard"])
     scoreboard.close()
-    return ManagedProcess(spec["consumer"], scoreboard, ready=True, details=spec["details"])
+    return ManagedProcess(
+        spec["consumer"],
+        scoreboard,
+        ready=True,
+        details=spec["details"],
+        tell_application=parent.report_cancel,
+    )

@@ -298,7 +298,7 @@ class Supervisor:
         if self._stopping.is_set():
             return
         ended = how_it_ended(child.process.returncode)
-        why = "exceeded a time limit" if member.killed_for_limit else ended
+        why = member.killed or ended
         if self._restarts.give_up(member, why):
             return
         log.warning("worker process %d %s; starting another", child.pid, why)
@@ -377,19 +377,26 @@ class Supervisor:
         self._wake.set()
 
     def _check_limits(self) -> None:
-        """Kill each process in which a thread ran past its time limit and obeyed nothing."""
+        """Kill each process that runs a task past its time limit, or one that was to end by force,
+        which obeyed nothing."""
         now = time.monotonic()
         for member in self.heartbeat.members:
-            if member.child is None or not member.ready or member.killed_for_limit:
+            if member.child is None or not member.ready or member.killed:
                 continue
             if member.scoreboard.overdue(now):
-                member.killed_for_limit = True
-                log.warning(
-                    "worker process %d runs a task past its time limit that cannot be interrupted: "
-                    "killing it",
-                    member.child.pid,
-                )
-                member.child.process.kill()
+                member.killed = "exceeded a time limit"
+                what = "past its time limit"
+            elif member.runs_by_force(now):
+                member.killed = "was killed to end a task"
+                what = "that was to end by force"
+            else:
+                continue
+            log.warning(
+                "worker process %d runs a task %s and cannot be interrupted: killing it",
+                member.child.pid,
+                what,
+            )
+            member.child.process.kill()
 
     # -- the end ---------------------------------------------------------------------------------
 

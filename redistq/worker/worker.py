@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ class TaskWorker:
         scoreboard = Scoreboard.create(self.settings.scoreboard_slots, len(self.settings.queues))
         try:
             # It loads its modules while we load ours.
-            sidecar = self._new_sidecar(scoreboard.descriptor)
+            sidecar = self._new_sidecar(scoreboard.descriptor, on_cancel=self._cancel)
         except BaseException:  # whatever it is, an interrupt too: nothing is left open
             scoreboard.close()
             raise
@@ -200,8 +201,22 @@ class TaskWorker:
             raise
         return _Running(broker, sidecar, None)
 
-    def _new_sidecar(self, *pass_fds: int) -> Sidecar:
-        return Sidecar(self.settings, self.address, folder=self._folder, pass_fds=pass_fds)
+    def _new_sidecar(
+        self, *pass_fds: int, on_cancel: Callable[[int, str], None] | None = None
+    ) -> Sidecar:
+        return Sidecar(
+            self.settings,
+            self.address,
+            folder=self._folder,
+            pass_fds=pass_fds,
+            on_cancel=on_cancel,
+        )
+
+    def _cancel(self, place: int, entry: str) -> None:
+        """Tell a task in a thread of this process that it is to end."""
+        running = self._running
+        if running is not None and running.threads is not None:
+            running.threads.processor.cancel(place, entry)
 
     def _describe_children(self) -> dict[str, Any]:
         """Return what the sidecar's child processes are to run."""

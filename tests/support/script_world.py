@@ -546,7 +546,8 @@ class Walk:
 
     def _cancel(self) -> None:
         if ids := self._some_ids():
-            self._send(self.world.commands.cancel(ids, int(TTL)))
+            wish = self.random.choice(["", "", "ask", "force"])
+            self._send(self.world.commands.cancel(ids, int(TTL), wish))
 
     def _replay(self) -> None:
         ids = self.world.dead()[:3]

@@ -21,7 +21,7 @@ class Line:
     def order(self) -> str | None:
         return self.lines.pop(0) if self.lines else None
 
-    def report(self, report: dict[str, Any]) -> None:
+    def report(self, report: dict[str, Any], pressing: bool = True) -> None:
         self.told.append(report)
 
     def end_reports(self) -> None:
@@ -53,6 +53,22 @@ def test_a_process_hears_once_that_it_is_to_stop(lines: tuple[str, ...], heard: 
     parent(Line(*lines)).listen(note, lambda: note("gone"))
     assert done.wait(5)
     assert said == heard
+
+
+def test_a_process_hears_which_tasks_are_to_end_also_while_it_stops() -> None:
+    """The queue's place and the entry of each, in order."""
+    said: list[Any] = []
+    done = threading.Event()
+    lines = ("cancel 0 1-1", "stop 3", "cancel 2 5-0")
+
+    def cancel(place: int, entry: str) -> None:
+        said.append((place, entry))
+        if place == 2:
+            done.set()
+
+    parent(Line(*lines)).listen(said.append, lambda: said.append("gone"), cancel)
+    assert done.wait(5)
+    assert said == [(0, "1-1"), 3.0, (2, "5-0")]
 
 
 def test_what_a_process_says_arrives_as_it_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
