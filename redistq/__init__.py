@@ -41,10 +41,13 @@ if TYPE_CHECKING:
         ServerUnavailable,
         Snooze,
         TaskCancelled,
+        TaskExpired,
         TaskFailed,
         TimeLimitExceeded,
+        TooHeavy,
         UnexpectedReply,
         UnknownBatch,
+        UnknownParent,
         UnknownTask,
         UntrustedPayload,
         WrongPython,
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
     from .handlers import Registry, TaskContext, current_task, task
     from .monitor import TaskMonitor
     from .producer import AsyncTaskProducer, TaskProducer
+    from .producer.gated import TaskId
+    from .protocol.gate import Unique
+    from .protocol.limits import limit
     from .scheduler import TaskScheduler
     from .worker import TaskWorker
 
@@ -82,20 +88,26 @@ __all__ = [
     "Snooze",
     "TaskCancelled",
     "TaskContext",
+    "TaskExpired",
     "TaskFailed",
     "TaskFuture",
+    "TaskId",
     "TaskMonitor",
     "TaskProducer",
     "TaskScheduler",
     "TaskWorker",
     "TimeLimitExceeded",
+    "TooHeavy",
     "UnexpectedReply",
+    "Unique",
     "UnknownBatch",
+    "UnknownParent",
     "UnknownTask",
     "UntrustedPayload",
     "WrongPython",
     "__version__",
     "current_task",
+    "limit",
     "task",
 ]
 
@@ -111,9 +123,12 @@ _HOMES = {
     "task": "handlers",
     "TaskMonitor": "monitor",
     "AsyncTaskProducer": "producer",
+    "TaskId": "producer.gated",
     "TaskProducer": "producer",
     "TaskScheduler": "scheduler",
     "TaskWorker": "worker",
+    "Unique": "protocol.gate",
+    "limit": "protocol.limits",
 }
 """Where public names stand that are no errors; each is imported at its first use."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
+_UNSTARTED = " before it started"
 MAX_DELAY_S = 1_000_000_000
 """Longest delay of a Retry or Snooze in seconds: 31 years."""
 
@@ -29,10 +30,13 @@ __all__ = [
     "ServerUnavailable",
     "Snooze",
     "TaskCancelled",
+    "TaskExpired",
     "TaskFailed",
     "TimeLimitExceeded",
+    "TooHeavy",
     "UnexpectedReply",
     "UnknownBatch",
+    "UnknownParent",
     "UnknownTask",
     "UntrustedPayload",
     "WrongPython",
@@ -48,6 +52,16 @@ class RedistqError(Exception):
 
 class ConfigurationError(RedistqError, ValueError):
     """A setting cannot work; raised before anything is sent to a server."""
+
+
+class TooHeavy(ConfigurationError):
+    """A task takes more of a limit than there ever is; nothing of it was stored."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: it would wait for ever; raise the limit (producer.limits.set) or lower the "
+            "task's weight"
+        )
 
 
 class EmbeddedServerError(RedistqError, RuntimeError):
@@ -151,6 +165,20 @@ class UnknownBatch(UnknownTask):
         )
 
 
+class UnknownParent(UnknownTask):
+    """A task was to run after one that is not known; nothing of it was stored."""
+
+    def __init__(self, task_id: str, parent: str) -> None:
+        self.task_id = task_id
+        self.parent = parent
+        LookupError.__init__(
+            self,
+            f"task {task_id!r} was not stored: it is to run after {parent!r}, which was never "
+            "added to this queue, or ended so long ago that its record has expired; add parents "
+            "first, and keep what later tasks depend on (result_ttl=...)",
+        )
+
+
 class ResultTimeout(RedistqError, TimeoutError):
     """What was waited for did not end in the time given; it goes on, and may be asked for again.
 
@@ -189,6 +217,19 @@ class TaskCancelled(RedistqError):
         self.task_id = task_id
         self.reason = reason
         super().__init__(f"task {task_id} was cancelled{f': {reason}' if reason else _UNSTARTED}")
+
+
+class TaskExpired(TaskCancelled):
+    """The task had not started by its deadline (``expires``), and never will."""
+
+    def __init__(self, task_id: str, reason: str = "") -> None:
+        self.task_id = task_id
+        self.reason = reason or "not started by its deadline"
+        RedistqError.__init__(
+            self,
+            f"task {task_id} has expired: {self.reason}; add it again with more time (expires=...) "
+            "or more workers",
+        )
 
 
 class TimeLimitExceeded(RedistqError, TimeoutError):

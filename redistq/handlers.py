@@ -15,12 +15,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from .errors import ConfigurationError, RedistqError
 from .logger import logger
+from .protocol.gate import handler_gate
 from .protocol.keys import check_line
-from .protocol.options import checked, count, seconds
+from .protocol.options import HandlerKeywords, checked, count, listed, seconds, unknown_option
 
 __all__ = ["Handler", "Registry", "TaskContext", "current_task", "default_registry", "task"]
 
@@ -162,6 +163,8 @@ class Handler:
     wants_context: bool = False
     raw: bool = False
     """The function takes and returns bytes as they are, not JSON."""
+    gate: Mapping[str, Any] | None = None
+    """When a task may run that is added by the function itself: what ``@task`` says of it."""
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
@@ -260,6 +263,7 @@ class Registry(Mapping[str, Handler]):
                 policy=marked.policy,
                 timeout=marked.timeout,
                 result_ttl=marked.result_ttl,
+                gate=marked.gate,
             )
         else:
             handler = Handler.of(name, called, **options)
@@ -289,7 +293,9 @@ class Registry(Mapping[str, Handler]):
         never_retry: ExceptionTypes | type[BaseException] = (),
         timeout: float | None = None,
         result_ttl: float | None = None,
+        **gate: Unpack[HandlerKeywords],
     ) -> Callable[[Function], Function]: ...
+    @listed(HandlerKeywords)
     def task(
         self,
         function: Function | None = None,
@@ -304,11 +310,15 @@ class Registry(Mapping[str, Handler]):
         never_retry: ExceptionTypes | type[BaseException] = (),
         timeout: float | None = None,
         result_ttl: float | None = None,
+        **gate: Unpack[HandlerKeywords],
     ) -> Any:
         """Register the decorated function as a handler; the function itself stays as it was.
 
         ``name`` defaults to the function's own. See RetryPolicy for the retry options and Handler
-        for ``timeout`` and ``result_ttl`` (both in seconds).
+        for ``timeout`` and ``result_ttl`` (both in seconds). ``limits``, ``order``, ``group``,
+        ``unique``, ``expires`` and ``priority`` hold for tasks that are added by the function
+        itself, ``producer.add_task(function, payload)``; names in braces in their keys are looked
+        up in the payload: ``limits="tenant:{tenant}"``.
         """
         if function is not None and not callable(function):
             wanted = f"name={function!r}" if isinstance(function, str) else "name=..., retries=..."
@@ -316,6 +326,9 @@ class Registry(Mapping[str, Handler]):
                 f"@task takes its options by name: write @task({wanted}), "
                 f"not @task({function!r:.200})"
             )
+        if unknown := gate.keys() - HandlerKeywords.__annotations__.keys():
+            raise unknown_option("@task", sorted(unknown)[0], _TASK_OPTIONS)
+        asked = handler_gate(gate, "a task") if gate else None
         policy = RetryPolicy(
             retries=retries,
             backoff=backoff,
@@ -332,6 +345,7 @@ class Registry(Mapping[str, Handler]):
                 policy=policy,
                 timeout=timeout,
                 result_ttl=result_ttl,
+                gate=asked or None,
             )
             try:
                 setattr(function, _MARK, handler)
@@ -380,6 +394,11 @@ def _origin(handler: Handler) -> tuple[Any, Any]:
     function = handler.function
     return getattr(function, "__module__", None), getattr(function, "__qualname__", id(function))
 
+
+_TASK_OPTIONS = (
+    *("name", "retries", "backoff", "backoff_cap", "jitter", "retry_on", "never_retry"),
+    *("timeout", "result_ttl", *HandlerKeywords.__annotations__),
+)
 
 default_registry = Registry()
 """The registry that ``@task`` fills and that a worker uses when it is given no other."""

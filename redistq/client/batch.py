@@ -22,7 +22,8 @@ from ..display.html import badge, escape, panel
 from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
 from ..logger import logger
-from ..producer.operations import Wish, not_stored, wish_of
+from ..producer.gated import not_stored
+from ..producer.operations import Wish, wish_of
 from ..protocol.commands import SETTLED
 from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
@@ -92,6 +93,11 @@ class Batch:
     def _queue(self) -> ClientQueue:
         """The queue of its tasks."""
         return self._session.queue(self._priority)
+
+    @property
+    def queue(self) -> ClientQueue:
+        """The queue of its tasks, of their priority: what ``after=batch`` asks for."""
+        return self._queue
 
     @property
     def _ends(self) -> BatchEnds:

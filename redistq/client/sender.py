@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ..connection.broker import Broker
 from ..errors import RedistqError
 from ..logger import logger
-from ..producer.operations import not_stored
+from ..producer.gated import not_stored
 from ..protocol.commands import Commands
 from ..protocol.keys import new_task_id
 from ..protocol.plain_commands import fill

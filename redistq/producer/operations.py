@@ -12,27 +12,22 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, Literal
 
 from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
-from ..errors import ConfigurationError, RedistqError, UnknownTask
-from ..handlers import _MARK
+from ..errors import ConfigurationError, UnknownTask
+from ..handlers import _MARK, Handler
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
-from ..protocol.commands import (
-    MAX_TASKS,
-    PLACES,
-    WISHES,
-    Command,
-    Commands,
-    Snapshot,
-    words_of,
-)
+from ..protocol.commands import MAX_TASKS, PLACES, WISHES, Commands, Snapshot
+from ..protocol.gate import Gate
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, check_line, new_task_id
 from ..protocol.options import (
     MAX_COUNT,
     NO_OPTIONS,
+    OPTIONS_OF_GATE,
     OPTIONS_OF_TASKS,
     TaskOptions,
     count,
@@ -43,12 +38,12 @@ from ..protocol.options import (
 )
 from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
 from .diagnosis import Diagnosis
+from .gated import Addition, Fields, GatedTask, TaskId, not_stored
+from .limits import LimitOperations
 from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of
 from .sansio import Inbox, Operation
 
 TaskName = str | Callable[..., Any]
-Fields = tuple[str, str, bytes, bytes, str]
-"""A new task: its id, name, payload, options (JSON or empty) and due time."""
 Item = tuple[TaskName, Any] | Mapping[str, Any]
 Wish = Literal["ask", "force"] | None
 """What ``cancel`` wishes of tasks that run; None: they are left alone."""
@@ -85,6 +80,7 @@ class ProducerOperations:
         self.commands = Commands(self.keys, group)
         self.timeout = seconds("timeout", timeout, positive=True)
         self._max_bytes = max_payload_bytes
+        self._limits = LimitOperations(self.commands)
         self._guess = WaiterGuess(self.keys)
         self._checked: str | None = None  # the name of the last new task, which can be one
         self._diagnosis = Diagnosis(self.commands, self.address)
@@ -98,50 +94,64 @@ class ProducerOperations:
         task_id: str | None = None,
         given: Mapping[str, Any] = _NONE_GIVEN,
         alone: bool = False,
-    ) -> Fields:
-        """Return the fields of one new task; every complaint about them is raised here.
+    ) -> Fields | GatedTask:
+        """Return one new task; every complaint about it is raised here.
 
         An inbox may be notified of the end of a task that is added ``alone``, now and under a new
         id: see WaiterGuess.
         """
-        name = type if isinstance(type, str) else _name_of(type)
+        if isinstance(type, str):
+            name = type
+        else:
+            handler = _handler_of(type)
+            name = handler.name
+            if handler.gate:
+                given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
         if name is not self._checked:
             check_line("a task's type", name)
             self._checked = name
         data = encode_payload(name, payload, self._max_bytes)
         options = TaskOptions.of(given, "a task") if given else NO_OPTIONS
         due = options.due if given else ""
+        gate: Gate | None = None
+        if given and not OPTIONS_OF_GATE.isdisjoint(given):
+            gate = Gate.of(given, payload, self.keys.stream)
         inbox: str | None = None
         if task_id is not None:
             check_line("a task_id", task_id)
         else:
             task_id = new_task_id()
-            if alone and not due:
+            if alone and not due and gate is None:
                 inbox = self._guess.added(task_id)
+        trace = None
         if tracing.active is not None:
             trace = tracing.active.created(task_id, name, self.keys.stream)
-            return task_id, name, data, options.written(inbox=inbox, trace=trace), due
-        if inbox is None and not given:
+        if gate is not None:
+            opts = options.written(gate=gate.text, trace=trace)
+            return GatedTask((task_id, name, data, opts, due), gate.conditions, gate.limits)
+        if inbox is None and not given and trace is None:
             return task_id, name, data, b"", due
-        return task_id, name, data, options.written(inbox=inbox), due
+        return task_id, name, data, options.written(inbox=inbox, trace=trace), due
 
-    def _adding(
-        self, type: TaskName, payload: Any, task_id: str | None, given: Mapping[str, Any]
-    ) -> tuple[str, Command]:
-        """Return a new task's id and the command that adds it."""
-        fields = self._new(type, payload, task_id, given, alone=True)
-        return fields[0], self.commands.enqueue_one(*fields)
+    def _adding(self, task: GatedTask) -> Operation[TaskId]:
+        """Add a task that may have to wait; return the id of the one that stands."""
+        yield from self._limits.declare(task.limits)
+        addition = Addition([task.fields[0]], gated={0: 0})
+        reply = yield self.commands.enqueue_gated((*task.fields, task.conditions))
+        found = addition.read(self.keys, [reply])[0]
+        return found if isinstance(found, TaskId) else TaskId.of(found, self.keys.stream)
 
-    def _bulk(self, items: Iterable[Item]) -> tuple[list[str], list[Command]]:
-        """Return the ids of many tasks and the few commands that add them; all are checked and
-        encoded before the first is sent."""
-        ids: list[str] = []
-        commands: list[Command] = []
+    def _bulk(self, items: Iterable[Item]) -> Addition:
+        """Return many tasks in the few commands that add them; all are checked and encoded before
+        the first is sent."""
+        bulk = Addition()
+        ids = bulk.ids
         flat: list[Any] = []  # the fields of the tasks of one command
+        conditions: dict[int, str] = {}  # of its tasks that may wait, by their place in it
         count = size = 0
         checked: str | None = None  # a name known to be one, while nothing else goes with a task
         limit = self._max_bytes
-        fields: Fields
+        fields: Fields | GatedTask
         for item in items:
             if type(item) is tuple and len(item) == 2:
                 name, payload = item
@@ -150,28 +160,49 @@ class ProducerOperations:
                     fields = (new_task_id(), checked, data, b"", "")
                 else:
                     fields = self._new(name, payload)
-                    checked = name if isinstance(name, str) and not fields[3] else None
+                    plain = isinstance(name, str) and type(fields) is tuple and not fields[3]
+                    checked = name if plain and isinstance(name, str) else None
             else:
                 fields = self._new(*_parts_of(item))
+            if isinstance(fields, GatedTask):
+                conditions[count] = fields.conditions
+                size += len(fields.conditions)
+                bulk.limits.update(fields.limits)
+                fields = fields.fields
             flat.extend(fields)
             ids.append(fields[0])
             count += 1
             size += len(fields[2])
             # The rule of ``portions``, which would be a call more for each task.
             if count == MAX_TASKS or size >= MAX_BYTES:
-                commands.append(self.commands.enqueue(flat))
+                self._put(bulk, flat, conditions)
                 flat = []
+                conditions = {}
                 count = 0
                 size = 0
         if flat:
-            commands.append(self.commands.enqueue(flat))
-        return ids, commands
+            self._put(bulk, flat, conditions)
+        return bulk
 
-    def _check_stored(self, *replies: list[Any]) -> None:
-        """Raise the error of a task that could not be stored, by the replies of ``enqueue``."""
-        for reply in replies:
-            if reply and (error := not_stored(self.keys, reply)) is not None:
-                raise error
+    def _put(self, bulk: Addition, flat: list[Any], conditions: dict[int, str]) -> None:
+        """Put the next command of a bulk call: where any of its tasks may wait, all go by the one
+        that knows how, which keeps their order."""
+        if not conditions:
+            bulk.commands.append(self.commands.enqueue(flat))
+            return
+        count = len(flat) // 5
+        rows = ((*flat[5 * at : 5 * at + 5], conditions.get(at, "")) for at in range(count))
+        bulk.gated[len(bulk.commands)] = len(bulk.ids) - count
+        bulk.commands.append(self.commands.enqueue_gated([*chain.from_iterable(rows)]))
+
+    def _added(self, task_id: str, reply: list[Any]) -> TaskId:
+        """Return the id of a plain task, by the reply of ``enqueue``; raises the error of one that
+        could not be stored."""
+        if not reply:
+            return TaskId.of(task_id, self.keys.stream)
+        if (error := not_stored(self.keys, reply)) is not None:
+            raise error
+        return TaskId.of(task_id, self.keys.stream, "known")
 
     # -- looking and waiting ---------------------------------------------------------------------
 
@@ -376,19 +407,6 @@ def wish_of(running: str | None) -> str:
     return running
 
 
-def not_stored(keys: QueueKeys, reply: list[Any]) -> RedistqError | None:
-    """Return the error of the first task that could not be stored, by the reply of ``enqueue``."""
-    for item in reply:
-        if type(item) is list:
-            task_id = item[2].decode("utf-8", "replace")
-            return RedistqError(
-                f"task {task_id!r} was not stored: the key {keys.task(task_id)} holds something "
-                f"that is no task ({words_of(item[1])}); delete that key or use another task_id. "
-                "Whatever else was sent with it is stored"
-            )
-    return None
-
-
 def _parts_of(item: Any) -> tuple[TaskName, Any, str | None, Mapping[str, Any]]:
     """Return the type, payload, id and options of an item of a bulk call."""
     if isinstance(item, Mapping):
@@ -409,10 +427,14 @@ def _parts_of(item: Any) -> tuple[TaskName, Any, str | None, Mapping[str, Any]]:
 
 
 def _name_of(function: Any) -> str:
+    """Return the name of the tasks that a decorated function runs."""
+    return _handler_of(function).name
+
+
+def _handler_of(function: Any) -> Handler:
     handler = getattr(function, _MARK, None)
-    if handler is None:
+    if not isinstance(handler, Handler):
         raise ConfigurationError(
             f"a task's type is a name or a function decorated with @task, not {function!r:.200}"
         )
-    name: str = handler.name
-    return name
+    return handler

@@ -15,6 +15,8 @@ from ..errors import ServerUnavailable
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import TaskKeywords, listed
+from .gated import GatedTask, TaskId
+from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
 from .sansio import run, run_async
@@ -41,6 +43,7 @@ class TaskProducer(ProducerOperations):
     ) -> None:
         super().__init__(redis_host, redis_port, db, stream, **options)
         self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
+        self.limits = Limits(self._limits, self.broker)
 
     @listed(TaskKeywords)
     def add_task(
@@ -50,21 +53,26 @@ class TaskProducer(ProducerOperations):
         *,
         task_id: str | None = None,
         **options: Unpack[TaskKeywords],
-    ) -> str:
-        """Add one task and return its id.
+    ) -> TaskId:
+        """Add one task and return its id, which says in ``outcome`` what was done.
 
         ``type`` is the name a handler is registered under, or a function decorated with ``@task``.
         ``payload`` is anything JSON can hold. ``retries``, ``timeout`` (seconds) and ``result_ttl``
         (seconds, 0 keeps no result) override the handler's. ``delay`` is in seconds. A ``task_id``
         that the queue knows already is returned: nothing is added.
 
-        Raises PayloadError, PayloadTooLarge, ConfigurationError, ServerFull or ServerUnavailable.
+        When it may run (see docs/gate.md): ``after`` other tasks or batches; where its ``limits``
+        have room; in the ``order`` of a key; in the turn of its ``group`` and by ``priority`` (-10
+        to 10); at most one of a ``unique`` key; not at all when it has not started within
+        ``expires`` seconds.
+
+        Raises PayloadError, PayloadTooLarge, ConfigurationError, UnknownParent, TooHeavy,
+        ServerFull or ServerUnavailable.
         """
-        new_id, command = self._adding(type, payload, task_id, options)
-        reply = self.broker.call(command)
-        if reply:
-            self._check_stored(reply)
-        return new_id
+        fields = self._new(type, payload, task_id, options, alone=True)
+        if isinstance(fields, GatedTask):
+            return run(self.broker, self._adding(fields))
+        return self._added(fields[0], self.broker.call(self.commands.enqueue_one(*fields)))
 
     def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """Add many tasks, few calls to the server; return their ids in order.
@@ -72,15 +80,16 @@ class TaskProducer(ProducerOperations):
         An item is a ``(type, payload)`` pair or a mapping with ``type``, ``payload`` and any of
         ``add_task``'s and ``schedule_task``'s keywords. Every item is checked before the first is
         sent. When the server is lost in the middle, ServerUnavailable carries ``task_ids``, the
-        ids in order: adding the same items with these ids doubles nothing.
+        ids in order: adding the same items with these ids doubles nothing. For items of which one
+        may have to wait, the ids are those of the tasks that stand, as ``add_task`` returns them.
         """
-        ids, commands = self._bulk(items)
+        bulk = self._bulk(items)
         try:
-            self._check_stored(*self.broker.call_many(commands))
+            run(self.broker, self._limits.declare(bulk.limits))
+            return bulk.read(self.keys, self.broker.call_many(bulk.commands))
         except ServerUnavailable as error:
-            error.task_ids = ids
+            error.task_ids = bulk.ids
             raise
-        return ids
 
     @listed(TaskKeywords)
     def schedule_task(
@@ -91,15 +100,15 @@ class TaskProducer(ProducerOperations):
         *,
         task_id: str | None = None,
         **options: Unpack[TaskKeywords],
-    ) -> str:
+    ) -> TaskId:
         """Add a task that becomes ready at ``execute_at``: epoch seconds or an aware datetime.
 
         The time is compared with the server's clock. A time in the past means now.
         """
-        given = {**options, "execute_at": execute_at}
-        new_id, command = self._adding(type, payload, task_id, given)
-        self._check_stored(self.broker.call(command))
-        return new_id
+        fields = self._new(type, payload, task_id, {**options, "execute_at": execute_at})
+        if isinstance(fields, GatedTask):
+            return run(self.broker, self._adding(fields))
+        return self._added(fields[0], self.broker.call(self.commands.enqueue_one(*fields)))
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's result, as soon as it is settled; no polling.
@@ -197,6 +206,7 @@ class AsyncTaskProducer(ProducerOperations):
         from ..connection.async_broker import AsyncBroker
 
         self.broker = AsyncBroker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
+        self.limits = AsyncLimits(self._limits, self.broker)
 
     @listed(TaskKeywords)
     async def add_task(
@@ -206,21 +216,23 @@ class AsyncTaskProducer(ProducerOperations):
         *,
         task_id: str | None = None,
         **options: Unpack[TaskKeywords],
-    ) -> str:
+    ) -> TaskId:
         """As TaskProducer.add_task."""
-        new_id, command = self._adding(type, payload, task_id, options)
-        self._check_stored(await self.broker.call(command))
-        return new_id
+        fields = self._new(type, payload, task_id, options, alone=True)
+        if isinstance(fields, GatedTask):
+            return await run_async(self.broker, self._adding(fields))
+        return self._added(fields[0], await self.broker.call(self.commands.enqueue_one(*fields)))
 
     async def add_tasks(self, items: Iterable[Item]) -> list[str]:
         """As TaskProducer.add_tasks."""
-        ids, commands = self._bulk(items)
+        bulk = self._bulk(items)
         try:
-            self._check_stored(*[await self.broker.call(command) for command in commands])
+            await run_async(self.broker, self._limits.declare(bulk.limits))
+            replies = [await self.broker.call(command) for command in bulk.commands]
+            return bulk.read(self.keys, replies)
         except ServerUnavailable as error:
-            error.task_ids = ids
+            error.task_ids = bulk.ids
             raise
-        return ids
 
     @listed(TaskKeywords)
     async def schedule_task(
@@ -231,12 +243,12 @@ class AsyncTaskProducer(ProducerOperations):
         *,
         task_id: str | None = None,
         **options: Unpack[TaskKeywords],
-    ) -> str:
+    ) -> TaskId:
         """As TaskProducer.schedule_task."""
-        given = {**options, "execute_at": execute_at}
-        new_id, command = self._adding(type, payload, task_id, given)
-        self._check_stored(await self.broker.call(command))
-        return new_id
+        fields = self._new(type, payload, task_id, {**options, "execute_at": execute_at})
+        if isinstance(fields, GatedTask):
+            return await run_async(self.broker, self._adding(fields))
+        return self._added(fields[0], await self.broker.call(self.commands.enqueue_one(*fields)))
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""

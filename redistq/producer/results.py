@@ -18,6 +18,7 @@ from ..errors import (
     RedistqError,
     ResultTimeout,
     TaskCancelled,
+    TaskExpired,
     TaskFailed,
     UnknownTask,
     WrongKind,
@@ -208,12 +209,14 @@ class ResultWait:
 
 
 def outcome(task_id: str, state: str, body: bytes) -> Any:
-    """Return the result that a settled task's body holds; raises TaskFailed or TaskCancelled."""
+    """Return the result that a settled task's body holds; raises TaskFailed, TaskCancelled or
+    TaskExpired."""
     if state == "succeeded":
         return loads(body)
     if state == "failed":
         raise TaskFailed(task_id, loads(body))
-    raise TaskCancelled(task_id, body.decode("utf-8", "replace"))
+    error = TaskExpired if state == "expired" else TaskCancelled
+    raise error(task_id, body.decode("utf-8", "replace"))
 
 
 def status_of(task_id: str, watched: Watched) -> TaskStatus:

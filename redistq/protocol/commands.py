@@ -136,6 +136,23 @@ WISHES = ("ask", FORCE)
 """What may be wished of a running task: that it ends; and its process, where it does not."""
 ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one task of ``enqueue_gated`` that was not simply added, by position from 0.
+
+    ``outcome``: "known" (its id was, nothing was done), "refused" (it is not stored), or what
+    happened instead: "joined", "replaced", "pushed", "again", "dropped". ``id`` is that of the task
+    that stands, '' for a known one; ``words`` say why it was refused, or more.
+    """
+
+    position: int
+    outcome: str
+    id: str = ""
+    words: str = ""
+
+
 _PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
 _DENIED = ("NOPERM", "ACL failure", "The user executing the script")
 
@@ -208,9 +225,26 @@ class Commands(PlainCommands):
         return (*self._enqueue, *fields)
 
     def enqueue_gated(self, fields: Sequence[Any]) -> Command:
-        """Add many tasks of which some may have to wait, six fields each: those of ``enqueue``
-        and the conditions; see enqueue_gated.lua."""
+        """Add tasks of which some have to wait for others, for room or for their turn: as
+        ``enqueue``, with the conditions as a sixth field ('' none). ``read_gated`` reads the
+        answer."""
         return self._scripts.enqueue_gated(fields)
+
+    @staticmethod
+    def read_gated(reply: list[Any]) -> list[Answered]:
+        """Return the answer of ``enqueue_gated``."""
+        found = []
+        for item in reply:
+            if type(item) is not list:
+                found.append(Answered(item - 1, "known"))
+            elif len(item) == 3:
+                found.append(Answered(item[0] - 1, "refused", _text(item[2]), words_of(item[1])))
+            else:
+                position, outcome, task_id, detail = item
+                found.append(
+                    Answered(position - 1, _text(outcome), _text(task_id), words_of(detail))
+                )
+        return found
 
     def limit(
         self, key: str, rule: str = "", *, paused: str = "", penalty_ms: int | str = ""
@@ -478,6 +512,10 @@ class Commands(PlainCommands):
                 WorkerRow(row[0].decode(), row[1], row[2], _pairs(row[3])) for row in raw["workers"]
             ],
         )
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:

@@ -1,183 +1,70 @@
 """The options of a task: named, checked, written into its entry and read back here, and only here.
 
 Used by producers, clients, batches and handlers, which take options, and by workers, which read
-them. Entries may be written by hand, or in other languages: they are read with the same checks. A
-number that the server cannot hold would fail in the midst of a script, together with the tasks
-around it; here it fails alone, at once, and by its name.
+them. Entries may be written by hand, or in other languages: they are read with the same checks
+(checks.py, whose names are here too).
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import math
-import numbers
-import re
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import lru_cache, partial
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from ..errors import ConfigurationError
+from .checks import MAX_COUNT as MAX_COUNT
+from .checks import MAX_SECONDS as MAX_SECONDS
+from .checks import MAX_WAIT_S as MAX_WAIT_S
+from .checks import Seconds as Seconds
+from .checks import count as count
+from .checks import is_count as is_count
+from .checks import milliseconds as milliseconds
+from .checks import moment as moment
+from .checks import seconds as seconds
+from .checks import shown as shown
+from .checks import unknown_option as unknown_option
+from .checks import wait_seconds as wait_seconds
 from .codec import dumps
 from .keys import at_priority
 
+if TYPE_CHECKING:
+    from .gate import Group, Key, Limits, Parents, UniqueKey
+
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-MAX_SECONDS = 1_000_000_000.0
-"""Longest duration: about 31 years. Every platform's clocks and every server can count it."""
-MAX_WAIT_S = min(MAX_SECONDS, threading.TIMEOUT_MAX / 2)
-"""Longest wait of a caller; some platforms can wait for no more than some weeks."""
-MAX_COUNT = 1_000_000
-"""Highest number of retries."""
-LATEST_S = 10_000_000_000.0
-"""The last due time, in seconds since 1970: the year 2286."""
-COUNT_DIGITS = 9
-"""Most digits of a count in a stream entry."""
-
-# -- numbers ---------------------------------------------------------------------------------------
-
-_UNITS = {
-    **dict.fromkeys(("ms",), 0.001),
-    **dict.fromkeys(("s", "sec"), 1.0),
-    **dict.fromkeys(("m", "min"), 60.0),
-    "h": 3600.0,
-    "d": 86_400.0,
-    "w": 604_800.0,
-}
-_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|sec|s|min|m|h|d|w)"
-_TEXT = re.compile(rf"(?:{_PART}\s*)+")
-
-
-def seconds(what: str, value: Any, *, positive: bool = False) -> float:
-    """Return a duration in seconds, from 0 (``positive``: above 0) to MAX_SECONDS; a number, or
-    text such as "90s", "1m", "1h30m" or "7d".
-
-    Raises ConfigurationError that names the option ``what``, the limit and the next step.
-    """
-    value = _from_text(value)
-    if _is_number(value) and 0 <= value <= MAX_SECONDS and (value > 0 or not positive):
-        return float(value)
-    if positive:
-        wanted = "a number of seconds above 0, or a time such as '90s', '1m' or '1h30m',"
-        advice = "leave it out for no limit"
-    else:
-        wanted = "a number of seconds, 0 or more, or a time such as '90s', '1m' or '1h30m',"
-        advice = "leave it out for the default"
-    raise ConfigurationError(
-        f"{what} is {wanted} and at most {MAX_SECONDS:,.0f} (31 years), not {shown(value)}; "
-        + advice
-    )
-
-
-def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> int:
-    """Return a whole number from ``least`` to ``most``; raises ConfigurationError as ``seconds``
-    does."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if whole and least <= value <= most:
-        return int(value)
-    raise ConfigurationError(
-        f"{what} is a whole number, {least} or more and at most {most:,}, not {shown(value)}"
-    )
-
-
-def wait_seconds(timeout: Any) -> float | None:
-    """Return how long to wait, in seconds or as text ("90s"), as far as this platform can; None:
-    for ever.
-
-    Longer than that is as good as for ever, and below 0 is not at all. Raises ConfigurationError
-    for what is no number.
-    """
-    if timeout is None:
-        return None
-    if type(timeout) in (int, float) and 0 <= timeout <= MAX_WAIT_S:
-        return timeout  # type: ignore[no-any-return]  # the usual, asked for with every result
-    timeout = _from_text(timeout)
-    if not _is_number(timeout) or timeout != timeout:  # the last of NaN alone
-        raise ConfigurationError(
-            "a timeout is a number of seconds, a time such as '90s' or '1m', or None to wait for "
-            f"ever, not {shown(timeout)}"
-        )
-    return float(min(max(timeout, 0), MAX_WAIT_S))
-
-
-def milliseconds(duration: float) -> int:
-    """Return a duration in whole milliseconds, rounded up: nothing is too early, and little is not
-    none.
-
-    The argument was checked before.
-    """
-    return math.ceil(round(duration * 1000, 6))
-
-
-def moment(what: str, value: Any) -> float:
-    """Return a moment (epoch seconds, or an aware datetime) as epoch seconds; one before 1970 is in
-    the past like any other. Raises ConfigurationError."""
-    at = value
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ConfigurationError(
-                f"{what} is a datetime without a time zone, which could mean any hour; use an "
-                "aware one: datetime.now(timezone.utc) + timedelta(...)"
-            )
-        at = value.timestamp()
-    if not (_is_number(at) and at <= LATEST_S):
-        raise ConfigurationError(
-            f"{what} is a time as epoch seconds or an aware datetime, not after the year 2286: "
-            f"{shown(value)}"
-        )
-    return float(max(at, 0))
-
-
-def unknown_option(what: str, name: object, known: Iterable[str]) -> ConfigurationError:
-    """Return the error of an option that there is not: it names one that is near, and all there
-    are."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigurationError(
-        f"{what} has no option {shown(name)}; {hint}the options are {', '.join(names)}"
-    )
-
-
-def is_count(text: bytes) -> bool:
-    """Return whether a field of an entry is a count as the scripts read it: some digits, not too
-    many."""
-    return text.isdigit() and len(text) <= COUNT_DIGITS
-
-
-def shown(value: Any) -> str:
-    """Return a value that was refused, for a message; bounded, and without failing itself."""
-    try:
-        text = repr(value)
-    except Exception:  # an integer of many digits, or anything's own __repr__
-        text = f"one of type {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _from_text(value: Any) -> Any:
-    """Return the seconds that a text such as "1h30m" names; anything else as it is."""
-    if isinstance(value, str) and _TEXT.fullmatch(text := value.strip().lower()):
-        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, text))
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
 
 # -- what may be set -------------------------------------------------------------------------------
 
-Seconds = float | str
-"""A number of seconds, or text such as "90s" or "1h30m"."""
+
+class HandlerGate(TypedDict, total=False):
+    """When a task may run: what ``@task`` takes of it, too. See gate.py, and docs/gate.md."""
+
+    limits: Limits | None
+    order: Key | None
+    group: Group | None
+    unique: UniqueKey | None
+    expires: Seconds | None
 
 
-class TaskKeywords(TypedDict, total=False):
+class HandlerKeywords(HandlerGate, total=False):
+    """When a task may run, as ``@task`` says it; None: not given."""
+
+    priority: int | None
+
+
+class GateKeywords(HandlerGate, total=False):
+    """When a task may run; None: not given."""
+
+    after: Parents | None
+
+
+class TaskKeywords(GateKeywords, total=False):
     """The options that a producer takes for a task; None: not given."""
 
+    priority: int | None
     retries: int | None
     delay: Seconds | None
     timeout: Seconds | None
@@ -200,6 +87,7 @@ class CallKeywords(TypedDict, total=False):
 class Attachments(TypedDict, total=False):
     """What redistq itself writes beside the options that were given: see TaskOptions."""
 
+    gate: str | None
     inbox: str | None
     batch: str | None
     home: str | None
@@ -216,6 +104,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 """What checks an option's value: it is given what the option is called, and the value."""
 OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at"})
+OPTIONS_OF_GATE = frozenset({*GateKeywords.__annotations__, "priority"})
+"""Those of a task that gate.py reads and writes."""
 OPTIONS_OF_CALLS = frozenset(CallKeywords.__annotations__)
 _IN_ENTRIES = ("retries", "timeout", "result_ttl")
 NO_LIMIT = math.inf
@@ -243,7 +133,8 @@ class TaskOptions:
     """The options of one task; None: what its handler says holds, or there is no such thing.
 
     ``inbox`` gets a notification of the task's end, and ``batch`` counts it; ``home`` is where it
-    belongs, and ``trace`` the context of the span that created it.
+    belongs, and ``trace`` the context of the span that created it. ``gate`` says when it may run:
+    see gate.py.
     """
 
     retries: int | None = None
@@ -255,15 +146,19 @@ class TaskOptions:
     batch: str | None = None
     home: str | None = None
     trace: Mapping[str, Any] | None = None
+    gate: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], what: str) -> TaskOptions:
-        """Return the options that a caller gives to ``what``; raises ConfigurationError."""
+        """Return the options that a caller gives to ``what``, without those of the gate; raises
+        ConfigurationError."""
         if not OPTIONS_OF_TASKS.issuperset(given):
             wrong = next(name for name in given if name not in OPTIONS_OF_TASKS)
             raise unknown_option(what, wrong, OPTIONS_OF_TASKS)
         if given.get("delay") is not None and given.get("execute_at") is not None:
             raise ConfigurationError("give either delay or execute_at, not both")
+        if not OPTIONS_OF_GATE.isdisjoint(given):
+            given = {name: given[name] for name in given if name not in OPTIONS_OF_GATE}
         return cls(**checked(given))
 
     @classmethod
@@ -436,10 +331,12 @@ def _read(opts: bytes) -> TaskOptions:
             numbers[name] = _CHECKS[name](name, value)
     home = found.get("home")
     trace = found.get("trace")
+    gate = found.get("gate")
     return TaskOptions(
         **numbers,
         inbox=found.get("inbox") or None,
         batch=found.get("batch") or None,
         home=home if isinstance(home, str) else None,
         trace=trace if isinstance(trace, dict) else None,
+        gate=gate if isinstance(gate, str) else None,
     )

@@ -122,6 +122,16 @@ class PlainCommands:
         """Ask for ends of attempts from an entry back to another, the newest first."""
         return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)
 
+    # -- limits ----------------------------------------------------------------------------------
+
+    def limit_fields(self, fields: Iterable[str]) -> Command:
+        """Ask for fields of the hash of limits; see ``limits.fields_of``. None where missing."""
+        return ("HMGET", self.keys.limits, *fields)
+
+    def limits_page(self, cursor: str | bytes, limit: int = MAX_TASKS) -> Command:
+        """Ask for some of the hash of limits, and the place to go on from ('0' at the end)."""
+        return ("HSCAN", self.keys.limits, cursor, "COUNT", limit)
+
     # -- batches ---------------------------------------------------------------------------------
 
     def newest_batches(self, limit: int) -> Command:

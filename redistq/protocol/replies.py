@@ -22,7 +22,9 @@ Shape = Callable[[Any, Sequence[Any]], bool]
 UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 """What reading a reply of another shape raises."""
 
-_STATES = frozenset(b"unknown delayed queued running succeeded failed cancelled".split())
+_STATES = frozenset(
+    b"unknown waiting delayed queued running succeeded failed cancelled expired".split()
+)
 _FIGURES = frozenset(
     b"now_ms length pending delayed next_due_ms dead oldest_ms lease_ms paused history "
     b"workers_total".split()
@@ -220,6 +222,13 @@ def _refused(x: Any, command: Sequence[Any], named: bool = False) -> bool:
     return True
 
 
+def _gated(x: Any, command: Sequence[Any]) -> bool:
+    """As ``_stored``; some with four parts, which say what happened instead."""
+    return _refused(x, command, named=True) and all(
+        type(item) is int or len(item) in (3, 4) for item in x
+    )
+
+
 def _stored(x: Any, command: Sequence[Any]) -> bool:
     """As ``_refused``, with names; most often nothing, which costs each task that is added."""
     return x == [] or _refused(x, command, named=True)
@@ -296,6 +305,7 @@ _SHAPES: dict[str, Shape | None] = {
     "HGET": _value,
     "SET": _value,
     "HGETALL": _only(_flat),
+    "HSCAN": _only(lambda x: _row(x, _text, _flat)),
     "HMGET": _values,
     "INFO": _only(_text),
     "PING": _only(lambda x: x == b"PONG"),
@@ -314,6 +324,8 @@ _SHAPES: dict[str, Shape | None] = {
 _SCRIPTS: dict[str, Shape] = {
     **dict.fromkeys(("settle", "retry"), _refused),
     **dict.fromkeys(("enqueue", "resubmit"), _stored),
+    "enqueue_gated": _gated,
+    "limit": _only(_text),
     **dict.fromkeys(("cancel", "park"), _words),
     **dict.fromkeys(("release", "adopt", "create_group", "purge", "hold", "drop"), _count),
     "find": _only(lambda x: _row(x, _texts, _text, _int)),

@@ -23,6 +23,7 @@ from redistq.monitor.tick import Tick
 TIME, SPAN, LABEL, STATE = "datetime64[ms, UTC]", "timedelta64[us]", "category", "category"
 TEXT = str(pd.Series(["x"]).dtype)
 STATES = [
+    "waiting",
     "delayed",
     "queued",
     "running",
@@ -176,6 +177,7 @@ FIGURES = [
     "succeeded",
     "failed",
     "cancelled",
+    "expired",
     "retried",
     "snoozed",
     "recovered",

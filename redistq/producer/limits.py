@@ -1,0 +1,216 @@
+"""``producer.limits``: what holds for each key, looked at and changed while everything runs.
+
+``LimitOperations`` is written once, without I/O; ``Limits`` and ``AsyncLimits`` carry it out. A
+change is in force when the call returns: what has room by then has been let in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..connection.broker import Broker
+from ..errors import ConfigurationError
+from ..protocol.commands import Commands
+from ..protocol.limits import (
+    Limit,
+    LimitState,
+    Rule,
+    check_key,
+    check_rule_key,
+    fields_of,
+    state_of,
+    states_of,
+)
+from ..protocol.options import Seconds, milliseconds, seconds
+from .sansio import Operation, run, run_async
+
+if TYPE_CHECKING:
+    from ..connection.async_broker import AsyncBroker
+
+
+class LimitOperations:
+    """What can be done with the limits of one queue, as operations."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._declared: set[Limit] = set()
+        """Those declared in code of which the queue is known to have the rule."""
+
+    def set(self, key: str, rule: Rule) -> Operation[Rule | None]:
+        """Let a rule hold for a key; return the one before."""
+        return _rule((yield self._commands.limit(check_rule_key(key), rule.written())))
+
+    def delete(self, key: str) -> Operation[bool]:
+        """Let no rule hold for a key; return whether there was one."""
+        return bool((yield self._commands.limit(check_rule_key(key), "-")))
+
+    def pause(self, key: str, paused: bool) -> Operation[None]:
+        """Let nothing in under a key, or let it go on."""
+        yield self._commands.limit(check_rule_key(key), paused="1" if paused else "0")
+
+    def penalize(self, key: str, duration: Seconds) -> Operation[None]:
+        """Let nothing in under a key for so long."""
+        check_key("the key to penalize", key)
+        for_ms = milliseconds(seconds("the time of a penalty", duration, positive=True))
+        yield self._commands.limit(key, penalty_ms=for_ms)
+
+    def get(self, key: str) -> Operation[LimitState | None]:
+        """Return how a key stands; None where nothing is known of it."""
+        check_rule_key(key)
+        names = fields_of(key)
+        values = yield self._commands.limit_fields(names)
+        found = _texts(pair for pair in zip(names, values, strict=True) if pair[1] is not None)
+        return state_of(key, found) if found else None
+
+    def all(self) -> Operation[dict[str, LimitState]]:
+        """Return how every key stands that has a rule, slots in use, or tasks that wait."""
+        found: dict[str, str] = {}
+        cursor: bytes = b"0"
+        while True:
+            cursor, flat = yield self._commands.limits_page(cursor)
+            found |= _texts(zip(flat[::2], flat[1::2], strict=True))
+            if cursor == b"0":
+                return states_of(found)
+
+    def declare(self, limits: Iterable[Limit]) -> Operation[None]:
+        """See to it that the queue has the rules of limits declared in code: those that are missing
+        are set. Raises ConfigurationError where another rule holds."""
+        for limit in limits:
+            if limit in self._declared or limit.rule is None:
+                continue
+            key = limit.rule_key
+            (text,) = yield self._commands.limit_fields(["r" + key])
+            if text is None:
+                text = yield self._commands.limit(key, limit.rule.written())
+                if text and _rule(text) != limit.rule:  # another producer was faster: it stays
+                    yield self._commands.limit(key, text.decode("utf-8", "replace"))
+            if text and (rule := _rule(text)) != limit.rule:
+                raise ConfigurationError(
+                    f"two rules for the limit {key!r}: the code declares ({limit.rule}), and on "
+                    f"the server stands ({rule}). Change the one in the code, or set the server's: "
+                    f"producer.limits.set({key!r}, {limit.rule}); to change limits while "
+                    "everything runs, declare none in the code: redistq.limit"
+                    f"({limit.template!r})"
+                )
+            self._declared.add(limit)
+
+
+class Limits:
+    """The limits of a producer's queue, all its priorities together; see docs/gate.md.
+
+    A key is what tasks were given in ``limits``, ``order`` or ``group`` (``group:NAME``);
+    ``tenant:*`` stands for all keys that begin with ``tenant:`` and have no rule of their own.
+    """
+
+    def __init__(self, operations: LimitOperations, broker: Broker) -> None:
+        self.operations = operations
+        self._broker = broker
+
+    def set(
+        self,
+        key: str,
+        at_most: int | None = None,
+        rate: float | None = None,
+        per: Seconds = 1.0,
+        burst: int | None = None,
+        excess: str = "wait",
+        weight: int | None = None,
+        on_failure: str = "skip",
+    ) -> Rule | None:
+        """Let this hold for a key from now on, in place of its rule; return the one before.
+
+        ``at_most`` slots in use at a time; ``rate`` tasks each ``per`` seconds, ``burst`` of them
+        at once. ``excess``: what has no room has to "wait", or is ended ("drop", "cancel_new"), or
+        the oldest that runs is asked to end ("cancel_running"). ``weight`` is the share of a group,
+        ``on_failure="pause"`` pauses a key of strict order when one of its tasks has failed.
+
+        Raises ConfigurationError.
+        """
+        rule = Rule.of(key, at_most, rate, per, burst, excess, weight, on_failure)
+        return run(self._broker, self.operations.set(key, rule))
+
+    def get(self, key: str) -> LimitState | None:
+        """Return the rule of a key, slots in use, tasks that wait, and whether it is paused; None
+        where nothing is known of it."""
+        return run(self._broker, self.operations.get(key))
+
+    def all(self) -> dict[str, LimitState]:
+        """Return the same of every key that has a rule, slots in use, or tasks that wait."""
+        return run(self._broker, self.operations.all())
+
+    def delete(self, key: str) -> bool:
+        """Take the rule of a key away, so that nothing limits it; return whether there was one."""
+        return run(self._broker, self.operations.delete(key))
+
+    def pause(self, key: str) -> None:
+        """Let nothing in under a key until ``resume``; what is in goes on."""
+        run(self._broker, self.operations.pause(key, True))
+
+    def resume(self, key: str) -> None:
+        """End a pause."""
+        run(self._broker, self.operations.pause(key, False))
+
+    def penalize(self, key: str, seconds: Seconds) -> None:
+        """Let nothing in under a key for so long, as when a service answers 429."""
+        run(self._broker, self.operations.penalize(key, seconds))
+
+
+class AsyncLimits:
+    """Limits for ``await``: the same methods, the same promises."""
+
+    def __init__(self, operations: LimitOperations, broker: AsyncBroker) -> None:
+        self.operations = operations
+        self._broker = broker
+
+    async def set(
+        self,
+        key: str,
+        at_most: int | None = None,
+        rate: float | None = None,
+        per: Seconds = 1.0,
+        burst: int | None = None,
+        excess: str = "wait",
+        weight: int | None = None,
+        on_failure: str = "skip",
+    ) -> Rule | None:
+        """As Limits.set."""
+        rule = Rule.of(key, at_most, rate, per, burst, excess, weight, on_failure)
+        return await run_async(self._broker, self.operations.set(key, rule))
+
+    async def get(self, key: str) -> LimitState | None:
+        """As Limits.get."""
+        return await run_async(self._broker, self.operations.get(key))
+
+    async def all(self) -> dict[str, LimitState]:
+        """As Limits.all."""
+        return await run_async(self._broker, self.operations.all())
+
+    async def delete(self, key: str) -> bool:
+        """As Limits.delete."""
+        return await run_async(self._broker, self.operations.delete(key))
+
+    async def pause(self, key: str) -> None:
+        """As Limits.pause."""
+        await run_async(self._broker, self.operations.pause(key, True))
+
+    async def resume(self, key: str) -> None:
+        """As Limits.resume."""
+        await run_async(self._broker, self.operations.pause(key, False))
+
+    async def penalize(self, key: str, seconds: Seconds) -> None:
+        """As Limits.penalize."""
+        await run_async(self._broker, self.operations.penalize(key, seconds))
+
+
+def _rule(text: bytes) -> Rule | None:
+    return Rule.read(text.decode("utf-8", "replace")) if text else None
+
+
+def _texts(pairs: Iterable[tuple[Any, bytes]]) -> dict[str, str]:
+    return {
+        name if isinstance(name, str) else name.decode("utf-8", "replace"): value.decode(
+            "utf-8", "replace"
+        )
+        for name, value in pairs
+    }
