@@ -94,7 +94,7 @@ local function dead_letter(entry, id, name, task, body)
     return error(said(missing), 0)
   end
   drop(entry)
-  if option(task.opts, 'gate') ~= '' then closed(id, 'failed') end
+  if string.find(task.opts, '"gate"', 1, true) then closed(id, 'failed') end
   notify_all(id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, id, 'failed', int(now))
 end

@@ -91,7 +91,7 @@ local function ended(entry, task, state, body, ttl)
     return error(said(missing), 0)
   end
   drop(entry)
-  if option(task.opts, 'gate') ~= '' then closed(task.id, state) end
+  if string.find(task.opts, '"gate"', 1, true) then closed(task.id, state) end
   notify_all(task.id, state, body, option(task.opts, 'inbox'), true)
   tally_one(batch, task.id, state, int(now))
 end

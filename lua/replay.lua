@@ -42,12 +42,12 @@ local ids = {}
 for at = 5, #ARGV do ids[#ids + 1] = ARGV[at] end
 if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[3], 'LIMIT', ARGV[4], ARGV[2]) end
 local function go(id, record, kept, left, died)
-  local gate, entry = option(kept[4], 'gate'), nil
+  local opts, gate = again_opts(kept[4] or '')
   redis.call('HDEL', record, '')
   undoing('HDEL', record, 'from')
   undoing('HSET', record, 'entry', kept[7] or '')
   if gate == '' then
-    entry = add(id, kept[2], kept[3], '1', '0', kept[4] or '')
+    local entry = add(id, kept[2], kept[3], '1', '0', opts)
     undoing('XDEL', STREAM, entry)
     redis.call('HSET', record, 'entry', entry, 'from', 'replay')
   end
@@ -55,9 +55,14 @@ local function go(id, record, kept, left, died)
   if left > 0 then undoing('PEXPIRE', record, left) end
   redis.call('ZREM', DEAD, id)
   if died then undoing('ZADD', DEAD, died, id) end
-  uncount(option(kept[4], 'batch'), kept[1])
+  uncount(option(opts, 'batch'), kept[1])
   if gate == '' then
     redis.call('HDEL', record, 'state', 'name', 'payload', 'opts', 'attempt', 'recovered')
+  else
+    undoing('HSET', record, 'state', kept[1], 'name', kept[2], 'payload', kept[3], 'opts', kept[4], 'attempt', kept[8] or '')
+    redis.call('HSET', record, 'from', 'replay')
+    enter(id, { name = kept[2], payload = kept[3], attempt = '1', recovered = '0', opts = opts, gate = gate }, nil)
+    lock(id, gate)
   end
   redis.call('HDEL', record, 'error', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
 end

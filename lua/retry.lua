@@ -70,11 +70,20 @@ local function gate_too()
     end
     if not again_at_once then give_back(id, has[1], has[2], true) end
   end
-  gate = { tried = tried, follow_up = follow_up }
+  gate = { tried = tried, again_opts = again_opts, follow_up = follow_up }
 end
 local function again(at, task)
   local entry, state = ARGV[at], ARGV[at + 2]
   if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
+  if string.find(task.opts, '"gate"', 1, true) then
+    gate_too()
+    local opts, left = gate.again_opts(task.opts) -- it has started: its deadline counts no more
+    if opts ~= task.opts then
+      task.opts = opts
+      undoing('HSET', TASK .. task.id, 'gate', redis.call('HGET', TASK .. task.id, 'gate') or left)
+      redis.call('HSET', TASK .. task.id, 'gate', left)
+    end
+  end
   local delay, from, due = tonumber(ARGV[at + 7]), entry .. ' ' .. CONSUMER, 0
   if delay <= 0 then
     requeue(entry, task, from)

@@ -71,7 +71,7 @@ local function put_in(holder, payload)
   local record = TASK .. holder.id
   if holder.stands ~= 'queued' then return redis.call('HSET', record, 'payload', payload) end
   local task = read(holder.entry)
-  if not sound(task) then return end
+  if not sound(task) or task.payload == payload then return end
   local entry = add(holder.id, task.name, payload, task.attempt, task.recovered, task.opts)
   undoing('XDEL', STREAM, entry)
   redis.call('HSET', record, 'entry', entry)
@@ -148,7 +148,7 @@ local function accepted(task)
   local made = { name = task.name, payload = task.payload, attempt = '1', recovered = '0', opts = task.opts,
     gate = gate, terms = asked }
   local edges, parents, unmet = {}, 0, nil
-  for policy, kind, of, other in string.gmatch(task.conditions, '(%a)(%a)(!?%a*) ([^\n]*)') do
+  for policy, kind, of, other in string.gmatch('\n' .. task.conditions, '\n(%a)(%a)(!?%a*) ([^\n]*)') do
     local state = parent(kind, of, other)
     if not state or (other == id and of == lane) then error('unknown parent ' .. other, 0) end
     edges[#edges + 1] = { policy, kind, of, other, state }
@@ -222,7 +222,11 @@ local function quickly(task, gate)
       redis.call('HSET', LIMITS, 't' .. key, string.format('%.3f', now.tat))
     end
   end
-  redis.call('HSET', TASK .. task.id, 'entry', made.entry, 'gate', gate, 'held', '1')
+  if gate == '' then
+    redis.call('HSET', TASK .. task.id, 'entry', made.entry)
+  else
+    redis.call('HSET', TASK .. task.id, 'entry', made.entry, 'gate', gate, 'held', '1')
+  end
   return true
 end
 -- undo_quickly(id): takes back what quickly had written when it failed.

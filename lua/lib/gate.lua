@@ -3,8 +3,8 @@
 local NOW = now_ms()
 local AGEING_US, SLACK_MS, TICK_MS = 6000000, 100, 5
 local read_terms = {}
--- terms(gate): what the text of a gated task says: its keys in their order, each with a weight, and its
--- priority, unique key and deadline.
+-- terms(gate): what the text of a gated task says: its keys, what is strictly in order first, each with a
+-- weight, and its priority, unique key and deadline.
 local function terms(gate)
   if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
@@ -14,7 +14,7 @@ local function terms(gate)
       local weight, key = string.match(rest, '^(%d+) (.*)$')
       found.keys[#found.keys + 1] = { key = key, weight = tonumber(weight) }
     elseif kind == 'o' then
-      found.keys[#found.keys + 1] = { key = string.sub(rest, 2), weight = 1, order = true }
+      table.insert(found.keys, 1, { key = string.sub(rest, 2), weight = 1, order = true })
     elseif kind == 'g' then
       local share, group = string.match(rest, '^(%d+) (.*)$')
       found.keys[#found.keys + 1] = { key = 'group:' .. group, weight = 1 }
@@ -73,6 +73,18 @@ end
 local function most_of(term, now)
   return term.order and 1 or now.rule.at_most or (term.group and width())
 end
+-- list_of(term): the key of the line under a key; for the door, of one group's.
+local function list_of(term)
+  return WAITING .. ':' .. term.key .. (term.group and '\n' .. term.group or '')
+end
+-- in_front(term, task, priority): whether a task would be the first in the line under a key: one that comes from
+-- another line, or is urgent, may have a place before all that wait there.
+local function in_front(term, task, priority)
+  if standing(term).waiting <= 0 or not (task.place or priority > 0 and not term.order) then return false end
+  local first = redis.call('ZRANGE', list_of(term), 0, 0, 'WITHSCORES')[2]
+  local place = task.place or NOW * 1000
+  return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)
+end
 -- obstacle(term, first): why there is no room for a task under a key, and when there will be, if that
 -- is known; nil where there is. `first`: it is the first in line there.
 local function obstacle(term, first)
@@ -116,10 +128,6 @@ local function new_place()
   redis.call('HSET', LIMITS, 'n', int(last_place))
   return last_place
 end
--- list_of(term): the key of the line under a key; for the door, of one group's.
-local function list_of(term)
-  return WAITING .. ':' .. term.key .. (term.group and '\n' .. term.group or '')
-end
 -- join_line(ref, term, place, priority): a task stands in the line under a key. Noted for undoing.
 local function join_line(ref, term, place, priority)
   local line = list_of(term)
@@ -161,7 +169,7 @@ local function let_in(id, task)
   local entry = add(id, task.name, task.payload, task.attempt, task.recovered, task.opts)
   undoing('XDEL', STREAM, entry)
   redis.call('HSET', TASK .. id, 'entry', entry, 'gate', task.gate, 'held', '1')
-  undoing('HDEL', TASK .. id, 'held')
+  if task.held then undoing('HSET', TASK .. id, 'held', task.held) else undoing('HDEL', TASK .. id, 'held') end
   undoing('HSET', TASK .. id, 'entry', '')
   redis.call('HDEL', TASK .. id, unpack(AWAY))
 end
@@ -182,8 +190,16 @@ local function wait(id, task, reason, under)
     redis.call('HSET', record, 'reason', reason, 'under', under)
   end
 end
+-- hold_turn(id, term, late): a task whose turn it is in a strict order waits for another key: it keeps its turn,
+-- so nobody overtakes it. No two can wait for each other so: a task has one order, and all other keys are
+-- held by what is in the stream.
+local function hold_turn(id, term, late)
+  take(term, late)
+  redis.call('HSET', TASK .. id, 'held', 'o')
+  undoing('HDEL', TASK .. id, 'held')
+end
 -- enter(id, task, under): a task goes into the stream if all of its keys have room, and takes them;
--- otherwise it holds nothing and waits under the first that has none. `under`: the key in
+-- otherwise it holds nothing but its turn in an order, and waits under the first that has none. `under`: the key in
 -- whose line it is the first. Answers nothing when it is in; else the key, the reason, and when
 -- there will be room, if that is known. A task: name, payload, attempt, recovered, opts, gate and, where
 -- it has them, held, place, since_ms; waits: whether it has been waiting already.
@@ -197,7 +213,7 @@ local function enter(id, task, under)
   for i = 1, #keys do
     local term = keys[i]
     if not (kept and term.order) then
-      local reason, at = obstacle(term, term.key == under)
+      local reason, at = obstacle(term, term.key == under or in_front(term, task, asked.priority))
       if reason then
         local excess = standing(term).rule.excess
         if reason ~= 'paused' and term.key ~= under and (excess == 'drop' or excess == 'cancel_new') then
@@ -207,6 +223,7 @@ local function enter(id, task, under)
         end
         if term.key == under then return under, reason, at end
         wait(id, task, reason, term.key)
+        if i > 1 and keys[1].order and not kept then hold_turn(id, keys[1], keys[1].key == under) end
         join_line(ref_of(id), term, task.place, asked.priority)
         if excess == 'cancel_running' and reason == 'limit' then later('oldest', term.key) end
         if at then timer(math.max(at, NOW + TICK_MS), cjson.encode({ 'more', term.key, '' })) end
@@ -274,6 +291,7 @@ local function close(id, state)
     local term = asked.keys[i]
     if term.order and standing(term).rule.on_failure == 'pause' then
       redis.call('HSET', LIMITS, 'p' .. term.key, int(NOW))
+      standing(term).paused = int(NOW)
     end
   end
 end
