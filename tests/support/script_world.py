@@ -21,7 +21,7 @@ from support.servers import Server
 
 LEASE_MS = 10_000
 TTL = "600000"
-TERMINAL = ("succeeded", "failed", "cancelled")
+TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 Outcome = tuple[Any, ...]
 Entry = tuple[str, dict[str, str]]
 
@@ -95,6 +95,8 @@ class World:
         self._wire = self.db.connection_pool.get_connection()
         self.keys = QueueKeys(queue)
         self.commands = Commands(self.keys, history_max=history_max)
+        self.payloads: dict[str, str] = {}
+        """What tasks carry that were replaced by others; of all others see `payload_of`."""
         self._texts: dict[str, tuple[str, str]] = {}
         for name, text in (mutants or {}).items():
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -256,6 +258,7 @@ class World:
             b"zset": lambda key: self.db.zrange(key, 0, -1, withscores=True),
             b"stream": self.db.xrange,
             b"string": self.db.get,
+            b"list": lambda key: self.db.lrange(key, 0, -1),
         }
         found: dict[str, Any] = {"pending": self.pending()}
         for key in sorted(self.db.scan_iter()):
@@ -287,7 +290,7 @@ class World:
         for each replay; its counts are what its history says (unless ``history`` could not be
         written); its payload is what was sent.
         """
-        pending, delayed = self.pending(), self._delayed()
+        pending, delayed, waiting = self.pending(), self._delayed(), self._waiting()
         places: dict[str, list[str]] = {id: [] for id in accepted}
         last = self._last_delivered()
         in_stream = set()
@@ -304,15 +307,16 @@ class World:
         for entry in pending:
             if entry not in in_stream:
                 raise Broken(f"entry {entry} is pending and gone")
-        for id in delayed:
-            places[id].append("delayed")
-            self._check_waiting(id, "", self.record(id), history)
+        for where, ids in (("delayed", delayed), ("waiting", waiting)):
+            for id in ids:
+                places[id].append(where)
+                self._check_waiting(id, "", self.record(id), history)
         dead = set(self.dead())
         for id in accepted:
             state = self.record(id).get("state")
             if state in TERMINAL:
                 places[id].append("settled")
-            elif state not in ("delayed", None) or (state == "delayed") != (id in delayed):
+            elif state != ("delayed" if id in delayed else "waiting" if id in waiting else None):
                 raise Broken(f"{id} is in {places[id]}, its record says {state}")
             if (state == "failed") != (id in dead):
                 raise Broken(f"{id} is {state}, but among the dead: {id in dead}")
@@ -323,7 +327,16 @@ class World:
             self._check_history(accepted, places)
 
     def _delayed(self) -> list[str]:
-        return [id.decode() for id in self.db.zrange(self.keys.delayed, 0, -1)]
+        """Tasks in the delayed set; a timer, which begins with a line feed, is none."""
+        members = [id.decode() for id in self.db.zrange(self.keys.delayed, 0, -1)]
+        return [id for id in members if not id.startswith("\n")]
+
+    def _waiting(self) -> list[str]:
+        """Tasks of this lane that wait at the gate."""
+        _, mark, lane = self.keys.stream.partition("!")
+        refs = (ref.decode() for ref in self.db.zrange(self.keys.waiting, 0, -1))
+        named = [ref.rpartition("\n")[::2] for ref in refs]
+        return [id for of, id in named if of == mark + lane]
 
     def _last_delivered(self) -> tuple[int, int]:
         for row in self.db.xinfo_groups(self.keys.stream):
@@ -337,7 +350,8 @@ class World:
             raise Broken(f"{id} waits in {entry!r}, its record says {record.get('entry')!r}")
         if self.db.pttl(self.keys.task(id)) >= 0:
             raise Broken(f"the record of {id} expires although it waits")
-        if fields.get("payload") != payload_of(id) or fields.get("name") != "job":
+        payload = self.payloads.get(id, payload_of(id))
+        if fields.get("payload") != payload or fields.get("name") != "job":
             raise Broken(f"{id} has lost what was sent: {fields}")
         if not history:
             return

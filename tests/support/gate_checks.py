@@ -1,0 +1,251 @@
+"""What must always hold of the gate, asked of the server's own data after any step.
+
+Every check takes what `GateWorld.look` has seen and raises `Broken`. None of them knows what was
+done before: how a step may change things is the model's business (`gate_model`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+from support.gate_world import DOOR, ENDS, Seen, SeenTask
+from support.script_world import Broken
+
+IN_STREAM = ("unread", "pending")
+REASONS = ("parents", "limit", "rate", "order", "share", "paused")
+
+
+def check(seen: Seen) -> None:
+    """Every invariant."""
+    one_place(seen)
+    records(seen)
+    slots(seen)
+    lines(seen)
+    nobody_waits_in_vain(seen)
+    strict_order(seen)
+    locks(seen)
+    edges(seen)
+    no_leftovers(seen)
+
+
+def demand(condition: object, what: str) -> None:
+    """One thing that must hold."""
+    if not condition:
+        raise Broken(what)
+
+
+def one_place(seen: Seen) -> None:
+    """Each task is in exactly one of five places, and its record says which."""
+    demand(not seen.orphans, f"{seen.orphans}")
+    for ref, task in seen.tasks.items():
+        demand(len(task.places) == 1, f"{ref!r} is in {len(task.places)} places: {task.places}")
+        place = task.place
+        demand(task.record, f"{ref!r} is {place} and has no record")
+        if place in IN_STREAM:
+            demand("state" not in task.record, f"{ref!r} is {place}, its record: {task.state}")
+            entry = task.fields.get("entry")
+            demand(task.record.get("entry") == entry, f"{ref!r}: the record names another entry")
+        elif place != "settled":
+            demand(task.state == place, f"{ref!r} is {place}, its record says {task.state}")
+            demand(task.record.get("entry") == "", f"{ref!r} is {place} with an entry")
+            for name in ("name", "payload", "attempt", "recovered", "opts"):
+                demand(name in task.record, f"{ref!r} is {place} without {name}")
+
+
+def records(seen: Seen) -> None:
+    """Of gated tasks: the gate stands in the record until the end, and what belongs to waiting
+    only while it waits."""
+    for ref, task in seen.tasks.items():
+        record = task.record
+        if task.ended:
+            left = {"gate", "held", "under", "since_ms", "place", "parents", "due"} & set(record)
+            demand(not left, f"{ref!r} has ended, and its record still has {sorted(left)}")
+            continue
+        gate = task.fields.get("opts", "")
+        if '"gate"' in gate:
+            demand("gate" in record, f"{ref!r} is {task.place} and gated; its record has no gate")
+        if task.place in IN_STREAM and task.gate.slots:
+            demand(record.get("held") == "1", f"{ref!r} holds keys; held is {record.get('held')!r}")
+        if task.place == "waiting":
+            demand(record.get("reason") in REASONS, f"{ref!r} waits: {record.get('reason')!r}")
+            demand(record.get("held") in (None, "", "0"), f"{ref!r} waits and holds")
+        else:
+            left = {"under", "since_ms", "place", "parents"} & set(record)
+            demand(not left, f"{ref!r} is {task.place}, its record has {sorted(left)}")
+
+
+def used(seen: Seen) -> dict[str, int]:
+    """Slots in use by key, counted from the tasks that take them."""
+    counted: Counter[str] = Counter()
+    for task in seen.tasks.values():
+        gate = task.gate
+        if task.place in IN_STREAM:
+            counted.update(gate.slots)
+        elif task.place == "delayed" and task.record.get("held") == "o" and gate.order:
+            counted[gate.order] += 1
+    return dict(counted)
+
+
+def slots(seen: Seen) -> None:
+    """Slots in use are the weights of what stands in the stream; no zero is left."""
+    said = {key: int(value) for key, value in seen.kind("s").items()}
+    counted = used(seen)
+    for key in sorted({*said, *counted}):
+        demand(
+            said.get(key, 0) == counted.get(key, 0),
+            f"{said.get(key, 0)} slots of {key!r} are in use, the stream holds {counted.get(key)}",
+        )
+    demand(0 not in said.values(), f"a key with no slot in use has a field: {said}")
+
+
+def lines(seen: Seen) -> None:
+    """Each waiting task stands in the one line that its record names, and is counted there."""
+    stands: dict[str, list[str]] = defaultdict(list)
+    for name, members in seen.lines.items():
+        for ref in members:
+            stands[ref].append(name)
+    for ref, task in waiting(seen):
+        record = task.record
+        under = record.get("under", "")
+        since = record.get("since_ms", "")
+        demand(since.isdigit(), f"{ref!r} waits since {since!r}")
+        demand(int(since) == int(seen.waiting[ref]), f"{ref!r}: since {since}, the set says else")
+        if record["reason"] == "parents":
+            demand(not under and not stands[ref], f"{ref!r} waits for parents in {stands[ref]}")
+            demand(int(record.get("parents", 0)) > 0, f"{ref!r} waits for no parents")
+            continue
+        name = f"{DOOR}\n{task.gate.group}" if under == DOOR else under
+        demand(stands[ref] == [name], f"{ref!r} waits under {under!r}, stands in {stands[ref]}")
+        place = float(record.get("place", "nan"))
+        demand(seen.lines[name][ref] == place, f"{ref!r} has the place {place}, not its score")
+        takes = under in task.gate.slots or under.startswith("name:")
+        demand(takes, f"{ref!r} waits under {under!r}, which it does not name")
+        if under == task.gate.order and under not in task.gate.limits:
+            demand(record["reason"] in ("order", "paused"), f"{ref!r} waits: {record['reason']}")
+    strangers = {ref: where for ref, where in stands.items() if ref not in seen.waiting}
+    demand(not strangers, f"in a line, and not waiting: {strangers}")
+    counted: Counter[str] = Counter()
+    for name, members in seen.lines.items():
+        counted[name.partition("\n")[0]] += len(members)
+    said = {key: int(value) for key, value in seen.kind("w").items()}
+    demand(said == dict(counted), f"waiting is counted as {said}, there are {dict(counted)}")
+    doors = {name.partition("\n")[2] for name in seen.lines if name.startswith(f"{DOOR}\n")}
+    demand(doors == set(seen.shares), f"groups at the door {doors}, with shares {set(seen.shares)}")
+
+
+def waiting(seen: Seen) -> Iterator[tuple[str, SeenTask]]:
+    """All tasks that wait."""
+    return ((ref, task) for ref, task in seen.tasks.items() if task.place == "waiting")
+
+
+def has_timer(seen: Seen, key: str) -> bool:
+    """Whether a timer will let more in under a key."""
+    return any(
+        timer.split("\n")[1] in ("rate", "more") and timer.split("\n", 2)[2] == key
+        for timer in seen.timers
+        if timer.count("\n") >= 2
+    )
+
+
+def blocked(seen: Seen, key: str, weight: int, taken: Mapping[str, int]) -> str:
+    """Why a task of a weight has no room under a key; '' when it has."""
+    rule = seen.rule(key)
+    if key in seen.kind("p"):
+        return "paused"
+    now_used = taken.get(key, 0)
+    if any(task.gate.order == key for _, task in waiting(seen)) and now_used:
+        return "order"
+    at_most = rule.get("at_most")
+    if key == DOOR and "d" in seen.limits:
+        at_most = seen.limits["d"]
+    if at_most is not None and now_used and now_used + weight > int(at_most):
+        return "limit"
+    if key in seen.kind("t") and float(seen.kind("t")[key]) > seen.now_ms:
+        return "rate"
+    return ""
+
+
+def nobody_waits_in_vain(seen: Seen) -> None:
+    """The first in each line has no room, or a timer will let it in."""
+    taken = used(seen)
+    for name, members in seen.lines.items():
+        key = name.partition("\n")[0]
+        first = min(members, key=lambda ref: (members[ref], ref))
+        task = seen.tasks[first]
+        weight = task.gate.slots.get(key, 1)
+        why = blocked(seen, key, weight, taken)
+        if why in ("", "rate") and not has_timer(seen, key):
+            raise Broken(f"{first!r} waits under {key!r}, which has room, and no timer: {why!r}")
+        if key == DOOR and why == "" and not has_timer(seen, key):
+            raise Broken(f"{first!r} waits at the door, which has room")
+
+
+def strict_order(seen: Seen) -> None:
+    """Under an order key at most one task runs, or is between its attempts."""
+    for key, count in seen.kind("s").items():
+        holders = [
+            ref
+            for ref, task in seen.tasks.items()
+            if task.gate.order == key
+            and (task.place in IN_STREAM or task.record.get("held") == "o")
+        ]
+        demand(len(holders) <= 1, f"{holders} are in order under {key!r}, all at once ({count})")
+
+
+def locks(seen: Seen) -> None:
+    """A unique lock points to a task that has not ended, unless a clock or a start ends it."""
+    for key, value in seen.unique.items():
+        until, blank, ref = value.partition(" ")
+        if blank and until.isdigit():
+            continue
+        ref = value
+        task = seen.tasks.get(ref)
+        demand(task and not task.ended, f"the unique key {key!r} is held by {ref!r}, which is not")
+        gate = task.gate if task else None
+        demand(gate and gate.unique == key, f"{ref!r} holds {key!r}, which it does not name")
+    living: dict[str, list[str]] = defaultdict(list)
+    for ref, task in seen.tasks.items():
+        if not task.ended and task.gate.unique and task.gate.scope == "s":
+            living[task.gate.unique].append(ref)
+    for key, refs in living.items():
+        demand(seen.unique.get(key), f"{refs} live, and nobody holds {key!r}")
+
+
+def edges(seen: Seen) -> None:
+    """No edge stands at a parent that has ended, unless a timer goes on with them; each edge is
+    that of a child which waits for parents."""
+    counted: Counter[str] = Counter()
+    for name, rows in seen.edges.items():
+        kind, ref = name.split(":", 1)
+        timer = any(t.startswith("\nafter\n") and t.endswith(f"{kind}:{ref}") for t in seen.timers)
+        if kind == "t" and not timer:
+            parent = seen.tasks.get(ref)
+            demand(parent and not parent.ended, f"edges of {ref!r}, which has ended: {rows}")
+        for row in rows:
+            place, _, child = row[1:].partition(" ")
+            demand(place.isdigit(), f"an edge of {ref!r} that is none: {row!r}")
+            counted[child] += 1
+    if any(timer.startswith("\nafter\n") for timer in seen.timers):
+        return
+    for ref, task in waiting(seen):
+        if task.record["reason"] == "parents":
+            said = int(task.record["parents"])
+            demand(said == counted[ref], f"{ref!r} waits for {said} parents, has {counted[ref]}")
+
+
+def no_leftovers(seen: Seen) -> None:
+    """A queue in which nothing lives has nothing of the gate but rules, rates and clocks."""
+    if any(not task.ended for task in seen.tasks.values()):
+        return
+    left = seen.kind("s") | seen.kind("w")
+    demand(not left, f"nothing lives, and the limits have {left}")
+    demand(not seen.lines and not seen.waiting, f"nothing lives, and waits: {seen.lines}")
+    demand(not seen.shares, f"nothing lives, and has shares: {seen.shares}")
+    if not seen.timers:
+        demand(not seen.edges, f"nothing lives, and has edges: {seen.edges}")
+
+
+def states(seen: Seen) -> Counter[str]:
+    """How many ended how."""
+    return Counter(task.state for task in seen.tasks.values() if task.state in ENDS)
