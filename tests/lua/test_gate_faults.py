@@ -1,5 +1,5 @@
-"""The gate's scripts fail in their middle: every command is refused once, every key of the gate holds
-something else once. Whatever fails, no task is lost, and once the cause is removed all of them end.
+"""The gate's scripts fail in their middle: every command is refused once, and every key of the
+gate holds something else once. Whatever fails, no task is lost, and all end once it is over.
 """
 
 from __future__ import annotations
