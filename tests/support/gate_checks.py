@@ -26,6 +26,7 @@ def check(seen: Seen) -> None:
     strict_order(seen)
     locks(seen)
     edges(seen)
+    readers(seen)
     no_leftovers(seen)
 
 
@@ -62,14 +63,13 @@ def records(seen: Seen) -> None:
             left = {"gate", "held", "under", "since_ms", "place", "parents", "due"} & set(record)
             demand(not left, f"{ref!r} has ended, and its record still has {sorted(left)}")
             continue
-        gate = task.fields.get("opts", "")
-        if '"gate"' in gate:
+        if task.gate.text:
             demand("gate" in record, f"{ref!r} is {task.place} and gated; its record has no gate")
         if task.place in IN_STREAM and task.gate.slots:
             demand(record.get("held") == "1", f"{ref!r} holds keys; held is {record.get('held')!r}")
         if task.place == "waiting":
             demand(record.get("reason") in REASONS, f"{ref!r} waits: {record.get('reason')!r}")
-            demand(record.get("held") in (None, "", "0"), f"{ref!r} waits and holds")
+            demand(record.get("held") in (None, "o"), f"{ref!r} waits and holds")
         else:
             left = {"under", "since_ms", "place", "parents"} & set(record)
             demand(not left, f"{ref!r} is {task.place}, its record has {sorted(left)}")
@@ -82,7 +82,7 @@ def used(seen: Seen) -> dict[str, int]:
         gate = task.gate
         if task.place in IN_STREAM:
             counted.update(gate.slots)
-        elif task.place == "delayed" and task.record.get("held") == "o" and gate.order:
+        elif not task.ended and task.record.get("held") == "o" and gate.order:
             counted[gate.order] += 1
     return dict(counted)
 
@@ -106,6 +106,8 @@ def lines(seen: Seen) -> None:
         for ref in members:
             stands[ref].append(name)
     for ref, task in waiting(seen):
+        if ending(seen, ref):
+            continue
         record = task.record
         under = record.get("under", "")
         since = record.get("since_ms", "")
@@ -113,12 +115,15 @@ def lines(seen: Seen) -> None:
         demand(int(since) == int(seen.waiting[ref]), f"{ref!r}: since {since}, the set says else")
         if record["reason"] == "parents":
             demand(not under and not stands[ref], f"{ref!r} waits for parents in {stands[ref]}")
-            demand(int(record.get("parents", 0)) > 0, f"{ref!r} waits for no parents")
+            unread = int(record.get("parents", 0)) > 0 or busy(seen, "after")
+            demand(unread, f"{ref!r} waits for no parents")
             continue
         name = f"{DOOR}\n{task.gate.group}" if under == DOOR else under
         demand(stands[ref] == [name], f"{ref!r} waits under {under!r}, stands in {stands[ref]}")
         place = float(record.get("place", "nan"))
-        demand(seen.lines[name][ref] == place, f"{ref!r} has the place {place}, not its score")
+        strict = under == task.gate.order and under not in task.gate.limits
+        score = place - (0 if strict else task.gate.priority * 6_000_000)
+        demand(seen.lines[name][ref] == score, f"{ref!r} has the place {place}, not its score")
         takes = under in task.gate.slots or under.startswith("name:")
         demand(takes, f"{ref!r} waits under {under!r}, which it does not name")
         if under == task.gate.order and under not in task.gate.limits:
@@ -141,27 +146,40 @@ def waiting(seen: Seen) -> Iterator[tuple[str, SeenTask]]:
 
 def has_timer(seen: Seen, key: str) -> bool:
     """Whether a timer will let more in under a key."""
+    pattern = key[: key.index(":") + 1] if ":" in key else key
     return any(
-        timer.split("\n")[1] in ("rate", "more") and timer.split("\n", 2)[2] == key
+        timer[:2] == ("more", key) or (timer[0] == "keys" and pattern.startswith(timer[1]))
         for timer in seen.timers
-        if timer.count("\n") >= 2
     )
+
+
+def busy(seen: Seen, *kinds: str) -> bool:
+    """Whether a timer has something of these kinds to do yet."""
+    return any(timer[0] in kinds for timer in seen.timers)
+
+
+def ending(seen: Seen, ref: str) -> bool:
+    """Whether a timer will end a task."""
+    return any(timer[:2] == ("end", ref) for timer in seen.timers)
 
 
 def blocked(seen: Seen, key: str, weight: int, taken: Mapping[str, int]) -> str:
     """Why a task of a weight has no room under a key; '' when it has."""
     rule = seen.rule(key)
-    if key in seen.kind("p"):
+    pattern = key[: key.index(":") + 1] + "*" if ":" in key else key
+    if {key, pattern} & set(seen.kind("p")):
         return "paused"
     now_used = taken.get(key, 0)
     if any(task.gate.order == key for _, task in waiting(seen)) and now_used:
         return "order"
     at_most = rule.get("at_most")
-    if key == DOOR and "d" in seen.limits:
-        at_most = seen.limits["d"]
+    if key == DOOR and at_most is None and "d" in seen.limits:
+        at_most = seen.limits["d"].partition(" ")[0]
     if at_most is not None and now_used and now_used + weight > int(at_most):
         return "limit"
-    if key in seen.kind("t") and float(seen.kind("t")[key]) > seen.now_ms:
+    each = float(rule.get("per", 1000)) / float(rule["rate"]) if "rate" in rule else 0
+    spare = (float(rule.get("burst", 1)) - 1) * each
+    if float(seen.kind("t").get(key, 0)) - spare > seen.now_ms:
         return "rate"
     return ""
 
@@ -173,12 +191,12 @@ def nobody_waits_in_vain(seen: Seen) -> None:
         key = name.partition("\n")[0]
         first = min(members, key=lambda ref: (members[ref], ref))
         task = seen.tasks[first]
+        if ending(seen, first):
+            continue
         weight = task.gate.slots.get(key, 1)
         why = blocked(seen, key, weight, taken)
         if why in ("", "rate") and not has_timer(seen, key):
             raise Broken(f"{first!r} waits under {key!r}, which has room, and no timer: {why!r}")
-        if key == DOOR and why == "" and not has_timer(seen, key):
-            raise Broken(f"{first!r} waits at the door, which has room")
 
 
 def strict_order(seen: Seen) -> None:
@@ -196,10 +214,9 @@ def strict_order(seen: Seen) -> None:
 def locks(seen: Seen) -> None:
     """A unique lock points to a task that has not ended, unless a clock or a start ends it."""
     for key, value in seen.unique.items():
-        until, blank, ref = value.partition(" ")
-        if blank and until.isdigit():
+        if value[0] == "d":
             continue
-        ref = value
+        ref = value[1:]
         task = seen.tasks.get(ref)
         demand(task and not task.ended, f"the unique key {key!r} is held by {ref!r}, which is not")
         gate = task.gate if task else None
@@ -213,25 +230,41 @@ def locks(seen: Seen) -> None:
 
 
 def edges(seen: Seen) -> None:
-    """No edge stands at a parent that has ended, unless a timer goes on with them; each edge is
-    that of a child which waits for parents."""
-    counted: Counter[str] = Counter()
+    """No edge stands at a parent that has ended, unless a timer goes on with them; each waiting
+    task has as many edges as parents that have not ended."""
+    counted: Counter[tuple[str, str]] = Counter()
     for name, rows in seen.edges.items():
-        kind, ref = name.split(":", 1)
-        timer = any(t.startswith("\nafter\n") and t.endswith(f"{kind}:{ref}") for t in seen.timers)
-        if kind == "t" and not timer:
-            parent = seen.tasks.get(ref)
-            demand(parent and not parent.ended, f"edges of {ref!r}, which has ended: {rows}")
+        if name.startswith("t:") and not any(t[:2] == ("after", name) for t in seen.timers):
+            parent = seen.tasks.get(name[2:])
+            demand(parent and not parent.ended, f"edges of {name!r}, which has ended: {rows}")
         for row in rows:
             place, _, child = row[1:].partition(" ")
-            demand(place.isdigit(), f"an edge of {ref!r} that is none: {row!r}")
-            counted[child] += 1
-    if any(timer.startswith("\nafter\n") for timer in seen.timers):
+            demand(place.isdigit(), f"an edge of {name!r} that is none: {row!r}")
+            counted[child, place] += 1
+    if busy(seen, "after"):
         return
     for ref, task in waiting(seen):
-        if task.record["reason"] == "parents":
+        if task.record["reason"] == "parents" and not ending(seen, ref):
             said = int(task.record["parents"])
-            demand(said == counted[ref], f"{ref!r} waits for {said} parents, has {counted[ref]}")
+            has = counted[ref, task.record["place"]]
+            demand(said == has, f"{ref!r} waits for {said} parents, has {has}")
+
+
+def readers(seen: Seen) -> None:
+    """A record says how many dependants may read it that have not ended."""
+    if busy(seen, "read", "after", "end"):
+        return
+    counted: Counter[str] = Counter()
+    for task in seen.tasks.values():
+        for line in filter(None, task.record.get("after", "").split("\n")):
+            lane, _, id = line[2:].partition(" ")
+            if line[1] == "t":
+                counted[f"{lane}\n{id}" if lane else id] += 1
+    for ref, task in seen.tasks.items():
+        said = int(task.record.get("readers", 0))
+        demand(said == counted[ref], f"{said} may read {ref!r}, {counted[ref]} name it")
+        expires = task.record.get("keep_ms")
+        demand(not (task.ended and said and not expires), f"{ref!r} will expire unread")
 
 
 def no_leftovers(seen: Seen) -> None:

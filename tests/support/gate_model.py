@@ -142,12 +142,16 @@ class GateModel:
         known = self.tasks[ref]
         if state == "cancelled" and (ref in dropped or any(e.met is False for e in known.edges)):
             return
+        reason = self.seen.tasks[ref].record.get("reason", "")
+        if state == "cancelled" and reason.startswith("dropped by limit "):
+            demand(reason.removeprefix("dropped by limit ") in known.gate.slots, reason)
+            return
         if state == "expired" and known.gate.expires and not known.started:
             return
         raise Broken(f"{ref!r} ended by itself: {state}")
 
     def _parents(self, now: Seen) -> None:
-        if any(timer.startswith("\nafter\n") for timer in now.timers):
+        if checks.busy(now, "after", "end"):
             return
         for ref, known in self.tasks.items():
             task = now.tasks[ref]
@@ -167,7 +171,7 @@ class GateModel:
             both = set(before.kind("p")) & set(now.kind("p"))
             demand(key not in both, f"{key!r} is paused, and let one in")
             holders = [t for t in now.tasks.values() if key in t.gate.slots]
-            alone = sum(t.place in IN_STREAM or "held" in t.record for t in holders) == 1
+            alone = sum(t.place in IN_STREAM or t.gate.order == key for t in holders) == 1
             at_most = now.rule(key).get("at_most", count)
             demand(alone or count <= int(at_most), f"{count} slots of {key!r}, at most {at_most}")
 
@@ -264,13 +268,14 @@ class GateModel:
         self.follow(dropped=dropped)
 
     def _stands(self, ref: str, gate: Gate, said: Sequence[Any]) -> None:
-        _, word, stands = said[:3]
+        word = said[1]
+        stands = next((r for r in self.tasks if lane_of(r)[1] == said[2]), said[2])
         known = self.tasks.get(stands)
         demand(gate.unique and known, f"{ref!r} was {word}: {stands!r} is nobody")
         if word == "replaced" and known:
             lane, id = lane_of(stands)
             self.world.lanes[lane].payloads[id] = payload_of(lane_of(ref)[1])
-            self.tasks[stands] = replace(known, gate=gate, in_line=False)
+            known.in_line = False
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -546,5 +551,11 @@ def different(one: Seen, other: Seen) -> list[str]:
             found.append(f"{name}: {getattr(one, name)} != {getattr(other, name)}")
     for ref in one.tasks.keys() | other.tasks.keys():
         if one.tasks.get(ref) != other.tasks.get(ref):
-            found.append(f"{ref!r}: {one.tasks.get(ref)} != {other.tasks.get(ref)}")
+            was, is_now = one.tasks.get(ref), other.tasks.get(ref)
+            lines = [
+                f"{name} {getattr(was, name, None)} != {getattr(is_now, name, None)}"
+                for name in ("places", "record", "fields")
+                if getattr(was, name, None) != getattr(is_now, name, None)
+            ]
+            found.append(f"{ref!r}: {lines}")
     return found

@@ -79,10 +79,10 @@ class Gate:
         return cls(limits, **found)
 
 
-def options(gate: str, batch: str = "") -> str:
-    """The options of a gated task, as entry and record hold them."""
-    said = {"gate": gate, "batch": batch}
-    given = {name: text for name, text in said.items() if text}
+def options(gate: str, batch: str = "", *, after: bool = False) -> str:
+    """The options of a task, as entry and record hold them; one with parents is gated, too."""
+    given = {"gate": gate} if gate or after else {}
+    given |= {"batch": batch} if batch else {}
     return json.dumps(given, separators=(",", ":")) if given else ""
 
 
@@ -149,7 +149,8 @@ class Seen:
     shares: dict[str, float]
     unique: dict[str, str]
     edges: dict[str, list[str]]
-    timers: dict[str, float]
+    timers: dict[tuple[str, ...], float]
+    """What a timer says, and when it is due."""
     tasks: dict[str, SeenTask]
     orphans: list[str]
     """Entries that are pending and gone, or in the stream and never read."""
@@ -222,7 +223,7 @@ class GateWorld:
     ) -> Any:
         """Set a limit, or pause, resume or punish a key."""
         commands = self.lanes[lane].commands
-        return self.send(lane, commands.limit(key, rule, paused=paused, penalty=penalty))
+        return self.send(lane, commands.limit(key, rule, paused=paused, penalty_ms=penalty))
 
     def fetch(self, consumer: str = "w", count: int = 10, lane: str = "normal") -> list[Entry]:
         """Read new entries of one lane."""
@@ -242,14 +243,11 @@ class GateWorld:
         children: Sequence[tuple[int, Sequence[str]]] = (),
     ) -> Any:
         """The command that settles outcomes of what was read here; ``children`` come with them."""
-        commands = self.lanes[lane].commands
         opts = [self._opts.get((lane, row[0]), "") for row in outcomes]
         positions = [str(at) for at, said in enumerate(opts, 1) if '"gate"' in said]
         text = f" {' '.join(positions)} " if positions else ""
-        flat = [value for row in outcomes for value in row]
-        return commands._scripts.settle(
-            flat, consumer=consumer, gated=text, children=spawned(children)
-        )
+        said = spawned(children).encode()
+        return self.lanes[lane].commands.settle(consumer, outcomes, text, said)
 
     def promote(self) -> None:
         """Run every timer and move every task that is due, in all lanes, until none is."""
@@ -275,9 +273,8 @@ class GateWorld:
             if name[:1] == "t":
                 self.db.hset(self.normal.keys.limits, name, "1")
         for key, value in self.db.hgetall(self.normal.keys.unique).items():
-            until, blank, ref = value.partition(" ")
-            if blank and until.isdigit():
-                self.db.hset(self.normal.keys.unique, key, f"1 {ref}")
+            if value[0] == "d":
+                self.db.hset(self.normal.keys.unique, key, f"d1 {value.partition(' ')[2]}")
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -338,7 +335,8 @@ class GateWorld:
         held = {row["message_id"]: row["consumer"] for row in pending}
         for member, score in delayed:
             if member.startswith(TIMER):
-                seen.timers[member] = min(score, seen.timers.get(member, score))
+                words = tuple(json.loads(member[1:]))
+                seen.timers[words] = min(score, seen.timers.get(words, score))
             else:
                 ref = ref_of(lane, member)
                 seen.tasks.setdefault(ref, SeenTask({}, [], {})).places.append("delayed")
@@ -357,8 +355,8 @@ ENDS = ("succeeded", "failed", "cancelled", "expired")
 
 def edge(ref: str, policy: str = "s", kind: str = "t") -> str:
     """One line of a task's conditions: it comes after what a ref names."""
-    # A ref of another lane has two lines; inside a condition a ref's line feed is what it is.
-    return f"{policy}{kind}{ref}"
+    lane, id = lane_of(ref)
+    return f"{policy}{kind}{'' if lane == 'normal' else '!' + lane} {id}"
 
 
 def gated(
@@ -372,7 +370,7 @@ def gated(
 ) -> tuple[str, ...]:
     """One task as ``enqueue_gated`` takes it."""
     conditions = "\n".join([*after, *([f"?{conflict}"] if conflict else [])])
-    return (id, name, payload_of(id), options(gate, batch), due, conditions)
+    return (id, name, payload_of(id), options(gate, batch, after=bool(after)), due, conditions)
 
 
 def spawned(children: Sequence[tuple[int, Sequence[str]]]) -> str:
