@@ -221,12 +221,6 @@ def locks(seen: Seen) -> None:
         demand(task and not task.ended, f"the unique key {key!r} is held by {ref!r}, which is not")
         gate = task.gate if task else None
         demand(gate and gate.unique == key, f"{ref!r} holds {key!r}, which it does not name")
-    living: dict[str, list[str]] = defaultdict(list)
-    for ref, task in seen.tasks.items():
-        if not task.ended and task.gate.unique and task.gate.scope == "s":
-            living[task.gate.unique].append(ref)
-    for key, refs in living.items():
-        demand(seen.unique.get(key), f"{refs} live, and nobody holds {key!r}")
 
 
 def edges(seen: Seen) -> None:

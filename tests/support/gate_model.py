@@ -81,6 +81,11 @@ class Known:
     edges: list[Edge] = field(default_factory=list)
     replays: int = 0
     started: bool = False
+    """Whether it has been in the stream."""
+    tried: bool = False
+    """Whether an attempt of it has ended."""
+    shared: bool = False
+    """Whether another has its unique key: it runs once more after that one."""
     in_line: bool = True
     """Whether it came in the order in which it was added: without parents, due time, priority."""
 
@@ -127,6 +132,7 @@ class GateModel:
                 self._may_end(ref, state, dropped)
         self._parents(now)
         self._limits(before, now)
+        self._locks(now)
         self._arrivals(now)
         self.happened |= {f"waits for {t.record['reason']}" for _, t in checks.waiting(now)}
         self.happened |= set(ended.values())
@@ -146,7 +152,7 @@ class GateModel:
         if state == "cancelled" and reason.startswith("dropped by limit "):
             demand(reason.removeprefix("dropped by limit ") in known.gate.slots, reason)
             return
-        if state == "expired" and known.gate.expires and not known.started:
+        if state == "expired" and known.gate.expires and not known.tried:
             return
         raise Broken(f"{ref!r} ended by itself: {state}")
 
@@ -174,6 +180,13 @@ class GateModel:
             alone = sum(t.place in IN_STREAM or t.gate.order == key for t in holders) == 1
             at_most = now.rule(key).get("at_most", count)
             demand(alone or count <= int(at_most), f"{count} slots of {key!r}, at most {at_most}")
+
+    def _locks(self, now: Seen) -> None:
+        for ref, known in self.tasks.items():
+            alive = not now.tasks[ref].ended and not known.replays
+            if alive and known.gate.unique and known.gate.scope == "s":
+                holder = now.unique.get(known.gate.unique, "nobody")
+                demand(known.shared or holder == f"s{ref}", f"{holder!r} holds the key of {ref!r}")
 
     def _arrivals(self, now: Seen) -> None:
         for key in ORDER_KEYS:
@@ -265,6 +278,8 @@ class GateModel:
                 dropped.append(ref)
             in_line = not (edges or due or gate.priority) and word != "again"
             self.tasks[ref] = Known(gate, copy.deepcopy(list(edges)), in_line=in_line)
+            for known in self.tasks.values() if word == "again" else ():
+                known.shared |= known.gate.unique == gate.unique and known is not self.tasks[ref]
         self.follow(dropped=dropped)
 
     def _stands(self, ref: str, gate: Gate, said: Sequence[Any]) -> None:
@@ -335,6 +350,7 @@ class GateModel:
         owns = self._owns(held)
         reply = self.twice(lane, self.world.lanes[lane].commands.retry(consumer, [row]))
         demand(not owns or reply == [], f"an own retry was answered {reply}")
+        self.tasks[ref_of(lane, fields["id"])].tried |= owns
         self._not_in_line(ref_of(lane, fields["id"]), delay_ms)
         self.follow()
 

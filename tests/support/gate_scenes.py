@@ -674,7 +674,8 @@ def full_server(world: GateWorld) -> None:
         holds(world)
         read |= {f["id"]: entry for entry, f in world.fetch("w", 10)}
         demand("3" in read, f"the second is away, and read is {list(read)}")
-        world.pass_time()
+    world.pass_time()
+    with full(world):
         world.promote()
         holds(world)
         world.normal.cancel("4")
