@@ -681,8 +681,9 @@ def full_server(world: GateWorld) -> None:
         world.normal.cancel("4")
         holds(world)
         with contextlib.suppress(redis.exceptions.ResponseError):
-            world.add("more", gate=Gate({"a": 1}))
-            demand(False, "a full server takes more")
+            reply = world.add("more", gate=Gate({"a": 1}))
+            demand(reply and "memory" in reply[0][1], f"a full server takes more: {reply}")
+        demand(not world.normal.record("more"), "refused, and stored")
     holds(world)
 
 
