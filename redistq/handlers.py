@@ -15,13 +15,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Protocol, TypeVar, Unpack, overload
 
 from .errors import ConfigurationError, RedistqError
 from .logger import logger
 from .protocol.gate import handler_gate
 from .protocol.keys import check_line
-from .protocol.options import HandlerKeywords, checked, count, listed, seconds, unknown_option
+from .protocol.options import (
+    HandlerKeywords,
+    TaskKeywords,
+    checked,
+    count,
+    listed,
+    seconds,
+    unknown_option,
+)
 
 __all__ = ["Handler", "Registry", "TaskContext", "current_task", "default_registry", "task"]
 
@@ -111,8 +119,49 @@ class TaskContext:
         default=None, init=False, repr=False, compare=False
     )
     """Ends what waits in this task's thread, where an exception would come too late."""
+    _spawner: Spawner | None = field(default=None, init=False, repr=False, compare=False)
+    """Keeps what it spawns; None where no worker runs it."""
     _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     """What the handler for function calls adds to the report of its failure."""
+
+    @listed(TaskKeywords)
+    def spawn(
+        self,
+        type: str | Callable[..., Any],
+        payload: Any = None,
+        *,
+        task_id: str | None = None,
+        in_batch: bool = False,
+        **options: Unpack[TaskKeywords],
+    ) -> str:
+        """Add a task together with the success of this one; return its id.
+
+        It is checked and encoded now, and sent with this task's settlement: it is there exactly
+        once, however often this task runs, and not at all when this task fails, is cancelled or
+        tried again. The options are those of TaskProducer.add_task; ``after`` may name tasks that
+        were spawned before. ``in_batch``: it belongs to the batch of this task.
+
+        Raises what ``add_task`` raises, before anything is sent.
+        """
+        if self._spawner is None:
+            raise RedistqError(
+                "only a task that a worker runs can spawn others: this context was made by hand"
+            )
+        return self._spawner.spawn(type, payload, task_id, in_batch, options)
+
+
+class Spawner(Protocol):
+    """What keeps the tasks that an attempt spawns; the worker's."""
+
+    def spawn(
+        self,
+        type: str | Callable[..., Any],
+        payload: Any,
+        task_id: str | None,
+        in_batch: bool,
+        given: Mapping[str, Any],
+    ) -> str:
+        """Keep a task; return its id."""
 
 
 _provider: ContextVar[Callable[[], TaskContext | None] | None] = ContextVar(
@@ -387,6 +436,16 @@ class Registry(Mapping[str, Handler]):
 
     def __repr__(self) -> str:
         return f"Registry({', '.join(sorted(self._handlers)) or 'empty'})"
+
+
+def handler_of(function: Any) -> Handler:
+    """Return the handler that ``@task`` made of a function; raises ConfigurationError."""
+    handler = getattr(function, _MARK, None)
+    if not isinstance(handler, Handler):
+        raise ConfigurationError(
+            f"a task's type is a name or a function decorated with @task, not {function!r:.200}"
+        )
+    return handler
 
 
 def _origin(handler: Handler) -> tuple[Any, Any]:

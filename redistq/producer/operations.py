@@ -19,7 +19,7 @@ from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, UnknownTask
-from ..handlers import _MARK, Handler
+from ..handlers import handler_of
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import MAX_TASKS, PLACES, WISHES, Commands, Snapshot
 from ..protocol.gate import Gate
@@ -103,7 +103,7 @@ class ProducerOperations:
         if isinstance(type, str):
             name = type
         else:
-            handler = _handler_of(type)
+            handler = handler_of(type)
             name = handler.name
             if handler.gate:
                 given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
@@ -428,13 +428,4 @@ def _parts_of(item: Any) -> tuple[TaskName, Any, str | None, Mapping[str, Any]]:
 
 def _name_of(function: Any) -> str:
     """Return the name of the tasks that a decorated function runs."""
-    return _handler_of(function).name
-
-
-def _handler_of(function: Any) -> Handler:
-    handler = getattr(function, _MARK, None)
-    if not isinstance(handler, Handler):
-        raise ConfigurationError(
-            f"a task's type is a name or a function decorated with @task, not {function!r:.200}"
-        )
-    return handler
+    return handler_of(function).name

@@ -29,133 +29,33 @@ from ..errors import (
 )
 from ..handlers import Handler, TaskContext
 from ..logger import logger
-from ..protocol.codec import check_size, encode_error, encode_result, kind_of, message_of
-from ..protocol.commands import ASKED, CANCELLED_TTL_MS
+from ..protocol.codec import check_size, encode_error, encode_result, message_of
+from ..protocol.commands import CANCELLED_TTL_MS
 from ..protocol.options import (
     NO_OPTIONS,
     REMEMBERED_BYTES,
     TaskOptions,
-    addresses,
     is_gated,
     milliseconds,
 )
+from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
 from .prefetch import Durations
-from .queues import Delivery, WorkerQueue
+from .queues import WorkerQueue
 from .settings import WorkerSettings
+from .spawn import Spawner
 
 log = logger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
 
-SETTLE = "settle"
-RETRY = "retry"
-PARK = "park"
-CORRUPT = "quarantine"
-
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
-
-_ASKED_NOTE = "asked"
-"""What the history says beside the end of an attempt that was asked to end."""
 
 MAX_TERMS = 512
 """Different options of one handler's tasks that are remembered; others are read for each task."""
 
-FIELDS = (b"id", b"name", b"payload", b"attempt", b"recovered", b"opts")
-"""The fields of an entry, in the order in which scripts write them."""
 _WAYS_TO_OBEY = (CancelRequested, asyncio.CancelledError, Snooze, Retry)
 """What an attempt raises that ends as it was asked to; anything else is an error of its own."""
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
-
-
-class Outcome:
-    """How an attempt ended: the verb that tells the server, and that verb's arguments."""
-
-    __slots__ = ("args", "entry", "gated", "order", "queue", "refused_at", "size", "told", "verb")
-
-    def __init__(
-        self, verb: str, order: int, args: tuple[Any, ...], queue: WorkerQueue, size: int = 0
-    ) -> None:
-        self.verb = verb
-        self.entry: bytes = args[0]
-        self.order = order
-        """When it was started: outcomes are settled about in the order of their entries."""
-        self.args = args
-        self.queue = queue
-        self.size = size
-        """Bytes of the result or error it carries."""
-        self.refused_at = 0.0
-        """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
-        self.gated = False
-        """Whether the task holds keys, which its end gives back."""
-        self.told = ("", "")
-        """The inbox and the batch that would be told of an end in its place, where it is none."""
-
-    # What only messages say, and the outcome in place of one that is refused: read when wanted.
-
-    @property
-    def id(self) -> str:
-        """The task's id; empty where there is no task."""
-        return "" if self.verb is CORRUPT else _text(self.args[1])
-
-    @property
-    def name(self) -> str:
-        """The task's name; empty where there is no task."""
-        if self.verb is CORRUPT:
-            return ""
-        return _text(self.args[2 if self.verb is PARK else 3])
-
-    @property
-    def reason(self) -> str:
-        """Why the entry is no task, of one that is set aside."""
-        return _text(self.args[1])
-
-    @property
-    def attempt(self) -> str:
-        """Which attempt it was; empty where none was made."""
-        return _text(self.args[4]) if self.verb in (SETTLE, RETRY) else ""
-
-    @classmethod
-    def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:
-        """Return the outcome of an entry that is no task: it is set aside with the reason."""
-        return cls(CORRUPT, 0, (entry, reason), queue)
-
-    @classmethod
-    def fault(cls, task: Delivery, fault: BaseException) -> Outcome:
-        """Return the outcome of an entry that our own code failed on: a failed task with that
-        fault; what is no task is set aside."""
-        entry, flat, queue = task
-        fields = fields_of(flat)
-        if any(field not in fields for field in FIELDS):
-            return cls.corrupt(entry, f"it could not be handled: {note_of(fault)}", queue)
-        inbox, batch = addresses(fields[b"opts"])
-        task_id = fields[b"id"]
-        name = fields[b"name"]
-        attempt = fields[b"attempt"]
-        args = _failure(entry, task_id, name, attempt, fault, inbox, batch)
-        outcome = cls(SETTLE, 0, args, queue, len(args[6]))
-        outcome.gated = is_gated(fields[b"opts"])
-        return outcome
-
-    def failed(self, fault: BaseException) -> Outcome:
-        """Return the outcome in place of this one, which the server or the connection takes for
-        none: the task ends as failed with that fault. It has nothing in it from the handler."""
-        inbox, batch = self.args[8::2] if self.verb is SETTLE else self.told
-        args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
-        outcome = Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
-        outcome.gated = self.gated
-        return outcome
-
-    def cancelled(self) -> Outcome:
-        """Return the outcome in place of this one, which would put back a task that is to end."""
-        inbox, batch = self.told
-        run_ms = self.args[5] if self.verb is RETRY else "0.000"
-        args = (
-            *(self.entry, self.id, "cancelled", self.name, self.attempt, run_ms),
-            *(ASKED.encode(), str(CANCELLED_TTL_MS), inbox, _ASKED_NOTE, batch),
-        )
-        outcome = Outcome(SETTLE, self.order, args, self.queue)
-        outcome.gated = self.gated
-        return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +144,7 @@ class Attempt:
         "payload",
         "queue",
         "recovered",
+        "spawner",
         "terms",
     )
 
@@ -255,8 +156,10 @@ class Attempt:
     recovered: bytes
     terms: Terms
     queue: WorkerQueue
-    context: TaskContext
-    """Only once the handler was given one."""
+    context: TaskContext | None
+    """What the handler was given; None while it was given none."""
+    spawner: Spawner | None
+    """What keeps the tasks it spawns, where there is a context."""
     asked: bool
     """Whether it was asked to end."""
 
@@ -294,15 +197,14 @@ class Attempt:
 
     def given_context(self) -> TaskContext:
         """Return what the handler may know about its task."""
-        context = getattr(self, "context", None)
-        return self._make_context() if context is None else context
+        return self._make_context() if self.context is None else self.context
 
     def _make_context(self) -> TaskContext:
         handler = self.handler
         task_id = self.id.decode()
         attempt = int(self.attempt)
         retries = self.terms.options.retries_or(handler.policy.retries)
-        self.context = TaskContext(
+        self.context = context = TaskContext(
             task_id=task_id,
             name=handler.name,
             queue=self.queue.name,
@@ -316,22 +218,24 @@ class Attempt:
             ),
         )
         if self.asked:  # it may have been since the attempt began
-            self.context.cancelled = True
-        return self.context
+            context.cancelled = True
+        stream = self.queue.commands.keys.stream
+        context._spawner = self.spawner = Spawner(stream, self.terms.batch)
+        return context
 
     # -- being asked to end ----------------------------------------------------------------------
 
     def ask(self) -> None:
         """Note that it is asked to end; any thread may call this."""
         self.asked = True
-        context = getattr(self, "context", None)
+        context = self.context
         if context is not None:
             context.cancelled = True
 
     def interrupted(self) -> bool:
         """Interrupt what waits on behalf of its handler in a way of its own; return whether there
         is such a thing."""
-        context = getattr(self, "context", None)
+        context = self.context
         interrupt = None if context is None else context._interrupt
         if interrupt is None:
             return False
@@ -352,10 +256,18 @@ class Attempt:
             return self.end("failed", encode_error(error), note_of(error), took, started)
         except BaseException as fault:  # the result's own methods
             return self._unbooked(fault, None, took, started)
-        return self.end("succeeded", body, "", took, started)
+        outcome = self.end("succeeded", body, "", took, started)
+        if self.spawner is not None:
+            self.spawner.close()
+            if self.spawner.children:
+                outcome.spawned = self.spawner
+                outcome.size += self.spawner.size
+        return outcome
 
     def failed(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return the outcome of a handler that raised ``error``."""
+        if self.spawner is not None:
+            self.spawner.close()  # what it spawned is not added
         try:
             return self._judged(error, took, started)
         except BaseException as fault:  # the retry policy, or what the error itself says
@@ -365,7 +277,7 @@ class Attempt:
         """Return the outcome of an attempt that ended because it was asked to, in words."""
         log.info("task %s was cancelled: %s", self.id.decode(), why)
         ttl = str(CANCELLED_TTL_MS)
-        return self.end("cancelled", why.encode(), _ASKED_NOTE, took, started, ttl)
+        return self.end("cancelled", why.encode(), ASKED_NOTE, took, started, ttl)
 
     def end(
         self, state: str, body: bytes, note: str, took: int, started: int, ttl: str | None = None
@@ -423,7 +335,7 @@ class Attempt:
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
             return self._again("snoozed", delay, b"", "Snooze", took, started)
-        context = getattr(self, "context", None)
+        context = self.context
         note = note_of(error)
         text = message_of(error)
         body = encode_error(error, context._report if context is not None else None)
@@ -465,32 +377,3 @@ class Attempt:
             message_of(fault),
         )
         return self.end("failed", encode_error(fault), note_of(fault), took, started)
-
-
-def note_of(error: BaseException) -> str:
-    """Return the short name of an error's type, for a line of history."""
-    return kind_of(error).rpartition(".")[2]
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def fields_of(flat: list[bytes]) -> dict[bytes, bytes]:
-    """Return an entry's fields by name."""
-    return dict(zip(flat[::2], flat[1::2], strict=False))
-
-
-def _failure(
-    entry: bytes,
-    id: bytes | str,
-    name: bytes | str,
-    attempt: bytes | str,
-    fault: BaseException,
-    inbox: str,
-    batch: str,
-) -> tuple[Any, ...]:
-    """Return the arguments of ``settle`` for a task that ends as failed, and whose own outcome
-    cannot be sent: no time it ran, and no life of its result."""
-    body = encode_error(fault)
-    return entry, id, "failed", name, attempt, "0.000", body, "0", inbox, note_of(fault), batch

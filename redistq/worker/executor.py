@@ -32,7 +32,8 @@ from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, is_count, is_gated
 from ..system.processes import leave_fork
-from .attempt import FIELDS, PARK, Attempt, BoundHandler, Outcome, fields_of
+from .attempt import Attempt, BoundHandler
+from .outcome import FIELDS, PARK, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
 from .queues import Delivery, Held
 from .scoreboard import Scoreboard
@@ -315,6 +316,7 @@ class Executor:
         run.attempt = attempt
         run.recovered = recovered
         run.asked = False
+        run.context = run.spawner = None
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
             run.payload = payload if handler.raw else loads(payload)

@@ -30,10 +30,13 @@ from ..errors import (
     UnexpectedReply,
 )
 from ..logger import logger
+from ..producer.limits import LimitOperations
+from ..producer.sansio import run
 from ..protocol.commands import ASKED, MAX_TASKS, Commands, objects_to_content, words_of
-from .attempt import CORRUPT, PARK, RETRY, SETTLE, Outcome
+from .outcome import CORRUPT, PARK, RETRY, SETTLE, Outcome
 from .queues import Held, Room, WorkerQueue
 from .scoreboard import Scoreboard
+from .spawn import written
 
 if TYPE_CHECKING:
     from .settings import WorkerSettings
@@ -92,6 +95,7 @@ class Settler:
         self._gave_up = threading.Event()
         # Outcomes the server could not write, with when to try again; and how long each waits.
         self._broken: deque[tuple[float, Outcome]] = deque()
+        self._limits: dict[WorkerQueue, LimitOperations] = {}
         self._waits: dict[tuple[bytes, WorkerQueue], float] = {}
 
     def ring(self) -> None:
@@ -237,7 +241,10 @@ class Settler:
                 if any(o.gated for o in settled):
                     places = (str(i) for i, o in enumerate(settled, 1) if o.gated)
                     gated = " ".join(places)
-                reply = self._broker.call(commands.settle(self._consumer, rows, gated))
+                children = b""
+                if any(o.spawned for o in settled):
+                    children = self._children_of(settled, queue)
+                reply = self._broker.call(commands.settle(self._consumer, rows, gated, children))
                 if reply:
                     self._refused(settled, reply)
             if len(settled) != len(part):
@@ -255,6 +262,19 @@ class Settler:
         self._scoreboard.settled = self._settled  # its supervisor sees that work goes on
         if self._room.waits and len(self.outcomes) < UNSETTLED:
             self._room.ring()  # perhaps it waits for this
+
+    def _children_of(self, settled: list[Outcome], queue: WorkerQueue) -> bytes:
+        """Return the tasks to add with these, as ``settle`` takes them; the limits that they
+        declare have their rules then."""
+        spawned = [(i, o.spawned) for i, o in enumerate(settled, 1) if o.spawned is not None]
+        known = self._limits.get(queue) or LimitOperations(queue.commands)
+        self._limits[queue] = known
+        for limit in {limit for _, spawner in spawned for limit in spawner.limits}:
+            try:
+                run(self._broker, known.declare([limit]))
+            except ConfigurationError as error:
+                log.warning("a task spawned others under a limit: %s", error)  # the queue's holds
+        return written((i, spawner.children) for i, spawner in spawned)
 
     def _settle_others(self, commands: Commands, batch: list[Outcome]) -> None:
         retried = [o for o in batch if o.verb is RETRY]

@@ -43,8 +43,9 @@ from redistq.functions.output import LogSink
 from redistq.handlers import RetryPolicy
 from redistq.protocol.commands import Commands
 from redistq.protocol.keys import QueueKeys
-from redistq.worker.attempt import Attempt, Outcome
+from redistq.worker.attempt import Attempt
 from redistq.worker.executor import Executor
+from redistq.worker.outcome import Outcome
 from redistq.worker.processor import EXIT_FAULT, Processor
 from redistq.worker.queues import Delivery, WorkerQueue
 from redistq.worker.scoreboard import Scoreboard
