@@ -6,6 +6,7 @@ change is in force when the call returns: what has room by then has been let in.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,17 @@ from .sansio import Operation, run, run_async
 if TYPE_CHECKING:
     from ..connection.async_broker import AsyncBroker
 
+LOOK_AGAIN_S = 30.0
+"""Seconds after which a producer sees whether the queue still has a rule that its code declares."""
+
 
 class LimitOperations:
     """What can be done with the limits of one queue, as operations."""
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._declared: set[Limit] = set()
-        """Those declared in code of which the queue is known to have the rule."""
+        self._declared: dict[Limit, float] = {}
+        """Those declared in code, and when the queue was last seen to have the rule."""
 
     def set(self, key: str, rule: Rule) -> Operation[Rule | None]:
         """Let a rule hold for a key; return the one before."""
@@ -75,9 +79,12 @@ class LimitOperations:
 
     def declare(self, limits: Iterable[Limit]) -> Operation[None]:
         """See to it that the queue has the rules of limits declared in code: those that are missing
-        are set. Raises ConfigurationError where another rule holds."""
+        are set, also where the server has lost its memory meanwhile. Raises ConfigurationError
+        where another rule stands when this producer first asks."""
+        now = time.monotonic()
         for limit in limits:
-            if limit in self._declared or limit.rule is None:
+            seen = self._declared.get(limit)
+            if limit.rule is None or (seen is not None and now - seen < LOOK_AGAIN_S):
                 continue
             key = limit.rule_key
             (text,) = yield self._commands.limit_fields(["r" + key])
@@ -85,7 +92,7 @@ class LimitOperations:
                 text = yield self._commands.limit(key, limit.rule.written())
                 if text and _rule(text) != limit.rule:  # another producer was faster: it stays
                     yield self._commands.limit(key, text.decode("utf-8", "replace"))
-            if text and (rule := _rule(text)) != limit.rule:
+            if text and seen is None and (rule := _rule(text)) != limit.rule:
                 raise ConfigurationError(
                     f"two rules for the limit {key!r}: the code declares ({limit.rule}), and on "
                     f"the server stands ({rule}). Change the one in the code, or set the server's: "
@@ -93,7 +100,7 @@ class LimitOperations:
                     "everything runs, declare none in the code: redistq.limit"
                     f"({limit.template!r})"
                 )
-            self._declared.add(limit)
+            self._declared[limit] = now
 
 
 class Limits:

@@ -15,9 +15,11 @@ from support.workers import until
 
 from redistq import (
     AsyncTaskProducer,
+    Client,
     ConfigurationError,
     Registry,
     TaskCancelled,
+    TaskExpired,
     TaskId,
     TaskProducer,
     TaskWorker,
@@ -215,6 +217,47 @@ def test_a_limit_declared_in_code_is_set_once(
             other.add_task("a", payloads[2], limits=tenant)
         other.limits.set("tenant:*", at_most=1)
         assert other.add_task("a", payloads[2], limits=tenant).outcome == "added"
+
+
+def test_a_declared_limit_outlives_the_servers_memory(
+    producer: TaskProducer, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that is gone is set again before long; one that was changed meanwhile stays."""
+    tenant = limit("tenant:{}", at_most=1)
+    producer.add_task("a", 1, limits=tenant)
+    db.flushdb()
+    monkeypatch.setattr("redistq.producer.limits.LOOK_AGAIN_S", 0.0)
+    producer.add_task("a", 1, limits=tenant)
+    assert db.hget("limits:tasks", "rtenant:*") == "at_most=1"
+    producer.limits.set("tenant:*", at_most=5)
+    producer.add_task("a", 1, limits=tenant)
+    assert db.hget("limits:tasks", "rtenant:*") == "at_most=5"
+
+
+def test_futures_and_batches_are_parents(url: str) -> None:
+    """Those of a client of the same queue, whatever their priorities."""
+    key = "k" * 32
+    with TaskProducer(url=url) as producer, Client(url, signing_key=key) as client:
+        client.start_workers(1)
+        future = client.options(priority="high").submit(abs, -1)
+        batch = client.map_batch(abs, [-1, -2], progress=False)
+        child = producer.add_task("a", 1, after=[future, batch])
+        with TaskWorker(url=url, task_handlers=HANDLERS):
+            assert producer.get_result(child, 20) == 1
+        assert future.done()
+        assert batch.counts()["succeeded"] == 2
+
+
+def test_a_task_that_is_too_late_expires(producer: TaskProducer, db: redis.Redis, url: str) -> None:
+    """It never runs, and what needs it says why it does not either."""
+    late = producer.add_task("a", 1, delay=0.1, expires=0.05)
+    child = producer.add_task("a", 2, after=late)
+    with TaskWorker(url=url, task_handlers=HANDLERS):
+        with pytest.raises(TaskExpired, match="deadline"):
+            producer.get_result(late, 10)
+        with pytest.raises(TaskCancelled, match=f"{late} expired"):
+            producer.get_result(child, 10)
+    assert producer.get_task(late).state == "expired"
 
 
 def test_a_handler_says_when_its_tasks_may_run(producer: TaskProducer, db: redis.Redis) -> None:
