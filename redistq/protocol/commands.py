@@ -134,6 +134,8 @@ PLACES = ("waiting", "delayed", "stream")
 """Where tasks are that have not ended, as ``find`` names it; in the stream are the ready ones."""
 WISHES = ("ask", FORCE)
 """What may be wished of a running task: that it ends; and its process, where it does not."""
+EXPIRED = "not started by its deadline"
+"""Why a task has expired."""
 ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
 

@@ -8,6 +8,7 @@ call that adds it carries. lua/README.md says what their lines mean. Never talks
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ POLICIES = {"success": "s", "end": "e", "failure": "f"}
 """What a task may ask of a parent, and the letter it has in a condition."""
 SCOPES = {"settled": "s", "started": "t"}
 """Until when a unique key is taken, and the letter that has in the gate."""
+_DEADLINE = re.compile(r"^x (\d{1,15})$", re.M)
 CONFLICTS = ("keep", "replace", "push", "again")
 MOST_PUSHED_S = 3600.0
 """How long a task is pushed back at most, from when it was added, where nothing is said."""
@@ -181,6 +183,13 @@ def handler_gate(given: Mapping[str, Any], whose: str) -> dict[str, Any]:
     if "priority" in asked:
         _priority(asked["priority"])
     return asked
+
+
+def deadline_of(text: str) -> int | None:
+    """Return the time of the server by which a task with this gate is to start, in ms; None for
+    none."""
+    found = _DEADLINE.search(text)
+    return int(found[1]) if found else None
 
 
 # -- parents ---------------------------------------------------------------------------------------

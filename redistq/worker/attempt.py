@@ -30,7 +30,8 @@ from ..errors import (
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
-from ..protocol.commands import CANCELLED_TTL_MS
+from ..protocol.commands import CANCELLED_TTL_MS, EXPIRED
+from ..protocol.gate import deadline_of
 from ..protocol.options import (
     NO_OPTIONS,
     REMEMBERED_BYTES,
@@ -69,6 +70,8 @@ class Terms:
     batch: str
     gated: bool = False
     """Whether the task holds keys, which its end gives back."""
+    deadline_ms: int | None = None
+    """The server's time after which its first attempt is not started."""
 
     @classmethod
     def of(
@@ -83,6 +86,7 @@ class Terms:
             options.inbox or "",
             options.batch or "",
             gated,
+            deadline_of(options.gate) if options.gate else None,
         )
 
 
@@ -278,6 +282,11 @@ class Attempt:
         log.info("task %s was cancelled: %s", self.id.decode(), why)
         ttl = str(CANCELLED_TTL_MS)
         return self.end("cancelled", why.encode(), ASKED_NOTE, took, started, ttl)
+
+    def expired(self) -> Outcome:
+        """Return the outcome of an attempt that was not started by its deadline."""
+        ttl = str(CANCELLED_TTL_MS)
+        return self.end("expired", EXPIRED.encode(), "", 0, 0, ttl)
 
     def end(
         self, state: str, body: bytes, note: str, took: int, started: int, ttl: str | None = None

@@ -23,7 +23,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import tracing
 from ..errors import TimeLimitExceeded
@@ -50,6 +50,14 @@ HARD_LIMIT_GRACE = 5.0
 """Seconds after its time limit at which a thread that did not obey costs its process its life."""
 LONGEST_WAIT_S = 3600.0
 """Longest single wait of the watcher of time limits: a platform's own maximum may be some weeks."""
+
+
+class Clock(Protocol):
+    """The server's clock: see ServerClock."""
+
+    def has_passed(self, server_ms: int) -> bool:
+        """Return whether a time of the server's clock has passed."""
+
 
 ThreadMaker = Callable[[Callable[[], None], str], threading.Thread]
 """Makes a thread, not started, from what it runs and its part in the processor."""
@@ -84,8 +92,10 @@ class Executor:
         consumer: str,
         scoreboard: Scoreboard,
         held: Held,
+        clock: Clock,
         thread: ThreadMaker = _daemon,
     ) -> None:
+        self._clock = clock
         self._scoreboard = scoreboard
         self.wishes = Wishes(settings.scoreboard_slots, held)
         """What runs here, and which of it is to end."""
@@ -325,6 +335,9 @@ class Executor:
             run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch, gated=is_gated(opts))
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
             return run.end("failed", body, "CorruptPayload", 0, 0)
+        deadline_ms = run.terms.deadline_ms
+        if deadline_ms is not None and usual and self._clock.has_passed(deadline_ms):
+            return run.expired()
         return run
 
     def _labelled(self, name: bytes) -> BoundHandler | None:

@@ -29,6 +29,7 @@ from ..connection.broker import Broker
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.commands import Commands
+from .clock import ServerClock
 from .executor import Executor
 from .fetcher import Fetcher
 from .prefetch import Prefetch
@@ -84,7 +85,9 @@ class Processor:
         queues = queues_of(settings.queues, commands, scoreboard)
         room = Room()
         held: Held = {}
-        self.executor = Executor(settings, handlers, consumer, scoreboard, held, self._thread)
+        self.executor = Executor(
+            settings, handlers, consumer, scoreboard, held, ServerClock(broker), self._thread
+        )
         self.settler = Settler(
             settings, broker, queues, consumer, scoreboard, held, room, self._fail
         )

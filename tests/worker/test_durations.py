@@ -148,7 +148,7 @@ def test_names_with_labels_are_kept_apart_up_to_a_number() -> None:
     """``handler:label`` has a mean of its own; beyond the limit it shares its handler's."""
     registry = Registry({"work": lambda payload: payload})
     registry.add_handler(Handler.of("call", lambda payload: payload, raw=True))
-    execution = Executor(WorkerSettings(), registry, "me", None, {})  # type: ignore[arg-type]
+    execution = Executor(WorkerSettings(), registry, "me", None, {}, None)  # type: ignore[arg-type]
 
     def of(name: str) -> Durations:
         fields = [b"id", b"1", b"name", name.encode()]

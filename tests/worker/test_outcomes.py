@@ -917,7 +917,7 @@ def test_what_is_shown_while_an_entry_is_opened() -> None:
             shown.append(scoreboard.running())
             return super().open(task)
 
-    executor = Looking(WorkerSettings(), registry, "me", scoreboard, {})
+    executor = Looking(WorkerSettings(), registry, "me", scoreboard, {}, None)
     fields = [b"id", b"x", b"name", b"echo", b"payload", b"1", b"attempt", b"1"]
     task = (b"1-0", [*fields, b"recovered", b"0", b"opts", b""], queue)
     assert json.loads(executor.runner(0)(task).args[6]) == 1
