@@ -11,6 +11,8 @@
 --   9 task_prefix
 --   10 batches
 --   11 batch_prefix
+--   12 waiting
+--   13 limits
 -- ARGV:
 --   1 group
 --   2 workers_limit: most workers listed
@@ -20,25 +22,31 @@
 --   6 dead_limit: most dead letters, the newest
 --   7 batches_limit: most batches, the newest
 --   8 held: entries in workers' hands whose details the caller has, each between spaces
+--   9 limits_limit: most limit keys, those under which most tasks wait
 --   for each known dead letter (2): id, died_ms
 -- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
 --   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
 --   recovered, start of the payload (the last five empty when they are known); dead letters: id,
---   died_ms, details as a flat list (none when they are known); batches: id, fields as a flat list
--- COST: snapshot; one entry read an event, running task, dead letter and batch listed; nothing
---   that grows with the queue
+--   died_ms, details as a flat list (none when they are known); batches: id, fields as a flat list;
+--   reasons and limit keys (see waits)
+-- COST: snapshot; one entry read an event, running task, dead letter and batch listed; waits, of the 100
+--   oldest; nothing that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
 --   second round trip would show another instant. A failed task may carry 20 kB of traceback and
 --   an entry a payload of megabytes: the caller says which ones it has, and they are not read again.
 local STREAM, DELAYED, DEAD, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WORKERS, WORKER, META, HISTORY, GROUP = KEYS[5], KEYS[6], KEYS[7], KEYS[8], ARGV[1]
-local TASK = KEYS[9]
+local TASK, WAITING, LIMITS = KEYS[9], KEYS[12], KEYS[13]
 --@include now
 --@include look
 --@include entry
 --@include unread
+--@include delayed
 --@include figures
 --@include record
+--@include ref
+--@include limit_row
+--@include waits
 local now = now_ms()
 local numbers, workers = figures(tonumber(ARGV[2]))
 local events = look({}, 'XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
@@ -65,15 +73,16 @@ for i = 1, #busy do
   left = left - #page
 end
 local known = {}
-for at = 9, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
+for at = 10, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
 local members, dead = look({}, 'ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
 for i = 1, #members, 2 do
   local flat = {}
   if known[members[i]] ~= members[i + 1] then
-    flat = details(members[i], { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }, false)
+    flat = details(TASK .. members[i], { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }, false)
   end
   dead[#dead + 1] = { members[i], members[i + 1], flat }
 end
 local ids, batches = look({}, 'ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
 for i = 1, #ids do batches[i] = { ids[i], look({}, 'HGETALL', KEYS[11] .. ids[i]) } end
-return { numbers, events, running, dead, batches }
+local reasons, keys = waits(100, tonumber(ARGV[9]))
+return { numbers, events, running, dead, batches, reasons, keys }

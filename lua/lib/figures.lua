@@ -10,7 +10,9 @@ local function figures(limit)
     for i = 1, #summary[4] do per_consumer[summary[4][i][1]] = tonumber(summary[4][i][2]) end
   end
   local oldest = oldest_unread()
-  local due = look({}, 'ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
+  local waiting = look(0, 'ZCARD', WAITING)
+  local first = waiting > 0 and look({}, 'ZRANGE', WAITING, 0, 0, 'WITHSCORES') or {}
+  local delayed, due, timer = delayed_tasks(waiting)
   local meta = look({}, 'HMGET', META, 'group', 'lease_ms', 'paused')
   local members, workers = look({}, 'ZREVRANGE', WORKERS, 0, limit - 1, 'WITHSCORES'), {}
   for i = 1, #members, 2 do
@@ -21,8 +23,11 @@ local function figures(limit)
     'now_ms', now_ms(),
     'length', look(0, 'XLEN', STREAM),
     'pending', pending,
-    'delayed', look(0, 'ZCARD', DELAYED),
-    'next_due_ms', due[2] and tonumber(due[2]) or -1,
+    'delayed', delayed,
+    'next_due_ms', due or -1,
+    'next_timer_ms', timer or -1,
+    'waiting', waiting,
+    'waiting_since_ms', first[2] and tonumber(first[2]) or -1,
     'dead', look(0, 'ZCARD', DEAD),
     'oldest_ms', oldest and tonumber(string.match(oldest, '^%d+')) or -1,
     'group', meta[1] or GROUP,

@@ -1,8 +1,8 @@
--- details(id, fields, brief): fields of a task's record as a flat list, and 'payload', its start:
+-- details(record, fields, brief): fields of a task's record, by its key, as a flat list, and 'payload', its start:
 -- a payload may be megabytes, and one that is large is not even read. `brief` leaves out the
 -- traceback and the end of a long message (the error is our own JSON, never a payload).
-local function details(id, fields, brief)
-  local record, flat = TASK .. id, {}
+local function details(record, fields, brief)
+  local flat = {}
   local values = look({}, 'HMGET', record, unpack(fields))
   for i = 1, #fields do
     local value = values[i] or ''

@@ -11,20 +11,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..display.text import clean, duration, iso, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
-from ..monitor.columns import Listing
 from ..monitor.monitor import TaskMonitor
-from ..monitor.tick import STATS_EVENTS, stats_of, workers_of
+from ..monitor.tick import STATS_EVENTS, stats_of
 from ..protocol.commands import WISHES
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
-from . import tables
+from . import limits, tables
+from .listings import LISTINGS
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 1
@@ -74,13 +73,14 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     )
     stats.add_argument("--max-age", type=float, help="with --check: oldest unread task, seconds")
     stats.add_argument("--max-dead", type=int, help="with --check: dead letters")
-    for name, shown in _LISTINGS.items():
+    for name, shown in LISTINGS.items():
         p = add(name, shown.what, _list, listing=True)
         if shown.rows:
             p.add_argument("-n", type=_positive, default=shown.rows, help="most rows (%(default)s)")
     task = add("task", "all that is known of one task", _task, listing=True)
     task.add_argument("id", help="the task's id")
     _add_verbs(add)
+    limits.add_to(add, where, _positive)
     _add_servers(add)
     return top
 
@@ -191,78 +191,8 @@ def _positive(text: str) -> int:
 # -- listings ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A listing as a command: its help, columns, how it is read (at most ``n`` rows; 0: there is
-    no choice), how many rows it has without ``-n``, and what is said when it is empty."""
-
-    what: str
-    listing: Listing
-    read: Callable[[TaskMonitor, int], list[Any]]
-    empty: str
-    rows: int = 0
-
-
-_LISTINGS = {
-    "workers": Shown(
-        "worker processes and what each runs",
-        columns.WORKERS,
-        lambda m, _: workers_of(m.tick(events=1, workers=1000, running=1000, dead=1, batches=1)),
-        "No worker runs: redistq worker your.module",
-    ),
-    "consumers": Shown(
-        "the stream's consumers as the server lists them",
-        columns.CONSUMERS,
-        lambda m, _: m.records.consumers(),
-        "No consumers: no worker has asked for work yet.",
-    ),
-    "recent": Shown(
-        "the newest ends of attempts",
-        columns.RECENT,
-        lambda m, n: m.records.events(n),
-        "Nothing has ended yet.",
-        20,
-    ),
-    "pending": Shown(
-        "tasks in workers' hands, oldest first",
-        columns.PENDING,
-        lambda m, n: m.records.pending(n),
-        "No worker holds a task.",
-        50,
-    ),
-    "delayed": Shown(
-        "tasks that wait for their time, the next first",
-        columns.DELAYED,
-        lambda m, n: m.records.delayed(n),
-        "Nothing is delayed.",
-        50,
-    ),
-    "dead": Shown(
-        "failed tasks that are kept, newest first",
-        columns.DEAD,
-        lambda m, n: m.records.dead(n),
-        "No dead letters.",
-        20,
-    ),
-    "failures": Shown(
-        "dead letters by error and task",
-        columns.FAILURES,
-        lambda m, n: m.records.failures(n),
-        "No dead letters.",
-        1000,
-    ),
-    "batches": Shown(
-        "batches and how far each is, newest first",
-        columns.BATCHES,
-        lambda m, n: m.records.batches(n),
-        "No batches.",
-        20,
-    ),
-}
-
-
 def _list(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    shown = _LISTINGS[args.command]
+    shown = LISTINGS[args.command]
     listing = shown.listing
     records = shown.read(monitor, getattr(args, "n", 0))
     if args.json:
@@ -314,11 +244,12 @@ def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
     rows = (
         ("queue", f"{clean(values['queue'], 200)} at {clean(monitor.url, 400)}"),
         ("health", f"{values['health']}: {values['reason']}"),
-        ("waiting", f"{values['queue_length']:,}"),
+        ("queued", f"{values['queue_length']:,}"),
         ("oldest", duration(values["oldest_age_s"] * 1000) if values["queue_length"] else "–"),
         ("running", f"{values['running']:,} of {values['pending']:,} in workers' hands"),
         ("delayed", f"{values['delayed']:,}"),
         ("next due", "–" if due is None else tables.human("span", due * 1000, 0)),
+        ("waiting", f"{values['waiting']:,}"),
         ("dead", f"{values['dead']:,}"),
         ("workers", f"{values['workers']:,} with {plural(values['slots'], 'thread')}"),
         ("per second", f"{values['throughput']:,.1f} settled, over the last minute"),
@@ -327,6 +258,7 @@ def _print_stats(values: dict[str, Any], monitor: TaskMonitor) -> None:
         ("retried", f"{values['retried']:,}"),
         ("recovered", f"{values['recovered']:,}"),
         ("cancelled", f"{values['cancelled']:,}"),
+        ("expired", f"{values['expired']:,}"),
         ("paused", "yes" if values["paused"] else "no"),
         ("as of", values["as_of"]),
     )
@@ -339,7 +271,7 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
     attempts = task.attempts()
     if args.json:
-        facts = ("name", "state", "attempt", "worker", "payload", "result")
+        facts = ("name", "state", "why", "attempt", "worker", "payload", "result")
         errors = ("error_type", "error", "traceback")
         tables.write_json(
             {"task_id": task.id}
@@ -353,6 +285,8 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
         out = tables.console()
         text = require("rich.text", "cli", "tables")
         out.print(text.Text(clean(f"{task.id}  {task.name}  {task.state}", 500), style="bold"))
+        if task.why:
+            out.print(text.Text(clean(task.why, 1000)))
         out.print(tables.table("task", columns.ATTEMPTS, attempts, out, monitor.now_ms()))
         for name in ("payload", "result"):
             if value := getattr(task, name):
@@ -398,8 +332,8 @@ def _on_dead(
     if bool(args.ids) == args.all:
         raise ConfigurationError(f"{args.command} takes task ids, or --all, one of the two")
     if args.all and not args.yes:
-        _need_terminal(f"{args.command} --all")
-        if not _confirmed(f"{ask} {plural(monitor.snapshot().dead, 'dead letter')} {how}?"):
+        limits.need_terminal(f"{args.command} --all")
+        if not limits.confirmed(f"{ask} {plural(monitor.snapshot().dead, 'dead letter')} {how}?"):
             print(f"nothing was {done}")
             return EXIT_OK
     count = verb(*args.ids)
@@ -434,8 +368,8 @@ def _cancel_where(monitor: TaskMonitor, args: argparse.Namespace) -> int:
         if value
     )
     if not args.yes:
-        _need_terminal("cancel --name or --batch")
-        if not _confirmed(f"Cancel all tasks of {what}? This cannot be undone."):
+        limits.need_terminal("cancel --name or --batch")
+        if not limits.confirmed(f"Cancel all tasks of {what}? This cannot be undone."):
             print("nothing was cancelled")
             return EXIT_OK
     words = monitor.producer.cancel_where(
@@ -450,24 +384,15 @@ def _cancel_where(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 def _cancel_waiting(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     if not args.yes:
-        _need_terminal("cancel --waiting")
+        limits.need_terminal("cancel --waiting")
         shot = monitor.snapshot()
-        waiting = plural(shot.ready + shot.delayed, "waiting task")
-        if not _confirmed(f"Cancel {waiting}? This cannot be undone."):
+        count = shot.ready + shot.delayed + shot.waiting
+        waiting = plural(count, "waiting task")
+        if not limits.confirmed(f"Cancel {waiting}? This cannot be undone."):
             print("nothing was cancelled")
             return EXIT_OK
     print(f"{plural(monitor.cancel_waiting(), 'task')} cancelled")
     return EXIT_OK
-
-
-def _need_terminal(command: str) -> None:
-    """Raise ConfigurationError where no terminal is there to ask at."""
-    if not sys.stdin.isatty():
-        raise ConfigurationError(f"{command} needs --yes without a terminal")
-
-
-def _confirmed(question: str) -> bool:
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _dashboard(monitor: TaskMonitor, args: argparse.Namespace) -> int:

@@ -83,6 +83,46 @@ TABLES: dict[str, tuple[Shown, ...]] = {
         Shown("error_type", "last error", 110),
         Shown("payload", "payload", 130, 60),
     ),
+    "waiting": (
+        Shown("task_id", "id"),
+        Shown("name", "task", 0, 24),
+        Shown("waited", "waits"),
+        Shown("reason", "for"),
+        Shown("under", "under", 0, 30),
+        Shown("place", "place"),
+        Shown("parents", "parents", 90),
+        Shown("priority", "priority", 110),
+        Shown("attempt", "try", 110),
+        Shown("due_at", "due", 130),
+        Shown("payload", "payload", 150, 60),
+    ),
+    "limits": (
+        Shown("key", "key", 0, 30),
+        Shown("in_use", "in use"),
+        Shown("at_most", "at most"),
+        Shown("waiting", "waiting"),
+        Shown("rate", "rate"),
+        Shown("per", "per"),
+        Shown("next_token_in", "token in"),
+        Shown("paused_at", "paused"),
+        Shown("rule", "rule of", 100, 24),
+        Shown("burst", "burst", 120),
+        Shown("excess", "excess", 120),
+        Shown("on_failure", "on failure", 140),
+        Shown("weight", "weight", 150),
+    ),
+    "graphs": (
+        Shown("batch", "batch", 0, 24),
+        Shown("name", "name", 0, 20),
+        Shown("state", "state"),
+        Shown("total", "total"),
+        Shown("waiting", "waiting"),
+        Shown("succeeded", "succeeded"),
+        Shown("failed", "failed"),
+        Shown("cancelled", "cancelled", 110),
+        Shown("created_at", "created", 100),
+        Shown("took", "took", 120),
+    ),
     "dead": (
         Shown("died_at", "died"),
         Shown("task_id", "id"),
@@ -111,6 +151,7 @@ TABLES: dict[str, tuple[Shown, ...]] = {
         Shown("succeeded", "succeeded"),
         Shown("failed", "failed"),
         Shown("cancelled", "cancelled", 110),
+        Shown("expired", "expired", 120),
         Shown("retried", "retried", 110),
         Shown("created_at", "created", 100),
         Shown("took", "took", 120),
@@ -133,6 +174,7 @@ STYLES = {
     "retried": "magenta",
     "recovered": "yellow",
     "cancelled": "yellow",
+    "expired": "yellow",
     "running": "green",
     "busy": "green",
     "silent": "red",
@@ -212,8 +254,8 @@ def human(kind: str, value: Any, now_ms: float) -> str:
         return clock(value) if today else iso(value)[:16].replace("T", " ")
     if kind == "span":
         return f"{duration(-value)} late" if value < 0 else duration(value)
-    if kind in ("count", "number"):
-        return f"{value:,}" if kind == "count" else str(value)
+    if kind in ("count", "number", "real"):
+        return {"count": f"{value:,}", "real": f"{value:g}"}.get(kind, str(value))
     return clean(one_line(str(value)), 400) or "–"
 
 
@@ -228,7 +270,7 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
     found = tables.Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in shown:
         kind = kinds[column.name]
-        right = kind in ("count", "number", "span")
+        right = kind in ("count", "number", "real", "span")
         # What is fixed in width keeps it; text gives way, with an ellipsis and on one line.
         fixed = right or kind in ("time", "state") or column.name in ("task_id", "example_id")
         found.add_column(

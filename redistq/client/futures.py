@@ -142,7 +142,8 @@ class TaskFuture(Future[Any]):
         session = self._held  # None when it has just ended
         reason = ""
         if session is not None:
-            reason = session.exchange.why_waiting(self.queue, timeout or 0.0)
+            waited = timeout or 0.0
+            reason = session.exchange.why_waiting(self.queue, waited, task_id=self.task_id)
         return ResultTimeout(self.task_id, timeout or 0.0, "pending", reason)
 
     def _say_it_goes_on(self) -> None:

@@ -17,6 +17,7 @@ from ..logger import logger
 from ..protocol.homes import Home
 from ..protocol.options import NO_OPTIONS, TaskOptions
 from ..protocol.plain_commands import BATCH_CLIENT, TIME, read_time
+from ..protocol.waits import by_priority
 from .queues import MARK, ClientQueue, has_ended
 
 if TYPE_CHECKING:
@@ -67,19 +68,30 @@ class Leftovers:
             start = "(" + page[-1][0].decode() if len(page) == PAGE else ""
         if most is None:
             # Looked at before the first of them leaves, which would move the others.
+            yield from list(self._waiting())
             yield from list(self._delayed())
 
-    def _delayed(self) -> Iterator[list[tuple[str, bool]]]:
-        broker = self.queue.broker
+    def _waiting(self) -> Iterator[list[tuple[str, bool]]]:
         commands = self.queue.commands
         start = 0
-        while ids := broker.call(commands.delayed_ids(start, PAGE)):
-            names = [raw.decode("utf-8", "replace") for raw in ids]
-            known = broker.call_many(commands.name_and_options(task_id) for task_id in names)
-            yield self._left(
-                [(raw, *row, False) for raw, row in zip(ids, list(known), strict=True)]
-            )
+        while refs := self.queue.broker.call(commands.waiting_refs(start, PAGE)):
+            yield self._of_records(by_priority(refs).get(self.queue.priority, []))
             start += PAGE
+
+    def _delayed(self) -> Iterator[list[tuple[str, bool]]]:
+        commands = self.queue.commands
+        start = 0
+        while ids := self.queue.broker.call(commands.delayed_ids(start, PAGE)):
+            names = [raw.decode("utf-8", "replace") for raw in ids]
+            yield self._of_records([name for name in names if name[:1] != "\n"])  # no timers
+            start += PAGE
+
+    def _of_records(self, ids: list[str]) -> list[tuple[str, bool]]:
+        """Return those left behind of tasks whose records hold name and options."""
+        asked = map(self.queue.commands.name_and_options, ids)
+        known = list(self.queue.broker.call_many(asked)) if ids else []
+        rows = zip(ids, known, strict=True)
+        return self._left([(task_id.encode(), *row, False) for task_id, row in rows])
 
     def _unread(self) -> str:
         """Return where the entries begin that no worker was given; '' without a stream."""

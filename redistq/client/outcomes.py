@@ -261,7 +261,7 @@ class BatchEnds:
             elif state == b"cancelled":
                 why_cancelled = (reason or b"").decode("utf-8", "replace")
                 failure = TaskCancelled(batch_task_id(self._id, i), why_cancelled)
-            elif ended_only and entry is not None and state in (None, b"delayed"):
+            elif ended_only and entry is not None and state in (None, b"delayed", b"waiting"):
                 continue
             else:
                 failure = UnknownTask(batch_task_id(self._id, i))

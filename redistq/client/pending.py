@@ -108,6 +108,14 @@ class Pending:
             names.setdefault(future.queue, set()).add(future.task_name)
         return names
 
+    def first_of(self, queue: ClientQueue) -> str:
+        """Return the id of the oldest task of a queue that is waited for; '' for none."""
+        with self.lock:
+            for task_id, found in self._futures.items():
+                if (found[0] if isinstance(found, list) else found).queue is queue:
+                    return task_id
+        return ""
+
     def is_time_to_ask(self, now: float) -> bool:
         """Return whether the oldest future has waited so long that the server is asked why.
 

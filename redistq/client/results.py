@@ -212,11 +212,12 @@ class ResultListener:
         elif self._pending.wait.left(now) <= 0 and self._pending.is_time_to_ask(now):
             for queue, names in self._pending.wanted().items():
                 self._asked.add(queue)
-                queue.diagnosis.say(self.ask(queue, names))
+                queue.diagnosis.say(self.ask(queue, names, self._pending.first_of(queue)))
 
-    def ask(self, queue: ClientQueue, names: Iterable[str]) -> str:
-        """Return why tasks of these names do not run; '' when that is not known."""
-        return queue.diagnosis.ask(names)
+    def ask(self, queue: ClientQueue, names: Iterable[str], task_id: str = "") -> str:
+        """Return why tasks of these names do not run, or else what the one of that id waits for; ''
+        when that is not known."""
+        return queue.diagnosis.ask(names, task_id)
 
     # -- a server that is unavailable --------------------------------------------------------------
 

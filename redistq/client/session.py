@@ -223,11 +223,14 @@ class Exchange:
         ``wish``: of the others, as Commands.cancel."""
         self.sender.cancel(futures, wish)
 
-    def why_waiting(self, queue: ClientQueue, waited: float, names: Iterable[str] = ()) -> str:
+    def why_waiting(
+        self, queue: ClientQueue, waited: float, names: Iterable[str] = (), task_id: str = ""
+    ) -> str:
         """Return why nothing came in ``waited`` seconds; after a short wait nothing is asked."""
         if waited < SHORT_S or not self.listener.server_answers:
             return queue.diagnosis.reason
-        return self.listener.ask(queue, {*names, *self.pending.wanted().get(queue, ())})
+        wanted = {*names, *self.pending.wanted().get(queue, ())}
+        return self.listener.ask(queue, wanted, task_id)
 
     # -- batches ---------------------------------------------------------------------------------
 

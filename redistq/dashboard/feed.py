@@ -37,6 +37,7 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import Event
 from ..monitor.tick import Tick, condition
 from ..protocol.commands import WorkerRow
+from ..protocol.waits import LimitState
 
 log = logger("redistq.dashboard")
 
@@ -181,6 +182,7 @@ def _figures(tick: Tick) -> tuple[Any, ...]:
         shot.ready,
         shot.pending,
         shot.delayed,
+        shot.waiting,
         shot.dead,
         shot.paused,
         shot.counters,
@@ -262,7 +264,7 @@ def alerts(view: View) -> list[tuple[str, str]]:
                 f"{queue!r}. Start one: {start}",
             )
         )
-    elif now.unserved:
+    elif now.unserved and now.delayed:
         found.append(
             (
                 WARNING,
@@ -270,6 +272,9 @@ def alerts(view: View) -> list[tuple[str, str]]:
                 f"are due. Start one: {start}",
             )
         )
+    elif now.unserved:
+        held = plural(shot.waiting, "task")
+        found.append((WARNING, f"⚠ {held} may not run yet, and no worker. Start one: {start}"))
     for worker in now.silent[:3]:
         found.append(
             (
@@ -286,7 +291,8 @@ def alerts(view: View) -> list[tuple[str, str]]:
         )
     if now.late_ms:
         late = duration(now.late_ms)
-        found.append((WARNING, f"⚠ A delayed task is {late} late: no scheduler moves it."))
+        what = "timer" if shot.next_due_ms is None else "delayed task"
+        found.append((WARNING, f"⚠ A {what} is {late} late: no scheduler moves it."))
     if not found and now.empty:
         ready = plural(len(now.living), "worker")
         found.append((QUEUED.color, f"✔ Nothing waits and nothing runs. {ready} ready."))
@@ -299,6 +305,44 @@ def beat_age(worker: WorkerRow, tick: Tick) -> float:
     return tick.now_ms - (worker.deadline_ms - lease)
 
 
+def why_waiting(tick: Tick) -> str:
+    """Return for what most of the waiting tasks wait, in a few words; '' for none."""
+    words = {
+        "parents": "for parents",
+        "limit": "for limits",
+        "rate": "for rates",
+        "order": "for their order",
+        "share": "for their share",
+        "paused": "under paused keys",
+    }
+    most = sorted(tick.reasons.items(), key=lambda item: -item[1])
+    said = [f"{count:,} {words.get(reason, clean(reason, 20))}" for reason, count in most[:3]]
+    looked = sum(tick.reasons.values())
+    of = f" (of the {looked:,} oldest)" if looked < tick.snapshot.waiting else ""
+    return ", ".join(said) + of if said else ""
+
+
+def limit_now(limit: LimitState, now_ms: int) -> str:
+    """Return how a limit key stands at this moment, in a few words."""
+    if limit.paused_ms is not None:
+        return f"‖ paused for {duration(now_ms - limit.paused_ms)}"
+    if limit.next_token_ms is not None and limit.next_token_ms > now_ms:
+        return f"◷ next token in {duration(limit.next_token_ms - now_ms)}"
+    if limit.at_most is not None and limit.in_use >= limit.at_most:
+        return "● full"
+    return "○ has room"
+
+
+def rule_said(limit: LimitState) -> str:
+    """Return a limit's rule to read."""
+    parts = [] if limit.at_most is None else [f"at most {limit.at_most:,}"]
+    if limit.rate is not None:
+        parts.append(limit.said_rate)
+    if limit.excess not in ("", "wait"):
+        parts.append(limit.excess.replace("_", " "))
+    return ", ".join(parts) or "–"
+
+
 def line(view: View) -> str:
     """Return the queue in one line."""
     tick = view.tick
@@ -306,9 +350,10 @@ def line(view: View) -> str:
         return f"{clean(view.queue)}: {view.problem or 'no answer yet'}"
     shot = tick.snapshot
     return (
-        f"{clean(view.queue)}: {shot.ready:,} waiting, {tick.running_count:,} running, "
-        f"{shot.delayed:,} delayed, {tick.count('succeeded'):,} succeeded, "
-        f"{tick.count('failed'):,} failed, {plural(len(tick.workers), 'worker')}"
+        f"{clean(view.queue)}: {shot.ready:,} queued, {tick.running_count:,} running, "
+        f"{shot.delayed:,} delayed, {shot.waiting:,} waiting, "
+        f"{tick.count('succeeded'):,} succeeded, {tick.count('failed'):,} failed, "
+        f"{plural(len(tick.workers), 'worker')}"
     )
 
 

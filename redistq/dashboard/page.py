@@ -31,6 +31,7 @@ from ..display.text import (
     QUEUED,
     RUNNING,
     SUCCEEDED,
+    WAITING,
     WARNING,
     clean,
     clock,
@@ -42,6 +43,7 @@ from ..display.text import (
 from ..monitor.rows import BatchRow, DeadLetter, Running
 from ..monitor.tick import Tick, running_of, slots_of
 from ..protocol.commands import WorkerRow
+from ..protocol.waits import LimitState
 from .feed import (
     CALL_PREFIX,
     EVENTS_SHOWN,
@@ -49,13 +51,17 @@ from .feed import (
     View,
     alerts,
     beat_age,
+    limit_now,
     rate_now,
     rates,
+    rule_said,
     title,
+    why_waiting,
 )
 
 WORKERS_SHOWN = 12
 BATCHES_SHOWN = 5
+LIMITS_SHOWN = 8
 _TRACEBACK = 4_000
 
 
@@ -109,12 +115,15 @@ def _figures(view: View, tick: Tick) -> Html:
         due = "due now"
     else:
         due = f"next in {duration(shot.next_due_ms - tick.now_ms)}"
+    held = "may not run yet" if shot.waiting else "none"
+    if shot.waiting_since_ms is not None:
+        held = f"oldest {duration(tick.now_ms - shot.waiting_since_ms)}"
     eta = f"done in {duration(shot.ready / rate * 1000)}" if rate and shot.ready else "last 5 s"
     done = sum(tick.count(state) for state in ("succeeded", "failed"))
     share = f"{tick.count('failed') / done:.1%} of all ended" if done else "none ended yet"
     retried = tick.count("retried")
     tiles = (
-        (QUEUED.color, f"{shot.ready:,}", f"{QUEUED.glyph} waiting", waits),
+        (QUEUED.color, f"{shot.ready:,}", f"{QUEUED.glyph} queued", waits),
         (
             RUNNING.color,
             f"{tick.running_count:,}",
@@ -122,6 +131,7 @@ def _figures(view: View, tick: Tick) -> Html:
             f"of {plural(tick.slots, 'slot')}",
         ),
         (DELAYED.color, f"{shot.delayed:,}", f"{DELAYED.glyph} delayed", due),
+        (WAITING.color, f"{shot.waiting:,}", f"{WAITING.glyph} waiting", held),
         (
             SUCCEEDED.color,
             f"{tick.count('succeeded'):,}",
@@ -353,6 +363,39 @@ def _batch(row: BatchRow, now_ms: int) -> tuple[str, ...]:
     )
 
 
+def limits(view: View) -> Html:
+    """Return what waits and for what, and the limit keys under which most tasks wait."""
+    tick = view.tick
+    if tick is None:
+        return Html("")
+    shown = [limit for limit in tick.limits if limit.rule or limit.waiting][:LIMITS_SHOWN]
+    why = why_waiting(tick)
+    parts = []
+    if why:
+        text = f"Waiting: {tick.snapshot.waiting:,}; {why}"
+        parts.append(tag("div", text, style="font-weight:600;padding:8px 0 2px"))
+    if shown:
+        rows = [_limit(limit, tick.now_ms) for limit in shown]
+        columns = ("Key", "Rule", ">In use", ">Waiting", "Now")
+        parts.append(
+            tag("div", table("Limits", columns, rows), style="max-width:760px;white-space:nowrap")
+        )
+    return block(parts) if parts else Html("")
+
+
+def _limit(limit: LimitState, now_ms: int) -> tuple[str, ...]:
+    full = limit.at_most is not None and limit.in_use >= limit.at_most
+    color = DELAYED.color if limit.paused_ms is not None else WAITING.color
+    now = limit_now(limit, now_ms)
+    return (
+        mono(clean(limit.key, 40)),
+        rule_said(limit),
+        f"{limit.in_use:,}" if limit.at_most is None else f"{limit.in_use:,} of {limit.at_most:,}",
+        f"{limit.waiting:,}",
+        mark(now, color) if full or not now.startswith("○") else tag("span", now, style=MUTED),
+    )
+
+
 def notice(view: View) -> Html:
     """Return what the last button did; screen readers read it out."""
     if not view.notice:
@@ -368,6 +411,7 @@ def page(view: View) -> Html:
         head(view),
         notice(view),
         workers(view),
+        limits(view),
         batches(view),
         recent(view),
         failures(view),

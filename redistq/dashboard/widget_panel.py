@@ -12,17 +12,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..display.html import tag
 from ..display.notebook import Outlet
 from ..display.text import clock, plural
 from ..errors import RedistqError
-from ..system.interpreter import require
+from ..protocol.commands import Snapshot
 from . import page
 from .feed import LETTERS_SHOWN, Feed, View, line
 from .page import letter
 from .refresher import refresher
+from .widgets import KeyChoice, close, ipywidgets, update
 
 GONE_AFTER_S = 4.0
 """So long must a dashboard that was seen have no view before it counts as cleared away."""
@@ -31,7 +32,7 @@ UNSEEN_AFTER_S = 10.0
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
-PARTS = ("head", "notice", "workers", "batches", "recent", "failed")
+PARTS = ("head", "notice", "workers", "limits", "batches", "recent", "failed")
 BUTTONS = (
     ("pause", "Pause", "Let no worker start another task", "pause"),
     ("retry", "Retry failed", "Send every dead letter again", "ask retry"),
@@ -81,7 +82,7 @@ class WidgetPanel:
         self.notice = ""
         self.audience = Audience()
         self.letters = Letters()
-        self.widgets = build(self._command, self.letters)
+        self.widgets, self.keys = build(self._command, self.letters)
         self._refresh = refresh
         self._outlet = Outlet()
         self._commands: deque[str] = deque()
@@ -128,6 +129,7 @@ class WidgetPanel:
         update(self.widgets["head"], value=str(page.head(view)))
         update(self.widgets["notice"], value=str(page.notice(view)))
         update(self.widgets["workers"], value=str(page.workers(view)))
+        update(self.widgets["limits"], value=str(page.limits(view)))
         update(self.widgets["batches"], value=str(page.batches(view)))
         update(self.widgets["recent"], value=str(page.recent(view)))
         update(self.widgets["failed"], value=str(page.failures(view)))
@@ -139,7 +141,7 @@ class WidgetPanel:
         unavailable = tick is None or bool(view.problem)
         busy = unavailable or self._work is not None
         dead = tick.snapshot.dead if tick else 0
-        waiting = tick.snapshot.ready + tick.snapshot.delayed if tick else 0
+        waiting = _unstarted(tick.snapshot) if tick else 0
         paused = bool(tick and tick.paused)
         update(
             self.widgets["pause"],
@@ -159,6 +161,7 @@ class WidgetPanel:
             description=f"Cancel waiting ({waiting:,})",
             disabled=busy or not waiting,
         )
+        self.keys.render(view, busy)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -220,6 +223,8 @@ class WidgetPanel:
                     self._work = makers[asked]()
         elif verb == "pause" and self._work is None:
             self._work = self._toggle_pause()
+        elif verb == "key" and what and self._work is None:
+            self._work = self._toggle_key(what)
 
     def _ask(self, what: str) -> None:
         shot = self.feed.tick.snapshot if self.feed.tick else None
@@ -227,7 +232,7 @@ class WidgetPanel:
             return
         self._asking = what
         if what == "cancel":
-            waiting = plural(shot.ready + shot.delayed, "waiting task")
+            waiting = plural(_unstarted(shot), "waiting task")
             question = f"Cancel {waiting}? This cannot be undone."
             yes = "Yes, cancel them"
         else:
@@ -263,6 +268,16 @@ class WidgetPanel:
         else:
             self.feed.monitor.pause()
         return f"{self._now()} {'Resumed' if paused else 'Paused'}."
+
+    def _toggle_key(self, key: str) -> Progress:
+        yield ""
+        paused = self.keys.is_paused(key)
+        limits = cast(Any, self.feed.monitor.producer).limits
+        if paused:
+            limits.resume(key)
+        else:
+            limits.pause(key)
+        return f"{self._now()} {key} is {'resumed' if paused else 'paused'}."
 
     def _retry_all(self) -> Progress:
         yield "Sending failed tasks again …"
@@ -307,12 +322,18 @@ class WidgetPanel:
 # -- its widgets ---------------------------------------------------------------------------------
 
 
-def build(on_command: Callable[[str], None], letters: Letters) -> dict[str, Any]:
-    """Return the widgets by name; ``root`` holds the others as they are laid out.
+def _unstarted(shot: Snapshot) -> int:
+    """Return how many tasks have not started."""
+    return shot.ready + shot.delayed + shot.waiting
+
+
+def build(on_command: Callable[[str], None], letters: Letters) -> tuple[dict[str, Any], KeyChoice]:
+    """Return the widgets by name, and the choice of limit keys; ``root`` holds the others as they
+    are laid out.
 
     ``on_command`` is called with a button's command, in any thread.
     """
-    w = _ipywidgets()
+    w = ipywidgets()
 
     def button(text: str, tooltip: str, command: str, style: str = "") -> Any:
         made = w.Button(
@@ -321,7 +342,8 @@ def build(on_command: Callable[[str], None], letters: Letters) -> dict[str, Any]
             button_style=style,
             layout=w.Layout(width="auto", min_width="8em"),
         )
-        made.on_click(lambda _: on_command(command))
+        if command:
+            made.on_click(lambda _: on_command(command))
         return made
 
     # The default style of the widget would cut off what is wider than a slider.
@@ -339,20 +361,33 @@ def build(on_command: Callable[[str], None], letters: Letters) -> dict[str, Any]
         [found[name] for name, *_ in BUTTONS],
         layout=w.Layout(flex_flow="row wrap", margin="4px 0"),
     )
+    keys = KeyChoice(button, on_command)
+    found |= {"key": keys.choice, "key_pause": keys.button, "keys": keys.box}
     found["letters"] = w.VBox(letters.slots, layout=w.Layout(width="100%"))
-    order = ("head", "buttons", "confirm", "notice", "workers", "batches", "recent", "failed")
+    order = [
+        "head",
+        "buttons",
+        "confirm",
+        "notice",
+        "workers",
+        "limits",
+        "keys",
+        "batches",
+        "recent",
+        "failed",
+    ]
     found["root"] = w.VBox(
         [*(found[name] for name in order), found["letters"]],
         layout=w.Layout(width="100%", padding="4px 8px"),
     )
-    return found
+    return found, keys
 
 
 class Letters:
     """One widget a dead letter: a traceback that is open stays open while others come and go."""
 
     def __init__(self) -> None:
-        w = _ipywidgets()
+        w = ipywidgets()
         self.slots = [
             w.HTML(layout=w.Layout(width="100%", margin="0", display="none"))
             for _ in range(LETTERS_SHOWN)
@@ -375,30 +410,3 @@ class Letters:
         for at, key in enumerate(self._held):
             layout = self.slots[at].layout
             update(layout, display=None if key else "none", order=str(order.get(key, 99)))
-
-
-def update(widget: Any, **traits: Any) -> None:
-    """Set what has changed, in one message."""
-    changed = {name: value for name, value in traits.items() if getattr(widget, name) != value}
-    if changed:
-        with widget.hold_sync():
-            for name, value in changed.items():
-                setattr(widget, name, value)
-
-
-def close(widget: Any) -> None:
-    """Close a widget with its layout and style."""
-    for part in ("layout", "style"):
-        inner = getattr(widget, part, None)
-        if inner is not None:
-            _close_one(inner)
-    _close_one(widget)
-
-
-def _close_one(widget: Any) -> None:
-    with contextlib.suppress(Exception):  # its comm is closed, or the kernel is on its way out
-        widget.close()
-
-
-def _ipywidgets() -> Any:
-    return require("ipywidgets", "notebook", "a live dashboard")

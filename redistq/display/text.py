@@ -84,7 +84,8 @@ class Look:
     hatch: str = ""
 
 
-QUEUED = Look("…", "waiting", "#6B7280")
+WAITING = Look("◌", "waiting", "#B45F9A")
+QUEUED = Look("…", "queued", "#6B7280")
 RUNNING = Look("▶", "running", "#009E73")
 DELAYED = Look("◷", "delayed", "#7A6A9A")
 SUCCEEDED = Look("✔", "succeeded", "#0072B2")
@@ -93,9 +94,11 @@ RETRIED = Look("↻", "retried", "#8B5CF6", "..")
 SNOOZED = Look("☾", "snoozed", "#6B7280", "..")
 RECOVERED = Look("⚑", "recovered", "#A16207", "xx")
 CANCELLED = Look("⊘", "cancelled", "#8A6D3B", "\\\\")
+EXPIRED = Look("⊝", "expired", "#8A6D3B", "++")
 WARNING = "#A16207"
 
 LOOKS = {
+    "waiting": WAITING,
     "queued": QUEUED,
     "delayed": DELAYED,
     "running": RUNNING,
@@ -105,6 +108,7 @@ LOOKS = {
     "snoozed": SNOOZED,
     "recovered": RECOVERED,
     "cancelled": CANCELLED,
+    "expired": EXPIRED,
 }
 
 

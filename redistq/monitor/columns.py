@@ -5,7 +5,7 @@ It needs no pandas and never talks to a server.
 
 Kinds of columns: ``text``, ``label`` (text with few values), ``state`` (STATES in order), ``time``
 (server's ms since the epoch), ``span`` (ms), ``count`` (a whole number), ``number`` (one that may
-be missing). None stands for what is not known.
+be missing), ``real`` (any number, which may be missing). None stands for what is not known.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
+
+from ..protocol.keys import PRIORITIES
+from ..protocol.waits import REASONS
 
 Source = str | Callable[[Any], Any]
 """Where a column's value comes from: an attribute of the record, or a function of it."""
@@ -121,6 +124,46 @@ DELAYED = Listing(
 )
 """Of ``DelayedRow``."""
 
+WAITING = Listing(
+    ("task_id", "text", "id"),
+    ("name", "label", "name"),
+    ("state", "state", lambda _: "waiting"),
+    ("reason", "label", "reason"),
+    ("under", "label", "under"),
+    ("since", "time", "since_ms"),
+    ("waited", "span", "waited_ms"),
+    ("place", "number", "place"),
+    ("parents", "number", "parents"),
+    ("priority", "label", "priority"),
+    ("attempt", "count", "attempt"),
+    ("due_at", "time", "due_ms"),
+    ("payload", "text", "preview"),
+    labels={"reason": REASONS, "priority": PRIORITIES},
+)
+"""Of ``WaitingRow``."""
+
+LIMITS = Listing(
+    ("key", "text", "state.key"),
+    ("rule", "text", "state.rule"),
+    ("at_most", "number", "state.at_most"),
+    ("rate", "real", "state.rate"),
+    ("per", "span", lambda row: None if row.state.rate is None else row.state.per_ms),
+    ("burst", "number", lambda row: None if row.state.rate is None else row.state.burst),
+    ("in_use", "count", "state.in_use"),
+    ("waiting", "count", "state.waiting"),
+    ("next_token_in", "span", "next_token_in_ms"),
+    ("paused_at", "time", "state.paused_ms"),
+    ("excess", "label", "state.excess"),
+    ("on_failure", "label", "state.on_failure"),
+    ("weight", "real", "state.weight"),
+    index="key",
+    labels={
+        "excess": ("wait", "drop", "cancel_new", "cancel_running"),
+        "on_failure": ("skip", "pause"),
+    },
+)
+"""Of ``LimitRow``."""
+
 DEAD = Listing(
     ("task_id", "text", "id"),
     ("name", "label", "name"),
@@ -160,9 +203,13 @@ BATCHES = Listing(
     ("created_at", "time", "created_ms"),
     ("finished_at", "time", "finished_ms"),
     ("took", "span", "took_ms"),
+    ("expired", "count", "expired"),
     index="batch",
     labels={"state": ("running", "finished")},
 )
+"""Of ``BatchRow``."""
+
+GRAPHS = BATCHES
 """Of ``BatchRow``."""
 
 ATTEMPTS = Listing(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVENTS_READ = 10_000
-STATES_DRAWN = ("succeeded", "cancelled", "snoozed", "recovered", "retried", "failed")
+STATES_DRAWN = ("succeeded", "cancelled", "expired", "snoozed", "recovered", "retried", "failed")
 """From the bottom of a stack up; in a timeline the later ones are drawn over the earlier."""
 BARS_SHOWN = 20_000
 LANES_SHOWN = 48

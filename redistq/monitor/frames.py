@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # In the order of the columns that docs/frames.md promises.
-THROUGHPUT = ("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled")
+THROUGHPUT = ("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled", "expired")
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-_PLAIN = {"count": "int64", "number": "Int64"}
+_PLAIN = {"count": "int64", "number": "Int64", "real": "Float64"}
 
 
 def pandas() -> Any:

@@ -14,6 +14,8 @@ from ..connection.redis_py import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
+from ..protocol.plain_commands import TIME, read_time
+from ..protocol.waits import limits_of, read_why
 from .rows import (
     BatchRow,
     ConsumerRow,
@@ -32,7 +34,10 @@ from .rows import (
     read_event,
     text_of,
 )
+from .waits import LimitRow, WaitingRow, read_waiting
 
+FACTS_PAGE = 1000
+"""Facts about limit keys that are read at a time."""
 EVENTS_PAGE = 1000
 EVENTS_MAX = 100_000
 """Most events read for one answer; the history holds about 10,000 unless workers say otherwise."""
@@ -105,6 +110,30 @@ class Inspector:
             )
         return found
 
+    def waiting(self, n: int = 100) -> list[WaitingRow]:
+        """Return tasks of all priorities that may not run yet, those first that wait longest."""
+        return [
+            read_waiting(text_of(row[0]), int(float(row[1])), now_ms, fields_of(row[2]))
+            for now_ms, row in self._pages("waiting", n, full=False)
+        ]
+
+    def limits(self, n: int | None = None) -> list[LimitRow]:
+        """Return limit keys, those first under which most tasks wait; at most ``n`` (None: all).
+
+        All are read, page after page, whatever ``n`` is: of ten thousand keys in some ten calls a
+        thousand keys. Between two calls the queue goes on.
+        """
+        facts: dict[str, str] = {}
+        cursor = "0"
+        while True:
+            raw, flat = self._broker.call(self._commands.limit_facts(cursor, FACTS_PAGE))
+            facts.update(fields_of(flat))
+            cursor = text_of(raw)
+            if cursor == "0":
+                break
+        now_ms = read_time(self._broker.call(TIME))
+        return [LimitRow(state, now_ms) for state in limits_of(facts)[: n and _count(n)]]
+
     def dead(self, n: int = 100, *, full: bool = True) -> list[DeadLetter]:
         """Return failed tasks that are kept, newest first; without ``full``, no tracebacks."""
         return [
@@ -165,6 +194,10 @@ class Inspector:
         records = self._broker.call_many([self._commands.batch_record(id) for id in ids])
         return [read_batch(id, fields_of(flat)) for id, flat in zip(ids, records, strict=True)]
 
+    def graphs(self, n: int = 100) -> list[BatchRow]:
+        """Return those of the newest ``n`` batches on whose tasks or end others depend."""
+        return [row for row in self.batches(n) if row.dependants]
+
     def task(self, task_id: str) -> TaskHistory:
         """Return all that is known of one task. Raises UnknownTask when that is nothing."""
         watched = Commands.read_watch(self._broker.call(self._commands.watch(task_id)))
@@ -179,7 +212,12 @@ class Inspector:
             # The record of a task in the stream names nothing but its entry.
             for _, flat in self._broker.call(self._commands.entry(record["entry"])):
                 record |= {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
-        return _history_of(task_id, watched, record, events)
+        why = ""
+        if watched.state == "waiting":
+            why = read_why(self._broker.call(self._commands.why(task_id))).words()
+        elif watched.state in ("cancelled", "expired"):
+            why = record.get("reason", "")
+        return _history_of(task_id, watched, record, events, why)
 
     def _pages(
         self, kind: str, n: int, *, full: bool = True, task_id: str = ""
@@ -189,14 +227,16 @@ class Inspector:
         left = _count(n)
         start = ""
         while left > 0:
+            # Among the delayed are timers, which are passed over: they count for no row.
+            page = limit if kind == "delayed" else min(left, limit)
             now_ms, rows, after = self._broker.call(
-                self._commands.browse(kind, min(left, limit), start, full=full, task_id=task_id)
+                self._commands.browse(kind, page, start, full=full, task_id=task_id)
             )
-            for row in rows:
+            for row in rows[:left]:
                 yield now_ms, row
             if not after:
                 return
-            left -= limit
+            left -= len(rows) if kind == "delayed" else limit
             start = text_of(after)
 
 
@@ -207,7 +247,7 @@ def _count(n: int) -> int:
 
 
 def _history_of(
-    task_id: str, watched: Watched, record: dict[str, str], events: list[Event]
+    task_id: str, watched: Watched, record: dict[str, str], events: list[Event], why: str
 ) -> TaskHistory:
     """Return what a task's record and the ends of its attempts, oldest first, say of it."""
     last = events[-1] if events else None
@@ -226,8 +266,8 @@ def _history_of(
         name=record.get("name") or (last.name if last else ""),
         state=state,
         attempt=int_or_none(record.get("attempt", "")) or (last.attempt if last else 1),
-        worker="" if state in ("queued", "delayed") else worker,
-        since_ms=int_or_none(record.get("entry", "").split("-")[0]),
+        worker="" if state in ("queued", "delayed", "waiting") else worker,
+        since_ms=int_or_none(record.get("since_ms") or record.get("entry", "").split("-")[0]),
         finished_ms=finished_ms,
         payload=preview_of(record.get("payload", "")),
         result=preview_of(record.get("result", "")),
@@ -235,4 +275,5 @@ def _history_of(
         error=error["message"],
         traceback=error["traceback"],
         events=tuple(events),
+        why=why,
     )

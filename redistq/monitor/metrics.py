@@ -64,6 +64,7 @@ class QueueCollector:
             ("ready", shot.ready),
             ("pending", shot.pending),
             ("delayed", shot.delayed),
+            ("waiting", shot.waiting),
             ("dead", shot.dead),
         ):
             tasks.add_metric([self._queue, place], count)

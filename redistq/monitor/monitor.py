@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..display.text import iso
 from ..errors import ConfigurationError
+from ..producer.clearing import lanes_of, purge
 from ..producer.operations import Wish
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
@@ -19,7 +20,7 @@ from ..protocol.keys import COUNTED, DEFAULT_QUEUE
 from ..protocol.plain_commands import TIME, read_time
 from . import columns, frames
 from .inspector import EVENTS_MAX, Inspector
-from .rows import DeadLetter, Running, fields_of, text_of
+from .rows import DeadLetter, Running
 from .tick import STATS_EVENTS, Tick, read_tick, stats_of, workers_of
 
 if TYPE_CHECKING:
@@ -83,25 +84,27 @@ class TaskMonitor:
         running: int = 64,
         dead: int = 10,
         batches: int = 8,
+        limits: int = 8,
     ) -> Tick:
         """Return all that one refresh of a dashboard shows, in one call: see Tick.
 
         ``after`` is the ``cursor`` of the tick before; without one, the newest events are given.
         The other arguments bound what is listed, each at least 1.
         """
-        limits = {
+        most = {
             "workers": workers,
             "events": events,
             "running": running,
             "dead": dead,
             "batches": batches,
+            "limits": limits,
         }
-        for name, value in limits.items():
+        for name, value in most.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is a whole number, at least 1: {value!r}")
         held = self._held
         known = self._dead
-        reply = self.broker.call(self.commands.tick(after or "", known, held=held, **limits))
+        reply = self.broker.call(self.commands.tick(after or "", known, held=held, **most))
         tick = read_tick(reply, after or "", events, held, known)
         # Payloads and tracebacks are sent once. Replaced as a whole: another thread sees one or the
         # other.
@@ -115,10 +118,11 @@ class TaskMonitor:
         """Return every figure of the queue at one instant, by name.
 
         queue; queue_length (ready and unread), pending (in workers' hands), running (of these, as
-        far as heartbeats say), delayed; totals since the queue began: succeeded, failed,
-        cancelled, retried, snoozed, recovered; dead (failed tasks kept), workers (alive), slots
-        (their threads), oldest_age_s (of the oldest unread task), next_due_s (None: nothing is
-        delayed; negative: late), throughput (tasks settled per second over the last minute, or
+        far as heartbeats say), delayed, waiting (of all priorities); totals since the queue began:
+        succeeded, failed, cancelled, expired, retried, snoozed, recovered; dead (failed tasks
+        kept), workers (alive), slots (their threads), oldest_age_s (of the oldest unread task),
+        next_due_s (None: nothing is delayed; negative: late), throughput (tasks settled per second
+        over the last minute, or
         over the last 300 events where that is less), paused, health and reason, group, as_of.
         """
         pd = frames.pandas()
@@ -171,6 +175,28 @@ class TaskMonitor:
         """
         return self._stamp(frames.frame(columns.DELAYED, self.records.delayed(n)), n)
 
+    def get_waiting(self, n: int = 100) -> pd.DataFrame:
+        """Return tasks of all priorities that may not run yet, those first that wait longest.
+
+        task_id, name, state, reason (parents, limit, rate, order, share, paused), under (the key it
+        waits under), since, waited, place (in that line; 1 is the next), parents (how many have not
+        ended), priority, attempt, due_at (its own due time, if any), payload (its start).
+        """
+        return self._stamp(frames.frame(columns.WAITING, self.records.waiting(n)), n)
+
+    def get_limits(self) -> pd.DataFrame:
+        """Return limit keys, those first under which most tasks wait; all there are.
+
+        key (index), rule (the key or pattern whose rule holds; empty: none), at_most, rate and per
+        (so many tokens each so long), burst, in_use (slots), waiting (tasks), next_token_in (NaT:
+        at once, or no rate), paused_at, excess, on_failure, weight.
+        """
+        return self._stamp(frames.frame(columns.LIMITS, self.records.limits()))
+
+    def get_graphs(self, n: int = 100) -> pd.DataFrame:
+        """Return those of the newest ``n`` batches that others depend on; columns: get_batches."""
+        return self._stamp(frames.frame(columns.GRAPHS, self.records.graphs(n)))
+
     def get_dead(self, n: int = 100) -> pd.DataFrame:
         """Return failed tasks that are kept, newest first.
 
@@ -193,12 +219,13 @@ class TaskMonitor:
         """Return all attempts of one task, oldest first; the last row is how it stands now.
 
         attempt, state, queued_at, started_at, finished_at, wait, run, worker, note. Its payload,
-        result, error and traceback are in ``attrs["redistq"]``. Attempts older than the history
+        result, error, traceback and ``why`` (what it waits for, in words) are in
+        ``attrs["redistq"]``. Attempts older than the history
         are not shown. Raises UnknownTask.
         """
         task = self.records.task(task_id)
         found = frames.frame(columns.ATTEMPTS, task.attempts())
-        facts = ("name", "state", "payload", "result", "error_type", "error", "traceback")
+        facts = ("name", "state", "payload", "result", "error_type", "error", "traceback", "why")
         more = {"task_id": task.id, **{fact: getattr(task, fact) for fact in facts}}
         return frames.stamp(found, queue=self.queue, url=self.url, **more)
 
@@ -207,10 +234,10 @@ class TaskMonitor:
     ) -> pd.DataFrame:
         """Return ends of attempts per ``freq`` over the last ``window``; steps without one are 0.
 
-        ts (index, its frequency set); succeeded, failed, retried, snoozed, recovered, cancelled.
-        With ``by`` ("name" or "worker"), these six for each: two levels of columns. Where the
-        history reaches back less far than the window the frame begins with the history, and
-        ``attrs["redistq"]["truncated"]`` says so.
+        ts (index, its frequency set); succeeded, failed, retried, snoozed, recovered, cancelled,
+        expired. With ``by`` ("name" or "worker"), these seven for each: two levels of columns.
+        Where the history reaches back less far than the window the frame begins with the history,
+        and ``attrs["redistq"]["truncated"]`` says so.
         """
         if by not in (None, "name", "worker"):
             raise ConfigurationError(f"by is None, 'name' or 'worker': {by!r}")
@@ -246,7 +273,7 @@ class TaskMonitor:
         """Return batches, newest first.
 
         batch (index), name, state (running, finished), total, waiting (or running), succeeded,
-        failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs).
+        failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs), expired.
         """
         return self._stamp(frames.frame(columns.BATCHES, self.records.batches(n)), n)
 
@@ -290,6 +317,21 @@ class TaskMonitor:
     def delayed(self) -> pd.DataFrame:
         """``get_delayed()``."""
         return self.get_delayed()
+
+    @property
+    def waiting(self) -> pd.DataFrame:
+        """``get_waiting()``."""
+        return self.get_waiting()
+
+    @property
+    def limits(self) -> pd.DataFrame:
+        """``get_limits()``."""
+        return self.get_limits()
+
+    @property
+    def graphs(self) -> pd.DataFrame:
+        """``get_graphs()``."""
+        return self.get_graphs()
 
     @property
     def dead(self) -> pd.DataFrame:
@@ -355,10 +397,11 @@ class TaskMonitor:
         return self.producer.cancel(*task_ids, running=running)
 
     def cancel_waiting(self) -> int:
-        """Cancel every task that waits at this moment, ready or delayed; return how many.
+        """Cancel every task of this queue's priority that has not started; return how many.
 
-        What runs is left alone, and so are ready tasks that are added meanwhile. A delayed task
-        shows no time of arrival: one that is added meanwhile may be cancelled too.
+        Waiting, delayed and queued ones. What runs is left alone, and so are queued tasks that are
+        added meanwhile. A delayed task shows no time of arrival: one that is added meanwhile may be
+        cancelled too. ``producer.purge_queue()`` does it for all priorities.
         """
         return sum(self.cancel_waiting_by_parts())
 
@@ -367,22 +410,19 @@ class TaskMonitor:
 
         A caller that stops in between has cancelled so many, each of them whole.
         """
-        end = str(self.now_ms())
-        start = "-"
-        while entries := self.broker.call(self.commands.entries(start, end)):
-            start = "(" + text_of(entries[-1][0])
-            ids = [fields_of(flat).get("id", "") for _, flat in entries]
-            yield self._cancelled([task_id for task_id in ids if task_id])
-        left = int(self.broker.call(self.commands.delayed_count()))
-        kept = 0  # those that could not be cancelled: they stay in front
-        while left > 0 and (raw := self.broker.call(self.commands.delayed_ids(kept))):
-            count = self._cancelled([text_of(task_id) for task_id in raw])
-            left -= len(raw)
-            kept += len(raw) - count
-            yield count
-
-    def _cancelled(self, task_ids: list[str]) -> int:
-        return sum(state == "cancelled" for state in self.cancel(*task_ids).values())
+        own = {p: c for p, c in lanes_of(self.commands).items() if c is self.commands}
+        counts: dict[str, int] = {}
+        steps = purge(own, counts)
+        step: Any = next(steps)
+        seen = 0
+        while step is not None:
+            try:
+                step = steps.send(self.broker.call(step))
+            except StopIteration:
+                step = None
+            if sum(counts.values()) > seen:
+                yield sum(counts.values()) - seen
+                seen = sum(counts.values())
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""

@@ -118,7 +118,7 @@ def _draw_depth(ax: Axes, depth: Any) -> list[Any]:
         linestyle=(0, (4, 2)),
         label=f"queue depth, right (at most {int(depth.max()):,})",
     )
-    right.set_ylabel("tasks waiting")
+    right.set_ylabel("tasks queued")
     right.set_ylim(bottom=0)
     for name, spine in right.spines.items():
         spine.set_visible(name == "right")

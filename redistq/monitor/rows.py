@@ -95,11 +95,14 @@ class BatchRow:
     retried: int
     created_ms: int
     finished_ms: int | None
+    expired: int = 0
+    dependants: bool = False
+    """Whether tasks depend on its end."""
 
     @property
     def settled(self) -> int:
         """How many of its tasks have come to their end."""
-        return self.succeeded + self.failed + self.cancelled
+        return self.succeeded + self.failed + self.cancelled + self.expired
 
     @property
     def state(self) -> str:
@@ -221,8 +224,9 @@ class Attempt:
 class TaskHistory:
     """All that is known of one task: its attempts that ended, oldest first, and how it stands.
 
-    ``state`` is delayed, queued, running, succeeded, failed, cancelled, or settled (its record has
-    expired and the history tells no end). Payload and result are the start of their JSON.
+    ``state`` is waiting, delayed, queued, running, succeeded, failed, cancelled, expired, or
+    settled (its record has expired and the history tells no end). ``why`` says in words what it
+    waits for, or why it was cancelled or expired. Payload and result are the start of their JSON.
     """
 
     id: str
@@ -238,6 +242,7 @@ class TaskHistory:
     error: str
     traceback: str
     events: tuple[Event, ...]
+    why: str = ""
 
     def attempts(self) -> list[Attempt]:
         """Return its attempts, oldest first; where the last is not its end, one more says how it
@@ -267,7 +272,7 @@ class TaskHistory:
                     wait_ms=None,
                     run_ms=None,
                     worker=self.worker,
-                    note=self.error_type,
+                    note=self.error_type or self.why,
                 )
             )
         return found
@@ -348,6 +353,8 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
         retried=count("retried"),
         created_ms=count("created_ms"),
         finished_ms=int_or_none(fields.get("finished_ms", "")),
+        expired=count("expired"),
+        dependants=fields.get("dependants", "") == "1",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..display.text import plural
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.keys import COUNTED, ENDED
+from ..protocol.waits import LimitState, read_limit, read_reasons
 from .rows import (
     BatchRow,
     DeadLetter,
@@ -59,7 +60,8 @@ class Tick:
     as were asked for (``missed`` says that there may be more; the counters miss none).
     ``cursor`` is the ``after`` of the next tick. ``running`` is what living workers hold, a fair
     share of each; ``dead`` the newest dead letters and ``batches`` the newest batches, newest
-    first.
+    first. ``reasons`` counts why the oldest hundred of the waiting tasks wait, and ``limits`` are
+    the limit keys under which most wait.
     """
 
     snapshot: Snapshot
@@ -69,6 +71,8 @@ class Tick:
     running: tuple[Running, ...]
     dead: tuple[DeadLetter, ...]
     batches: tuple[BatchRow, ...] = field(default=())
+    reasons: dict[str, int] = field(default_factory=dict)
+    limits: tuple[LimitState, ...] = field(default=())
 
     @property
     def now_ms(self) -> int:
@@ -99,11 +103,6 @@ class Tick:
     def running_count(self) -> int:
         """How many tasks are being run, as far as is known: see ``running_of``."""
         return running_count(self.snapshot)
-
-    @property
-    def waiting(self) -> int:
-        """Tasks that are ready and unread: the length of the queue."""
-        return self.snapshot.ready
 
     def count(self, state: str) -> int:
         """Return how many attempts ended in a state since the queue began."""
@@ -155,7 +154,7 @@ class Tick:
 def _seen(tick: Tick) -> int:
     shot = tick.snapshot
     settled = sum(tick.count(state) for state in ENDED)
-    return shot.ready + shot.pending + shot.delayed + settled
+    return shot.ready + shot.pending + shot.delayed + shot.waiting + settled
 
 
 # -- how the queue is ---------------------------------------------------------------------------
@@ -166,21 +165,23 @@ class Condition:
     """What a snapshot says of its queue.
 
     ``living`` and ``silent`` are the workers before and past their deadline, by name; ``work`` is
-    what is ready or in workers' hands; ``late_ms`` is how late the next delayed task is (0: in
-    time, or within LATE_MS, or there is a better reason than a missing scheduler).
+    what is ready or in workers' hands, ``waiting`` what may not run yet, of all priorities;
+    ``late_ms`` is how late the next delayed task or timer is (0: in time, or within LATE_MS, or
+    there is a better reason than a missing scheduler).
     """
 
     living: tuple[WorkerRow, ...]
     silent: tuple[WorkerRow, ...]
     work: int
     delayed: int
+    waiting: int
     paused: bool
     late_ms: int
 
     @property
     def empty(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.work and not self.delayed
+        return not self.work and not self.delayed and not self.waiting
 
     @property
     def unserved(self) -> bool:
@@ -192,12 +193,14 @@ def condition(shot: Snapshot) -> Condition:
     """Return what a snapshot says of its queue."""
     workers = sorted(shot.workers, key=lambda w: w.consumer)
     living = tuple(w for w in workers if w.deadline_ms >= shot.now_ms)
-    late_ms = 0 if shot.next_due_ms is None else shot.now_ms - shot.next_due_ms
+    due = min(ms for ms in (shot.next_due_ms, shot.next_timer_ms, shot.now_ms) if ms is not None)
+    late_ms = shot.now_ms - due
     return Condition(
         living=living,
         silent=tuple(w for w in workers if w.deadline_ms < shot.now_ms),
         work=shot.ready + shot.pending,
         delayed=shot.delayed,
+        waiting=shot.waiting,
         paused=shot.paused,
         late_ms=late_ms if late_ms > LATE_MS and living and not shot.paused else 0,
     )
@@ -207,20 +210,23 @@ def verdict(shot: Snapshot) -> tuple[str, str]:
     """Return a word (ok, idle, paused, warning, bad) and one sentence that says why."""
     now = condition(shot)
     if now.unserved:
-        waiting = plural(now.work + now.delayed, "task")
-        verb = "waits" if now.work + now.delayed == 1 else "wait"
-        return "bad", f"no worker runs and {waiting} {verb}: redistq worker your.module --queue …"
+        count = now.work + now.delayed + now.waiting
+        verb = "waits" if count == 1 else "wait"
+        start = "redistq worker your.module --queue …"
+        return "bad", f"no worker runs and {plural(count, 'task')} {verb}: {start}"
     if now.silent:
         silent = plural(len(now.silent), "worker")
         return "warning", f"{silent} silent; what they ran is recovered in a moment"
     if now.paused:
         return "paused", "the queue is paused: nothing is started until it is resumed"
     if now.late_ms:
-        return "warning", f"a delayed task is {now.late_ms / 1000:,.0f} s late: no scheduler runs"
+        what = "a timer" if shot.next_due_ms is None else "a delayed task"
+        return "warning", f"{what} is {now.late_ms / 1000:,.0f} s late: no scheduler runs"
     if now.empty:
         return "idle", "nothing waits and nothing runs"
     running = plural(running_count(shot), "task")
-    return "ok", f"{plural(len(now.living), 'worker')}, {running} running"
+    held = f", {plural(now.waiting, 'task')} may not run yet" if now.waiting else ""
+    return "ok", f"{plural(len(now.living), 'worker')}, {running} running{held}"
 
 
 def slots_of(worker: WorkerRow) -> int:
@@ -255,6 +261,7 @@ def stats_of(tick: Tick, queue: str) -> dict[str, Any]:
         "pending": shot.pending,
         "running": running_count(shot),
         "delayed": shot.delayed,
+        "waiting": shot.waiting,
         **{state: tick.count(state) for state in COUNTED},
         "dead": shot.dead,
         "workers": len(tick.workers),
@@ -319,7 +326,7 @@ def read_tick(
     known: Mapping[tuple[str, int], DeadLetter],
 ) -> Tick:
     """Return ``Commands.tick``'s answer; ``held`` and ``known`` are what was not sent again."""
-    figures, events, running, dead, batches = reply
+    figures, events, running, dead, batches, reasons, limits = reply
     snapshot = Commands.read_snapshot(figures)
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
     letters = []
@@ -336,4 +343,6 @@ def read_tick(
         running=tuple(read_running(row, snapshot.now_ms, held) for row in running),
         dead=tuple(letters),
         batches=tuple(read_batch(text_of(row[0]), fields_of(row[1])) for row in batches),
+        reasons=read_reasons(reasons),
+        limits=tuple(map(read_limit, limits)),
     )

@@ -17,6 +17,7 @@ from ..display.notebook import say
 from ..logger import logger
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.homes import Home
+from ..protocol.waits import read_why
 
 log = logger("redistq.client")
 
@@ -123,6 +124,7 @@ class Diagnosis:
         """The question; ``read`` takes its answer."""
         self.reason = ""
         """Why nothing comes, as far as is known."""
+        self._held_up = False  # whether tasks of the queue may not run yet
         self._asked_at = 0.0
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -132,7 +134,13 @@ class Diagnosis:
         shot = Commands.read_snapshot(reply)
         queue = self._commands.keys.stream
         self.reason = why(shot, queue, self._server, names, self._start, self._home)
+        self._held_up = shot.waiting > 0
         return self.reason
+
+    def hold(self, reason: str) -> str:
+        """Keep a reason that was found out otherwise."""
+        self.reason = reason
+        return reason
 
     def unanswered(self, error: Exception) -> str:
         """Return no reason, and keep none: the server did not answer, or may not be asked."""
@@ -140,16 +148,23 @@ class Diagnosis:
         self.reason = ""
         return self.reason
 
-    def ask(self, names: Iterable[str]) -> str:
+    def ask(self, names: Iterable[str], task_id: str = "") -> str:
         """Return the reason, with a question of its own unless it was just asked. Never raises, and
-        takes no longer than a moment: an unavailable server is reported elsewhere."""
+        takes no longer than a moment: an unavailable server is reported elsewhere.
+
+        Where there are workers, it is asked what the task of that id waits for.
+        """
         assert self._connection is not None
         with self._lock:
             if time.monotonic() - self._asked_at < FRESH_S:
                 return self.reason
             connection = self._connection(ANSWER_S)
             try:
-                return self.read(connection.request(self.command), names)
+                reason = self.read(connection.request(self.command), names)
+                if not reason and task_id and self._held_up:
+                    why = read_why(connection.request(self._commands.why(task_id)))
+                    reason = self.hold(f"task {task_id} {why.words()}" if why.reason else "")
+                return reason
             except Exception as error:  # broad: a question beside the work never fails it
                 return self.unanswered(error)
             finally:

@@ -37,6 +37,7 @@ from ..protocol.options import (
     wait_seconds,
 )
 from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
+from ..protocol.waits import read_why
 from .diagnosis import Diagnosis
 from .gated import Addition, Fields, GatedTask, TaskId, not_stored
 from .limits import LimitOperations
@@ -210,7 +211,11 @@ class ProducerOperations:
         watched = Commands.read_watch((yield self.commands.watch(task_id)))
         if watched.state == "unknown":
             raise UnknownTask(task_id)
-        return status_of(task_id, watched)
+        status = status_of(task_id, watched)
+        if watched.state == "waiting":
+            words = read_why((yield self.commands.why(task_id))).words()
+            return replace(status, why=words)
+        return status
 
     def _result(self, task_id: str, timeout: float | None) -> Operation[Any]:
         timeout = wait_seconds(timeout)

@@ -5,7 +5,7 @@ Used by applications and notebooks. It never runs a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Unpack
 
@@ -14,7 +14,8 @@ from ..connection.broker import Broker
 from ..errors import ServerUnavailable
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
-from ..protocol.options import TaskKeywords, listed
+from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
+from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
 from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
@@ -162,6 +163,26 @@ class TaskProducer(ProducerOperations):
         """Delete dead letters for good: these, or all; return how many were deleted."""
         return run(self.broker, self._purge(task_ids))
 
+    def purge_queue(self) -> dict[str, int]:
+        """Cancel every task of the queue, of all its priorities, that has not started; return how
+        many of them were ``waiting``, ``delayed`` and ``queued``.
+
+        What runs is left alone, and so are queued tasks that are added meanwhile; dead letters are
+        kept (``purge`` deletes them). Many calls of bounded length: safe to stop and to call again.
+        """
+        return run(self.broker, purge(lanes_of(self.commands), {}))
+
+    def drain(
+        self, timeout: Seconds | None = None, watch: Callable[[int], object] | None = None
+    ) -> bool:
+        """Wait until no task of the queue, of all its priorities, waits or runs; return whether
+        that came within ``timeout`` seconds (None: no limit).
+
+        It changes nothing: tasks may be added meanwhile, and are waited for too. ``watch`` is
+        called with how many are left, several times a second at first, then once a second.
+        """
+        return run(self.broker, drain(lanes_of(self.commands), wait_seconds(timeout), watch))
+
     def pause(self) -> None:
         """Let no worker of this queue start another task until ``resume``; adding goes on."""
         run(self.broker, self._pause(True))
@@ -284,6 +305,18 @@ class AsyncTaskProducer(ProducerOperations):
     async def purge(self, *task_ids: str) -> int:
         """As TaskProducer.purge."""
         return await run_async(self.broker, self._purge(task_ids))
+
+    async def purge_queue(self) -> dict[str, int]:
+        """As TaskProducer.purge_queue."""
+        return await run_async(self.broker, purge(lanes_of(self.commands), {}))
+
+    async def drain(
+        self, timeout: Seconds | None = None, watch: Callable[[int], object] | None = None
+    ) -> bool:
+        """As TaskProducer.drain."""
+        return await run_async(
+            self.broker, drain(lanes_of(self.commands), wait_seconds(timeout), watch)
+        )
 
     async def pause(self) -> None:
         """As TaskProducer.pause."""

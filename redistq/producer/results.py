@@ -27,6 +27,7 @@ from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
 from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
+from ..protocol.waits import read_why
 from .diagnosis import ANY_NAME, Diagnosis, Wait
 from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
 
@@ -43,6 +44,7 @@ SHORT_BYTES = 200
 CUT: Any = object()
 """Stands for the payload of a dead letter that is longer."""
 _NOBODY = "is a worker running for this queue?"
+_HELD = "it may not run yet"
 _UNREADABLE = (ValueError, RecursionError, AttributeError)
 """What is raised by reading a body that no worker wrote."""
 _NOTHING: Any = object()
@@ -55,8 +57,10 @@ it is the reason."""
 class TaskStatus:
     """How a task stands.
 
-    ``state`` is delayed, queued, running, succeeded, failed or cancelled; ``running`` means handed
-    to ``worker``. ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
+    ``state`` is waiting, delayed, queued, running, succeeded, failed, cancelled or expired;
+    ``running`` means handed to ``worker``, and ``waiting`` that it may not run yet. ``why`` says in
+    words what a waiting task waits for, and why a cancelled or expired one was.
+    ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
     time; ``run_time`` is in seconds. ``error`` is the last error: type, message and traceback.
     """
 
@@ -70,6 +74,7 @@ class TaskStatus:
     finished_at: datetime | None = None
     run_time: float | None = None
     payload: Any = None
+    why: str = ""
 
     @property
     def settled(self) -> bool:
@@ -188,7 +193,7 @@ class ResultWait:
 
     def _too_late(self, watched: Watched) -> Operation[ResultTimeout]:
         assert self._timeout is not None
-        reason = "" if watched.state == "running" else _NOBODY
+        reason = {"running": "", "waiting": _HELD}.get(watched.state, _NOBODY)
         if reason and self._timeout >= 1 and self._answered:  # a shorter wait does not ask
             reason = yield from self._why(watched)
         return ResultTimeout(self._task_id, self._timeout, watched.state, reason)
@@ -203,7 +208,11 @@ class ResultWait:
                 for _, flat in (yield self._commands.entry(entry)):
                     name = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"name", b"")
             names = [name.decode("utf-8", "replace") if name else ANY_NAME]
-            return self._diagnosis.read((yield self._diagnosis.command), names)
+            reason = self._diagnosis.read((yield self._diagnosis.command), names)
+            if not reason and watched.state == "waiting":
+                words = read_why((yield self._commands.why(self._task_id))).words()
+                reason = self._diagnosis.hold(f"it {words}" if words else "")
+            return reason
         except Exception as error:  # broad: a question beside the work never fails it
             return self._diagnosis.unanswered(error)
 
@@ -255,6 +264,7 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
         payload=readable(payload) if payload else None,
+        why=(text("reason") or "") if watched.state in ("cancelled", "expired") else "",
     )
 
 

@@ -1,8 +1,9 @@
 """Operations: what a producer does, written once, carried out with or without ``await``.
 
-An operation is a generator. It yields a step (a call, or a read of an inbox), is sent the answer,
-and returns its result; ``run`` carries it out with a Broker, ``run_async`` with an AsyncBroker. It
-never touches a connection itself. ``Inbox`` and ``ReadInbox`` serve the inboxes of clients too.
+An operation is a generator. It yields a step (a call, a read of an inbox, or a sleep), is sent
+the answer, and returns its result; ``run`` carries it out with a Broker, ``run_async`` with an
+AsyncBroker. It never touches a connection itself. ``Inbox`` and ``ReadInbox`` serve the inboxes of
+clients too.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ class Call:
     deadline: float
 
 
+@dataclass(slots=True)
+class Sleep:
+    """A step: nothing is done for so many seconds."""
+
+    seconds: float
+
+
 class ReadInbox:
     """A step: wait for what is new in an inbox, at most ``seconds``.
 
@@ -157,7 +165,7 @@ class ReadInbox:
             )
 
 
-Step = Command | Call | ReadInbox
+Step = Command | Call | ReadInbox | Sleep
 Operation = Generator[Step, Any, T]
 
 
@@ -171,6 +179,9 @@ def run(broker: Broker, operation: Operation[T]) -> T:
                     answer: Any = broker.call(step)
                 elif type(step) is Call:
                     answer = broker.call(step.command, step.deadline)
+                elif type(step) is Sleep:
+                    time.sleep(step.seconds)
+                    answer = None
                 else:
                     answer = _read(broker, step)
             except Exception as error:  # broad: the operation decides; it may go on
@@ -216,6 +227,11 @@ async def run_async(broker: AsyncBroker, operation: Operation[T]) -> T:
                         answer: Any = await broker.call(step)
                     elif isinstance(step, Call):
                         answer = await broker.call(step.command, step.deadline)
+                    elif isinstance(step, Sleep):
+                        import asyncio  # loaded already: a loop runs
+
+                        await asyncio.sleep(step.seconds)
+                        answer = None
                     else:
                         answer = await _read_async(broker, step)
                 except Exception as error:  # broad: the operation decides

@@ -19,6 +19,9 @@ from .keys import SETTLED as SETTLED
 from .plain_commands import MAX_TASKS as MAX_TASKS
 from .plain_commands import Command as Command
 from .plain_commands import PlainCommands
+from .snapshot import Snapshot as Snapshot
+from .snapshot import WorkerRow as WorkerRow
+from .snapshot import read_snapshot
 
 _flat = chain.from_iterable
 
@@ -72,40 +75,6 @@ class Recovered:
     more: bool
     consumer: str
     broken: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRow:
-    """One worker in a snapshot; ``details`` is what it registered, as text."""
-
-    consumer: str
-    deadline_ms: int
-    pending: int
-    details: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every figure of one queue at one instant, times in ms of the server's clock.
-
-    ``ready + pending + delayed`` is all that waits or runs; ``oldest_ms`` and ``next_due_ms`` are
-    None when nothing is unread or delayed. ``counters`` holds totals since the queue began.
-    """
-
-    now_ms: int
-    ready: int
-    pending: int
-    delayed: int
-    next_due_ms: int | None
-    dead: int
-    oldest_ms: int | None
-    group: str
-    lease_ms: int | None
-    paused: bool
-    history: int
-    workers_total: int
-    counters: dict[str, int]
-    workers: list[WorkerRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +437,7 @@ class Commands(PlainCommands):
         running: int,
         dead: int,
         batches: int,
+        limits: int = 8,
     ) -> Command:
         """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
         return self._scripts.tick(
@@ -478,48 +448,31 @@ class Commands(PlainCommands):
             running=running,
             dead_limit=dead,
             batches_limit=batches,
+            limits_limit=limits,
             held=f" {' '.join(held)} ",
         )
 
     def browse(
         self, kind: str, limit: int, start: str = "", *, full: bool = True, task_id: str = ""
     ) -> Command:
-        """A page of pending, delayed or dead tasks, or of one task's history: see browse.lua."""
+        """A page of pending, delayed, waiting or dead tasks, or of one task's history: see
+        browse.lua."""
         return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
+
+    def waits(self, sample: int, limits: int) -> Command:
+        """Why the oldest waiting tasks wait, and the limit keys under which most do: waits.lua."""
+        return self._scripts.waits(sample=sample, limit=limits)
+
+    def why(self, task_id: str) -> Command:
+        """What one task waits for; ``waits.read_why`` reads the answer."""
+        return self._scripts.why(id=task_id)
 
     def consumers(self) -> Command:
         """The group's consumers, as the server lists them."""
         return ("XINFO", "CONSUMERS", self.keys.stream, self.group)
 
-    @staticmethod
-    def read_snapshot(reply: list[Any]) -> Snapshot:
-        """Return the answer of ``snapshot``."""
-        raw = {reply[i].decode(): reply[i + 1] for i in range(0, len(reply), 2)}
-        counters = _pairs(raw["counters"])
-        return Snapshot(
-            now_ms=raw["now_ms"],
-            ready=max(raw["length"] - raw["pending"], 0),
-            pending=raw["pending"],
-            delayed=raw["delayed"],
-            next_due_ms=None if raw["next_due_ms"] < 0 else raw["next_due_ms"],
-            dead=raw["dead"],
-            oldest_ms=None if raw["oldest_ms"] < 0 else raw["oldest_ms"],
-            group=raw["group"].decode(),
-            lease_ms=None if raw["lease_ms"] < 0 else raw["lease_ms"],
-            paused=bool(raw["paused"]),
-            history=raw["history"],
-            workers_total=raw["workers_total"],
-            counters={name: int(value) for name, value in counters.items()},
-            workers=[
-                WorkerRow(row[0].decode(), row[1], row[2], _pairs(row[3])) for row in raw["workers"]
-            ],
-        )
+    read_snapshot = staticmethod(read_snapshot)
 
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
-
-
-def _pairs(flat: list[bytes]) -> dict[str, str]:
-    text = [item.decode("utf-8", "replace") for item in flat]
-    return dict(zip(text[::2], text[1::2], strict=True))

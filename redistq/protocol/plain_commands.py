@@ -110,6 +110,18 @@ class PlainCommands:
         """Ask what a worker runs (one name to a line) and which home it belongs to."""
         return ("HMGET", self.keys.worker(consumer), "names", "home")
 
+    def limit_facts(self, cursor: str, count: int) -> Command:
+        """Ask for some of what is kept of the limit keys: a cursor for the next, fields, values."""
+        return ("HSCAN", self.keys.limits, cursor, "COUNT", count)
+
+    def waiting_count(self) -> Command:
+        """Ask how many tasks of the queue, of all priorities, wait."""
+        return ("ZCARD", self.keys.waiting)
+
+    def waiting_refs(self, offset: int, limit: int = MAX_TASKS) -> Command:
+        """Ask which tasks wait, the oldest first: see ``waits.id_and_priority``."""
+        return ("ZRANGE", self.keys.waiting, offset, offset + limit - 1)
+
     def set_paused(self, paused: bool) -> Command:
         """Pause the queue, or let it go on; ``announce_paused`` lets workers know at once."""
         return ("HSET", self.keys.meta, "paused", int(paused))

@@ -26,8 +26,8 @@ _STATES = frozenset(
     b"unknown waiting delayed queued running succeeded failed cancelled expired".split()
 )
 _FIGURES = frozenset(
-    b"now_ms length pending delayed next_due_ms dead oldest_ms lease_ms paused history "
-    b"workers_total".split()
+    b"now_ms length pending delayed next_due_ms next_timer_ms waiting waiting_since_ms dead "
+    b"oldest_ms lease_ms paused history workers_total".split()
 )
 """The figures of a snapshot that are numbers."""
 
@@ -265,6 +265,11 @@ def _page(x: Any, command: Sequence[Any]) -> bool:
     return _row(x, _int, lambda rows: _list(rows, kind), _text)
 
 
+def _limit(x: Any) -> bool:
+    """A limit key: key, whose rule, rule, in use, waiting, arrival time, paused since."""
+    return _list(x, _text) and len(x) == 7 and _number(x[3]) and _number(x[4])
+
+
 def _tick(x: Any) -> bool:
     return _row(
         x,
@@ -273,6 +278,8 @@ def _tick(x: Any) -> bool:
         lambda running: _list(running, _pending),
         lambda dead: _list(dead, _letter),
         lambda batches: _list(batches, lambda batch: _row(batch, _text, _flat)),
+        _flat,
+        lambda keys: _list(keys, _limit),
     )
 
 
@@ -307,6 +314,7 @@ _SHAPES: dict[str, Shape | None] = {
     "HGETALL": _only(_flat),
     "HSCAN": _only(lambda x: _row(x, _text, _flat)),
     "HMGET": _values,
+    "HSCAN": _only(lambda x: _row(x, _number, _flat)),
     "INFO": _only(_text),
     "PING": _only(lambda x: x == b"PONG"),
     "XRANGE": _range,
@@ -341,5 +349,12 @@ _SCRIPTS: dict[str, Shape] = {
     "snapshot": _only(_snapshot),
     "tick": _only(_tick),
     "browse": _page,
+    "why": _only(
+        lambda x: (
+            _row(x, _int, _text, _text, _int, _any, _int, _int, _texts)
+            and (x[4] == [] or _limit(x[4]))
+        )
+    ),
+    "waits": _only(lambda x: _row(x, _int, _int, _flat, lambda keys: _list(keys, _limit))),
 }
 """The replies of scripts."""

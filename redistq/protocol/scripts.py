@@ -48,6 +48,8 @@ VERBS = (
     "snapshot",
     "tick",
     "browse",
+    "waits",
+    "why",
 )
 """Every script there is; a package inside a zip cannot list its files."""
 PARTS = ("KEYS", "ARGV", "RETURN", "COST", "WHY")

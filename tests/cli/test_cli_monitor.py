@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 from support.farm import EVIL, Farm, fill
+from support.gate import HandMade
 from support.servers import Server
 from support.terminals import Terminal
 
@@ -36,7 +37,13 @@ LISTINGS = {
     "dead": "task_id name state died_at error_type error attempt worker run_s payload traceback",
     "failures": "error_type name count first_at last_at example_id error",
     "batches": "batch name state total waiting succeeded failed cancelled retried created_at "
-    "finished_at took_s",
+    "finished_at took_s expired",
+    "waiting": "task_id name state reason under since waited_s place parents priority attempt "
+    "due_at payload",
+    "limits": "key rule at_most rate per_s burst in_use waiting next_token_in_s paused_at excess "
+    "on_failure weight",
+    "graphs": "batch name state total waiting succeeded failed cancelled retried created_at "
+    "finished_at took_s expired",
 }
 Run = Callable[..., tuple[int, str, str]]
 
@@ -91,6 +98,8 @@ def test_json_and_csv_are_complete_and_stable(
     """Every listing has the same fields in both, whole values, ISO times; empty ones are valid."""
     if filled:
         fill(farm)
+        HandMade(farm.client).some_of_everything()
+        farm.client.hset("batch:tasks:b1", "dependants", 1)
     code, out, err = run(listing, "--json")
     assert (code, err) == (0, "")
     rows = json.loads(out)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 from support.clients import KEY
+from support.gate import HandMade
 from support.servers import FLAVOURS, Server
 from support.workers import Command, registered, until
 
@@ -133,6 +134,7 @@ def test_the_rights_in_the_guide_are_enough_for_everything(
         asyncio.run(tour_with_await(url))
         with Client(url, signing_key=KEY) as client:
             tour_of_calls(client)
+            HandMade(db).some_of_everything()
             tour_of_views(client, url)
         TaskScheduler(url=url).start().stop()
         worker.send(signal.SIGTERM)
@@ -246,6 +248,7 @@ def tour_of_views(client: Client, url: str) -> None:
         for name in dir(TaskMonitor):
             if name.startswith("get_"):
                 getattr(monitor, name)(*([task_id] if name == "get_task" else []))
+        assert monitor.producer.get_task("l1").why
         monitor.snapshot()
         monitor.tick()
     assert Dashboard(client)._repr_html_()

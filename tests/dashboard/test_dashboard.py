@@ -155,7 +155,7 @@ def test_the_header_figures_are_the_snapshots() -> None:
     """Every figure stands with its word, and the clock is the server's."""
     text = re.sub(r"\s+", " ", Reader(page.head(view())).text)
     for part in (
-        "374 … waiting oldest 3.2 s",
+        "374 … queued oldest 3.2 s",
         "2 ▶ running of 4 slots",
         "6 ◷ delayed next in 5.0 s",
         "612 ✔ succeeded 9 retried",
@@ -710,18 +710,18 @@ def test_static_and_text_leave_nothing_running(
     """One picture, or a few lines; no thread either way, and none for a repr."""
     producer.add_task("x")
     made = opened(producer, mode="static")
-    assert "1 … waiting" in re.sub(r"\s+", " ", Reader(stage.html).text)
+    assert "1 … queued" in re.sub(r"\s+", " ", Reader(stage.html).text)
     opened(producer, mode="text")
-    assert "1 waiting, 0 running" in capsys.readouterr().out
-    assert "1 … waiting" in re.sub(r"\s+", " ", Reader(made._repr_html_()).text)
-    assert repr(made).startswith("Dashboard(seen: 1 waiting")
+    assert "1 queued, 0 running" in capsys.readouterr().out
+    assert "1 … queued" in re.sub(r"\s+", " ", Reader(made._repr_html_()).text)
+    assert repr(made).startswith("Dashboard(seen: 1 queued")
     assert not ui_threads()
 
 
 def test_outside_a_notebook_it_is_text(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain IPython has no front end that could show more."""
     opened(url, queue="alone", mode="auto")
-    assert "alone: 0 waiting" in capsys.readouterr().out
+    assert "alone: 0 queued" in capsys.readouterr().out
 
 
 def test_what_cannot_work_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -829,7 +829,7 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
         message
         for message in busy
         if message["msg_type"] == "comm_msg"
-        and "… waiting" in message["content"]["data"].get("state", {}).get("value", "")
+        and "… queued" in message["content"]["data"].get("state", {}).get("value", "")
     ]
     assert 3 <= len(heads) <= 8
 

@@ -294,7 +294,7 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     page.get_by_role("button", name="Resume").click()
     wait(lambda: "Paused: no worker" not in book.panel(), "it did not resume")
 
-    wait(lambda: book.figure("waiting") == 0 and book.figure("running") == 0, "not drained")
+    wait(lambda: book.figure("queued") == 0 and book.figure("running") == 0, "not drained")
     failed = book.figure("failed")
     assert failed == db.zcard(f"dead:{QUEUE}") == 10
     page.locator("summary").first.click()
@@ -368,7 +368,7 @@ def test_the_page_is_served_to_people_without_a_notebook(
         page.get_by_text("Paused: no worker starts another task").wait_for(timeout=20_000)
         assert db.hget(f"meta:{QUEUE}", "paused") == "1"
         text = page.locator("body").inner_text()
-        assert re.search(r"123\s+… waiting", text)
+        assert re.search(r"123\s+… queued", text)
         assert "import" not in text
         page.close(run_before_unload=True)
     finally:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import redis
 from support.farm import EVIL, Farm, fill
+from support.gate import HandMade
 from support.servers import Server
 from support.workers import until
 
@@ -164,6 +165,42 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "created_at": TIME,
             "finished_at": TIME,
             "took": SPAN,
+            "expired": "int64",
+        },
+    ),
+    "get_waiting": (
+        None,
+        {
+            "task_id": TEXT,
+            "name": LABEL,
+            "state": STATE,
+            "reason": LABEL,
+            "under": LABEL,
+            "since": TIME,
+            "waited": SPAN,
+            "place": "Int64",
+            "parents": "Int64",
+            "priority": LABEL,
+            "attempt": "int64",
+            "due_at": TIME,
+            "payload": TEXT,
+        },
+    ),
+    "get_limits": (
+        "key",
+        {
+            "rule": TEXT,
+            "at_most": "Int64",
+            "rate": "Float64",
+            "per": SPAN,
+            "burst": "Int64",
+            "in_use": "int64",
+            "waiting": "int64",
+            "next_token_in": SPAN,
+            "paused_at": TIME,
+            "excess": LABEL,
+            "on_failure": LABEL,
+            "weight": "Float64",
         },
     ),
     "get_latency": ("name", {"count": "int64", **dict.fromkeys(SPANS, SPAN)}),
@@ -174,6 +211,7 @@ FIGURES = [
     "pending",
     "running",
     "delayed",
+    "waiting",
     "succeeded",
     "failed",
     "cancelled",
@@ -212,6 +250,7 @@ def test_columns_and_dtypes_are_fixed(farm: Farm, method: str, filled: bool) -> 
     """Every frame has exactly its columns, dtypes and order, empty or not."""
     if filled:
         fill(farm)
+        HandMade(farm.client).some_of_everything()
     found = getattr(farm.monitor, method)()
     index, columns = CONTRACT[method]
     assert bool(len(found)) == filled
@@ -510,6 +549,7 @@ def test_throughput_fills_its_gaps(farm: Farm) -> None:
         "snoozed",
         "recovered",
         "cancelled",
+        "expired",
     ]
     assert {str(d) for d in found.dtypes} == {"int64"}
     assert str(found.index.dtype) == TIME
@@ -716,6 +756,7 @@ def test_every_server_answers(every_server: Server) -> None:
     with every_server.client() as client:
         farm = Farm(every_server.url, client)
         fill(farm)
+        HandMade(client).some_of_everything()
         assert farm.monitor.tick().snapshot.ready == 2
         for method in CONTRACT:
             assert len(getattr(farm.monitor, method)()) >= 1, method

@@ -1,0 +1,90 @@
+"""What the live dashboard does with widgets of any kind: set what has changed, and close them.
+
+Used by the panel; ``KeyChoice`` is its control for the limit keys. ipywidgets is imported when the
+first widget is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from ..protocol.waits import LimitState
+from ..system.interpreter import require
+from .feed import View
+
+
+def ipywidgets() -> Any:
+    """Return ipywidgets. Raises ImportError, which says how to install it."""
+    return require("ipywidgets", "notebook", "a live dashboard")
+
+
+def update(widget: Any, **traits: Any) -> None:
+    """Set what has changed, in one message."""
+    changed = {name: value for name, value in traits.items() if getattr(widget, name) != value}
+    if changed:
+        with widget.hold_sync():
+            for name, value in changed.items():
+                setattr(widget, name, value)
+
+
+def close(widget: Any) -> None:
+    """Close a widget with its layout and style."""
+    for part in ("layout", "style"):
+        inner = getattr(widget, part, None)
+        if inner is not None:
+            _close_one(inner)
+    _close_one(widget)
+
+
+def _close_one(widget: Any) -> None:
+    with contextlib.suppress(Exception):  # its comm is closed, or the kernel is on its way out
+        widget.close()
+
+
+class KeyChoice:
+    """One limit key of those that are shown, and the button that pauses it or ends its pause.
+
+    ``on_command`` is called with ``key KEY`` when the button is pressed, in any thread. A key stays
+    chosen while others come and go.
+    """
+
+    def __init__(self, button: Callable[..., Any], on_command: Callable[[str], None]) -> None:
+        w = ipywidgets()
+        self.choice = w.Dropdown(
+            options=[], description="Limit", layout=w.Layout(width="auto", min_width="16em")
+        )
+        self.button = button("Pause key", "Let no other task of this key in", "")
+        self.button.on_click(lambda _: on_command(f"key {self.choice.value or ''}"))
+        self.box = w.HBox(
+            [self.choice, self.button], layout=w.Layout(display="none", flex_flow="row wrap")
+        )
+        self._limits: dict[str, LimitState] = {}
+
+    def render(self, view: View, busy: bool) -> None:
+        """Offer the keys of a view; nothing is shown where there are none."""
+        limits = view.tick.limits if view.tick else ()
+        self._limits = {
+            limit.key: limit
+            for limit in sorted(limits, key=lambda limit: limit.key)
+            if limit.rule or limit.waiting or limit.paused_ms is not None
+        }
+        keys = tuple(self._limits)
+        if tuple(self.choice.options) != keys:
+            chosen = self.choice.value
+            self.choice.options = keys
+            self.choice.value = chosen if chosen in keys else next(iter(keys), None)
+        paused = self.is_paused(self.choice.value)
+        update(
+            self.button,
+            description="Resume key" if paused else "Pause key",
+            tooltip="Let tasks of this key in again" if paused else "Let no other of its tasks in",
+            disabled=busy or not keys,
+        )
+        update(self.box.layout, display="flex" if keys else "none")
+
+    def is_paused(self, key: str | None) -> bool:
+        """Return whether a key was paused when it was last looked at."""
+        limit = self._limits.get(key or "")
+        return limit is not None and limit.paused_ms is not None
