@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from ..display.text import clean, plural
 from ..errors import ConfigurationError
 from ..monitor import columns
 from ..monitor.monitor import TaskMonitor
 from ..producer.clearing import lanes_of
+from ..protocol.limits import EXCESS, ON_FAILURE
 from . import tables
 
 EXIT_NOT_FOUND = 3
-_EXCESS = ("wait", "drop", "cancel_new", "cancel_running")
 
 
 def add_to(
@@ -45,14 +45,14 @@ def add_to(
     rule.add_argument("--burst", type=positive, help="tasks that --rate lets in at once (1)")
     rule.add_argument(
         "--excess",
-        choices=_EXCESS,
+        choices=EXCESS,
         default="wait",
         help="what becomes of a task that finds no room (%(default)s)",
     )
     rule.add_argument("--weight", type=positive, help="the weight of a group's fair share")
     rule.add_argument(
         "--on-failure",
-        choices=("skip", "pause"),
+        choices=ON_FAILURE,
         default="skip",
         help="what a final failure does to a key of a strict order (%(default)s)",
     )
@@ -94,12 +94,8 @@ def _limits(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     return 0
 
 
-def _rules(monitor: TaskMonitor) -> Any:
-    return cast(Any, monitor.producer).limits
-
-
 def _set(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    before = _rules(monitor).set(
+    before = monitor.producer.limits.set(
         args.key,
         at_most=args.at_most,
         rate=args.rate,
@@ -114,7 +110,7 @@ def _set(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _delete(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    if _rules(monitor).delete(args.key):
+    if monitor.producer.limits.delete(args.key):
         print(f"limit {clean(args.key, 200)} is deleted: nothing limits it")
         return 0
     print(f"redistq: {clean(args.key, 200)} has no rule", file=sys.stderr)
@@ -122,19 +118,19 @@ def _delete(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _pause(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    _rules(monitor).pause(args.key)
+    monitor.producer.limits.pause(args.key)
     print(f"{clean(args.key, 200)} is paused")
     return 0
 
 
 def _resume(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    _rules(monitor).resume(args.key)
+    monitor.producer.limits.resume(args.key)
     print(f"{clean(args.key, 200)} is resumed")
     return 0
 
 
 def _penalize(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    _rules(monitor).penalize(args.key, _span(args.seconds))
+    monitor.producer.limits.penalize(args.key, _span(args.seconds))
     print(f"{clean(args.key, 200)} lets nothing in for {args.seconds}")
     return 0
 

@@ -37,7 +37,7 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import Event
 from ..monitor.tick import Tick, condition
 from ..protocol.commands import WorkerRow
-from ..protocol.waits import LimitState
+from ..protocol.limits import LimitState
 
 log = logger("redistq.dashboard")
 
@@ -338,7 +338,7 @@ def rule_said(limit: LimitState) -> str:
     parts = [] if limit.at_most is None else [f"at most {limit.at_most:,}"]
     if limit.rate is not None:
         parts.append(limit.said_rate)
-    if limit.excess not in ("", "wait"):
+    if limit.excess != "wait":
         parts.append(limit.excess.replace("_", " "))
     return ", ".join(parts) or "–"
 

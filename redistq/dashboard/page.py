@@ -43,7 +43,7 @@ from ..display.text import (
 from ..monitor.rows import BatchRow, DeadLetter, Running
 from ..monitor.tick import Tick, running_of, slots_of
 from ..protocol.commands import WorkerRow
-from ..protocol.waits import LimitState
+from ..protocol.limits import LimitState
 from .feed import (
     CALL_PREFIX,
     EVENTS_SHOWN,
@@ -368,7 +368,7 @@ def limits(view: View) -> Html:
     tick = view.tick
     if tick is None:
         return Html("")
-    shown = [limit for limit in tick.limits if limit.rule or limit.waiting][:LIMITS_SHOWN]
+    shown = [limit for limit in tick.limits if limit.has_rule or limit.waiting][:LIMITS_SHOWN]
     why = why_waiting(tick)
     parts = []
     if why:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from ..display.html import tag
 from ..display.notebook import Outlet
@@ -272,7 +272,7 @@ class WidgetPanel:
     def _toggle_key(self, key: str) -> Progress:
         yield ""
         paused = self.keys.is_paused(key)
-        limits = cast(Any, self.feed.monitor.producer).limits
+        limits = self.feed.monitor.producer.limits
         if paused:
             limits.resume(key)
         else:

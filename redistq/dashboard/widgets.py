@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.waits import LimitState
+from ..protocol.limits import LimitState
 from ..system.interpreter import require
 from .feed import View
 
@@ -68,7 +68,7 @@ class KeyChoice:
         self._limits = {
             limit.key: limit
             for limit in sorted(limits, key=lambda limit: limit.key)
-            if limit.rule or limit.waiting or limit.paused_ms is not None
+            if limit.has_rule or limit.waiting or limit.paused_ms is not None
         }
         keys = tuple(self._limits)
         if tuple(self.choice.options) != keys:

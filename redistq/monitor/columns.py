@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..protocol.keys import PRIORITIES
+from ..protocol.limits import EXCESS, ON_FAILURE
 from ..protocol.waits import REASONS
 
 Source = str | Callable[[Any], Any]
@@ -144,22 +145,22 @@ WAITING = Listing(
 
 LIMITS = Listing(
     ("key", "text", "state.key"),
-    ("rule", "text", "state.rule"),
+    ("rule", "text", "state.rule_key"),
     ("at_most", "number", "state.at_most"),
     ("rate", "real", "state.rate"),
-    ("per", "span", lambda row: None if row.state.rate is None else row.state.per_ms),
+    ("per", "span", lambda row: None if row.state.rate is None else row.state.per * 1000),
     ("burst", "number", lambda row: None if row.state.rate is None else row.state.burst),
     ("in_use", "count", "state.in_use"),
     ("waiting", "count", "state.waiting"),
     ("next_token_in", "span", "next_token_in_ms"),
     ("paused_at", "time", "state.paused_ms"),
-    ("excess", "label", "state.excess"),
-    ("on_failure", "label", "state.on_failure"),
-    ("weight", "real", "state.weight"),
+    ("excess", "label", lambda row: row.state.excess if row.state.has_rule else None),
+    ("on_failure", "label", lambda row: row.state.on_failure if row.state.has_rule else None),
+    ("weight", "number", lambda row: row.state.weight if row.state.has_rule else None),
     index="key",
     labels={
-        "excess": ("wait", "drop", "cancel_new", "cancel_running"),
-        "on_failure": ("skip", "pause"),
+        "excess": EXCESS,
+        "on_failure": ON_FAILURE,
     },
 )
 """Of ``LimitRow``."""

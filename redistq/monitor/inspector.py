@@ -14,8 +14,9 @@ from ..connection.redis_py import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
+from ..protocol.limits import states_of
 from ..protocol.plain_commands import TIME, read_time
-from ..protocol.waits import limits_of, read_why
+from ..protocol.waits import most_waiting_first, read_why
 from .rows import (
     BatchRow,
     ConsumerRow,
@@ -126,13 +127,14 @@ class Inspector:
         facts: dict[str, str] = {}
         cursor = "0"
         while True:
-            raw, flat = self._broker.call(self._commands.limit_facts(cursor, FACTS_PAGE))
+            raw, flat = self._broker.call(self._commands.limits_page(cursor, FACTS_PAGE))
             facts.update(fields_of(flat))
             cursor = text_of(raw)
             if cursor == "0":
                 break
         now_ms = read_time(self._broker.call(TIME))
-        return [LimitRow(state, now_ms) for state in limits_of(facts)[: n and _count(n)]]
+        states = most_waiting_first(states_of(facts).values())
+        return [LimitRow(state, now_ms) for state in states[: n and _count(n)]]
 
     def dead(self, n: int = 100, *, full: bool = True) -> list[DeadLetter]:
         """Return failed tasks that are kept, newest first; without ``full``, no tracebacks."""

@@ -14,7 +14,8 @@ from typing import Any
 from ..display.text import plural
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.keys import COUNTED, ENDED
-from ..protocol.waits import LimitState, read_limit, read_reasons
+from ..protocol.limits import LimitState
+from ..protocol.waits import read_limit, read_reasons
 from .rows import (
     BatchRow,
     DeadLetter,

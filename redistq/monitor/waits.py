@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..protocol.waits import LimitState
+from ..protocol.limits import LimitState
 from .rows import int_or_none, preview_of
 
 

@@ -138,15 +138,33 @@ class Rule:
 
 @dataclass(frozen=True)
 class LimitState(Rule):
-    """How a key stands: its rule (its own, or that for all keys that begin like it), how many slots
-    are in use, how many tasks wait there, and whether it is paused."""
+    """How a key stands: its rule, how many slots are in use, how many tasks wait there, and whether
+    it is paused. Times are ms of the server's clock."""
 
     key: str = ""
     in_use: int = 0
     waiting: int = 0
-    paused: bool = False
-    has_rule: bool = False
-    """Whether a rule holds: the key's own, or that for all keys that begin like it."""
+    rule_key: str = ""
+    """The key or pattern whose rule holds; '' for none: then its slots are counted only."""
+    next_token_ms: float | None = None
+    """From when on the rate lets the next task in; None: no rate, or none was let in lately."""
+    paused_ms: int | None = None
+    """Since when it is paused; None: it is not."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused."""
+        return self.paused_ms is not None
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether a rule holds: the key's own, or that for all keys that begin like it."""
+        return bool(self.rule_key)
+
+    @property
+    def said_rate(self) -> str:
+        """The rate to read: '5 each 1 s'; '' for none."""
+        return "" if self.rate is None else f"{self.rate:g} each {self.per:g} s"
 
 
 def pattern_of(key: str) -> str:
@@ -157,20 +175,27 @@ def pattern_of(key: str) -> str:
 
 def state_of(key: str, found: Mapping[str, str]) -> LimitState:
     """Return how a key stands, by the fields of the hash of limits: a letter and a key each."""
-    text = found.get("r" + key) or found.get("r" + pattern_of(key)) or ""
+    pattern = pattern_of(key)
+    by = next((name for name in (key, pattern) if name and found.get("r" + name)), "")
+    values = _values(found.get("r" + by, "") if by else "")
+    rule = Rule(**values)
+    arrival = _number(found.get("t" + key, ""))
+    since = found.get("p" + key) or found.get("p" + pattern) or ""
+    each = rule.per * 1000 / rule.rate if rule.rate else 0.0
     return LimitState(
-        **_values(text),
+        **values,
         key=key,
         in_use=_whole(found.get("s" + key, "")),
         waiting=_whole(found.get("w" + key, "")),
-        paused="p" + key in found or "p" + pattern_of(key) in found,
-        has_rule=bool(text),
+        rule_key=by,
+        next_token_ms=arrival - (rule.burst - 1) * each if each and arrival else None,
+        paused_ms=_whole(since) if since else None,
     )
 
 
 def fields_of(key: str) -> list[str]:
     """Return the fields of the hash of limits that ``state_of`` reads."""
-    return [letter + key for letter in "rswp"] + [letter + pattern_of(key) for letter in "rp"]
+    return [letter + key for letter in "rswtp"] + [letter + pattern_of(key) for letter in "rp"]
 
 
 def states_of(found: Mapping[str, str]) -> dict[str, LimitState]:

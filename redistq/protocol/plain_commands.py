@@ -110,10 +110,6 @@ class PlainCommands:
         """Ask what a worker runs (one name to a line) and which home it belongs to."""
         return ("HMGET", self.keys.worker(consumer), "names", "home")
 
-    def limit_facts(self, cursor: str, count: int) -> Command:
-        """Ask for some of what is kept of the limit keys: a cursor for the next, fields, values."""
-        return ("HSCAN", self.keys.limits, cursor, "COUNT", count)
-
     def waiting_count(self) -> Command:
         """Ask how many tasks of the queue, of all priorities, wait."""
         return ("ZCARD", self.keys.waiting)

@@ -314,7 +314,6 @@ _SHAPES: dict[str, Shape | None] = {
     "HGETALL": _only(_flat),
     "HSCAN": _only(lambda x: _row(x, _text, _flat)),
     "HMGET": _values,
-    "HSCAN": _only(lambda x: _row(x, _number, _flat)),
     "INFO": _only(_text),
     "PING": _only(lambda x: x == b"PONG"),
     "XRANGE": _range,

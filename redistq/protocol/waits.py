@@ -6,45 +6,17 @@ Used by producers, which tell what a task waits for, and by monitors. Never talk
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from .limits import LimitState, state_of
 
 REASONS = ("parents", "limit", "rate", "order", "share", "paused")
 """Why a task may wait."""
 SHOWN = 5
 """Most parents that are named."""
 _LANES = ("!high\n", "!low\n")
-
-
-@dataclass(frozen=True, slots=True)
-class LimitState:
-    """One limit key at one instant; times in ms of the server's clock.
-
-    ``rule`` is the key or pattern whose rule holds ('' none: then the slots in use are counted
-    only). ``in_use`` are the slots of the tasks that are ready or running, ``waiting`` the tasks
-    that wait under the key. ``next_token_ms`` is from when on the rate lets the next task go (None:
-    at once, or no rate); ``paused_ms`` since when the key is paused (None: it is not).
-    """
-
-    key: str
-    rule: str = ""
-    at_most: int | None = None
-    rate: float | None = None
-    per_ms: int = 1000
-    burst: int = 1
-    excess: str = ""
-    weight: float | None = None
-    on_failure: str = ""
-    in_use: int = 0
-    waiting: int = 0
-    next_token_ms: float | None = None
-    paused_ms: int | None = None
-
-    @property
-    def said_rate(self) -> str:
-        """The rate to read: '5 each 1 s'; '' for none."""
-        return "" if self.rate is None else f"{self.rate:g} each {self.per_ms / 1000:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +49,7 @@ class Why:
         return f"waits for {said}" + (f": {names}{more}" if names else "")
 
     def _key(self) -> str:
-        key, limit = self.under, self.limit or LimitState(self.under)
+        key, limit = self.under, self.limit or LimitState(key=self.under)
         if self.reason == "limit":
             used = (
                 "" if limit.at_most is None else f" ({limit.in_use:,} of {limit.at_most:,} in use)"
@@ -113,8 +85,9 @@ def read_why(reply: list[Any]) -> Why:
 
 def read_limit(row: list[bytes]) -> LimitState:
     """Return a limit key as ``waits``, ``why`` and ``tick`` answer it."""
-    key, by, rule, in_use, waiting, arrival, paused = map(_text, row)
-    return _state(key, by, rule, in_use, waiting, arrival, paused)
+    key, by, rule, *values = map(_text, row)
+    found = {letter + key: value for letter, value in zip("swtp", values, strict=True) if value}
+    return state_of(key, {**found, "r" + by: rule} if by else found)
 
 
 def read_reasons(flat: list[bytes]) -> dict[str, int]:
@@ -122,48 +95,9 @@ def read_reasons(flat: list[bytes]) -> dict[str, int]:
     return {_text(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
 
-def limits_of(facts: Mapping[str, str]) -> list[LimitState]:
-    """Return all limit keys of a queue, from the fields of its limits; most waiting first."""
-    by_kind: dict[str, dict[str, str]] = {kind: {} for kind in "rswtp"}
-    for name, value in facts.items():
-        if len(name) > 1 and name[0] in by_kind:
-            by_kind[name[0]][name[1:]] = value
-    rules, paused = by_kind["r"], by_kind["p"]
-    found = []
-    for key in {key for kind in by_kind.values() for key in kind}:
-        pattern = key.partition(":")[0] + ":*" if ":" in key else ""
-        by = key if key in rules else pattern if pattern in rules else ""
-        in_use, waiting, arrival = (by_kind[kind].get(key, "") for kind in "swt")
-        since = paused.get(key) or paused.get(pattern, "")
-        found.append(_state(key, by, rules.get(by, ""), in_use, waiting, arrival, since))
-    return sorted(found, key=lambda s: (-s.waiting, not s.rule, -s.in_use, s.key))
-
-
-def _state(
-    key: str, by: str, rule: str, in_use: str, waiting: str, arrival: str, paused: str
-) -> LimitState:
-    words = dict(word.split("=", 1) for word in rule.split() if "=" in word)
-    rate = _number(words.get("rate", ""))
-    per_ms = int(_number(words.get("per", "")) or 1000)
-    burst = int(_number(words.get("burst", "")) or 1)
-    arrives = _number(arrival)
-    at_most = _number(words.get("at_most", ""))
-    since = _number(paused)
-    return LimitState(
-        key=key,
-        rule=by,
-        at_most=None if at_most is None else int(at_most),
-        rate=rate,
-        per_ms=per_ms,
-        burst=burst,
-        excess=words.get("excess", "wait" if rule else ""),
-        weight=_number(words.get("weight", "")),
-        on_failure=words.get("on_failure", "skip" if rule else ""),
-        in_use=int(_number(in_use) or 0),
-        waiting=int(_number(waiting) or 0),
-        next_token_ms=arrives - (burst - 1) * per_ms / rate if rate and arrives else None,
-        paused_ms=None if since is None else int(since),
-    )
+def most_waiting_first(states: Iterable[LimitState]) -> list[LimitState]:
+    """Return limit keys in the order in which people ask about them."""
+    return sorted(states, key=lambda s: (-s.waiting, not s.has_rule, -s.in_use, s.key))
 
 
 def id_and_priority(ref: str) -> tuple[str, str]:
@@ -197,10 +131,3 @@ def by_priority(refs: Iterable[bytes]) -> dict[str, list[str]]:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

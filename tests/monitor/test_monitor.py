@@ -200,7 +200,7 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "paused_at": TIME,
             "excess": LABEL,
             "on_failure": LABEL,
-            "weight": "Float64",
+            "weight": "Int64",
         },
     ),
     "get_latency": ("name", {"count": "int64", **dict.fromkeys(SPANS, SPAN)}),

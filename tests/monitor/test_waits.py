@@ -15,7 +15,8 @@ from support.farm import Farm, fill
 from support.gate import HandMade
 
 from redistq import ConfigurationError
-from redistq.protocol.waits import limits_of, ordinal
+from redistq.protocol.limits import states_of
+from redistq.protocol.waits import ordinal
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_tick_shows_reasons_and_the_keys_that_hold_most(farm: Farm, gate: Hand
     }
     assert [limit.key for limit in tick.limits][:3] == ["tenant:a", "gpu", "api"]
     first = tick.limits[0]
-    assert (first.rule, first.at_most, first.in_use, first.waiting) == ("tenant:*", 3, 3, 2)
+    assert (first.rule_key, first.at_most, first.in_use, first.waiting) == ("tenant:*", 3, 3, 2)
     assert len(farm.monitor.tick(limits=2).limits) == 2
     with pytest.raises(ConfigurationError, match="limits is a whole number"):
         farm.monitor.tick(limits=0)
@@ -224,8 +225,10 @@ def test_keys_that_hold_something_else_hide_nothing(farm: Farm) -> None:
 
 def test_rules_that_are_none_are_read_as_far_as_they_can_be() -> None:
     """Words that are unknown or no number are passed over."""
-    (found,) = limits_of({"rk": "at_most=x rate=2 nonsense per= x=y=z", "n": "7", "sk": "q"})
-    assert (found.at_most, found.rate, found.per_ms, found.in_use) == (None, 2.0, 1000, 0)
+    (found,) = states_of(
+        {"rk": "at_most=x rate=2 nonsense per= x=y=z", "n": "7", "sk": "q"}
+    ).values()
+    assert (found.at_most, found.rate, found.per, found.in_use) == (None, 2.0, 1.0, 0)
 
 
 def test_places_are_said_as_people_say_them() -> None:

@@ -298,7 +298,7 @@ def test_how_a_key_stands_is_read_from_the_hash() -> None:
     states = states_of(found)
     assert list(states) == ["mail", "tenant:*", "tenant:a", "tenant:b"]
     assert states["tenant:a"] == LimitState(
-        at_most=3, key="tenant:a", in_use=2, waiting=5, has_rule=True
+        at_most=3, key="tenant:a", in_use=2, waiting=5, rule_key="tenant:*"
     )
     assert (states["tenant:b"].at_most, states["tenant:b"].rate) == (None, 1.0)
     assert states["tenant:b"].paused

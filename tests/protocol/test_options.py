@@ -260,6 +260,7 @@ MEANT_OTHERWISE = {
         "client/leftovers.py",
         "client/queues.py",
         "client/session.py",
+        "cli/tables.py",
         "monitor/columns.py",
         "monitor/waits.py",
     },
