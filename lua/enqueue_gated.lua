@@ -30,8 +30,8 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include attempt
 --@include history
 --@include options
---@include notify
 --@include later
+--@include notify
 --@include lanes
 --@include batch
 --@include tally

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, Unpack, overload
 
-from .errors import ConfigurationError, RedistqError
+from .errors import ConfigurationError, RedistqError, UnknownTask
 from .logger import logger
 from .protocol.gate import handler_gate
 from .protocol.keys import check_line
@@ -96,6 +96,20 @@ def _exception_types(option: str, given: Any) -> ExceptionTypes:
     return types
 
 
+class Parents(Protocol):
+    """What reads the parents of a task, as its context knows it."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids."""
+
+    def results(self) -> list[Any]:
+        """Return their results."""
+
+    def result(self, task_id: str) -> Any:
+        """Return the result of one."""
+
+
 @dataclass(slots=True)
 class TaskContext:
     """What a running handler may know about its task.
@@ -123,6 +137,31 @@ class TaskContext:
     """Keeps what it spawns; None where no worker runs it."""
     _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     """What the handler for function calls adds to the report of its failure."""
+    _parents: Parents | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def parents(self) -> list[str]:
+        """The ids of the tasks that this one ran after, batches by their names."""
+        return [] if self._parents is None else self._parents.ids
+
+    def results(self) -> list[Any]:
+        """Return the results of the tasks that this one ran after, in the order in which they were
+        given; of a batch the list of its results, and None for one that need not succeed and did
+        not.
+
+        They are read from the server now, once; an ``async def`` handler that reads large ones
+        does it in a thread: ``await asyncio.to_thread(context.results)``.
+        """
+        return [] if self._parents is None else self._parents.results()
+
+    def result(self, task_id: str) -> Any:
+        """Return the result of one of them, or of another task of this queue that has succeeded.
+
+        Raises RedistqError for one that has not, and UnknownTask where its result is not kept.
+        """
+        if self._parents is None:
+            raise UnknownTask(task_id)
+        return self._parents.result(task_id)
 
     @listed(TaskKeywords)
     def spawn(

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol"),
-    *("handlers", "tracing", "connection", "settings", "producer", "scheduler"),
+    *("handlers", "flows", "tracing", "connection", "settings", "producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "monitor", "dashboard", "cli"),
     *("cli_monitor", "__main__"),
 )
@@ -26,6 +26,7 @@ DOORS = {
     ("worker.__init__", "cli.worker"),  # python -m redistq.worker is the command's name
     ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
     ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
+    ("producer.graph", "monitor.graph_plot"),  # graph.plot()
 }
 
 REDIS = ("redis", "hiredis", "redis.asyncio", "redis.exceptions")

@@ -21,24 +21,26 @@ from .. import slots
 from ..display.html import badge, escape, panel
 from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
+from ..functions.references import Referable, Reference
 from ..logger import logger
 from ..producer.gated import not_stored
 from ..producer.operations import Wish, wish_of
-from ..protocol.commands import SETTLED
+from ..protocol.commands import SETTLED, Command
 from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
 from ..protocol.replies import read
 from . import resume
-from .futures import kept_awake, pass_on
+from .awaiting import kept_awake, pass_on
 from .outcomes import BatchEnds
 from .sender import NewTask, payload_bytes
-from .submission import batch_tasks, check_function, label
+from .submission import BatchTasks, batch_tasks, check_function, label, submit
 from .waiting import BatchWait
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .futures import TaskFuture
     from .queues import ClientQueue
     from .session import Session
 
@@ -48,7 +50,7 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch:
+class Batch(Referable):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
@@ -144,7 +146,7 @@ class Batch:
             )
         if not batch._is_found and calls is not None:
             resume.remember(batch._queue, batch_id, calls.digests)
-        batch._send(packed.tasks, earlier)
+        batch._send(packed, earlier)
         if earlier is not None:
             resume.remember(batch._queue, batch_id, earlier.digests)
         session.exchange.hold(batch, begun=True)
@@ -191,12 +193,16 @@ class Batch:
         session.exchange.want(self._queue, self.id)
         self._is_wanted = True
 
-    def _send(self, tasks: list[NewTask], earlier: resume.EarlierRun | None) -> None:
+    def _send(self, packed: BatchTasks, earlier: resume.EarlierRun | None) -> None:
         queue = self._queue
-        parts = list(portions(tasks, payload_bytes))
+        parts = list(portions(packed.tasks, payload_bytes))
         starts = [0, *itertools.accumulate(len(part) for part in parts)]
         if earlier is None:
-            commands = [queue.commands.enqueue(list(itertools.chain(*part))) for part in parts]
+            conditions = packed.conditions
+            commands = [
+                _adding(queue, part, [conditions.get(i, "") for i in range(start, end)])
+                for part, (start, end) in zip(parts, itertools.pairwise(starts), strict=True)
+            ]
         else:
             commands = [
                 earlier.resubmission(queue, start, part)
@@ -342,6 +348,12 @@ class Batch:
         finally:
             stop.set()
 
+    def then(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """Call ``fn(results, *args, **kwargs)`` on a worker once all tasks have succeeded, with the
+        list of their results; return its future at once."""
+        options = CallOptions(priority=self._priority)
+        return submit(self._session, fn, (self, *args), kwargs, options)
+
     # -- failures --------------------------------------------------------------------------------
 
     def failures(self) -> pd.DataFrame:
@@ -390,6 +402,27 @@ class Batch:
         queue.broker.call(queue.commands.unlist_batch(self.id))
         self._on_end({})
 
+    # -- as an argument of another call ----------------------------------------------------------
+
+    def reference(self) -> Reference:
+        """Return what stands for the list of its results."""
+        return Reference("batch", self._priority, self.id, self.total)
+
+    def known_result(self) -> Any:
+        """Not called: ``reference`` is never None."""
+        raise NotImplementedError
+
+    def prepare(self, client: Session) -> None:
+        """Raise ConfigurationError where what depends on it would be in another queue."""
+        self._queue.check_same(client, f"batch {self.id!r}")
+
+    def failure(self) -> None:
+        """Return None: how its tasks ended is on the server."""
+
+    def identity(self) -> str:
+        """Return what names its results."""
+        return f"{self._priority} batch {self.id}"
+
     # -- looks -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -409,6 +442,14 @@ class Batch:
         ]
         state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
         return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
+
+
+def _adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str]) -> Command:
+    """Return the command that adds tasks, of which some wait for others."""
+    if not any(conditions):
+        return queue.commands.enqueue(list(itertools.chain(*tasks)))
+    rows = zip(tasks, conditions, strict=True)
+    return queue.commands.enqueue_gated([*itertools.chain(*((*t, c) for t, c in rows))])
 
 
 def _checked_name(name: str | None) -> str:

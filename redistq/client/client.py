@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..display.html import escape, panel
 from ..errors import ConfigurationError
+from ..flows import Flow
 from ..functions.signing import key_from, user_key
 from ..producer.diagnosis import ANY_NAME
 from ..protocol.codec import DEFAULT_MAX_BYTES
@@ -33,9 +34,10 @@ from ..worker.worker import TaskWorker
 from . import submission
 from .batch import Batch
 from .futures import TaskFuture, flattened, in_order
+from .graph import CallGraph, submit_flow
 from .leftovers import leftovers_in, say_what_was_left
+from .scope import BatchScope
 from .session import ClientSettings, Session
-from .submission import BatchScope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +57,11 @@ class _Submitting:
 
     def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Call ``fn(*args, **kwargs)`` on a worker; return its future at once.
+
+        A future among the arguments, anywhere in lists, dicts and other objects, stands for its
+        result: the call runs when that task has succeeded, and takes the result from the server.
+        So does a batch, for the list of its results. When such a task fails this one never runs,
+        and its error, a TaskCancelled, says why.
 
         A name instead of a function sends the task of that name, with one JSON payload. Raises
         PayloadError naming what cannot be pickled, and RuntimeError after ``shutdown``.
@@ -108,6 +115,19 @@ class _Submitting:
         """
         session = self._client._session
         return Batch.start(session, self._options, fn, items, name, resume, progress)
+
+    def run(self, flow: Flow) -> Any:
+        """Send the tasks of a flow (redistq.chain, group, chord, map_reduce); return the future of
+        its end, or a list of futures where it ends in a group.
+
+        Each function takes the result of what comes before it as its last argument.
+        """
+        return submit_flow(self._client._session, flow, self._options)
+
+    def graph(self, name: str) -> CallGraph:
+        """Return the graph of that name: to be written, ``with client.graph("etl") as graph``, or
+        one that was sent before; see Graph."""
+        return CallGraph(self._client._session, self._options, name)
 
     def batch_scope(self) -> BatchScope:
         """Return a block whose work does not outlive it: leaving it by an error or an interrupt

@@ -10,32 +10,43 @@ import contextlib
 import reprlib
 import sys
 import threading
-import weakref
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..display.html import badge, escape, panel, tag
-from ..display.notebook import in_kernel
 from ..errors import RedistqError, ResultTimeout, TaskCancelled, TimeLimitExceeded
+from ..functions.references import Referable, Reference
 from ..functions.signing import Signer
 from ..producer.operations import Wish, wish_of
 from ..protocol.options import wait_seconds
 from . import outcomes
+from .awaiting import kept_awake, pass_on
 from .outcomes import Origin, decode_error, decode_result
 
 if TYPE_CHECKING:
     from .queues import ClientQueue
     from .session import Session
 
-INTERRUPT_S = 0.2
-"""Seconds after which a notebook's interrupt ends an ``await``, at the latest."""
+SURELY_KEPT_S = 300.0
+"""Seconds after its end for which a task's result is taken to be on the server: half of the time
+that a large one is kept there once it is here."""
 
 
-class TaskFuture(Future[Any]):
+class Later:
+    """Stands in a future for a result that is still on the server."""
+
+
+LATER = Later()
+
+
+class TaskFuture(Referable, Future[Any]):
     """A submitted task's future result.
 
+    As an argument of another call, anywhere in it, it stands for its result: that call runs when
+    this one has succeeded, and what large results are does not pass through this process.
     Everything ``concurrent.futures`` does with a future works: ``wait``, ``as_completed``,
     callbacks, ``asyncio.wrap_future``. ``await future`` works too; cancelling the wait leaves the
     task alone. ``running`` asks the server; ``cancel`` succeeds while no worker has the task.
@@ -48,6 +59,10 @@ class TaskFuture(Future[Any]):
     """Functions and arguments that the server keeps for the call, until it has succeeded."""
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
+    is_parent = False
+    """Whether another task needs its result; a large one stays on the server then."""
+    ended_at = 0.0
+    """When its end came here, by the monotonic clock."""
     origin: Origin = "call"
     _is_marked = False
     """Whether ``mark_cancelled`` was called for it."""
@@ -104,8 +119,10 @@ class TaskFuture(Future[Any]):
         timeout = wait_seconds(timeout)
         try:
             if self.done():
-                return super().result()
-            return slots.wait(super().result, timeout, self.done)
+                value = super().result()
+            else:
+                value = slots.wait(super().result, timeout, self.done)
+            return self._fetched() if value is LATER else value
         except TimeLimitExceeded:
             raise  # the task's own, or that of the task which waits for it
         except TimeoutError as error:
@@ -138,6 +155,15 @@ class TaskFuture(Future[Any]):
             self._say_it_goes_on()
             raise
 
+    def _fetched(self) -> Any:
+        """Return a result that has stayed on the server."""
+        commands = self.queue.commands
+        _, body, *_ = self.queue.broker.call(commands.end_of(self.task_id))
+        context = self.queue.context_of(self.task_id)
+        value = decode_result(self.queue.signer, context, self.task_id, body, self.origin)
+        self._result = value
+        return value
+
     def _timed_out(self, timeout: float | None) -> ResultTimeout:
         session = self._held  # None when it has just ended
         reason = ""
@@ -165,6 +191,41 @@ class TaskFuture(Future[Any]):
         self.add_done_callback(ended)
         with kept_awake(), slots.lent():
             return (yield from awaited.__await__())
+
+    # -- as an argument of another call ----------------------------------------------------------
+
+    def reference(self) -> Reference | None:
+        """Return what stands for its result; None when that is here, and may have left the
+        server."""
+        if self.done() and time.monotonic() - self.ended_at > SURELY_KEPT_S:
+            known = not self.cancelled() and super().exception(0) is None
+            if known and super().result(0) is not LATER:
+                return None
+        return Reference(self.origin, self.queue.priority, self.task_id)
+
+    def known_result(self) -> Any:
+        """Return the result that is here."""
+        return super().result(0)
+
+    def failure(self) -> BaseException | None:
+        """Return why it has no result, as far as that is known here."""
+        if not self.done():
+            return None
+        if self.cancelled():
+            return TaskCancelled(self.task_id)
+        return super().exception(0)
+
+    def identity(self) -> str:
+        """Return what names its result."""
+        return f"{self.queue.priority} {self.task_id}"
+
+    def prepare(self, client: Session) -> None:
+        """Have it on the server before what depends on it, and its result kept there."""
+        self.queue.check_same(client, f"task {self.task_id}")
+        self.is_parent = True
+        own = self._held
+        if own is not None and own is not client:
+            own.exchange.sender.flush(patient=True)
 
     # -- post-mortem -----------------------------------------------------------------------------
 
@@ -220,7 +281,10 @@ class TaskFuture(Future[Any]):
             return "pending"
         if self.cancelled():
             return "cancelled"
-        return "failed" if super().exception(0) is not None else "succeeded"
+        error = super().exception(0)
+        if isinstance(error, TaskCancelled):
+            return "cancelled"
+        return "failed" if error is not None else "succeeded"
 
     def __repr__(self) -> str:
         text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
@@ -236,68 +300,10 @@ class TaskFuture(Future[Any]):
         if state == "failed":
             rows.append(("error", escape(_short(super().exception(0), 300))))
         elif state == "succeeded":
-            rows.append(("result", escape(_short(super().result(0), 300))))
+            value = super().result(0)
+            text = "on the server" if value is LATER else _short(value, 300)
+            rows.append(("result", escape(text)))
         return panel("TaskFuture", badge(state), rows)
-
-
-def pass_on(ended: Future[Any], awaited: asyncio.Future[Any]) -> None:
-    """Give the end of a future to what awaits it in an event loop; called there."""
-    if awaited.done():
-        return  # the wait is over
-    if ended.cancelled():
-        awaited.cancel()
-    elif (error := ended.exception()) is None:
-        awaited.set_result(ended.result())
-    elif isinstance(error, StopIteration):  # it would be taken for the end of a generator
-        wrapped = RuntimeError("the task raised StopIteration")
-        wrapped.__cause__ = error
-        awaited.set_exception(wrapped)
-    else:
-        awaited.set_exception(error)
-
-
-class _Alarm:
-    """A timer that keeps one event loop awake, and the number of waits it serves."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)
-        self.waits = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def ring(self) -> None:
-        loop = self._loop()
-        if loop is not None and self.waits:
-            self._timer = loop.call_later(INTERRUPT_S, self.ring)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-_alarms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Alarm] = weakref.WeakKeyDictionary()
-
-
-@contextlib.contextmanager
-def kept_awake() -> Iterator[None]:
-    """Let the stop button through while waiting in a notebook's event loop.
-
-    The kernel takes an interrupt between two events of its loop; while nothing happens in it, the
-    interrupt is only noticed when the wait is over. One timer serves all waits of a loop.
-    """
-    if not in_kernel():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    alarm = _alarms.get(loop) or _alarms.setdefault(loop, _Alarm(loop))
-    alarm.waits += 1
-    if alarm.waits == 1:
-        alarm.ring()
-    try:
-        yield
-    finally:
-        alarm.waits -= 1
-        if not alarm.waits:
-            alarm.stop()
 
 
 _shortener = reprlib.Repr()
@@ -320,6 +326,7 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
     """Give a future the end of its task; one that was cancelled meanwhile keeps that."""
     if future.done():
         return
+    future.ended_at = time.monotonic()
     task_id = future.task_id
     origin = future.origin
     context = future.queue.context_of(task_id)
@@ -338,6 +345,14 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
         pass
     except Exception as why:  # broad: what cannot be read is its task's error, not its reader's
         fail(future, why)
+
+
+def leave_there(future: TaskFuture) -> None:
+    """Give a future its end, and leave its result on the server until it is asked for."""
+    if not future.done():
+        future.ended_at = time.monotonic()
+        with contextlib.suppress(CancelledError):
+            future.set_result(LATER)
 
 
 def fail(future: TaskFuture, error: BaseException) -> None:
@@ -361,7 +376,8 @@ def mark_cancelled(future: TaskFuture) -> None:
 def release(future: TaskFuture) -> None:
     """Let a future go on without its session: what a notebook remembers keeps no workers."""
     session = future._held
-    if future.needs and future.cancelled() and session is not None:
+    was_cancelled = future.cancelled() or isinstance(future._exception, TaskCancelled)
+    if future.needs and was_cancelled and session is not None:
         needs = future.needs
         future.needs = ()
         session.blobs.drop(needs)

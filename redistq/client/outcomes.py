@@ -7,7 +7,10 @@ this task's own signature. Nothing is changed here but by ``replay``.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextvars import copy_context
 from dataclasses import replace
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,15 +22,16 @@ from ..errors import (
     TaskCancelled,
     TaskFailed,
     UnknownTask,
-    UntrustedPayload,
 )
 from ..functions.call import Call, Ref
 from ..functions.function import load_function, load_here
 from ..functions.pickling import load
-from ..functions.signing import Signer, is_packet
+from ..functions.references import read_by
+from ..functions.results import TaskResults, result_in
+from ..functions.signing import Signer
 from ..protocol.codec import loads
 from ..protocol.commands import Commands
-from ..protocol.keys import batch_task_id
+from ..protocol.keys import PRIORITIES, batch_task_id
 from .queues import ClientQueue, StreamTail
 
 if TYPE_CHECKING:
@@ -39,6 +43,13 @@ its own; it has a name, and its result is JSON; or only its id is known, and eit
 
 ENDS_PAGE = 1000
 """Entries of a batch's stream of ends that are read in one request."""
+CAUSES = 20
+"""How many cancelled tasks are passed on the way to the one that failed."""
+MOST_KNOWN = 10_000
+"""Most tasks of which it is remembered why they did not run."""
+_OF_QUEUE = (b"parent ", b"batch ", b"dropped by limit ")
+"""What the reasons begin with for which the queue cancels a task."""
+_PARENT = re.compile(r"parent (.*) (failed|cancelled|expired)")
 FOLLOW_S = 0.5
 """Seconds after which it is looked again whether a task whose output is followed has ended."""
 
@@ -67,15 +78,7 @@ def decode_result(
     ``old``: the last release's packets will do. Raises UntrustedPayload for any other result, and
     UnknownTask for one that was not kept.
     """
-    if body is None:
-        error = UnknownTask(task_id)
-        error.add_note("The task succeeded, and its result was not kept (result_ttl).")
-        raise error
-    if origin == "named" or (origin == "unknown" and not is_packet(body)):
-        if is_packet(body):
-            raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
-        return loads(body)
-    return _unpickled(signer.unpack("result", context, body, old=old or origin == "unknown"))
+    return result_in(signer, context, task_id, body, origin, old=old, unpickle=_unpickled)
 
 
 def _unpickled(data: bytes) -> Any:
@@ -116,6 +119,72 @@ def decode_error(
         # Not by plain assignment, which an exception of a frozen dataclass refuses.
         BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))
     return error, report
+
+
+class NotRun(TaskCancelled, CancelledError):
+    """The queue ended the task before it started; the words say why."""
+
+
+def is_not_run(state: str, reason: bytes | None) -> bool:
+    """Return whether a task that did not come to its end was ended by the queue, not by somebody
+    who cancelled it."""
+    return state == "expired" or (reason or b"").startswith(_OF_QUEUE)
+
+
+Root = tuple[str, BaseException | None]
+"""Why tasks that depend on each other did not run: the reason of the first of them, and the error
+of the one that failed, as far as they are known."""
+
+
+def not_run(queue: ClientQueue, task_id: str, body: bytes, known: dict[str, Root]) -> TaskCancelled:
+    """Return the error of a task that the queue ended before it started, for that reason; where a
+    task failed on which it depends, its words are there, and its error is the cause.
+
+    What was found out is ``known`` when the next task is asked for that depends on this one.
+    """
+    reason = body.decode("utf-8", "replace")
+    root = first, failure = _root(queue, reason, known)
+    if len(known) >= MOST_KNOWN:
+        known.clear()
+    known[task_id] = root
+    words = reason if first == reason else f"{reason}, for {first}"
+    if failure is not None:
+        words += f": {type(failure).__name__}: {failure}"
+    error = NotRun(task_id, words)
+    error.__cause__ = failure
+    return error
+
+
+def _root(queue: ClientQueue, reason: str, known: dict[str, Root]) -> Root:
+    for _ in range(CAUSES):
+        named = _PARENT.fullmatch(reason)
+        if named is None:
+            break
+        if named[1] in known:
+            return known[named[1]]
+        of, record = _record_of(queue, named[1])
+        if named[2] == "failed":
+            body = record.get("error")
+            context = of.context_of(named[1])
+            failure = decode_error(queue.signer, context, named[1], body)[0] if body else None
+            known[named[1]] = reason, failure
+            return reason, failure
+        before = record.get("reason", b"").decode("utf-8", "replace")
+        if not before:
+            break
+        reason = before
+    return reason, None
+
+
+def _record_of(queue: ClientQueue, task_id: str) -> tuple[ClientQueue, dict[str, bytes]]:
+    """Return the record of a parent, which may be of another priority than its child."""
+    session = queue.session()
+    others = () if session is None else (session.queue(name) for name in PRIORITIES)
+    for each in (queue, *others):
+        watched = each.watch(task_id)
+        if watched.state != "unknown":
+            return each, watched.record
+    return queue, {}
 
 
 def read_logs(session: Session, task_id: str) -> list[str]:
@@ -166,7 +235,8 @@ def call_of(
         raise RedistqError(
             f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
         )
-    call = whole_call(session, queue, task_id, payload)
+    results = TaskResults(session.broker, session.keys.stream, session.signer)
+    call = copy_context().run(_with_results, results, session, queue, task_id, payload)
     function = load_function(session.blobs.get("function", call.function))
     if call.chunk:
 
@@ -175,6 +245,13 @@ def call_of(
 
         return chunk, (), {}
     return function, call.args, call.kwargs
+
+
+def _with_results(
+    results: TaskResults, session: Session, queue: ClientQueue, task_id: str, payload: bytes
+) -> Call:
+    read_by(results.read)
+    return whole_call(session, queue, task_id, payload)
 
 
 def whole_call(

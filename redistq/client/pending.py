@@ -19,7 +19,8 @@ from ..logger import logger
 from ..producer.diagnosis import Wait
 from ..producer.sansio import Notification
 from ..protocol.commands import SETTLED, Commands, Watched
-from .futures import TaskFuture, fail, release, settle
+from .futures import TaskFuture, fail, leave_there, release, settle
+from .outcomes import Root, is_not_run, not_run
 from .queues import ClientQueue, Presence
 
 log = logger("redistq.client")
@@ -27,6 +28,9 @@ log = logger("redistq.client")
 TAKEN_TTL_S = 600
 """Seconds that a large result is kept once its client has it, unless its options say for how long:
 a map over large results must not fill the server for a day."""
+_BODY_OF = {"succeeded": "result", "failed": "error"}
+"""What the end of a task that ran leaves in its record; of one that did not, there is the reason.
+"""
 LOOK_MANY = 1000
 """Most tasks that are asked for at a time."""
 
@@ -198,6 +202,8 @@ class TaskWatcher:
         """Begin with no doubts: a new client, or a forked process."""
         self.doubtful: list[str] = []
         """Tasks that the server did not know when it was asked."""
+        self._roots: dict[str, Root] = {}
+        """Why tasks did not run on which others may depend."""
 
     def watch(self, queue: ClientQueue, task_id: str) -> Watched:
         """Return how a task stands; until it has ended, our inbox will be notified of its end."""
@@ -206,7 +212,7 @@ class TaskWatcher:
     def take(self, task_id: str, watched: Watched) -> None:
         """Settle a task's futures if it has ended."""
         if watched.state in SETTLED:
-            body = watched.record.get("error" if watched.state == "failed" else "result")
+            body = watched.record.get(_BODY_OF.get(watched.state, "reason"))
             self._settle(task_id, watched.state, body)
         elif watched.state == "unknown":
             self.doubtful.append(task_id)
@@ -218,6 +224,10 @@ class TaskWatcher:
             return
         if note.body is None or note.state not in SETTLED:  # too large for the inbox, or no end
             waiting = self._pending.futures_of(note.task_id)
+            if note.state == "succeeded" and all(future.is_parent for future in waiting):
+                self._let_go_of_needs(note.task_id, note.state)
+                self._pending.resolve(note.task_id, leave_there)
+                return
             self.take(note.task_id, self.watch(queue, note.task_id))
             if len(waiting) == 1 and waiting[0].keep_briefly:
                 self._broker.call(queue.commands.keep_record(note.task_id, TAKEN_TTL_S))
@@ -258,7 +268,12 @@ class TaskWatcher:
         if state in ("succeeded", "failed"):
             self._let_go_of_needs(task_id, state)
         signer = self._signer
-        self._pending.resolve(task_id, lambda future: settle(future, signer, state, body))
+        if body is None or not is_not_run(state, body):
+            self._pending.resolve(task_id, lambda future: settle(future, signer, state, body))
+            return
+        queue = self._pending.queue_of(task_id)
+        if queue is not None:
+            self._pending.fail(task_id, not_run(queue, task_id, body, self._roots))
 
     def _let_go_of_needs(self, task_id: str, state: str) -> None:
         needs: list[str] = []

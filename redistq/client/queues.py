@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
-from ..errors import UnknownBatch
+from ..errors import ConfigurationError, UnknownBatch
 from ..functions.call import CALL
-from ..functions.signing import task_context
+from ..functions.signing import Signer, task_context
 from ..producer.diagnosis import Diagnosis
 from ..producer.sansio import LEAST_PATIENCE_S, Inbox
 from ..protocol.commands import Command, Commands, Snapshot, Watched
 from ..protocol.homes import Home
-from ..protocol.keys import QueueKeys
+from ..protocol.keys import QueueKeys, without_priority
 from ..protocol.plain_commands import TIME, PlainCommands, portions, read_stream, read_time
 from ..protocol.replies import messages, read
 
@@ -53,7 +53,10 @@ _COUNTED = ("total", "succeeded", "failed", "cancelled", "retried")
 class ClientQueue:
     """One priority of a client's queue. Safe to use from several threads."""
 
-    __slots__ = ("__weakref__", "broker", "commands", "diagnosis", "keys", "priority", "session")
+    __slots__ = (
+        *("__weakref__", "broker", "commands", "diagnosis", "keys", "priority", "session"),
+        "signer",
+    )
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class ClientQueue:
         commands: Commands,
         home: Home,
         priority: str,
+        signer: Signer,
     ) -> None:
         self.session = session
         """One reference for all futures, which hold the session itself only while they wait."""
@@ -69,6 +73,7 @@ class ClientQueue:
         self.commands = commands
         self.keys: QueueKeys = commands.keys
         self.priority = priority
+        self.signer = signer
         self.diagnosis = Diagnosis(
             commands, broker.address, broker.connection, "client.start_workers()", home
         )
@@ -76,6 +81,18 @@ class ClientQueue:
     def context_of(self, task_id: str) -> str:
         """Return what the signatures of a task's call, result and error are bound to."""
         return task_context(self.keys.stream, task_id)
+
+    def check_same(self, client: Session, what: str) -> None:
+        """Raise ConfigurationError where this is a queue of another server, or another queue, than
+        that client's: no task can wait for one over there."""
+        base = without_priority(self.keys.stream)
+        if self.broker.address == client.broker.address and base == client.keys.stream:
+            return
+        raise ConfigurationError(
+            f"{what} is in queue {base!r} at {self.broker.address}, and what depends on it would "
+            f"be in {client.keys.stream!r} at {client.broker.address}: take its result first "
+            "(future.result()), or use one client for both"
+        )
 
     def watch(self, task_id: str, inbox: str = "") -> Watched:
         """Return how a task stands; with an inbox, that is notified of its end."""

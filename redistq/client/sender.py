@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..connection.broker import Broker
 from ..errors import RedistqError
@@ -44,6 +45,14 @@ class Outgoing:
     """Whether it is a cached call, which is made again where it failed before."""
     refused: RedistqError | None = None
     """Why the server could not store it."""
+    gated: bool = False
+    """Whether its options or conditions may keep it waiting."""
+    conditions: str = ""
+    """What it waits for, and what is done where its unique key is taken; see enqueue_gated."""
+    parents: tuple[Any, ...] = ()
+    """Futures and batches whose results stand in its arguments."""
+    stands: str = ""
+    """The id of the task that stands in its place, where its unique key was taken."""
 
     @property
     def task_id(self) -> str:
@@ -121,7 +130,7 @@ class Sender:
             failed: list[tuple[list[Outgoing], Exception]] = []
             try:
                 fill(portion, self._taken(), _size)
-                for queue, items in _by_queue(portion):
+                for queue, items in _runs(portion):
                     try:
                         known += self._enqueue(queue, items)
                     except Exception as error:  # broad: it becomes the error of its futures
@@ -148,6 +157,8 @@ class Sender:
     def _enqueue(self, queue: ClientQueue, items: list[Outgoing]) -> list[Outgoing]:
         """Send tasks of one queue; return those that the server has already or could not store."""
         self._presence.begin()
+        if items[0].gated:
+            return self._enqueue_gated(queue, items)
         flat = tuple(itertools.chain.from_iterable(item.fields for item in items))
         reply = self._broker.call(queue.commands.enqueue(flat))
         if not reply:
@@ -158,12 +169,26 @@ class Sender:
             items[position].refused = not_stored(queue.keys, rows)
         return [items[position] for position in (*refused.lost, *refused.broken)]
 
+    def _enqueue_gated(self, queue: ClientQueue, items: list[Outgoing]) -> list[Outgoing]:
+        """The same for tasks that may have to wait."""
+        flat = itertools.chain.from_iterable((*item.fields, item.conditions) for item in items)
+        reply = self._broker.call(queue.commands.enqueue_gated(list(flat)))
+        told: list[Outgoing] = []
+        for row in reply:
+            item = items[(row if type(row) is int else row[0]) - 1]
+            told.append(item)
+            if type(row) is list:
+                item.refused = not_stored(queue.keys, [row])
+                if item.refused is None:
+                    item.stands = row[2].decode()
+        return told
+
     def _on_known(self, item: Outgoing) -> None:
         """Settle a call that the server has already: a cached one, or one whose first answer was
         lost."""
         task_id = item.task_id
         if item.refused is not None:
-            self._pending.fail(task_id, item.refused)
+            self._on_refused(item, item.refused)
             return
         try:
             watched = self._watcher.watch(item.queue, task_id)
@@ -176,6 +201,14 @@ class Sender:
             self._watcher.take(task_id, watched)
         except Exception as error:  # broad: it becomes the error of its futures
             self._pending.fail(task_id, error)
+
+    def _on_refused(self, item: Outgoing, error: RedistqError) -> None:
+        """Fail a call that the server did not take; a parent's own error is the cause."""
+        for parent in item.parents:
+            if (why := parent.failure()) is not None:
+                error.__cause__ = why
+                break
+        self._pending.fail(item.task_id, error)
 
     def _made_again(self, item: Outgoing) -> bool:
         """Try a cached call again that failed, with the function as stored now; return whether it
@@ -237,13 +270,21 @@ def _size(item: Outgoing) -> int:
     return len(item.fields[2])
 
 
-def _by_queue(items: list[Outgoing]) -> Iterable[tuple[ClientQueue, list[Outgoing]]]:
+def _runs(items: list[Outgoing]) -> Iterable[tuple[ClientQueue, list[Outgoing]]]:
+    """Return them by queue: first the plain ones, then, in their order, those that may depend on
+    others of them, of whatever queue."""
     if len(items) == 1:  # the usual
         return ((items[0].queue, items),)
-    parts: dict[ClientQueue, list[Outgoing]] = {}
+    plain: dict[ClientQueue, list[Outgoing]] = {}
+    gated: list[tuple[ClientQueue, list[Outgoing]]] = []
     for item in items:
-        parts.setdefault(item.queue, []).append(item)
-    return parts.items()
+        if not item.gated:
+            plain.setdefault(item.queue, []).append(item)
+        elif gated and gated[-1][0] is item.queue:
+            gated[-1][1].append(item)
+        else:
+            gated.append((item.queue, [item]))
+    return [*plain.items(), *gated]
 
 
 def _ids_by_queue(futures: Iterable[TaskFuture]) -> Iterable[tuple[ClientQueue, list[str]]]:

@@ -111,6 +111,7 @@ class Session:
                     Commands(keys, self.settings.group),
                     self.settings.home,
                     priority,
+                    self.signer,
                 )
             return self.queues[priority]
 

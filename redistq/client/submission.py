@@ -1,42 +1,41 @@
 """Submission: a function and its arguments become a task on its way, and a future of its result.
 
 Used by clients and batches: ``submit``, ``map_calls`` and ``batch_tasks`` pack and encode;
-``BatchScope`` ties what it submits to a block of code. ``Packer``, which each session has one of,
-makes a signed packet of a call and stores what is large beside it: a function used ten thousand
-times, or an argument that many calls share, crosses to the server once.
+``Packer``, which each session has one of, makes a signed packet of a call and stores what is large
+beside it: a function used ten thousand times, or an argument that many calls share, crosses to the
+server once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import tracing
-from ..errors import ConfigurationError, PayloadTooLarge, RedistqError
+from ..errors import ConfigurationError, PayloadTooLarge
 from ..functions.blobs import BLOB_TTL_S, LARGE, Blobs, dump_parted
 from ..functions.call import CALL, Call, Ref, with_modules
 from ..functions.function import PickledFunctions, pickled_function, warn_of_generators
 from ..functions.local_modules import bundle_of
-from ..functions.pickling import Seen, dump
+from ..functions.pickling import Parents, Seen, dump
+from ..functions.references import Referable, Reference
 from ..functions.signing import Signer
 from ..protocol.codec import encode_payload
 from ..protocol.keys import batch_task_id, new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
-from .futures import TaskFuture, cancel_all
+from .futures import TaskFuture
 from .queues import ClientQueue
 from .sender import NewTask, Outgoing
 
 if TYPE_CHECKING:
     from .session import Session
 
-Shared = dict[int, tuple[Any, Ref, AbstractSet[str], list[str]]]
-"""Large arguments of one map by identity: the value, its stand-in, the modules it needs, and the
+Shared = dict[int, tuple[Any, Ref, Seen, list[str]]]
+"""Large arguments of one map by identity: the value, its stand-in, what it refers to, and the
 blobs."""
 
 
@@ -46,25 +45,29 @@ def submit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: CallOptions,
+    after: Any = (),
 ) -> TaskFuture:
-    """Send one call, or one named task; see Client.submit."""
+    """Send one call, or one named task; see Client.submit. It runs after others, whose results
+    it does not take, too."""
+    edges = edges_of(after, options.priority) if after else []
     if isinstance(fn, str):
-        return _submit_named(session, fn, args, kwargs, options)
+        return _submit_named(session, fn, args, kwargs, options, edges)
     check_function(fn, "submit")
     queue = session.queue(options.priority)
     packer = session.packer
-    keep_s = _keep_needs_s(options)
+    keep_s = keep_needs_s(options)
     needs: list[str] = []
     function = packer.store_function(fn, keep_s, needs)
     for_function = len(needs)
     cached = options.cache is not None
     task_id = _cached_id(session, queue, fn, args, kwargs) if cached else new_call_id()
     call = Call(function, args, kwargs, False, options.logs)
-    packet = packer.pack(queue.context_of(task_id), call, keep_s, needs)
+    parents: Parents = {}
+    packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
     future = TaskFuture(session, queue, task_id, options.name or label(fn))
     if len(needs) > for_function:  # a function alone need not be stored again for the next call
         future.needs = needs
-    return send(session, future, f"{CALL}:{future.name}", packet, options)
+    return send(session, future, f"{CALL}:{future.name}", packet, options, parents, edges)
 
 
 def _cached_id(
@@ -90,6 +93,7 @@ def _submit_named(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: CallOptions,
+    edges: Sequence[str],
 ) -> TaskFuture:
     if kwargs or len(args) > 1:
         raise TypeError("a named task takes one payload: client.submit('name', payload)")
@@ -102,21 +106,79 @@ def _submit_named(
     future = TaskFuture(session, session.queue(options.priority), new_task_id(), name)
     future.origin = "named"
     future.task_name = name
-    return send(session, future, name, payload, options)
+    return send(session, future, name, payload, options, edges=edges)
 
 
 def send(
-    session: Session, future: TaskFuture, name: str, packet: bytes, options: CallOptions
+    session: Session,
+    future: TaskFuture,
+    name: str,
+    packet: bytes,
+    options: CallOptions,
+    parents: Parents | None = None,
+    edges: Sequence[str] = (),
 ) -> TaskFuture:
-    """Send a task of that name and payload, whose end the future will be given; return it."""
+    """Send a task of that name and payload, whose end the future will be given; return it.
+
+    It runs when its ``parents``, whose results stand in its arguments, have succeeded, and when
+    those at the other ``edges`` have ended as they say.
+    """
     cached = options.cache is not None and future.origin == "call"
     if not options.result_is_kept and not cached:
         future.keep_briefly = True
     inbox = session.exchange.presence.inbox.name
-    opts = task_options(session, options, name.startswith(CALL), inbox=inbox)
+    gate = "" if parents or edges else None
+    opts = task_options(session, options, name.startswith(CALL), inbox=inbox, gate=gate)
     fields = (future.task_id, name, packet, opts, options.due)
-    session.exchange.send(Outgoing(future.queue, fields, cached), future)
+    item = Outgoing(future.queue, fields, cached)
+    if gate is not None:
+        parents = parents or {}
+        prepare(session, parents)
+        item.gated = True
+        item.parents = tuple(parents.values())
+        lines = dict.fromkeys([*(reference.edge for reference in parents), *edges])
+        item.conditions = "\n".join(lines)
+    session.exchange.send(item, future)
     return future
+
+
+def prepare(session: Session, parents: Parents) -> None:
+    """Have on the server what the next task depends on; raises ConfigurationError for what is in
+    another queue."""
+    for parent in parents.values():
+        parent.prepare(session)
+
+
+_POLICIES = {"success": "s", "end": "e", "failure": "f"}
+
+
+def edges_of(after: Any, lane: str) -> list[str]:
+    """Return the conditions that ``after`` stands for: ids of tasks of that lane, futures,
+    nodes or batches, or a mapping of them to "success", "end" or "failure"."""
+    if isinstance(after, str | Referable):
+        after = (after,)
+    pairs = after.items() if isinstance(after, Mapping) else ((one, "success") for one in after)
+    edges = []
+    for parent, policy in pairs:
+        if isinstance(parent, str):
+            parent = Reference("unknown", lane, parent)
+        reference = parent if isinstance(parent, Reference) else _reference_of(parent)
+        if policy not in _POLICIES:
+            raise ConfigurationError(
+                "what a task asks of one before it is 'success', 'end' or 'failure', not "
+                f"{shown(policy)}"
+            )
+        edges.append(_POLICIES[policy] + reference.edge[1:])
+    return edges
+
+
+def _reference_of(parent: Any) -> Reference:
+    reference = parent.reference() if isinstance(parent, Referable) else None
+    if reference is None:
+        raise ConfigurationError(
+            f"after takes ids, futures, nodes of a graph and batches, not {shown(parent)}"
+        )
+    return reference
 
 
 def map_calls(
@@ -132,7 +194,7 @@ def map_calls(
         raise TypeError("map takes one iterable or more: client.map(fn, items)")
     queue = session.queue(options.priority)
     blobs = session.blobs
-    keep_s = _keep_needs_s(options)
+    keep_s = keep_needs_s(options)
     stored: list[str] = []
     function = session.packer.store_function(fn, keep_s, stored)
     called = options.name or label(fn)
@@ -148,9 +210,10 @@ def map_calls(
         blobs.require(stored, needs)
         call = Call(function, args, {}, in_chunks, options.logs)
         context = queue.context_of(future.task_id)
-        packet = session.packer.pack(context, call, keep_s, needs, shared)
+        parents: Parents = {}
+        packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
         future.needs = needs
-        futures.append(send(session, future, f"{CALL}:{called}", packet, options))
+        futures.append(send(session, future, f"{CALL}:{called}", packet, options, parents))
     blobs.drop(stored)
     return futures
 
@@ -161,46 +224,6 @@ def _chunks(rows: Iterable[tuple[Any, ...]], size: int) -> Iterable[tuple[Any, .
         yield chunk
 
 
-class BatchScope:
-    """A block whose calls do not outlive it; see Client.batch_scope."""
-
-    def __init__(self, session: Session, options: CallOptions) -> None:
-        self._session = session
-        self._options = options
-        self.futures: list[TaskFuture] = []
-
-    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
-        """As Client.submit."""
-        future = submit(self._session, fn, args, kwargs, self._options)
-        self.futures.append(future)
-        return future
-
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[TaskFuture]:
-        """Submit one call an item; return their futures."""
-        return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
-
-    def __enter__(self) -> BatchScope:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._cancel()
-            return
-        try:
-            wait(self.futures)
-        except BaseException:  # broad: an interrupt ends the block, and the work with it
-            self._cancel()
-            raise
-
-    def _cancel(self) -> None:
-        with contextlib.suppress(RedistqError):  # the block's own error is what counts
-            cancel_all(self.futures)
-
-    def __repr__(self) -> str:
-        done = sum(1 for future in self.futures if future.done())
-        return f"<BatchScope {done}/{len(self.futures)} done>"
-
-
 @dataclass(frozen=True, slots=True)
 class BatchTasks:
     """The tasks of a batch, packed before the first of them is sent."""
@@ -208,6 +231,8 @@ class BatchTasks:
     tasks: list[NewTask]
     needs: list[str]
     """Functions and arguments that the server keeps for them."""
+    conditions: dict[int, str]
+    """What tasks wait for whose items hold futures, by position."""
 
 
 def batch_tasks(
@@ -219,19 +244,27 @@ def batch_tasks(
 ) -> BatchTasks:
     """Pack one call an item; an item that cannot be pickled leaves nothing behind."""
     queue = session.queue(options.priority)
-    keep_s = _keep_needs_s(options)
+    keep_s = keep_needs_s(options)
     needs: list[str] = []
     function = session.packer.store_function(fn, keep_s, needs)
     name = f"{CALL}:{options.name or label(fn)}"
     opts = task_options(session, options, batch=batch_id)
+    gated_opts = task_options(session, options, batch=batch_id, gate="")
     shared: Shared = {}
     tasks: list[NewTask] = []
+    conditions: dict[int, str] = {}
     for index, item in enumerate(items):
         task_id = batch_task_id(batch_id, index)
         call = Call(function, (item,), {}, False, options.logs)
-        packet = session.packer.pack(queue.context_of(task_id), call, keep_s, needs, shared)
-        tasks.append((task_id, name, packet, opts, options.due))
-    return BatchTasks(tasks, needs)
+        parents: Parents = {}
+        context = queue.context_of(task_id)
+        packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
+        if parents:
+            prepare(session, parents)
+            conditions[index] = "\n".join(reference.edge for reference in parents)
+        own = gated_opts if parents else opts
+        tasks.append((task_id, name, packet, own, options.due))
+    return BatchTasks(tasks, needs, conditions)
 
 
 def task_options(
@@ -241,15 +274,16 @@ def task_options(
     *,
     inbox: str | None = None,
     batch: str | None = None,
+    gate: str | None = None,
 ) -> bytes:
     """Return the options that travel with a task; a call of a function names its home."""
     settings = session.settings
     home = settings.home.name if is_call and not settings.shared else None
     trace = None if tracing.active is None else tracing.active.context()
-    return options.written(inbox=inbox, batch=batch, home=home, trace=trace)
+    return options.written(inbox=inbox, batch=batch, gate=gate, home=home, trace=trace)
 
 
-def _keep_needs_s(options: CallOptions) -> float:
+def keep_needs_s(options: CallOptions) -> float:
     """Return how long what a call needs is kept on the server: a week from when it is due."""
     return BLOB_TTL_S + (options.delay or 0)
 
@@ -319,15 +353,17 @@ class Packer:
         keep_s: float,
         needs: list[str],
         shared: Shared | None = None,
+        parents: Parents | None = None,
     ) -> bytes:
         """Return a call as the payload of the task that ``context`` names, and of no other.
 
         Large arguments, and large parts of arguments, go to the server under their content's name;
         ``shared`` remembers arguments of one map by identity. What the server keeps for the call is
-        added to ``needs``. Raises PayloadError or PayloadTooLarge; nothing was sent then but
-        arguments that expire.
+        added to ``needs``, and the tasks whose results stand in it to ``parents``. Raises
+        PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
-        packing = _Packing(self._blobs, keep_s, needs, {} if shared is None else shared)
+        shared = {} if shared is None else shared
+        packing = _Packing(self._blobs, keep_s, needs, shared, Seen(parents))
         # Most calls are small as they are. Else first the parts that many calls may share, then
         # whole arguments.
         data = packing.pickled(call, sure=False, parted=False)
@@ -348,12 +384,14 @@ class _Packing:
 
     __slots__ = ("_blobs", "_keep_s", "_needs", "_shared", "seen")
 
-    def __init__(self, blobs: Blobs, keep_s: float, needs: list[str], shared: Shared) -> None:
+    def __init__(
+        self, blobs: Blobs, keep_s: float, needs: list[str], shared: Shared, seen: Seen
+    ) -> None:
         self._blobs = blobs
         self._keep_s = keep_s
         self._needs = needs
         self._shared = shared
-        self.seen = Seen()
+        self.seen = seen
 
     def pickled(self, call: Call, *, sure: bool, parted: bool) -> bytes:
         """Return the call's pickle, without large arguments: those that are ``sure`` to be large
@@ -373,15 +411,15 @@ class _Packing:
         """Return the value itself when it is small, else what stands for it."""
         known = self._shared.get(id(value))
         if known is not None:
-            _, ref, modules, blobs = known
-            self.seen.modules |= modules
+            _, ref, own, blobs = known
+            self._saw(own)
             self._blobs.require(blobs, self._needs)
             return ref
-        own = Seen()
+        own = Seen(None if self.seen.parents is None else {})
         before = len(self._needs)
         if _looks_large(value):
             data = dump(value, own)
-        elif sure and len(dump(value)) >= LARGE:
+        elif sure and len(dump(value, Seen(own.parents))) >= LARGE:
             data = dump(dump_parted(value, self._store, own))
         else:
             return value
@@ -389,9 +427,14 @@ class _Packing:
             return value
         ref = Ref(self._store(data))
         # The value is kept alive, or its id could mean another object.
-        self._shared[id(value)] = (value, ref, own.modules, self._needs[before:])
-        self.seen.modules |= own.modules
+        self._shared[id(value)] = (value, ref, own, self._needs[before:])
+        self._saw(own)
         return ref
+
+    def _saw(self, own: Seen) -> None:
+        self.seen.modules |= own.modules
+        if self.seen.parents is not None:
+            self.seen.parents.update(own.parents or {})
 
 
 def _looks_large(value: Any) -> bool:

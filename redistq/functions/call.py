@@ -37,6 +37,8 @@ from .function import load_function, load_here
 from .local_modules import Shipped
 from .output import LogSink, TaskOutput, captured
 from .pickling import Seen, can_be_sent, dump, error_by_value, what_cannot
+from .references import read_by
+from .results import TaskResults
 from .signing import Signer, is_old, task_context
 
 CALL = "redistq.call"
@@ -113,6 +115,8 @@ class QueueStore:
     logs_prefix: str
     stream: str
     """The queue's name on the server, to which the signatures of its tasks are bound."""
+    results: Callable[[], TaskResults]
+    """Makes what reads the results of other tasks for one task that runs."""
 
 
 class CallHandler:
@@ -134,6 +138,7 @@ class CallHandler:
         # an old call could make of it the signed result of a task of today.
         task = task_context(store.stream, context.task_id)
         old = is_old(payload)
+        read_by(store.results().read)
         try:
             data = self._signer.unpack("call", task, payload, old=True)
             call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
@@ -280,7 +285,7 @@ async def _collect(items: Any) -> list[Any]:
 
 def _dump_result(result: Any) -> bytes:
     try:
-        return dump(result)
+        return dump(result, Seen())
     except PayloadError as error:
         raise PayloadError(
             f"the function returned {type(result).__name__}, which cannot be sent back: {error}"

@@ -29,6 +29,7 @@ from ..errors import PayloadError
 from .dependencies import content_of, global_names, imported_names, submodules, version_of
 from .local_modules import digest_of, is_local
 from .pickling import PYTHON, global_generator
+from .references import Referable
 
 VERSION = b"2"
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex})
@@ -121,6 +122,8 @@ class _Seen:
             return look(self, value)
         if isinstance(value, type):
             return self._class(value)
+        if isinstance(value, Referable):
+            return _hash(b"result of", value.identity().encode())
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, enum.Enum):

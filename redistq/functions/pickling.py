@@ -24,23 +24,28 @@ from weakref import WeakKeyDictionary
 
 from ..errors import PayloadError
 from .dependencies import IMPORTS, imported_names
+from .references import Referable, Reference, as_it_is
 
 PYTHON = (sys.version_info.major, sys.version_info.minor)
 _PLAIN = (int, float, str, bytes, bool, type(None), complex)
 _RANDOM_MODULES = frozenset({"numpy.random._generator", "numpy.random.mtrand", "torch", "torch._C"})
 
 Reducer = Callable[[Any], Any]
+Parents = dict[Reference, Referable]
+"""Tasks whose results stand in a pickle, and the futures or batches that stood for them."""
 
 
 class Seen:
     """What a pickle refers to: ``modules`` that it needs where it is read, or that its functions
-    import, and random ``generators`` that it holds by value."""
+    import, random ``generators`` that it holds by value, and ``parents``, tasks whose results
+    stand in it (None: it may hold no future)."""
 
-    __slots__ = ("generators", "modules")
+    __slots__ = ("generators", "modules", "parents")
 
-    def __init__(self) -> None:
+    def __init__(self, parents: Parents | None = None) -> None:
         self.modules: set[str] = set()
         self.generators: list[Any] = []
+        self.parents = parents
 
 
 def dump(value: Any, seen: Seen | None = None) -> bytes:
@@ -53,6 +58,8 @@ def dump(value: Any, seen: Seen | None = None) -> bytes:
         if _is_plain(value):
             return pickle.dumps(value, 5)
         return by_value(value, seen)
+    except FutureMisplaced:
+        raise
     except Exception as error:  # whatever the value's parts raise
         raise PayloadError(what_cannot(value, error)) from error
 
@@ -105,6 +112,8 @@ def pickler() -> Any:
                 if seen is not None:
                     seen.modules.add(obj.__name__)
                 return NotImplemented
+            if issubclass(kind, Referable):
+                return _by_reference(obj, seen)
             if issubclass(kind, random.Random) or kind.__module__ in _RANDOM_MODULES:
                 if (where := global_generator(obj)) is not None:
                     return where
@@ -116,6 +125,25 @@ def pickler() -> Any:
             return how
 
     return Pickler
+
+
+class FutureMisplaced(PayloadError):
+    """A future stands where no result can be put in."""
+
+
+def _by_reference(value: Referable, seen: Seen | None) -> Any:
+    """Return how a future or a batch is pickled: as what stands for its result."""
+    if seen is not None and seen.parents is None:
+        raise FutureMisplaced(
+            f"{value!r} stands in a function, or in what one returns: give it as an argument, and "
+            "the function gets its result"
+        )
+    reference = value.reference()
+    if reference is None:
+        return as_it_is, (value.known_result(),)
+    if seen is not None and seen.parents is not None:
+        seen.parents[reference] = value
+    return reference.__reduce__()
 
 
 def is_generator(value: Any) -> bool:

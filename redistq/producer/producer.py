@@ -12,6 +12,8 @@ from typing import Any, Unpack
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..connection.broker import Broker
 from ..errors import ServerUnavailable
+from ..flows import Flow, items_of
+from ..handlers import handler_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
@@ -21,6 +23,7 @@ from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
 from .sansio import run, run_async
+from .task_graph import TaskGraph
 
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
 
@@ -110,6 +113,16 @@ class TaskProducer(ProducerOperations):
         if isinstance(fields, GatedTask):
             return run(self.broker, self._adding(fields))
         return self._added(fields[0], self.broker.call(self.commands.enqueue_one(*fields)))
+
+    def add_flow(self, flow: Flow) -> list[str]:
+        """Add the tasks of a flow (redistq.chain, group, chord, map_reduce) as ``add_tasks`` does;
+        return their ids, in the order in which they are written: the last is that of its end."""
+        return self.add_tasks(items_of(flow))
+
+    def graph(self, name: str) -> TaskGraph:
+        """Return the graph of that name: to be written, ``with producer.graph("etl") as graph``, or
+        one that was sent before; see Graph."""
+        return TaskGraph(self.broker, self.commands, name, handler_of, self._max_bytes)
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's result, as soon as it is settled; no polling.
@@ -270,6 +283,10 @@ class AsyncTaskProducer(ProducerOperations):
         if isinstance(fields, GatedTask):
             return await run_async(self.broker, self._adding(fields))
         return self._added(fields[0], await self.broker.call(self.commands.enqueue_one(*fields)))
+
+    async def add_flow(self, flow: Flow) -> list[str]:
+        """As TaskProducer.add_flow."""
+        return await self.add_tasks(items_of(flow))
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""

@@ -258,6 +258,11 @@ class Commands(PlainCommands):
         """
         return self._scripts.resubmit(_flat(tasks), call=call)
 
+    def resubmit_gated(self, call: str, tasks: Iterable[Sequence[Any]]) -> Command:
+        """The same for tasks that may have to wait, with their conditions as an eighth field, each
+        after those it depends on."""
+        return self._scripts.resubmit_gated(_flat(tasks), call=call)
+
     def purge(self, ids: Sequence[str], before: str = "+inf") -> Command:
         """Delete dead letters: these ids, or the oldest CALL_LIMIT."""
         return self._scripts.purge(ids, limit=MAX_TASKS, before=before)

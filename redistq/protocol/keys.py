@@ -25,7 +25,7 @@ MAX_CHARACTERS = 200
 """Longest id of a task, and longest name of one."""
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
-    | {"batches", "batch", "settled", "blob", "logs", "wake", "client", "wishes"}
+    | {"batches", "batch", "settled", "graph", "blob", "logs", "wake", "client", "wishes"}
     | {"limits", "waiting", "shares", "unique", "dependants"}
 )
 """What the keys beside the stream and the delayed set begin with."""
@@ -139,6 +139,7 @@ class QueueKeys:
     batch_prefix: str = field(init=False)
     settled_prefix: str = field(init=False)
     calls_prefix: str = field(init=False)
+    graph_prefix: str = field(init=False)
     blob_prefix: str = field(init=False)
     logs_prefix: str = field(init=False)
     limits: str = field(init=False)
@@ -181,6 +182,7 @@ class QueueKeys:
         put(self, "batch_prefix", f"batch:{name}:")
         put(self, "settled_prefix", f"settled:{name}:")
         put(self, "calls_prefix", f"calls:{name}:")
+        put(self, "graph_prefix", f"graph:{name}:")
         put(self, "blob_prefix", f"blob:{base}:")
         put(self, "logs_prefix", f"logs:{base}:")
         # The gate's, which all priorities of a queue share.
@@ -219,6 +221,10 @@ class QueueKeys:
     def calls(self, batch_id: str) -> str:
         """Return the key of what names the calls of one batch, by position."""
         return self.calls_prefix + batch_id
+
+    def graph(self, batch_id: str) -> str:
+        """Return the key of the shape of the graph whose tasks one batch counts."""
+        return self.graph_prefix + batch_id
 
     def settled(self, batch_id: str) -> str:
         """Return the key of the stream of one batch's settled task ids, in the order of their

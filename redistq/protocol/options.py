@@ -174,6 +174,10 @@ class TaskOptions:
         """Return the options as they stand in the task's entry; empty where there are none."""
         return _written(self, self.result_ttl, more)
 
+    def kept(self, seconds: float) -> TaskOptions:
+        """Return these options with the result kept so long, where nothing is said."""
+        return self if self.result_ttl is not None else replace(self, result_ttl=seconds)
+
     @property
     def due(self) -> str:
         """When the task is due, as ``enqueue`` takes it: '' now, '+N' in N ms, 'N' at N ms."""

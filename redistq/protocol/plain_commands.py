@@ -8,7 +8,8 @@ requests: a larger one would hold the server, and so all other clients, for too 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from .keys import QueueKeys
@@ -83,6 +84,10 @@ class PlainCommands:
         """Ask for state, result, error, stream entry and reason in a task's record; None where
         missing."""
         return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry", "reason")
+
+    def edges(self, task_id: str) -> Command:
+        """Ask which tasks and batches a task runs after, one a line; None for none."""
+        return ("HGET", self.keys.task(task_id), "after")
 
     def waiters_of(self, task_ids: Iterable[str]) -> Command:
         """Ask for the inboxes to notify of each task's end, one to a line; None for none."""
@@ -174,14 +179,44 @@ class PlainCommands:
         """Keep what names the calls of a batch, by position."""
         return ("SET", self.keys.calls(batch_id), digests, "EX", ttl_s)
 
+    def last_end(self, batch_id: str) -> Command:
+        """Ask for the entry of the latest ends of a batch's tasks, as a list of none or one."""
+        return ("XREVRANGE", self.keys.settled(batch_id), "+", "-", "COUNT", 1)
+
+    def next_end(self, batch_id: str, after: str, block_ms: int) -> Command:
+        """Wait for an end of a batch's tasks after that entry."""
+        return read_stream(self.keys.settled(batch_id), after, 1, block_ms)
+
     def delete_batch(self, batch_id: str) -> Command:
-        """Delete a batch's record, ends and names of calls; ``unlist_batch`` is the other half."""
+        """Delete a batch's record, ends, names of calls and shape; ``unlist_batch`` is the other
+        half."""
         keys = self.keys
-        return ("UNLINK", keys.batch(batch_id), keys.settled(batch_id), keys.calls(batch_id))
+        made = (keys.batch, keys.settled, keys.calls, keys.graph)
+        return ("UNLINK", *(key(batch_id) for key in made))
 
     def unlist_batch(self, batch_id: str) -> Command:
         """Take a batch out of the list of batches."""
         return ("ZREM", self.keys.batches, batch_id)
+
+    # -- graphs ----------------------------------------------------------------------------------
+
+    def store_shape(self, batch_id: str, fields: Mapping[str, Any]) -> Command:
+        """Keep parts of the shape of a graph; ``expire_shape`` says for how long."""
+        flat = chain.from_iterable(fields.items())
+        return ("HSET", self.keys.graph(batch_id), *flat)
+
+    def expire_shape(self, batch_id: str, ttl_s: int) -> Command:
+        """Let the shape of a graph expire after that time."""
+        return ("EXPIRE", self.keys.graph(batch_id), ttl_s)
+
+    def shape(self, batch_id: str, fields: Iterable[str]) -> Command:
+        """Ask for parts of the shape of a graph; None where missing."""
+        return ("HMGET", self.keys.graph(batch_id), *fields)
+
+    def node(self, task_id: str) -> Command:
+        """Ask for what the record of a graph's task says of its state; None where missing."""
+        fields = ("state", "entry", "reason", "attempt", "run_ms", "worker", "finished_ms")
+        return ("HMGET", self.keys.task(task_id), *fields)
 
     # -- clients ---------------------------------------------------------------------------------
 

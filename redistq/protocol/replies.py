@@ -330,7 +330,7 @@ _SHAPES: dict[str, Shape | None] = {
 
 _SCRIPTS: dict[str, Shape] = {
     **dict.fromkeys(("settle", "retry"), _refused),
-    **dict.fromkeys(("enqueue", "resubmit"), _stored),
+    **dict.fromkeys(("enqueue", "resubmit", "resubmit_gated"), _stored),
     "enqueue_gated": _gated,
     "limit": _only(_text),
     **dict.fromkeys(("cancel", "park"), _words),

@@ -41,6 +41,7 @@ VERBS = (
     "find",
     "replay",
     "resubmit",
+    "resubmit_gated",
     "purge",
     "open_batch",
     "hold",

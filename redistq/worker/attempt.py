@@ -40,6 +40,7 @@ from ..protocol.options import (
     milliseconds,
 )
 from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
+from .parents import TaskParents
 from .prefetch import Durations
 from .queues import WorkerQueue
 from .settings import WorkerSettings
@@ -221,6 +222,7 @@ class Attempt:
                 task_log, {"task_id": task_id, "task_name": handler.name, "attempt": attempt}
             ),
         )
+        context._parents = TaskParents(self.queue, task_id)
         if self.asked:  # it may have been since the attempt began
             context.cancelled = True
         stream = self.queue.commands.keys.stream

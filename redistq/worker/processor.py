@@ -82,7 +82,7 @@ class Processor:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
-        queues = queues_of(settings.queues, commands, scoreboard)
+        queues = queues_of(settings.queues, commands, scoreboard, broker)
         room = Room()
         held: Held = {}
         self.executor = Executor(

@@ -33,10 +33,19 @@ log = logger("redistq.worker")
 class WorkerQueue:
     """One queue of a worker process; equal to itself alone."""
 
-    __slots__ = ("_place", "_scoreboard", "commands", "name")
+    __slots__ = ("_place", "_scoreboard", "broker", "commands", "name")
 
-    def __init__(self, name: str, commands: Commands, scoreboard: Scoreboard, place: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        commands: Commands,
+        scoreboard: Scoreboard,
+        place: int,
+        broker: Broker | None = None,
+    ) -> None:
         self.name = name
+        self.broker = broker
+        """The connection by which tasks read the results of others."""
         self.commands = commands
         self._scoreboard = scoreboard
         self._place = place
@@ -48,11 +57,14 @@ class WorkerQueue:
 
 
 def queues_of(
-    names: Sequence[str], commands: Sequence[Commands], scoreboard: Scoreboard
+    names: Sequence[str],
+    commands: Sequence[Commands],
+    scoreboard: Scoreboard,
+    broker: Broker | None = None,
 ) -> list[WorkerQueue]:
     """Return the queues of a worker process, whose flags are on its scoreboard."""
     return [
-        WorkerQueue(name, calls, scoreboard, place)
+        WorkerQueue(name, calls, scoreboard, place, broker)
         for place, (name, calls) in enumerate(zip(names, commands, strict=True))
     ]
 

@@ -326,6 +326,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "release": lambda c, n: c.release("me", [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),
     "resubmit": lambda c, n: c.resubmit("x", [("x",) * 7] * n),
+    "resubmit_gated": lambda c, n: c.resubmit_gated("x", [("x",) * 8] * n),
     "retry": lambda c, n: c.retry("me", [("x",) * 9] * n),
     "settle": lambda c, n: c.settle("me", [("x",) * 11] * n),
     "snapshot": lambda c, n: c.snapshot(),

@@ -257,6 +257,7 @@ MEANT_OTHERWISE = {
     "priority": {
         "protocol/keys.py",
         "client/batch.py",
+        "client/graph.py",
         "client/leftovers.py",
         "client/queues.py",
         "client/session.py",

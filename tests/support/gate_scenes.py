@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import redis
 
@@ -687,6 +688,84 @@ def full_server(world: GateWorld) -> None:
     holds(world)
 
 
+def doomed(world: GateWorld) -> None:
+    """Added after a parent that has failed, with what depends on it in turn: all end at once."""
+    world.add("a")
+    end(world, "a", state="failed")
+    ids = ("b", "c", "d")
+    fields = [
+        part
+        for id, parent in zip(ids, ("a", "b", "c"), strict=True)
+        for part in gated(id, after=[edge(parent)])
+    ]
+    world.send("normal", world.normal.commands.enqueue_gated(fields))
+    for id, parent, state in (
+        ("b", "a", "failed"),
+        ("c", "b", "cancelled"),
+        ("d", "c", "cancelled"),
+    ):
+        ended(world, id, "cancelled", f"parent {parent} {state}")
+    holds(world)
+    demand(not timer(world, "end", "b"), "a timer stands of what has ended")
+
+
+def graph_again(world: GateWorld) -> None:
+    """A graph runs again in order: what failed at once, what was cancelled after it; what is done
+    stays, and its batch counts each once."""
+    commands = world.normal.commands
+    world.normal.call(commands.open_batch("g", "g", 4, MINUTE))
+    tasks = [
+        gated("g:0", batch="g"),
+        gated("g:1", batch="g", after=[edge("g:0")]),
+        gated("g:2", batch="g", after=[edge("g:1")]),
+        gated("g:3", batch="g", after=[edge("g:0"), edge("g:2")]),
+    ]
+    world.send("normal", commands.enqueue_gated([part for task in tasks for part in task]))
+    end(world, "g:0", batch="g")
+    end(world, "g:1", batch="g", state="failed")
+    ended(world, "g:3", "cancelled", "parent g:2 cancelled")
+
+    def again(call: str, outdated: str = "") -> list[Any]:
+        rows = [(*task[:5], "", "1" if task[0] == outdated else "", task[5]) for task in tasks]
+        found: list[Any] = world.send("normal", commands.resubmit_gated(call, rows))
+        return found
+
+    def counted() -> list[str | None]:
+        return world.db.hmget("batch:tasks:g", "succeeded", "failed", "cancelled")
+
+    demand(counted() == ["1", "1", "2"], f"counted are {counted()}")
+    demand(again("one") == [1], "only what is done is left alone")
+    is_ready(world, "g:1", why="it failed")
+    waits(world, "g:2", "parents")
+    waits(world, "g:3", "parents")
+    demand(counted() == ["1", "0", "0"], f"counted are {counted()}")
+    demand(again("one") == [1], "the same call again changes nothing")
+    demand(again("two") == [1, 2, 3, 4], "what waits is left alone")
+    for id in ("g:1", "g:2", "g:3"):
+        end(world, id, batch="g")
+    demand(counted()[0] == "4", f"counted are {counted()}")
+    demand(again("three", outdated="g:2") == [1, 2, 4], "what answers another call runs again")
+    is_ready(world, "g:2", why="it is outdated")
+    end(world, "g:2", batch="g")
+    with full(world), contextlib.suppress(redis.exceptions.ResponseError):
+        again("four", outdated="g:0")
+    demand(world.normal.record("g:0").get("state") == "succeeded", "a full server changes nothing")
+    holds(world)
+
+
+def not_again(world: GateWorld) -> None:
+    """A task that cannot be stored again is as it was: a parent that is not there."""
+    world.add("a")
+    end(world, "a", state="failed")
+    before = world.normal.record("a")
+    row = (*gated("a", after=[edge("nobody")])[:5], "", "", edge("nobody"))
+    (refused,) = world.send("normal", world.normal.commands.resubmit_gated("x", [row]))
+    demand(refused[1].startswith("unknown parent"), f"it is answered {refused}")
+    demand(world.normal.record("a") == before, "it is not as it was")
+    demand(world.db.zscore("dead:tasks", "a") is not None, "it is no dead letter any more")
+    holds(world)
+
+
 SCENES: list[Scene] = [
     *(one_at_a_time, weights, two_keys, patterns, changed_live, paused, lanes, retried, at_once),
     *(dead_workers, rates, penalized, excess),
@@ -694,4 +773,5 @@ SCENES: list[Scene] = [
     *(policies, chained, fan, late, then_delayed, over_lanes, limits_after, batch_ends, told),
     *(spawned, unique, until_started, for_a_time, replaced, pushed, once_more),
     *(expired, cancelled, again, full_server),
+    *(doomed, graph_again, not_again),
 ]

@@ -1,0 +1,291 @@
+"""CallGraph: a graph of function calls, and of named tasks among them. Made by clients.
+
+``CallNode`` stands for one of its tasks: as an argument of another call for its result, and once
+the graph was sent, for its future. ``submit_flow`` sends a flow without a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..flows import Flow, Signature, Step, steps_of
+from ..functions.call import CALL, Call
+from ..functions.pickling import Parents
+from ..functions.references import Kind, Referable, Reference
+from ..producer.graph import GRAPH_TTL_S, Graph
+from ..protocol.codec import encode_payload
+from ..protocol.options import CallOptions
+from .batch import Batch
+from .futures import TaskFuture
+from .submission import (
+    Shared,
+    check_function,
+    edges_of,
+    keep_needs_s,
+    label,
+    prepare,
+    submit,
+    task_options,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .queues import ClientQueue
+    from .session import Session
+
+
+class CallNode(Referable):
+    """One task of a graph; an argument of another call, anywhere in it, for its result."""
+
+    def __init__(self, graph: CallGraph, position: int, kind: Kind, name: str) -> None:
+        self.graph = graph
+        self.position = position
+        self.task_id = graph.task_id(position)
+        self.name = name
+        self._kind: Kind = kind
+        self._future: TaskFuture | None = None
+
+    @property
+    def queue(self) -> ClientQueue:
+        """The queue of the task."""
+        return self.graph.queue
+
+    def future(self) -> TaskFuture:
+        """Return the task's future; the graph was sent."""
+        if self._future is None:
+            session = self.graph.session
+            future = TaskFuture(session, self.queue, self.task_id, self.name)
+            future.origin = "named" if self._kind == "named" else "call"
+            session.exchange.expect(future)
+            self._future = future
+        return self._future
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the task's result; see TaskFuture.result."""
+        return self.future().result(timeout)
+
+    def reference(self) -> Reference:
+        """Return what stands for its result."""
+        return Reference(self._kind, self.queue.priority, self.task_id)
+
+    def known_result(self) -> Any:
+        """Not called: ``reference`` is never None."""
+        raise NotImplementedError
+
+    def prepare(self, client: Session) -> None:
+        """Raise ConfigurationError where what depends on it would be in another queue."""
+        self.queue.check_same(client, f"task {self.task_id}")
+
+    def failure(self) -> None:
+        """Return None: how it ended is on the server."""
+
+    def identity(self) -> str:
+        """Return what names its result: all that it was made of."""
+        return self.graph.digest_at(self.position).hex()
+
+    def __repr__(self) -> str:
+        return f"<CallNode {self.task_id} {self.name}>"
+
+
+class CallGraph(Graph):
+    """A graph of function calls; see Graph.
+
+    ``submit`` and ``map`` take what those of a client take, and return nodes instead of futures.
+    A node as an argument of another call stands for its result.
+    """
+
+    def __init__(self, session: Session, options: CallOptions, name: str) -> None:
+        self._queue = session.queue(options.priority)
+        super().__init__(session.broker, self._queue.commands, name)
+        self.session = session
+        self._given = options.kept(GRAPH_TTL_S)
+        self._needs: list[str] = []
+        self._shared: Shared = {}
+        self._fingerprints: dict[str, bytes] = {}
+
+    @property
+    def queue(self) -> ClientQueue:
+        """The queue of its tasks, of their priority."""
+        return self._queue
+
+    def __enter__(self) -> CallGraph:
+        super().__enter__()
+        self._needs = []
+        self._shared = {}
+        return self
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> CallNode:
+        """Add a call, or a named task with its payload; return its node."""
+        return self._add(fn, args, kwargs, self._given, ())
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[CallNode]:
+        """Add one call an item; return their nodes."""
+        return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
+
+    def after(self, parents: Any, **options: Any) -> BoundGraph:
+        """Return the graph with its next calls running after others, whose results they do not
+        take; a mapping says of each "success", "end" (of any kind) or "failure"."""
+        return BoundGraph(self, self._given.changed(options), parents)
+
+    def options(self, **options: Any) -> BoundGraph:
+        """Return the graph with options of its next calls: those of Client.options."""
+        return BoundGraph(self, self._given.changed(options), ())
+
+    def add_flow(self, flow: Flow) -> list[CallNode]:
+        """Add the tasks of a flow; return their nodes, in the order in which they are written."""
+        nodes: list[CallNode] = []
+        steps, _ = steps_of(flow)
+        for step in steps:
+            before = [nodes[i] for i in step.after]
+            nodes.append(self._add_step(step.signature, step, before))
+        return nodes
+
+    def _add_step(self, signature: Signature, step: Step, before: Sequence[CallNode]) -> CallNode:
+        options = self._given.changed(signature.given)
+        args, after = taking(step, before)
+        return self._add(signature.task, args, signature.kwargs, options, after)
+
+    def _add(
+        self,
+        fn: Callable[..., Any] | str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        after: Any,
+    ) -> CallNode:
+        plan = self._open_plan
+        position = len(plan.tasks)
+        parents: Parents = {}
+        if isinstance(fn, str):
+            packed = self._named(fn, args, kwargs)
+        else:
+            packed = self._call(fn, args, dict(kwargs), options, position, parents)
+        name, payload, called, given = packed
+        prepare(self.session, parents)
+        nodes = [*parents.values(), *([after] if isinstance(after, Referable) else after)]
+        before = [
+            node.position for node in nodes if isinstance(node, CallNode) and node.graph is self
+        ]
+        edges = {reference.edge: None for reference in parents}
+        edges.update(dict.fromkeys(edges_of(after, self.queue.priority)))
+        opts = task_options(
+            self.session,
+            options,
+            not isinstance(fn, str),
+            batch=self.name,
+            gate="" if edges else None,
+        )
+        node = CallNode(self, position, "named" if isinstance(fn, str) else "call", called)
+        digest = plan.digest(name.encode(), given, before)
+        fields = (node.task_id, name, payload, opts, options.due)
+        plan.add(fields, [*edges], called, digest, before)
+        return node
+
+    def _named(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[str, bytes, str, bytes]:
+        if kwargs or len(args) > 1:
+            raise TypeError("a named task takes one payload: graph.submit('name', payload)")
+        most = self.session.settings.max_payload_bytes
+        payload = encode_payload(name, args[0] if args else None, most)
+        return name, payload, name, payload
+
+    def _call(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        position: int,
+        parents: Parents,
+    ) -> tuple[str, bytes, str, bytes]:
+        """Return a call's task name and payload, what it is called, and what names it."""
+        from ..functions.fingerprint import fingerprint_of
+
+        check_function(fn, "submit")
+        keep_s = keep_needs_s(options)
+        packer = self.session.packer
+        function = packer.store_function(fn, keep_s, self._needs)
+        if function not in self._fingerprints:
+            self._fingerprints[function] = fingerprint_of(fn, "the function")
+        given = self._fingerprints[function] + fingerprint_of((args, kwargs), "the arguments")
+        call = Call(function, args, kwargs, False, options.logs)
+        context = self.queue.context_of(self.task_id(position))
+        packet = packer.pack(context, call, keep_s, self._needs, self._shared, parents)
+        called = options.name or label(fn)
+        return f"{CALL}:{called}", packet, called, given
+
+    def digest_at(self, position: int) -> bytes:
+        """Return what names a task that was added here."""
+        assert self._plan is not None
+        return self._plan.tasks[position].digest
+
+    def _send(self) -> None:
+        session = self.session
+        session.exchange.presence.begin()
+        super()._send()
+        batch = self.batch()
+        batch._needs = self._needs
+        batch._want()
+        session.exchange.hold(batch, begun=True)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def batch(self) -> Batch:
+        """Return the batch that counts its tasks."""
+        return Batch(self.session, self.queue.priority, self.name, self.total)
+
+    def wait(self, timeout: float | None = None) -> CallGraph:
+        """Wait until every task has ended; raises ResultTimeout after ``timeout`` seconds."""
+        self.batch().wait(timeout)
+        return self
+
+    def failures(self) -> pd.DataFrame:
+        """Return one row a failed task; see Batch.failures."""
+        return self.batch().failures()
+
+
+class BoundGraph:
+    """A graph with options set for what is added next."""
+
+    def __init__(self, graph: CallGraph, options: CallOptions, after: Any) -> None:
+        self._graph = graph
+        self._given = options
+        self._after = after
+
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> CallNode:
+        """As CallGraph.submit."""
+        return self._graph._add(fn, args, kwargs, self._given, self._after)
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[CallNode]:
+        """As CallGraph.map."""
+        return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
+
+
+def taking(step: Step, before: Sequence[Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:
+    """Return the arguments of a flow's task, and what else it runs after: a function takes the
+    results of those before it as its last argument, a named task reads them."""
+    signature = step.signature
+    if isinstance(signature.task, str) or not before:
+        return signature.args, before
+    last = list(before) if step.as_list else before[0]
+    return (*signature.args, last), ()
+
+
+def submit_flow(session: Session, flow: Flow, options: CallOptions) -> Any:
+    """Send the tasks of a flow; return the future of its end, or a list where it has several."""
+    steps, ends = steps_of(flow)
+    futures: list[TaskFuture] = []
+    for step in steps:
+        signature = step.signature
+        args, after = taking(step, [futures[i] for i in step.after])
+        own = options.changed(signature.given)
+        futures.append(
+            submit(session, signature.task, args, dict(signature.kwargs), own, after=after)
+        )
+    found = [futures[i] for i in ends]
+    return found[0] if len(found) == 1 else found

@@ -1,0 +1,169 @@
+"""The plan of a graph: its tasks before they are sent, and how all, or what is not done, is sent.
+
+Used by graphs. Everything was checked and encoded when it was added: sending only sends, in
+requests of a bounded size, of which several are under way at once. A plan that is sent again, after
+a lost answer or a killed program, doubles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..connection.broker import Broker
+from ..errors import ConfigurationError
+from ..protocol.commands import SETTLED, Command, Commands
+from ..protocol.keys import new_task_id
+from ..protocol.plain_commands import MAX_BYTES, MAX_TASKS
+from .gated import refusal
+from .shape import Shape
+
+OPEN_TTL_MS = 30 * 86_400_000
+"""A graph that does not end is forgotten after 30 days; a finished one after a week."""
+_SHAPE_TTL_S = OPEN_TTL_MS // 1000 + 8 * 86_400
+MOST_EDGES = 5_000
+"""About how many edges one request carries."""
+_DIGEST = 16
+_UNKNOWN = bytes(_DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One task that is not sent yet: its fields, what it waits for, and what names it."""
+
+    fields: tuple[str, str, bytes, bytes, str]
+    conditions: str
+    digest: bytes
+    edges: int
+
+
+class GraphPlan:
+    """The tasks of a graph, in an order in which each comes after those it runs after."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.shape = Shape()
+        self.tasks: list[PlannedTask] = []
+
+    def add(
+        self,
+        fields: tuple[str, str, bytes, bytes, str],
+        conditions: Sequence[str],
+        called: str,
+        digest: bytes,
+        parents: Sequence[int],
+    ) -> None:
+        """Append a task that runs after those at these positions, and when its conditions are
+        met."""
+        self.shape.add(called, parents)
+        text = "\n".join(conditions)
+        self.tasks.append(PlannedTask(fields, text, digest, len(conditions)))
+
+    def digest(self, called: bytes, given: bytes, parents: Sequence[int]) -> bytes:
+        """Return what names a task: what it is called, what it is given, and by whom."""
+        whole = hashlib.blake2b(given, digest_size=8)
+        for parent in parents:
+            whole.update(self.tasks[parent].digest)
+        return hashlib.blake2b(called, digest_size=8).digest() + whole.digest()
+
+    def send(
+        self, broker: Broker, commands: Commands, states_of: Callable[[range], list[str]]
+    ) -> int:
+        """Send all of it, or what an earlier graph of this name has not done; return how many
+        results of that count. ``states_of`` tells how tasks stand.
+
+        Raises ConfigurationError where that one has another size, or is at work on other tasks.
+        """
+        size = len(self.tasks)
+        if not size:
+            raise ConfigurationError(f"graph {self.name!r} has no tasks")
+        created, total = broker.call(commands.open_batch(self.name, self.name, size, OPEN_TTL_MS))
+        if total != size:
+            raise ConfigurationError(
+                f"graph {self.name!r} was sent with {total:,} tasks and has {size:,} now: "
+                "choose another name, or delete it: graph.delete()"
+            )
+        earlier = None if created else self._earlier(broker, commands, states_of(range(size)))
+        self._keep_shape(broker, commands)
+        for reply in broker.call_many(self._requests(commands, earlier)):
+            for answered in Commands.read_gated(reply) if reply else ():
+                if answered.outcome == "refused":
+                    raise refusal(commands.keys, answered)
+        return 0 if earlier is None else earlier.reused
+
+    def _earlier(self, broker: Broker, commands: Commands, states: list[str]) -> Earlier:
+        """Return how an earlier graph stands beside this one."""
+        stored = broker.call(commands.calls_of(self.name)) or b""
+        digests = [task.digest for task in self.tasks]
+        then = [stored[_DIGEST * i : _DIGEST * (i + 1)] for i in range(len(digests))]
+        others = [i for i, digest in enumerate(digests) if then[i] != digest]
+        at_work = sum(states[i] not in ("", *SETTLED) for i in others)
+        if at_work:
+            raise ConfigurationError(
+                f"graph {self.name!r} is still at work on other tasks ({at_work:,} of "
+                f"{len(digests):,}): choose another name, wait for it (graph.wait()), or end it "
+                "(graph.cancel())"
+            )
+        if others:
+            # Unknown from here on: should we be cut off, nothing old is taken for an answer.
+            for i in others:
+                digests[i] = _UNKNOWN
+            broker.call(commands.name_calls(self.name, b"".join(digests), _SHAPE_TTL_S))
+        return Earlier(states, {i for i in others if states[i] == "succeeded"})
+
+    def _keep_shape(self, broker: Broker, commands: Commands) -> None:
+        kept = (commands.store_shape(self.name, fields) for fields in self.shape.fields())
+        digests = b"".join(task.digest for task in self.tasks)
+        last = (
+            commands.expire_shape(self.name, _SHAPE_TTL_S),
+            commands.name_calls(self.name, digests, _SHAPE_TTL_S),
+        )
+        for _ in broker.call_many(itertools.chain(kept, last)):
+            pass
+
+    def _requests(self, commands: Commands, earlier: Earlier | None) -> Iterator[Command]:
+        for start, end in itertools.pairwise([0, *self._ends()]):
+            part = self.tasks[start:end]
+            if earlier is not None:
+                yield commands.resubmit_gated(new_task_id(), earlier.rows(start, part))
+            elif any(b'"gate"' in task.fields[3] for task in part):
+                rows = ((*task.fields, task.conditions) for task in part)
+                yield commands.enqueue_gated([*itertools.chain(*rows)])
+            else:
+                yield commands.enqueue([*itertools.chain(*(task.fields for task in part))])
+
+    def _ends(self) -> Iterator[int]:
+        """Yield where each request ends."""
+        tasks = edges = size = 0
+        for position, task in enumerate(self.tasks, 1):
+            tasks += 1
+            edges += task.edges
+            size += len(task.fields[2])
+            if tasks >= MAX_TASKS or edges >= MOST_EDGES or size >= MAX_BYTES:
+                yield position
+                tasks = edges = size = 0
+        if tasks:
+            yield len(self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """How the tasks of an earlier graph of the same name stand, by position; the results of those
+    that are ``outdated`` answer other tasks."""
+
+    states: list[str]
+    outdated: set[int]
+
+    @property
+    def reused(self) -> int:
+        """How many results count."""
+        return self.states.count("succeeded") - len(self.outdated)
+
+    def rows(self, start: int, tasks: Sequence[PlannedTask]) -> Iterator[tuple[Any, ...]]:
+        """Yield what ``resubmit_gated`` takes of tasks, the first of which stands at ``start``."""
+        for i, task in enumerate(tasks, start):
+            outdated = "1" if i in self.outdated else ""
+            yield (*task.fields, self.states[i], outdated, task.conditions)

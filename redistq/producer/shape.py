@@ -1,0 +1,128 @@
+"""The shape of a graph: its tasks by name and layer, and what each runs after; kept on the server.
+
+Written by graphs when they are sent, and read when they are looked at, by whoever knows their name.
+A part holds some hundred tasks, and a summary the tasks of one name and layer as one group: so a
+graph of a million tasks is looked at without reading all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PART = 500
+"""Tasks in one part."""
+SUMMARY = "summary"
+LONGEST_SUMMARY = 5_000
+"""Most groups, and most links between them, of which a summary tells; the rest is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeNode:
+    """One task: what it is called, how many steps from the beginning it stands, and the positions
+    of those it runs after."""
+
+    name: str
+    layer: int
+    parents: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeGroup:
+    """The tasks of one name in one layer: how many, and the positions of some of them."""
+
+    name: str
+    layer: int
+    count: int
+    sample: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A graph in groups; ``links`` are pairs of groups by place, and how many tasks of the second
+    run after one of the first."""
+
+    total: int
+    layers: int
+    groups: tuple[ShapeGroup, ...]
+    links: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(slots=True)
+class Shape:
+    """The shape of a graph while it is written."""
+
+    nodes: list[ShapeNode] = field(default_factory=list)
+
+    def add(self, name: str, parents: Sequence[int]) -> int:
+        """Append a task that runs after those at these positions; return its position."""
+        nodes = self.nodes
+        layer = 1 + max([nodes[i].layer for i in parents], default=-1)
+        nodes.append(ShapeNode(name, layer, tuple(parents)))
+        return len(nodes) - 1
+
+    def fields(self) -> Iterator[dict[str, bytes]]:
+        """Yield what is kept of it, some parts at a time; the summary comes last."""
+        parts: dict[str, bytes] = {}
+        for start in range(0, len(self.nodes), PART):
+            rows = self.nodes[start : start + PART]
+            parts[f"part:{start // PART}"] = _packed([[n.name, n.layer, *n.parents] for n in rows])
+            if len(parts) == 20:
+                yield parts
+                parts = {}
+        yield {**parts, SUMMARY: _packed(self._summary())}
+
+    def _summary(self) -> list[Any]:
+        places: dict[tuple[int, str], int] = {}
+        members: list[list[int]] = []
+        links: dict[tuple[int, int], int] = {}
+        of: list[int] = []
+        for position, node in enumerate(self.nodes):
+            place = places.setdefault((node.layer, node.name), len(places))
+            if place == len(members):
+                members.append([])
+            members[place].append(position)
+            of.append(place)
+            for before in {of[parent] for parent in node.parents}:
+                links[before, place] = links.get((before, place), 0) + 1
+        groups = [
+            [name, layer, len(members[place]), members[place][:: max(len(members[place]) // 50, 1)]]
+            for (layer, name), place in places.items()
+        ][:LONGEST_SUMMARY]
+        kept = [
+            [first, second, count]
+            for (first, second), count in links.items()
+            if max(first, second) < LONGEST_SUMMARY
+        ][:LONGEST_SUMMARY]
+        layers = 1 + max((node.layer for node in self.nodes), default=-1)
+        return [len(self.nodes), layers, groups, kept]
+
+
+def read_summary(raw: bytes) -> Summary:
+    """Return a summary as it was kept; raises ValueError for what is none."""
+    total, layers, groups, links = _unpacked(raw)
+    return Summary(
+        int(total),
+        int(layers),
+        tuple(ShapeGroup(str(n), int(at), int(k), tuple(map(int, s))) for n, at, k, s in groups),
+        tuple((int(a), int(b), int(k)) for a, b, k in links),
+    )
+
+
+def read_part(raw: bytes) -> list[ShapeNode]:
+    """Return the tasks of a part as they were kept; raises ValueError for what is none."""
+    return [ShapeNode(str(n), int(at), tuple(map(int, p))) for n, at, *p in _unpacked(raw)]
+
+
+def _packed(rows: list[Any]) -> bytes:
+    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode("utf-8", "replace"), 1)
+
+
+def _unpacked(raw: bytes) -> Any:
+    try:
+        return json.loads(zlib.decompress(raw))
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise ValueError(f"this is no shape of a graph: {error}") from error

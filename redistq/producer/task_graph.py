@@ -1,0 +1,136 @@
+"""TaskGraph: a graph of named tasks. Made by producers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..connection.broker import Broker
+from ..errors import ConfigurationError
+from ..flows import Flow, Step, steps_of
+from ..handlers import Handler
+from ..protocol.codec import encode_payload
+from ..protocol.commands import Commands
+from ..protocol.gate import Gate, edges_of
+from ..protocol.keys import batch_task_id, check_line
+from ..protocol.limits import Limit
+from ..protocol.options import NO_OPTIONS, OPTIONS_OF_TASKS, TaskOptions, unknown_option
+from .graph import GRAPH_TTL_S, Graph
+from .limits import LimitOperations
+from .sansio import run
+
+TaskName = str | Callable[..., Any]
+
+
+class TaskGraph(Graph):
+    """A graph of named tasks; see Graph.
+
+    ``add`` takes what ``add_task`` takes and returns the task's id, by which other tasks of the
+    graph run after it. A handler reads the results of those before it: ``context.results()``.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        commands: Commands,
+        name: str,
+        handler_of: Callable[[Any], Handler],
+        max_bytes: int,
+    ) -> None:
+        super().__init__(broker, commands, name)
+        self._handler_of = handler_of
+        self._limits: set[Limit] = set()
+        self._max_bytes = max_bytes
+        self._positions: dict[str, int] = {}
+        self._checked: set[str] = set()
+        usual = NO_OPTIONS.kept(GRAPH_TTL_S)
+        self._plain = usual.written(batch=self.name)
+        self._gated = usual.written(batch=self.name, gate="")
+
+    def __enter__(self) -> TaskGraph:
+        super().__enter__()
+        self._positions = {}
+        self._limits = set()
+        return self
+
+    def add(self, type: TaskName, payload: Any = None, *, after: Any = None, **options: Any) -> str:
+        """Add one task and return its id.
+
+        ``after`` is an id that ``add`` returned, or that of any task of this queue, or a list of
+        them: the task runs when these have succeeded. A mapping says of each whether that is
+        "success", "end" (of any kind) or "failure".
+        """
+        plan = self._open_plan
+        if isinstance(type, str):
+            name = type
+        else:
+            handler = self._handler_of(type)
+            name = handler.name
+            if handler.gate:
+                options = {**handler.gate, **options}
+        if name not in self._checked:
+            check_line("a task's type", name)
+            self._checked.add(name)
+        data = encode_payload(name, payload, self._max_bytes)
+        edges, parents = self._edges(after) if after is not None else ([], [])
+        if options:
+            opts, due, conditions = self._options(options, payload, bool(edges))
+            edges = [*edges, *conditions]
+        else:
+            opts = self._gated if edges else self._plain
+            due = ""
+        position = len(plan.tasks)
+        task_id = batch_task_id(self.name, position)
+        digest = plan.digest(name.encode(), b"".join((data, b"\0", opts)), parents)
+        plan.add((task_id, name, data, opts, due), edges, name, digest, parents)
+        self._positions[task_id] = position
+        return task_id
+
+    def add_flow(self, flow: Flow, *, after: Any = None) -> list[str]:
+        """Add the tasks of a flow, which begins after others; return their ids, in the order in
+        which they are written."""
+        ids: list[str] = []
+        steps, _ = steps_of(flow)
+        for step in steps:
+            ids.append(self._add_step(step, [ids[i] for i in step.after] or after))
+        return ids
+
+    def _add_step(self, step: Step, after: Any) -> str:
+        signature = step.signature
+        if signature.kwargs or len(signature.args) > 1:
+            raise TypeError("a named task takes one payload: sig('name', payload)")
+        payload = signature.args[0] if signature.args else None
+        return self.add(signature.task, payload, after=after, **signature.given)
+
+    def _options(
+        self, given: Mapping[str, Any], payload: Any, gated: bool
+    ) -> tuple[bytes, str, list[str]]:
+        """Return the options of a task as they stand in its entry, when it is due, and the
+        conditions that they make."""
+        if unknown := given.keys() - OPTIONS_OF_TASKS:
+            raise unknown_option("a task of a graph", sorted(unknown)[0], OPTIONS_OF_TASKS)
+        if given.get("unique") is not None:
+            raise ConfigurationError(
+                "a task of a graph has no unique key: it is the only one of its name and place"
+            )
+        options = TaskOptions.of(given, "a task of a graph").kept(GRAPH_TTL_S)
+        gate = Gate.of(given, payload, self._commands.keys.stream)
+        text = gate.text if gate is not None else "" if gated else None
+        if gate is not None:
+            self._limits.update(gate.limits)
+        conditions = gate.conditions.split("\n") if gate is not None and gate.conditions else []
+        return options.written(batch=self.name, gate=text), options.due, conditions
+
+    def _edges(self, after: Any) -> tuple[list[str], list[int]]:
+        """Return the conditions that ``after`` stands for, and which tasks of this graph it
+        names."""
+        if isinstance(after, Iterable) and not isinstance(after, str | Mapping):
+            after = list(after)
+        edges = edges_of(after, self._commands.keys.stream)
+        named = after if isinstance(after, Mapping | list) else (after,)
+        positions = (self._positions.get(one) for one in named if isinstance(one, str))
+        return edges, [position for position in positions if position is not None]
+
+    def _send(self) -> None:
+        run(self._broker, LimitOperations(self._commands).declare(self._limits))
+        super()._send()
