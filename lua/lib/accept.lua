@@ -183,7 +183,8 @@ local function accepted(task)
     if task.due > NOW then redis.call('HSET', record, 'due', int(task.due)) end
   elseif task.due > NOW then
     redis.call('HSET', record, 'state', 'delayed', 'reason', 'delay', 'name', task.name, 'payload', task.payload,
-      'attempt', '1', 'recovered', '0', 'opts', task.opts, 'gate', gate)
+      'attempt', '1', 'recovered', '0', 'opts', task.opts)
+    if gate ~= '' then redis.call('HSET', record, 'gate', gate) end
     redis.call('ZADD', DELAYED, int(task.due), id)
     undoing('ZREM', DELAYED, id)
   elseif gate == '' then
