@@ -44,6 +44,7 @@ if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[3], 'LIMI
 local function go(id, record, kept, left, died)
   local opts, gate = again_opts(kept[4] or '')
   redis.call('HDEL', record, '')
+  if gate ~= '' then redis.call('ZADD', DEAD, 'XX', 0, '') end -- it can be undone
   undoing('HDEL', record, 'from')
   undoing('HSET', record, 'entry', kept[7] or '')
   if gate == '' then

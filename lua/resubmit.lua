@@ -78,7 +78,12 @@ local function again(at, due, record, kept)
     undoing('PEXPIRE', record, left)
   end
   if gate ~= '' and due == 0 then
-    undoing('HSET', record, 'state', kept[1] or '', 'entry', kept[2] or '', 'opts', kept[4] or '')
+    if kept[1] then
+      undoing('HSET', record, 'state', kept[1], 'entry', kept[2] or '', 'opts', kept[4] or '')
+      undoing('HDEL', record, 'from', 'resubmission')
+    else
+      undoing('DEL', record)
+    end
     redis.call('HSET', record, 'from', 'resubmit', 'resubmission', ARGV[3])
     enter(id, { name = ARGV[at + 1], payload = ARGV[at + 2], attempt = '1', recovered = '0', opts = opts, gate = gate }, nil)
     lock(id, gate)
@@ -117,9 +122,9 @@ for at = 4, #ARGV, 7 do
       if due <= now then due = 0 end
       local fault = whole(again, at, due, record, kept)
       if fault then
-      follow_up()
-      return redis.error_reply(fault)
-    end
+        follow_up()
+        return redis.error_reply(fault)
+      end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
     end
   end

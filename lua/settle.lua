@@ -109,15 +109,23 @@ local function gate_too()
         if said_of == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
           local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0',
             gate = '' }
-          if not whole(wait, task.id, made, 'parents', '') then later('end', ref_of(task.id), 'cancelled\n' .. words) end
+          if whole(wait, task.id, made, 'parents', '') then
+            redis.pcall('HDEL', TASK .. task.id, 'entry')
+          else
+            later('end', ref_of(task.id), 'cancelled\n' .. words)
+          end
         end
       end
     end
   end
-  gate = { closed = closed, free = free, follow_up = follow_up, add_children = add_children }
+  gate = { closed = closed, free = free, follow_up = follow_up, add_children = add_children, may_wait = may_wait }
+end
+if children ~= '' and now then -- they come with the outcome or not at all
+  gate_too()
+  gate.may_wait()
 end
 if mixed then
-  batches_too()
+  if not tally_of then batches_too() end
   tasks, batches = {}, {}
   for i = 1, n do
     local batch = ARGV[11 * i + 6]

@@ -198,6 +198,15 @@ local function hold_turn(id, term, late)
   redis.call('HSET', TASK .. id, 'held', 'o')
   undoing('HDEL', TASK .. id, 'held')
 end
+local proved
+-- may_wait(): proves that tasks can wait and be let in, before anything is written: where they cannot, the script
+-- fails here and nothing has changed. Asked once a call.
+local function may_wait()
+  if proved then return end
+  redis.call('HDEL', LIMITS, '')
+  redis.call('ZREM', WAITING, '')
+  proved = true
+end
 -- enter(id, task, under): a task goes into the stream if all of its keys have room, and takes them;
 -- otherwise it holds nothing but its turn in an order, and waits under the first that has none. `under`: the key in
 -- whose line it is the first. Answers nothing when it is in; else the key, the reason, and when
@@ -206,6 +215,7 @@ end
 local function enter(id, task, under)
   local asked = task.terms or terms(task.gate)
   local keys, kept = asked.keys, task.held == 'o'
+  may_wait()
   if asked.expires and asked.expires < NOW then
     if not task.waits then wait(id, task, 'limit', '') end
     return later('end', ref_of(id), 'expired')
@@ -260,18 +270,26 @@ local function give_back(id, gate, held, stays)
     redis.call('HDEL', TASK .. id, 'held')
   end
 end
--- free(): the slots that were given back are free: one step a key, however many tasks it was.
+-- free_key(key, n): so many slots of a key are free; who waits under it is followed up.
+local function free_key(key, n)
+  local now = standing({ key = key })
+  if now.used > n then
+    redis.call('HINCRBY', LIMITS, 's' .. key, -n)
+  else
+    redis.call('HDEL', LIMITS, 's' .. key)
+  end
+  now.used = now.used - n
+  if now.waiting > 0 then later('more', key) end
+end
+-- free(): the slots that were given back are free: one step a key, however many tasks it was. What fails is
+-- done later, by a timer with words of its own: two of them are not one.
 local function free()
   for key, n in pairs(freed) do
     freed[key] = nil
-    local now = standing({ key = key })
-    now.used = now.used - n
-    if now.used > 0 then
-      redis.call('HINCRBY', LIMITS, 's' .. key, -n)
-    else
-      redis.call('HDEL', LIMITS, 's' .. key)
+    if not pcall(free_key, key, n) then
+      local time = redis.call('TIME')
+      later('free', key, int(n) .. ' ' .. time[1] .. '.' .. time[2])
     end
-    if now.waiting > 0 then later('more', key) end
   end
 end
 -- close(id, state): what a gated task held or locked is free, once its end is written.

@@ -12,9 +12,9 @@ local function notify(inbox, id, state, body, whole_body)
   redis.pcall('PEXPIRE', key, 3600000)
 end
 local waited -- whether anyone waits for any task: asked once a call, for nothing else writes meanwhile
--- anyone_waits(): whether there is any task that an inbox waits for.
+-- anyone_waits(): whether there is any task that an inbox or a dependant waits for, or none can tell.
 local function anyone_waits()
-  if waited == nil then waited = redis.pcall('EXISTS', WAITERS) == 1 end
+  if waited == nil then waited = redis.pcall('EXISTS', WAITERS) ~= 0 end
   return waited
 end
 -- keep_for_dependants(id, state, body, unkept): the record of a task with dependants is there until they have
@@ -44,6 +44,8 @@ local function notify_all(id, state, body, inbox, unkept)
           notify(address, id, state, body, unkept)
         end
       end
+    elseif type(waiting) == 'table' then -- who waits cannot be read: dependants may
+      keep_for_dependants(id, state, body, unkept)
     end
   end
 end

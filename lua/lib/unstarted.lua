@@ -5,6 +5,7 @@ local function ended_unstarted(id, task, state, words)
   local record, batch = TASK .. id, countable(option(task.opts, 'batch'))
   local has = redis.call('HMGET', record, 'under', 'gate', 'reason')
   local function written()
+    if task.was == 'waiting' then redis.call('ZREM', WAITING, '') end
     redis.call('HSET', record, 'state', state, 'entry', task.entry, 'name', task.name, 'attempt', task.attempt,
       'finished_ms', int(NOW))
     if words ~= '' then redis.call('HSET', record, 'reason', words) end
@@ -26,7 +27,10 @@ local function ended_unstarted(id, task, state, words)
     redis.call('ZREM', DELAYED, id)
   elseif task.was == 'waiting' then
     redis.call('ZREM', WAITING, ref_of(id))
-    if has[1] and has[1] ~= '' then leave_line(ref_of(id), has[1], has[2]) end
+    if has[1] and has[1] ~= '' then
+      pcall(leave_line, ref_of(id), has[1], has[2])
+      later('more', has[1]) -- who stood behind it may have room where it had none
+    end
   else
     redis.call('XDEL', STREAM, task.entry)
   end
