@@ -46,6 +46,8 @@ local GROUP, HISTORY_MAX, CHANNEL, TTL, WISH = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
 --@include unstarted
 --@include follow_up
@@ -79,7 +81,6 @@ local function cancel(id)
         answer[#answer + 1] = 'cancelled'
       else
         -- The stream was trimmed or deleted by other hands: nothing is left that could run.
-        closed(id, 'cancelled')
         redis.call('DEL', TASK .. id)
         redis.pcall('HDEL', WAITERS, id)
         answer[#answer + 1] = 'unknown'

@@ -11,10 +11,10 @@
 --     conditions (lines: its parents, as <policy><kind><lane> <id>; ?<policy> of a unique key)
 -- RETURN: the tasks that were not simply added: a position (from 1) when its id was known already; a
 --   position, an error's words and its id when it was not stored; a position, a word (joined,
---   replaced, pushed, again, dropped), the id of the task that stands, and how it stands or why
--- COST: per task HSETNX, and XADD + HSET (now), HSET + ZADD (later), HSET + ZADD (waits for parents); for
---   each key HMGET + HINCRBY, and where it has no room HSET + ZADD twice + HINCRBY; for each parent
---   HMGET + RPUSH + HSETNX + HINCRBY
+--   replaced, pushed, again, dropped), the id of the task that stands (its ref in another lane),
+--   and how it stands or why
+-- COST: per task that has room XADD + HSETNX, and per call and key HMGET + HINCRBY; one that has none HSET +
+--   ZADD twice + HINCRBY; later HSET + ZADD; for each parent HMGET + RPUSH + HSETNX + HINCRBY
 -- WHY: whether there is room, whether parents have ended and who holds a unique key is only known
 --   here, and true only until the next command. A task that is refused leaves nothing behind, and
 --   the others are stored. Its id is taken first, so a call sent again finds all of them known.
@@ -23,38 +23,62 @@ local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], 86400000
 local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include now
 --@include fault
---@include whole
 --@include look
+--@include options
+--@include later
+--@include lanes
+--@include room
+--@include quickly
+--@include wake
+local answer, earliest, rest = {}, 0, nil
+local function say(at, happened, words)
+  local position = (at + 2) / 6
+  if happened == 'known' then
+    answer[#answer + 1] = position
+  elseif happened == 'fault' then
+    answer[#answer + 1] = { position, words, ARGV[at] }
+  elseif happened and happened ~= true then
+    answer[#answer + 1] = { position, happened[1], happened[2], happened[3] }
+  end
+end
+for at = 4, #ARGV, 6 do
+  if ARGV[at + 4] ~= '' or ARGV[at + 5] ~= '' then
+    rest = at
+    break
+  end
+  local ok, done = pcall(quickly, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], option(ARGV[at + 3], 'gate'))
+  if not ok then
+    say(at, 'fault', said(done))
+  elseif done then
+    say(at, done)
+  else
+    rest = at
+    break
+  end
+end
+count_taken()
+if not rest then return answer end
+-- The first that is not so simple, and all after it: an earlier one is not overtaken. What they take is made only
+-- here, for to make it takes as long as to add a task.
+--@include whole
 --@include pending
 --@include entry
 --@include attempt
 --@include history
---@include options
---@include later
 --@include notify
---@include lanes
 --@include batch
 --@include tally
+--@include slots
 --@include gate
+--@include deadline
 --@include unstarted
 --@include follow_up
 --@include accept
---@include wake
-local answer, earliest = {}, 0
-for at = 4, #ARGV, 6 do
+for at = rest, #ARGV, 6 do
   local when, due = ARGV[at + 4], 0
   if when ~= '' then due = string.sub(when, 1, 1) == '+' and NOW + tonumber(when) or tonumber(when) end
-  local task = { id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = ARGV[at + 3], due = due,
-    conditions = ARGV[at + 5] }
-  local said_of, words = accept(task)
-  local position = (at + 2) / 6
-  if said_of == 'known' then
-    answer[#answer + 1] = position
-  elseif said_of == 'fault' then
-    answer[#answer + 1] = { position, words, task.id }
-  elseif said_of then
-    answer[#answer + 1] = { position, said_of[1], said_of[2], said_of[3] }
-  end
+  say(at, accept({ id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = ARGV[at + 3], due = due,
+    conditions = ARGV[at + 5] }))
   if due > NOW and (earliest == 0 or due < earliest) then earliest = due end
 end
 follow_up()

@@ -29,6 +29,8 @@ local KEY, RULE, PAUSED, PENALTY = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
 --@include unstarted
 --@include follow_up

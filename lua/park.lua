@@ -53,6 +53,8 @@ local GRACE = tonumber(ARGV[6])
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
 --@include unstarted
 --@include follow_up
@@ -94,7 +96,8 @@ local function dead_letter(entry, id, name, task, body)
     return error(said(missing), 0)
   end
   drop(entry)
-  if string.find(task.opts, '"gate"', 1, true) then closed(id, 'failed') end
+  local gate = option(task.opts, 'gate')
+  if gate ~= '' then closed(id, 'failed', gate, true) end
   notify_all(id, 'failed', body, option(task.opts, 'inbox'), true)
   tally_one(batch, id, 'failed', int(now))
 end
@@ -136,8 +139,8 @@ for at = 7, #ARGV, 3 do
       fault, due = whole(postpone, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
       if not fault then
         drop(entry)
-        local held = redis.pcall('HGET', TASK .. id, 'held')
-        if type(held) == 'string' then pcall(give_back, id, option(task.opts, 'gate'), held, true) end
+        local gate = option(task.opts, 'gate')
+        if gate ~= '' then pcall(give_back, id, terms(gate).keys, true, true) end
         redis.pcall('HSETNX', TASK .. id, 'parked_ms', int(now))
         if known then
           redis.pcall('HDEL', TASK .. id, 'unknown_ms')

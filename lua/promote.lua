@@ -24,41 +24,16 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include attempt
 --@include later
 local now = now_ms()
-local gate -- most tasks that are due hold no keys
-local function gate_too()
-  if gate then return end
---@include look
---@include history
---@include options
---@include notify
---@include lanes
---@include batch
---@include tally
---@include gate
---@include unstarted
---@include follow_up
-  local function ready_gated(id, record, kept)
-    undoing('HSET', record, 'state', 'delayed')
-    local task = { name = kept[1], payload = kept[2], attempt = kept[3] or '1', recovered = kept[4] or '0',
-      opts = kept[5], gate = option(kept[5], 'gate'), held = redis.call('HGET', record, 'held') or nil }
-    enter(id, task, nil)
-  end
-  gate = { ready = ready_gated, follow_up = follow_up }
-end
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[2])
 if #due > 0 then redis.call('ZREM', DELAYED, '') end
 local function ready(id, record, kept)
-  if kept[5] and string.find(kept[5], '"gate"', 1, true) then
-    gate_too()
-    return gate.ready(id, record, kept)
-  end
   local entry = add(id, kept[1], kept[2], kept[3] or '1', kept[4] or '0', kept[5] or '')
   undoing('XDEL', STREAM, entry)
   redis.call('HSET', record, 'entry', entry)
   undoing('HSET', record, 'entry', '')
   redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
 end
-local leaving, broken, refused = {}, {}, nil
+local leaving, broken, gated, refused = {}, {}, {}, nil
 -- The words of a timer, which begins with a line feed, are followed up; nothing is moved for it.
 local function is_timer(member)
   if string.byte(member) ~= 10 then return false end
@@ -82,20 +57,56 @@ for i = 1, #due do
     broken[#broken + 1] = kept.err
   else
     refused = kept.err
-    if kept[1] and kept[2] and kept[6] == 'delayed' then refused = whole(ready, due[i], record, kept) end
-    if refused then break end -- by the stream, or for want of a right: so will the others be
-    leaving[#leaving + 1] = due[i]
+    local waits = kept[1] and kept[2] and kept[6] == 'delayed'
+    if waits and kept[5] and string.find(kept[5], '"gate"', 1, true) then
+      gated[#gated + 1] = { due[i], kept }
+    else
+      if waits then refused = whole(ready, due[i], record, kept) end
+      if refused then break end -- by the stream, or for want of a right: so will the others be
+      leaving[#leaving + 1] = due[i]
+    end
   end
 end
 for from = 1, #leaving, 1000 do -- unpack has its limit at about 8,000 values
   local to = math.min(from + 999, #leaving)
   redis.call('ZREM', DELAYED, unpack(leaving, from, to))
 end
-if #todo > 0 then
-  gate_too()
-  gate.follow_up()
+local moved = #leaving
+-- What holds keys, and what timers say. What that takes is made only here.
+if #todo > 0 or #gated > 0 then
+--@include look
+--@include history
+--@include options
+--@include notify
+--@include lanes
+--@include batch
+--@include tally
+--@include room
+--@include slots
+--@include gate
+--@include unstarted
+--@include follow_up
+  local function ready_gated(id, kept)
+    local record = TASK .. id
+    undoing('HSET', record, 'state', 'delayed', 'entry', '')
+    local task = { name = kept[1], payload = kept[2], attempt = kept[3] or '1', recovered = kept[4] or '0',
+      opts = kept[5], gate = option(kept[5], 'gate') }
+    task.held = redis.call('HGET', record, 'held') or nil
+    enter(id, task, nil)
+  end
+  for i = 1, #gated do
+    local fault = whole(ready_gated, gated[i][1], gated[i][2])
+    if fault then
+      stands = {}
+      refused = refused or fault
+    else
+      redis.call('ZREM', DELAYED, gated[i][1])
+      moved = moved + 1
+    end
+  end
+  follow_up()
 end
 if refused then return redis.error_reply(refused) end
 for i = 1, #broken, 2 do redis.call('ZADD', DELAYED, int(now + 5000), broken[i]) end
 local first = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
-return { #leaving, first[2] and tonumber(first[2]) or -1, now, broken }
+return { moved, first[2] and tonumber(first[2]) or -1, now, broken }

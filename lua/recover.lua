@@ -62,6 +62,8 @@ local GRACE_LIMIT = 1000
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
 --@include unstarted
 --@include follow_up
@@ -91,7 +93,8 @@ local function ended(entry, task, state, body, ttl)
     return error(said(missing), 0)
   end
   drop(entry)
-  if string.find(task.opts, '"gate"', 1, true) then closed(task.id, state) end
+  local gate = option(task.opts, 'gate')
+  if gate ~= '' then closed(task.id, state, gate, true) end
   notify_all(task.id, state, body, option(task.opts, 'inbox'), true)
   tally_one(batch, task.id, state, int(now))
 end

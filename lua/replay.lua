@@ -34,7 +34,10 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
+--@include deadline
 --@include unstarted
 --@include follow_up
 --@include uncount

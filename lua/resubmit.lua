@@ -40,7 +40,10 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
+--@include deadline
 --@include unstarted
 --@include follow_up
 --@include uncount
@@ -94,7 +97,6 @@ local function again(at, due, record, kept)
     redis.call('HSET', record, 'entry', '', 'from', 'resubmit', 'resubmission', ARGV[3],
       'state', 'delayed', 'reason', 'delay',
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
-    if gate ~= '' then redis.call('HSET', record, 'gate', gate) end
   end
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
   pcall(uncount, batch, ended)

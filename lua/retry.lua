@@ -41,48 +41,14 @@ local COUNTERS, DEAD, WAITERS, INBOX, SETTLED, TTL = nil
 --@include options
 --@include later
 --@include wish
+--@include deadline
 local refused, earliest, now = {}, 0, now_ms()
-local gate -- most attempts are of tasks that hold no keys
-local function gate_too()
-  if gate then return end
-  TTL = 86400000
---@include look
---@include notify
---@include lanes
---@include batch
---@include tally
---@include gate
---@include unstarted
---@include follow_up
-  -- An attempt of a task that holds keys has ended: tried again later, it gives them back, but for those
-  -- that are strictly in order; tried again at once it keeps them, and takes new tokens. A snooze
-  -- gives its tokens back.
-  local function tried(id, again_at_once, snoozed)
-    local has = redis.call('HMGET', TASK .. id, 'gate', 'held')
-    if not has[1] then return end
-    local keys = terms(has[1]).keys
-    for i = 1, #keys do
-      if again_at_once and not snoozed then
-        token(keys[i], 1)
-      elseif snoozed and not again_at_once then
-        token(keys[i], -1)
-      end
-    end
-    if not again_at_once then give_back(id, has[1], has[2], true) end
-  end
-  gate = { tried = tried, again_opts = again_opts, follow_up = follow_up }
-end
+local tried = {} -- attempts of tasks that hold keys, to be seen to when all are put back
 local function again(at, task)
   local entry, state = ARGV[at], ARGV[at + 2]
   if state == 'retried' then task.attempt = int(tonumber(task.attempt) + 1) end
   if string.find(task.opts, '"gate"', 1, true) then
-    gate_too()
-    local opts, left = gate.again_opts(task.opts) -- it has started: its deadline counts no more
-    if opts ~= task.opts then
-      task.opts = opts
-      undoing('HSET', TASK .. task.id, 'gate', redis.call('HGET', TASK .. task.id, 'gate') or left)
-      redis.call('HSET', TASK .. task.id, 'gate', left)
-    end
+    task.opts = again_opts(task.opts) -- it has started: its deadline counts no more
   end
   local delay, from, due = tonumber(ARGV[at + 7]), entry .. ' ' .. CONSUMER, 0
   if delay <= 0 then
@@ -110,8 +76,7 @@ for at = 5, #ARGV, 9 do
     else
       drop(entry)
       if string.find(task.opts, '"gate"', 1, true) then
-        gate_too()
-        pcall(gate.tried, id, due == 0, state == 'snoozed')
+        tried[#tried + 1] = { id, task.opts, due == 0, state == 'snoozed' }
       end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
       if ARGV[at + 6] ~= '' then redis.pcall('HSET', TASK .. id, 'error', ARGV[at + 6]) end
@@ -125,6 +90,29 @@ for at = 5, #ARGV, 9 do
     refused[#refused + 1] = (at + 4) / 9
   end
 end
-if gate then gate.follow_up() end
+-- What was tried is to be tried again: later, it gives its keys back, but for its turn of a strict order; at once, it
+-- keeps them, and takes new tokens. A snooze gives its tokens back.
+if #tried > 0 then
+  TTL = 86400000
+--@include look
+--@include notify
+--@include lanes
+--@include batch
+--@include tally
+--@include room
+--@include slots
+--@include gate
+--@include unstarted
+--@include follow_up
+  local function give(id, opts, at_once, snoozed)
+    local keys = terms(option(opts, 'gate')).keys
+    for i = 1, #keys do
+      if at_once ~= snoozed then token(keys[i], at_once and 1 or -1) end
+    end
+    if not at_once then give_back(id, keys, true, true) end
+  end
+  for i = 1, #tried do pcall(give, tried[i][1], tried[i][2], tried[i][3], tried[i][4]) end
+  follow_up()
+end
 wake(earliest, ARGV[4])
 return refused

@@ -14,7 +14,8 @@
 --   2 consumer
 --   3 history_max: events kept, about
 --   4 dead_ttl: how long a failed task is kept, ms
---   5 gated: positions (from 1) of outcomes whose task holds keys, each between blanks; '' none
+--   5 gated: of outcomes whose task is gated a JSON list: the gate's text, then positions (from 1) of those that
+--     have it; '' none
 --   6 children: tasks to add with the outcome they belong to, seven fields each: its position, and those
 --     of enqueue_gated, each as its length in bytes, a colon and the bytes; '' none
 --   for each outcome (11): entry, id, state (succeeded|failed|cancelled|expired), name, attempt, run_ms,
@@ -56,73 +57,21 @@ for at = 7, #ARGV, 11 do
   if ARGV[at + 8] ~= '' then addressed = true end
 end
 local mine = owned(entries, CONSUMER)
-local gated, children = ARGV[5], ARGV[6]
+local gated, children, text = ARGV[5], ARGV[6], ARGV[5]
+local lists = {}
+if gated ~= '' then
+  lists = cjson.decode(text)
+end
 local refused, tasks, batches, now = {}, nil, nil, nil
 if next(mine) then
   redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below
   now = int(now_ms())
 end
--- What most calls do without is made when it is wanted: of batches, and of the gate.
-local countable_of, tally_of, tally_one_of, gate
+local countable_of, tally_of, tally_one_of
 local function batches_too()
 --@include batch
 --@include tally
   countable_of, tally_of, tally_one_of = countable, tally, tally_one
-end
-local function gate_too()
-  if gate then return end
-  if not tally_of then batches_too() end
-  local countable, tally_one = countable_of, tally_one_of
-  TTL = 86400000
---@include whole
---@include look
---@include attempt
---@include options
---@include lanes
---@include gate
---@include unstarted
---@include follow_up
---@include accept
-  -- The next of the fields in `children`, and where the one after it begins.
-  local function field(from)
-    local colon = string.find(children, ':', from, true)
-    local to = colon + tonumber(string.sub(children, from, colon - 1))
-    return string.sub(children, colon + 1, to), to + 1
-  end
-  -- Adds the children of the outcomes that count.
-  local function add_children(counts)
-    local from = 1
-    while from <= #children do
-      local child = {}
-      for k = 1, 7 do child[k], from = field(from) end
-      if counts[tonumber(child[1])] then
-        local due, batch = 0, option(child[5], 'batch')
-        if child[6] ~= '' then
-          due = string.sub(child[6], 1, 1) == '+' and NOW + tonumber(child[6]) or tonumber(child[6])
-        end
-        local task = { id = child[2], name = child[3], payload = child[4], opts = child[5], due = due,
-          conditions = child[7] }
-        if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
-          redis.pcall('HINCRBY', BATCH .. batch, 'total', 1)
-        end
-        local said_of, words = accept(task)
-        if said_of == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
-          local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0',
-            gate = '' }
-          if whole(wait, task.id, made, 'parents', '') then
-            redis.pcall('HDEL', TASK .. task.id, 'entry')
-          else
-            later('end', ref_of(task.id), 'cancelled\n' .. words)
-          end
-        end
-      end
-    end
-  end
-  gate = { closed = closed, free = free, follow_up = follow_up, add_children = add_children, may_wait = may_wait }
-end
-if children ~= '' and now then -- they come with the outcome or not at all
-  gate_too()
-  gate.may_wait()
 end
 if mixed then
   if not tally_of then batches_too() end
@@ -190,20 +139,6 @@ end
 if not (missing or mixed or addressed or gated ~= '' or children ~= '' or anyone_waits()) then
   return refused -- the usual
 end
-if not missing and (gated ~= '' or children ~= '') then
-  gate_too()
-  local ended = {}
-  for k = 1, done do ended[settled[k]] = true end
-  if children ~= '' then gate.add_children(ended) end
-  for position in string.gmatch(gated, '%d+') do
-    local i = tonumber(position)
-    if ended[i] then
-      local at = 11 * i - 4
-      gate.closed(ARGV[at + 1], ARGV[at + 2])
-    end
-  end
-  gate.free()
-end
 for k = 1, done do
   local at = 11 * settled[k] - 4
   local id, state, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 10]
@@ -221,13 +156,68 @@ for k = 1, done do
     end
   end
 end
-if batches and not missing then
-  for batch, ends in pairs(batches) do
+local function tally_all()
+  for batch, ends in pairs(batches or {}) do
     if ends[3] ~= '' then pcall(tally_of, batch, ends[1], ends[2], now) end
   end
 end
-if #todo > 0 then
-  gate_too()
-  gate.follow_up()
+if missing then return refused end
+if children == '' then tally_all() end
+if gated == '' and children == '' and #todo == 0 then return refused end
+-- What follows from the ends of gated tasks, and of those with dependants. What it takes is made only here.
+local ended = {}
+for k = 1, done do ended[settled[k]] = true end
+TTL = 86400000
+--@include look
+--@include options
+--@include lanes
+--@include room
+--@include slots
+for _, list in ipairs(lists) do
+  for k = 2, #list do
+    local i = list[k]
+    if ended[i] then closed(ARGV[11 * i - 3], ARGV[11 * i - 2], list[1], true) end
+  end
 end
+free()
+if children == '' and #todo == 0 then return refused end
+if not tally_of then batches_too() end
+local countable, tally_one = countable_of, tally_one_of
+--@include whole
+--@include attempt
+--@include gate
+--@include deadline
+--@include unstarted
+--@include follow_up
+--@include accept
+-- The next of the fields in `children`, and where the one after it begins.
+local function field(from)
+  local colon = string.find(children, ':', from, true)
+  local to = colon + tonumber(string.sub(children, from, colon - 1))
+  return string.sub(children, colon + 1, to), to + 1
+end
+-- Adds one child; one that cannot be added as it is asked for has ended as cancelled, and says why.
+local function add_child(child)
+  local due, batch = 0, option(child[5], 'batch')
+  if child[6] ~= '' then
+    due = string.sub(child[6], 1, 1) == '+' and NOW + tonumber(child[6]) or tonumber(child[6])
+  end
+  local task = { id = child[2], name = child[3], payload = child[4], opts = child[5], due = due, conditions = child[7] }
+  if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
+    redis.pcall('HINCRBY', BATCH .. batch, 'total', 1)
+  end
+  local happened, words = accept(task)
+  if happened == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
+    local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0' }
+    if not whole(wait, task.id, made, 'parents', '') then later('end', ref_of(task.id), 'cancelled\n' .. words) end
+  end
+end
+local from = 1
+while from <= #children do
+  local child = {}
+  for k = 1, 7 do child[k], from = field(from) end
+  if ended[tonumber(child[1])] then add_child(child) end
+end
+if children ~= '' then tally_all() end
+follow_up()
 return refused

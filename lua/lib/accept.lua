@@ -13,9 +13,9 @@ local function parent(kind, lane, id)
   if has[1] and has[1] ~= 'delayed' and has[1] ~= 'waiting' then return has[1] end
   return ''
 end
--- depend(edge, kind, lane, id, state): the edge is written beside a parent that has not ended, and its
--- record will be there until the dependant has read it.
-local function depend(edge, kind, lane, id, state)
+-- depend(edge, kind, lane, id, state, reads): the edge is written beside a parent that has not ended, and its
+-- record will be there until the dependant has read it, if it reads it.
+local function depend(edge, kind, lane, id, state, reads)
   go_to(lane)
   if kind == 'b' then
     if state == '' then
@@ -26,7 +26,7 @@ local function depend(edge, kind, lane, id, state)
   end
   local record = TASK .. id
   if state ~= '' then
-    local left = redis.call('PTTL', record)
+    local left = reads and redis.call('PTTL', record) or 0
     if left > 0 then
       redis.call('HSETNX', record, 'keep_ms', left)
       redis.call('PERSIST', record)
@@ -40,6 +40,7 @@ local function depend(edge, kind, lane, id, state)
       end
     end
   end
+  if not reads then return end
   redis.call('HINCRBY', record, 'readers', 1)
   undoing('HINCRBY', record, 'readers', -1)
 end
@@ -132,7 +133,7 @@ local function accepted(task)
       go_to(lane)
       if word then
         redis.call('HDEL', record, 'entry')
-        return { word, holder.id, holder.stands }
+        return { word, holder.lane == lane and holder.id or holder.ref, holder.stands }
       end
     end
     go_to(lane)
@@ -167,13 +168,13 @@ local function accepted(task)
     local edge = int(made.place) .. ' ' .. ref_of(id)
     for i = 1, #edges do
       lines[i] = edges[i][1] .. edges[i][2] .. edges[i][3] .. ' ' .. edges[i][4]
-      if not unmet then depend(edges[i][1] .. edge, edges[i][2], edges[i][3], edges[i][4], edges[i][5]) end
+      if not unmet then depend(edges[i][1] .. edge, edges[i][2], edges[i][3], edges[i][4], edges[i][5], asked.parents) end
     end
     go_to(lane)
     undoing('HDEL', record, 'after')
-    if not unmet then redis.call('HSET', record, 'after', table.concat(lines, '\n')) end
+    if not unmet and asked.parents then redis.call('HSET', record, 'after', table.concat(lines, '\n')) end
   end
-  undoing('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts', 'gate')
+  undoing('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
   if unmet then
     wait(id, made, 'parents', '')
     later('end', ref_of(id), 'cancelled\n' .. unmet)
@@ -184,7 +185,6 @@ local function accepted(task)
   elseif task.due > NOW then
     redis.call('HSET', record, 'state', 'delayed', 'reason', 'delay', 'name', task.name, 'payload', task.payload,
       'attempt', '1', 'recovered', '0', 'opts', task.opts)
-    if gate ~= '' then redis.call('HSET', record, 'gate', gate) end
     redis.call('ZADD', DELAYED, int(task.due), id)
     undoing('ZREM', DELAYED, id)
   elseif gate == '' then
@@ -200,72 +200,12 @@ local function accepted(task)
   end
   return happened
 end
-local made
--- quickly(task, gate): accepted, of a task that asks for nothing but keys, and now; answers false when one has
--- no room: nothing was written then. What it has written when it fails is in `made`.
-local function quickly(task, gate)
-  local asked = terms(gate)
-  local keys = asked.keys
-  if asked.unique or asked.expires then return false end
-  for i = 1, #keys do
-    if keys[i].weight > 1 or obstacle(keys[i], false) then return false end
-  end
-  made = { keys = {} }
-  made.entry = redis.call('XADD', STREAM, '*', 'id', task.id, 'name', task.name, 'payload', task.payload,
-    'attempt', '1', 'recovered', '0', 'opts', task.opts)
-  for i = 1, #keys do
-    local key, now = keys[i].key, standing(keys[i])
-    redis.call('HINCRBY', LIMITS, 's' .. key, 1)
-    made.keys[i] = key
-    now.used = now.used + 1
-    if now.rule.rate then
-      now.tat = math.max(now.tat, NOW) + now.rule.per / now.rule.rate
-      redis.call('HSET', LIMITS, 't' .. key, string.format('%.3f', now.tat))
-    end
-  end
-  if gate == '' then
-    redis.call('HSET', TASK .. task.id, 'entry', made.entry)
-  else
-    redis.call('HSET', TASK .. task.id, 'entry', made.entry, 'gate', gate, 'held', '1')
-  end
-  return true
-end
--- undo_quickly(id): takes back what quickly had written when it failed.
-local function undo_quickly(id)
-  if made then
-    if made.entry then redis.pcall('XDEL', STREAM, made.entry) end
-    for i = 1, #made.keys do redis.pcall('HINCRBY', LIMITS, 's' .. made.keys[i], -1) end
-  end
-  redis.pcall('HDEL', TASK .. id, 'entry', 'gate', 'held')
-  stands = {}
-end
-local able_to
--- may_accept(): proves that tasks can be accepted, before anything is written: a full server, and one where they could
--- not wait, is noticed here. Asked once a call.
-local function may_accept()
-  if able_to then return end
-  local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
-  if not string.find(full.err, 'greater than 0-0', 1, true) then error(full.err, 0) end
-  may_wait()
-  able_to = true
-end
--- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known',
--- or words of an error and whether it is one of this task alone, or a word, an id and more.
+-- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known'
+-- for an id that is taken, 'fault' and words of an error, or a word, an id and more.
 local function accept(task)
-  local able, refused = pcall(may_accept)
-  if not able then return 'fault', said(refused) end
-  local taken = redis.pcall('HSETNX', TASK .. task.id, 'entry', '')
-  if taken == 0 then return 'known' end
-  if taken ~= 1 then return 'fault', taken.err end
-  made = nil
-  if task.conditions == '' and task.due <= NOW then
-    local ok, done = pcall(quickly, task, option(task.opts, 'gate'))
-    if ok and done then return nil end
-    if not ok then
-      undo_quickly(task.id)
-      return 'fault', said(done)
-    end
-  end
+  local made = redis.pcall('HSETNX', TASK .. task.id, 'entry', '')
+  if made == 0 then return 'known' end
+  if made ~= 1 then return 'fault', made.err end
   local fault, happened = whole(accepted, task)
   go_to(HOME)
   if fault then

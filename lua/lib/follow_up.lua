@@ -2,12 +2,13 @@
 local steps = 200
 -- waiting_task(id, with_payload): a waiting task as its record says; nil where it does not wait.
 local function waiting_task(id, with_payload)
-  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'gate', 'place', 'since_ms', 'name', 'attempt',
-    'recovered', 'opts', 'due', 'held', with_payload and 'payload' or 'state')
+  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'opts', 'place', 'since_ms', 'name', 'attempt',
+    'recovered', 'due', 'held', with_payload and 'payload' or 'state')
   if has[1] ~= 'waiting' then return nil end
-  return { waits = true, under = has[2] or '', gate = has[3] or '', place = tonumber(has[4] or 0), since_ms = has[5],
-    name = has[6] or '', attempt = has[7] or '1', recovered = has[8] or '0', opts = has[9] or '', due = has[10],
-    held = has[11] or nil, was = 'waiting', entry = '', payload = with_payload and (has[12] or '') }
+  return { waits = true, under = has[2] or '', opts = has[3] or '', gate = option(has[3], 'gate'),
+    place = tonumber(has[4] or 0), since_ms = has[5], name = has[6] or '', attempt = has[7] or '1',
+    recovered = has[8] or '0', due = has[9], held = has[10] or nil, was = 'waiting', entry = '',
+    payload = with_payload and (has[11] or '') }
 end
 -- more(key): lets in the first in line under a key, as long as there is room.
 local function more(key)
@@ -167,7 +168,9 @@ local function one(kind, what, detail)
   if kind == 'close' then
     local lane, id = split(what)
     go_to(lane)
-    return close(id, detail)
+    local text = detail
+    local words = cjson.decode(text)
+    return close(id, words[1], words[2], words[3])
   end
   if kind == 'unique' then
     local until_ms = string.match(redis.call('HGET', UNIQUE, what) or '', '^d(%d+) ')

@@ -11,8 +11,7 @@ local function notify(inbox, id, state, body, whole_body)
   end
   redis.pcall('PEXPIRE', key, 3600000)
 end
-local waited -- whether anyone waits for any task: asked once a call, for nothing else writes meanwhile
--- anyone_waits(): whether there is any task that an inbox or a dependant waits for, or none can tell.
+-- anyone_waits(): whether there is any task that an inbox waits for.
 local function anyone_waits()
   if waited == nil then waited = redis.pcall('EXISTS', WAITERS) ~= 0 end
   return waited

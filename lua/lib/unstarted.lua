@@ -3,14 +3,14 @@
 -- Its record is written whole or not at all; that it can leave its place was proved before.
 local function ended_unstarted(id, task, state, words)
   local record, batch = TASK .. id, countable(option(task.opts, 'batch'))
-  local has = redis.call('HMGET', record, 'under', 'gate', 'reason')
+  local has, gate = redis.call('HMGET', record, 'under', 'reason'), option(task.opts, 'gate')
   local function written()
     if task.was == 'waiting' then redis.call('ZREM', WAITING, '') end
     redis.call('HSET', record, 'state', state, 'entry', task.entry, 'name', task.name, 'attempt', task.attempt,
       'finished_ms', int(NOW))
     if words ~= '' then redis.call('HSET', record, 'reason', words) end
     if task.was then
-      undoing('HSET', record, 'state', task.was, 'reason', has[3] or '')
+      undoing('HSET', record, 'state', task.was, 'reason', has[2] or '')
       undoing('HDEL', record, 'finished_ms')
     else
       undoing('HDEL', record, 'state', 'name', 'attempt', 'finished_ms', 'reason')
@@ -27,16 +27,13 @@ local function ended_unstarted(id, task, state, words)
     redis.call('ZREM', DELAYED, id)
   elseif task.was == 'waiting' then
     redis.call('ZREM', WAITING, ref_of(id))
-    if has[1] and has[1] ~= '' then
-      pcall(leave_line, ref_of(id), has[1], has[2])
-      later('more', has[1]) -- who stood behind it may have room where it had none
-    end
+    if has[1] and has[1] ~= '' then leave_line(ref_of(id), has[1], gate) end
   else
     redis.call('XDEL', STREAM, task.entry)
   end
   redis.pcall('HDEL', record, 'payload', 'opts', 'recovered', 'under', 'since_ms', 'place', 'parents', 'due',
     words == '' and 'reason' or '')
-  if has[2] then closed(id, state) end
+  if gate ~= '' then closed(id, state, gate, not task.was) end
   notify_all(id, state, words, option(task.opts, 'inbox'), false)
   tally_one(batch, id, state, int(NOW))
 end

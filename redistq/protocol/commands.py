@@ -336,11 +336,11 @@ class Commands(PlainCommands):
         self,
         consumer: str,
         outcomes: Iterable[Sequence[Any]],
-        gated: str = "",
+        gated: bytes = b"",
         children: bytes = b"",
     ) -> Command:
         """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
-        batch). ``gated`` has the positions (from 1, between blanks) of those whose task holds keys;
+        batch). ``gated`` says what those of them hold that are gated;
         ``children`` are the tasks to add with them: see settle.lua."""
         return self._settle(_flat(outcomes), consumer=consumer, gated=gated, children=children)
 

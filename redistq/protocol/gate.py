@@ -148,6 +148,7 @@ class Gate:
             lines.append(f"x +{milliseconds(seconds('expires', expires, positive=True))}")
         if (after := asked.get("after")) is not None:
             conditions = [*edges_of(after, stream), *conditions]
+            lines.insert(0, "a")
         if not lines and not conditions:
             return None
         return cls("\n".join(lines), "\n".join(conditions), tuple(declared))

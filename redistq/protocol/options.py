@@ -279,9 +279,16 @@ def addresses(opts: bytes) -> tuple[str, str]:
     return found.get("inbox", ""), found.get("batch", "")
 
 
-def is_gated(opts: bytes) -> bool:
-    """Return whether the options of an entry say that its task holds keys of the gate."""
-    return b'"gate"' in opts
+def gate_of(opts: bytes) -> str:
+    """Return what stands in an entry of when its task may run, also where its other options cannot
+    be read; '' for nothing."""
+    if b'"gate"' not in opts:
+        return ""
+    try:
+        gate = json.loads(opts)["gate"]
+    except Exception:  # anyone may have written them
+        return ""
+    return gate if isinstance(gate, str) else ""
 
 
 def _due_after(delay: float | None) -> str:

@@ -36,7 +36,6 @@ from ..protocol.options import (
     NO_OPTIONS,
     REMEMBERED_BYTES,
     TaskOptions,
-    is_gated,
     milliseconds,
 )
 from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
@@ -69,15 +68,11 @@ class Terms:
     ttl: str
     inbox: str
     batch: str
-    gated: bool = False
-    """Whether the task holds keys, which its end gives back."""
-    deadline_ms: int | None = None
-    """The server's time after which its first attempt is not started."""
+    gate: str = ""
+    """What the task asked for of when it may run; '': nothing."""
 
     @classmethod
-    def of(
-        cls, options: TaskOptions, timeout: float | None, ttl: str, gated: bool = False
-    ) -> Terms:
+    def of(cls, options: TaskOptions, timeout: float | None, ttl: str, gate: str = "") -> Terms:
         """Return the terms of tasks with these options, where their handler's are ``timeout`` and
         ``ttl``."""
         return cls(
@@ -86,8 +81,7 @@ class Terms:
             options.result_ttl_or(ttl),
             options.inbox or "",
             options.batch or "",
-            gated,
-            deadline_of(options.gate) if options.gate else None,
+            gate,
         )
 
 
@@ -127,7 +121,8 @@ class BoundHandler:
 
     def terms_of(self, opts: bytes) -> Terms:
         """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
-        terms = Terms.of(TaskOptions.read(opts), self.timeout, self.ttl, is_gated(opts))
+        options = TaskOptions.read(opts)
+        terms = Terms.of(options, self.timeout, self.ttl, options.gate or "")
         if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
             self.terms[opts] = terms
         return terms
@@ -310,7 +305,7 @@ class Attempt:
             terms.batch,
         )
         outcome = Outcome(SETTLE, started, args, self.queue, len(body))
-        outcome.gated = terms.gated
+        outcome.gate = terms.gate
         return outcome
 
     def _again(
@@ -330,7 +325,7 @@ class Attempt:
         )
         outcome = Outcome(RETRY, started, args, self.queue, len(body))
         outcome.told = (self.terms.inbox, self.terms.batch)
-        outcome.gated = self.terms.gated
+        outcome.gate = self.terms.gate
         return outcome
 
     def _judged(self, error: BaseException, took: int, started: int) -> Outcome:

@@ -30,7 +30,7 @@ from ..errors import TimeLimitExceeded
 from ..handlers import Handler, TaskContext, serve_contexts
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
-from ..protocol.options import addresses, is_count, is_gated
+from ..protocol.options import addresses, gate_of, is_count
 from ..system.processes import leave_fork
 from .attempt import Attempt, BoundHandler
 from .outcome import FIELDS, PARK, Outcome, fields_of
@@ -316,7 +316,7 @@ class Executor:
         if handler is None:
             parked = Outcome(PARK, 0, (entry, task_id, name), queue)
             parked.told = addresses(opts)
-            parked.gated = is_gated(opts)
+            parked.gate = gate_of(opts)
             return parked
         run = Attempt()
         run.queue = queue
@@ -332,7 +332,7 @@ class Executor:
             run.payload = payload if handler.raw else loads(payload)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             inbox, batch = addresses(opts)
-            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch, gated=is_gated(opts))
+            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch, gate=gate_of(opts))
             body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
             return run.end("failed", body, "CorruptPayload", 0, 0)
         deadline_ms = run.terms.deadline_ms

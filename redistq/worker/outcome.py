@@ -10,7 +10,7 @@ from typing import Any
 
 from ..protocol.codec import encode_error, kind_of
 from ..protocol.commands import ASKED, CANCELLED_TTL_MS
-from ..protocol.options import addresses, is_gated
+from ..protocol.options import addresses, gate_of
 from .queues import Delivery, WorkerQueue
 from .spawn import Spawner
 
@@ -30,7 +30,7 @@ class Outcome:
     """How an attempt ended: the verb that tells the server, and that verb's arguments."""
 
     __slots__ = (
-        *("args", "entry", "gated", "order", "queue", "refused_at", "size", "spawned", "told"),
+        *("args", "entry", "gate", "order", "queue", "refused_at", "size", "spawned", "told"),
         "verb",
     )
 
@@ -47,8 +47,8 @@ class Outcome:
         """Bytes of the result or error it carries."""
         self.refused_at = 0.0
         """Since when nobody takes it, by the monotonic clock; 0: nobody refused."""
-        self.gated = False
-        """Whether the task holds keys, which its end gives back."""
+        self.gate = ""
+        """What the task asked for of when it may run: its end gives keys back. '': nothing."""
         self.spawned: Spawner | None = None
         """The tasks to add with it."""
         self.told = ("", "")
@@ -97,7 +97,7 @@ class Outcome:
         attempt = fields[b"attempt"]
         args = _failure(entry, task_id, name, attempt, fault, inbox, batch)
         outcome = cls(SETTLE, 0, args, queue, len(args[6]))
-        outcome.gated = is_gated(fields[b"opts"])
+        outcome.gate = gate_of(fields[b"opts"])
         return outcome
 
     def failed(self, fault: BaseException) -> Outcome:
@@ -106,7 +106,7 @@ class Outcome:
         inbox, batch = self.args[8::2] if self.verb is SETTLE else self.told
         args = _failure(self.entry, self.id, self.name, self.attempt, fault, inbox, batch)
         outcome = Outcome(SETTLE, self.order, args, self.queue, len(args[6]))
-        outcome.gated = self.gated
+        outcome.gate = self.gate
         return outcome
 
     def cancelled(self) -> Outcome:
@@ -118,7 +118,7 @@ class Outcome:
             *(ASKED.encode(), str(CANCELLED_TTL_MS), inbox, ASKED_NOTE, batch),
         )
         outcome = Outcome(SETTLE, self.order, args, self.queue)
-        outcome.gated = self.gated
+        outcome.gate = self.gate
         return outcome
 
 

@@ -32,6 +32,7 @@ from ..errors import (
 from ..logger import logger
 from ..producer.limits import LimitOperations
 from ..producer.sansio import run
+from ..protocol.codec import dumps
 from ..protocol.commands import ASKED, MAX_TASKS, Commands, objects_to_content, words_of
 from .outcome import CORRUPT, PARK, RETRY, SETTLE, Outcome
 from .queues import Held, Room, WorkerQueue
@@ -237,10 +238,7 @@ class Settler:
                 if len(settled) > 2:
                     settled.sort(key=_ORDER)
                 rows = [o.args for o in settled]
-                gated = ""
-                if any(o.gated for o in settled):
-                    places = (str(i) for i, o in enumerate(settled, 1) if o.gated)
-                    gated = " ".join(places)
+                gated = _gates(settled) if any(o.gate for o in settled) else b""
                 children = b""
                 if any(o.spawned for o in settled):
                     children = self._children_of(settled, queue)
@@ -351,3 +349,12 @@ class Settler:
                 self.outcomes.append(outcome)
             else:
                 self._broken.append((at, outcome))
+
+
+def _gates(settled: list[Outcome]) -> bytes:
+    """Return what those of these outcomes that are gated hold, as ``settle`` takes it."""
+    lists: dict[str, list[str | int]] = {}
+    for position, outcome in enumerate(settled, 1):
+        if outcome.gate:
+            lists.setdefault(outcome.gate, [outcome.gate]).append(position)
+    return dumps(list(lists.values()))

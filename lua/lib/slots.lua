@@ -1,0 +1,65 @@
+-- token(term, n): n tokens more (or fewer) are taken than tasks were let in: a retry at once, a snooze.
+local function token(term, n)
+  local now = standing(term)
+  local rule = now.rule
+  if not rule.rate then return end
+  now.tat = math.max(now.tat, NOW) + n * term.weight * rule.per / rule.rate
+  redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
+end
+local freed = {}
+-- give_back(id, keys, in_stream, stays): the slots of a task that has left the stream, or holds its turn of a strict
+-- order elsewhere. `stays`: it is tried again later, and keeps its turn.
+local function give_back(id, keys, in_stream, stays)
+  for i = 1, #keys do
+    local term = keys[i]
+    if stays and term.order then
+      redis.call('HSET', TASK .. id, 'held', 'o')
+    elseif in_stream or term.order then
+      freed[term.key] = (freed[term.key] or 0) + term.weight
+    end
+  end
+end
+-- free(): the slots that were given back are free: one step a key, however many tasks it was.
+local function free()
+  for key, n in pairs(freed) do
+    freed[key] = nil
+    local now = standing({ key = key })
+    now.used = now.used - n
+    if now.used > 0 then
+      redis.call('HINCRBY', LIMITS, 's' .. key, -n)
+    else
+      redis.call('HDEL', LIMITS, 's' .. key)
+    end
+    if now.waiting > 0 then later('more', key) end
+  end
+end
+-- close(id, state, gate, in_stream): what a gated task held or locked is free, now that its end is written.
+-- `in_stream`: it ended there, with all its keys; elsewhere it may hold its turn of a strict order.
+local function close(id, state, gate, in_stream)
+  local asked = terms(gate)
+  local keys = asked.keys
+  if asked.parents then later('read', ref_of(id)) end
+  if in_stream then
+    give_back(id, keys, true, false)
+  elseif keys[1] and keys[1].order and redis.call('HGET', TASK .. id, 'held') then
+    redis.call('HDEL', TASK .. id, 'held')
+    give_back(id, keys, false, false)
+  end
+  if asked.unique then
+    local ref, holder = ref_of(id), redis.call('HGET', UNIQUE, asked.unique)
+    if holder == 's' .. ref or holder == 't' .. ref then redis.call('HDEL', UNIQUE, asked.unique) end
+  end
+  if state == 'failed' and keys[1] and keys[1].order then
+    local now = standing(keys[1])
+    if now.rule.on_failure == 'pause' then
+      redis.call('HSET', LIMITS, 'p' .. keys[1].key, int(NOW))
+      now.paused = int(NOW)
+    end
+  end
+end
+-- closed(id, state, gate, in_stream): close, where nothing may stop what is next: what fails is done later.
+local function closed(id, state, gate, in_stream)
+  if not pcall(close, id, state, gate, in_stream) then
+    later('close', ref_of(id), cjson.encode({ state, gate, in_stream }))
+  end
+end
