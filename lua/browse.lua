@@ -28,6 +28,7 @@ local GROUP, KIND, LIMIT, FROM, BRIEF = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARG
 --@include now
 --@include look
 --@include entry
+--@include options
 --@include record
 --@include ref
 --@include line
@@ -55,7 +56,7 @@ else
   if KIND == 'dead' then
     verb, key, fields = 'ZREVRANGE', DEAD, { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }
   elseif KIND == 'waiting' then
-    key, fields = WAITING, { 'name', 'attempt', 'reason', 'under', 'parents', 'due', 'gate' }
+    key, fields = WAITING, { 'name', 'attempt', 'reason', 'under', 'parents', 'due' }
   end
   local page = look({}, verb, key, first, first + LIMIT - 1, 'WITHSCORES')
   seen = #page / 2

@@ -36,7 +36,10 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
+--@include deadline
 --@include unstarted
 --@include follow_up
 --@include accept

@@ -67,6 +67,11 @@ if next(mine) then
   redis.call('XDEL', STREAM, '0-0') -- as may_drop; a refused XACK is undone below
   now = int(now_ms())
 end
+if children ~= '' and now then -- they come with the outcome or not at all
+  local base = string.match(STREAM, '^[^!]*')
+  redis.call('HDEL', 'limits:' .. base, '')
+  redis.call('ZREM', 'waiting:' .. base, '')
+end
 local countable_of, tally_of, tally_one_of
 local function batches_too()
 --@include batch
@@ -209,7 +214,11 @@ local function add_child(child)
   local happened, words = accept(task)
   if happened == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
     local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0' }
-    if not whole(wait, task.id, made, 'parents', '') then later('end', ref_of(task.id), 'cancelled\n' .. words) end
+    if whole(wait, task.id, made, 'parents', '') then
+      redis.pcall('HDEL', TASK .. task.id, 'entry')
+    else
+      later('end', ref_of(task.id), 'cancelled\n' .. words)
+    end
   end
 end
 local from = 1

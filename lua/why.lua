@@ -17,7 +17,8 @@ local WAITING, LIMITS = KEYS[3], KEYS[4]
 --@include now
 --@include look
 --@include limit_row
-local record = look({}, 'HMGET', KEYS[2] .. ARGV[1], 'state', 'reason', 'under', 'gate', 'parents', 'after')
+--@include options
+local record = look({}, 'HMGET', KEYS[2] .. ARGV[1], 'state', 'reason', 'under', 'opts', 'parents', 'after')
 if record[1] ~= 'waiting' then return { now_ms(), '', '', -1, {}, 0, 0, {} } end
 local base, lane = string.match(KEYS[1], '^([^!]*)(.*)$')
 local ref = (lane ~= '' and lane .. '\n' or '') .. ARGV[1]
@@ -40,7 +41,7 @@ if reason == 'parents' then
 elseif under ~= '' then
   key = limit_row(under)
   if under == 'door' then
-    under = string.match('\n' .. (record[4] or ''), '\ng%d+ ([^\n]*)') or ''
+    under = string.match('\n' .. option(record[4], 'gate'), '\ng%d+ ([^\n]*)') or ''
     line = look(false, 'ZRANK', WAITING .. ':door\n' .. under, ref)
   else
     line = look(false, 'ZRANK', WAITING .. ':' .. under, ref)

@@ -200,9 +200,21 @@ local function accepted(task)
   end
   return happened
 end
+local able_to
+-- may_accept(): proves that tasks can be accepted, before anything is written: a full server, and one where they could
+-- not wait, is noticed here. Asked once a call.
+local function may_accept()
+  if able_to then return end
+  local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
+  if not string.find(full.err, 'greater than 0-0', 1, true) then error(full.err, 0) end
+  may_wait()
+  able_to = true
+end
 -- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known'
 -- for an id that is taken, 'fault' and words of an error, or a word, an id and more.
 local function accept(task)
+  local able, refused = pcall(may_accept)
+  if not able then return 'fault', said(refused) end
   local made = redis.pcall('HSETNX', TASK .. task.id, 'entry', '')
   if made == 0 then return 'known' end
   if made ~= 1 then return 'fault', made.err end

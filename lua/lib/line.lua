@@ -3,8 +3,8 @@
 local function waiting_row(ref, since, fields)
   local record, id, lane = record_of(ref)
   local flat = details(record, fields, true)
-  local under, gate = look({}, 'HMGET', record, 'under', 'gate'), nil
-  under, gate = under[1] or '', under[2] or ''
+  local has = look({}, 'HMGET', record, 'under', 'opts')
+  local under, gate = has[1] or '', option(has[2], 'gate')
   if under == 'door' then under = 'door\n' .. (string.match('\n' .. gate, '\ng%d+ ([^\n]*)') or '') end
   local line = under ~= '' and look(false, 'ZRANK', WAITING .. ':' .. under, ref)
   for _, value in ipairs({ 'lane', lane, 'line', line and tostring(line) or '' }) do

@@ -80,9 +80,9 @@ local function list_of(term)
   return WAITING .. ':' .. term.key .. (term.group and '\n' .. term.group or '')
 end
 -- in_front(term, task, priority): whether a task would be the first in the line under a key: one that comes from
--- another line, or is urgent, may have a place before all that wait there.
+-- another line, or is more urgent, may have a place before all that wait there.
 local function in_front(term, task, priority)
-  if standing(term).waiting <= 0 or not (task.place or priority > 0 and not term.order) then return false end
+  if standing(term).waiting <= 0 or (term.order and not task.place) then return false end
   local first = redis.call('ZRANGE', list_of(term), 0, 0, 'WITHSCORES')[2]
   local place = task.place or NOW * 1000
   return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)

@@ -19,18 +19,26 @@ local function give_back(id, keys, in_stream, stays)
     end
   end
 end
--- free(): the slots that were given back are free: one step a key, however many tasks it was.
+-- free_key(key, n): so many slots of a key are free; who waits under it is followed up.
+local function free_key(key, n)
+  local now = standing({ key = key })
+  if now.used > n then
+    redis.call('HINCRBY', LIMITS, 's' .. key, -n)
+  else
+    redis.call('HDEL', LIMITS, 's' .. key)
+  end
+  now.used = now.used - n
+  if now.waiting > 0 then later('more', key) end
+end
+-- free(): the slots that were given back are free: one step a key, however many tasks it was. What fails is
+-- done later, by a timer with words of its own: two of them are not one.
 local function free()
   for key, n in pairs(freed) do
     freed[key] = nil
-    local now = standing({ key = key })
-    now.used = now.used - n
-    if now.used > 0 then
-      redis.call('HINCRBY', LIMITS, 's' .. key, -n)
-    else
-      redis.call('HDEL', LIMITS, 's' .. key)
+    if not pcall(free_key, key, n) then
+      local time = redis.call('TIME')
+      later('free', key, int(n) .. ' ' .. time[1] .. '.' .. time[2])
     end
-    if now.waiting > 0 then later('more', key) end
   end
 end
 -- close(id, state, gate, in_stream): what a gated task held or locked is free, now that its end is written.

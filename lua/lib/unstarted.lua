@@ -27,7 +27,10 @@ local function ended_unstarted(id, task, state, words)
     redis.call('ZREM', DELAYED, id)
   elseif task.was == 'waiting' then
     redis.call('ZREM', WAITING, ref_of(id))
-    if has[1] and has[1] ~= '' then leave_line(ref_of(id), has[1], gate) end
+    if has[1] and has[1] ~= '' then
+      pcall(leave_line, ref_of(id), has[1], gate)
+      later('more', has[1]) -- who stood behind it may have room where it had none
+    end
   else
     redis.call('XDEL', STREAM, task.entry)
   end

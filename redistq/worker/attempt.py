@@ -70,6 +70,8 @@ class Terms:
     batch: str
     gate: str = ""
     """What the task asked for of when it may run; '': nothing."""
+    deadline_ms: int | None = None
+    """The server's time after which its first attempt is not started."""
 
     @classmethod
     def of(cls, options: TaskOptions, timeout: float | None, ttl: str, gate: str = "") -> Terms:
@@ -82,6 +84,7 @@ class Terms:
             options.inbox or "",
             options.batch or "",
             gate,
+            deadline_of(gate) if gate else None,
         )
 
 
