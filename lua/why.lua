@@ -7,7 +7,7 @@
 -- ARGV:
 --   1 id
 -- RETURN: the server's time in ms, the reason ('' it does not wait), the key under which it waits ('' none; of
---   a fair share the group), how many are before it in its line (-1 no line), the limit key as in waits (empty
+--   a fair share the group), how many are before it in its line (-1 no line), the limit key as in tick (empty
 --   for none), how many of its parents have not ended, how many it has, and the first of those that have not:
 --   a list of t (task) or b (batch) and the ref
 -- COST: HMGET, ZRANK, two reads of the key, or one a parent, of the first fifty at most

@@ -1,7 +1,8 @@
 """The live screen of ``redistq monitor dashboard``: a queue in a terminal, a few times a second.
 
 One call to the server a picture. Keys: q quit, p pause or resume, r send dead letters again (asks
-first), arrows move, Tab changes the list, Enter shows a task, Esc goes back. Where output is no
+first), k pause or resume the limit key aimed at, arrows move, Tab changes the list, Enter shows a
+task or a limit, Esc goes back. Where output is no
 terminal it prints one picture. The terminal is put back however the screen ends.
 """
 
@@ -14,13 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dashboard.feed import Feed, View, alerts, rate_now, rates
+from ..dashboard.feed import (
+    Feed,
+    View,
+    alerts,
+    limit_now,
+    rate_now,
+    rates,
+    rule_said,
+    why_waiting,
+)
 from ..display.text import clean, clock, duration, look, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
-from ..monitor.rows import DeadLetter, Event, Running
 from ..monitor.tick import Tick, workers_of
 from ..system.interpreter import require
+from .details import describe
 from .tables import STYLES
 from .tables import console as console_for
 from .terminal import Keys, Line, columns, drawn, figures, fit, spark
@@ -28,9 +38,17 @@ from .terminal import Keys, Line, columns, drawn, figures, fit, spark
 EVENTS_KEPT = 200
 DEAD_KEPT = 50
 RUNNING_KEPT = 64
+LIMITS_KEPT = 30
 NOTICE_S = 4.0
-LISTS = ("running", "recent", "dead")
+HEADINGS = {
+    "running": "In hand",
+    "limits": "Limits",
+    "recent": "Recent",
+    "dead": "Dead letters",
+}
+LISTS = ("running", "limits", "recent", "dead")
 HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
+HELP_LIMITS = "q quit  p pause queue  k pause/resume key  ↑↓ move  Tab list  Enter show"
 
 
 def feed_of(monitor: TaskMonitor) -> Feed:
@@ -43,6 +61,7 @@ def feed_of(monitor: TaskMonitor) -> Feed:
         dead=DEAD_KEPT,
         running=RUNNING_KEPT,
         batches=1,
+        limits=LIMITS_KEPT,
     )
 
 
@@ -76,6 +95,8 @@ class Screen:
             return []
         if name == "running":
             return list(self.tick.running)
+        if name == "limits":
+            return [limit for limit in self.tick.limits if limit.has_rule or limit.waiting]
         return list(self.feed.recent) if name == "recent" else list(self.tick.dead)
 
     # -- keys ------------------------------------------------------------------------------------
@@ -90,6 +111,8 @@ class Screen:
             self.ended = True
         elif key == "p":
             self._pause()
+        elif key == "k" and self.focus == "limits":
+            self._pause_key()
         elif key == "r":
             dead = self.tick.snapshot.dead if self.tick else 0
             if dead:
@@ -97,14 +120,20 @@ class Screen:
             else:
                 self.say("there are no dead letters")
         elif key in ("tab", "right"):
-            self.focus = LISTS[(LISTS.index(self.focus) + 1) % len(LISTS)]
+            self._turn(1)
         elif key in ("backtab", "left"):
-            self.focus = LISTS[LISTS.index(self.focus) - 1]
+            self._turn(-1)
         elif key == "enter":
             self._show()
         else:
             last = max(0, len(self.rows(self.focus)) - 1)
             self.at[self.focus] = _moved(self.at[self.focus], key, last)
+
+    def _turn(self, step: int) -> None:
+        """Go to the next list; limits are one only where there are some."""
+        lists = [name for name in LISTS if name != "limits" or self.rows(name)]
+        at = lists.index(self.focus) if self.focus in lists else 0
+        self.focus = lists[(at + step) % len(lists)]
 
     def _answer(self, key: str) -> None:
         self.asking = ""
@@ -125,32 +154,27 @@ class Screen:
                 self.say("paused: running tasks finish, no other is started")
             self.feed.refresh()
 
+    def _pause_key(self) -> None:
+        limits = self.rows("limits")
+        if not limits:
+            return
+        limit = limits[min(self.at["limits"], len(limits) - 1)]
+        with self._trying():
+            if limit.paused:
+                self.monitor.producer.limits.resume(limit.key)
+            else:
+                self.monitor.producer.limits.pause(limit.key)
+            self.say(f"{clean(limit.key)} is {'resumed' if limit.paused else 'paused'}")
+            self.feed.refresh()
+
     def _show(self) -> None:
         rows = self.rows(self.focus)
         if not rows:
             return
         row = rows[min(self.at[self.focus], len(rows) - 1)]
         with self._trying():
-            self.detail = self._describe(row)
+            self.detail = describe(self.monitor, row, self.tick.now_ms if self.tick else 0)
             self.detail_at = 0
-
-    def _describe(self, row: Event | Running | DeadLetter) -> list[str]:
-        task = self.monitor.records.task(row.id)
-        lines = [f"{task.id}  {task.name}  {task.state}", ""]
-        for event in task.events:
-            lines.append(
-                f"try {event.attempt}  {clock(event.finished_ms)}  {event.state:<10}"
-                f" waited {duration(event.wait_ms)}, ran {duration(event.run_ms)}"
-                f"  {event.worker}  {event.note}"
-            )
-        for name in ("payload", "result"):
-            if value := getattr(task, name):
-                lines += ["", f"{name}: {one_line(value)}"]
-        if task.error_type or task.error:
-            lines += ["", f"{task.error_type}: {one_line(task.error)}"]
-        if task.traceback:
-            lines += ["", *task.traceback.rstrip().split("\n")]
-        return [clean(line.expandtabs(4), 1000) for line in lines]
 
     def _in_detail(self, key: str) -> None:
         assert self.detail is not None
@@ -204,9 +228,10 @@ class Screen:
         shot = tick.snapshot
         age = 0 if shot.oldest_ms is None else shot.now_ms - shot.oldest_ms
         now = [
-            ("waiting", shot.ready),
+            ("queued", shot.ready),
             ("running", tick.running_count),
             ("delayed", shot.delayed),
+            ("waiting", shot.waiting),
             ("dead", shot.dead),
             ("workers", len(tick.workers)),
         ]
@@ -222,7 +247,7 @@ class Screen:
                 [
                     (f"{rate_now(trail):>9,.1f}/s ", "bold"),
                     (spark(speeds, span), "green"),
-                    ("  waiting ", "bold"),
+                    ("  queued ", "bold"),
                     (spark(depths, span), "cyan"),
                 ]
             )
@@ -233,7 +258,9 @@ class Screen:
             return [(f" {self.asking} ", "reverse bold")]
         if self.notice and time.monotonic() < self.notice_until:
             return [(f" {clean(self.notice, 300)} ", "reverse")]
-        return [("Esc back  ↑↓ move" if self.detail is not None else HELP, "dim")]
+        if self.detail is not None:
+            return [("Esc back  ↑↓ move", "dim")]
+        return [(HELP_LIMITS if self.focus == "limits" else HELP, "dim")]
 
     def _body(self, width: int, room: int, live: bool) -> list[Line]:
         assert self.tick is not None
@@ -264,8 +291,10 @@ class Screen:
     def _shares(self, room: int) -> dict[str, int]:
         """Return how many lines each list gets: its heading and what it needs, then the rest."""
         needs = {name: len(self.rows(name)) + 1 for name in LISTS}
-        shares = {name: min(needs[name], max(2, room // 4)) for name in LISTS}
-        for name in (self.focus, "recent", "dead", "running"):
+        if needs["limits"] == 1:
+            needs["limits"] = 0  # a queue without limits is not told of them
+        shares = {name: min(needs[name], max(2, room // 5)) for name in LISTS}
+        for name in (self.focus, "recent", "dead", "running", "limits"):
             left = room - sum(shares.values())
             shares[name] += max(0, min(left, needs[name] - shares[name]))
         return shares
@@ -278,7 +307,9 @@ class Screen:
         assert self.tick is not None
         total = {"running": self.tick.snapshot.pending, "dead": self.tick.snapshot.dead}
         count = total.get(name, len(rows))
-        heading = {"running": "In hand", "recent": "Recent", "dead": "Dead letters"}[name]
+        heading = HEADINGS[name]
+        if name == "limits" and (why := why_waiting(self.tick)):
+            heading += f": waiting {why} "
         style = "reverse" if focused else "bold"
         lines: list[Line] = [[(f"{heading} ({count:,})", style)]]
         at = self.at[name] = min(self.at[name], max(0, len(rows) - 1))
@@ -300,6 +331,16 @@ class Screen:
                 (duration(self.tick.now_ms - row.since_ms), 10, ""),
                 (f"try {row.attempt}", 7, ""),
                 (row.preview if wide else row.worker, 0, "dim"),
+            )
+        if name == "limits":
+            used = f"{row.in_use:,}" + ("" if row.at_most is None else f"/{row.at_most:,}")
+            return columns(
+                width,
+                (mark + row.key, 26 if not wide else 40, ""),
+                (f"{used} in use", 14, ""),
+                (f"{row.waiting:,} waiting", 14, ""),
+                (limit_now(row, self.tick.now_ms), 0 if not wide else 30, ""),
+                (rule_said(row) if wide else "", 0, "dim"),
             )
         if name == "recent":
             seen = look(row.state)

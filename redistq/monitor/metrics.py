@@ -1,6 +1,6 @@
 """Figures for Prometheus: one call to the server a scrape, served by a worker or the monitor.
 
-Used by ``--metrics-port``. A collector reads one snapshot when it is asked, and keeps nothing:
+Used by ``--metrics-port``. A collector reads one tick when it is asked, and keeps nothing:
 there is no polling. Needs prometheus_client (``pip install redistq[metrics]``).
 """
 
@@ -9,30 +9,39 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from ..errors import ConfigurationError, RedistqError
 from ..logger import logger
 from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED
+from ..protocol.limits import LimitState
+from ..protocol.waits import REASONS
 from ..system.interpreter import require
 from ..system.private import host_in, is_loopback, named_here
 from .monitor import TaskMonitor
-from .tick import condition, running_count, slots_of
+from .tick import Tick, condition, running_count, slots_of
 
 log = logger("redistq.metrics")
 
 DEFAULT_HOST = "127.0.0.1"
+LIMITS_SHOWN = 50
+"""Most limit keys in a scrape, those with a rule under which most tasks wait."""
 
 
 class QueueCollector:
-    """A prometheus_client collector for one queue; ``read`` returns a snapshot.
+    """A prometheus_client collector for one queue; ``read`` returns a tick.
 
     While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
     pass for those of now.
     """
 
-    def __init__(self, queue: str, read: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self,
+        queue: str,
+        read: Callable[[], Tick],
+    ) -> None:
         self._core = require("prometheus_client.core", "metrics", "Prometheus metrics")
         self._queue = queue
         self._read = read
@@ -42,16 +51,18 @@ class QueueCollector:
         return []
 
     def collect(self) -> Iterator[Any]:
-        """Yield every family of metrics, from one snapshot."""
+        """Yield every family of metrics, from one tick."""
         try:
-            snapshot: Snapshot | None = self._read()
+            tick: Tick | None = self._read()
         except RedistqError as error:
             log.warning("no figures for Prometheus: %s", error)
-            snapshot = None
-        yield self._gauge("up", "1 when the queue's server answered", int(snapshot is not None))
-        if snapshot is None:
+            tick = None
+        yield self._gauge("up", "1 when the queue's server answered", int(tick is not None))
+        if tick is None:
             return
-        yield from self._families(snapshot)
+        yield from self._families(tick.snapshot)
+        yield from self._waiting(tick.snapshot, tick.reasons)
+        yield from self._limits([limit for limit in tick.limits if limit.has_rule])
 
     def _families(self, shot: Snapshot) -> Iterator[Any]:
         now = condition(shot)
@@ -89,10 +100,42 @@ class QueueCollector:
         )
         yield self._gauge("paused", "1 while the queue is paused", int(shot.paused))
 
+    def _waiting(self, shot: Snapshot, reasons: dict[str, int]) -> Iterator[Any]:
+        family = self._core.GaugeMetricFamily(
+            "redistq_waiting_tasks",
+            "Tasks that may not run yet, of all priorities, by what the oldest wait for",
+            labels=["queue", "reason"],
+        )
+        for reason in REASONS:
+            family.add_metric([self._queue, reason], reasons.get(reason, 0))
+        rest = max(0, shot.waiting - sum(reasons.get(reason, 0) for reason in REASONS))
+        family.add_metric([self._queue, "other"], rest)
+        yield family
+        since = shot.waiting_since_ms
+        age = 0 if since is None else max(0, shot.now_ms - since)
+        yield self._gauge("oldest_waiting_seconds", "Age of the oldest waiting task", age / 1000)
+
+    def _limits(self, limits: list[LimitState]) -> Iterator[Any]:
+        for name, what, value in (
+            ("limit_slots", "Slots of a limit key, where it has a rule", attrgetter("at_most")),
+            ("limit_in_use", "Slots of a limit key in use", attrgetter("in_use")),
+            ("limit_waiting", "Tasks that wait under a limit key", attrgetter("waiting")),
+        ):
+            family = self._core.GaugeMetricFamily(f"redistq_{name}", what, labels=["queue", "key"])
+            for limit in limits:
+                if value(limit) is not None:
+                    family.add_metric([self._queue, limit.key], value(limit))
+            yield family
+
     def _gauge(self, name: str, what: str, value: float) -> Any:
         family = self._core.GaugeMetricFamily(f"redistq_{name}", what, labels=["queue"])
         family.add_metric([self._queue], value)
         return family
+
+
+def _read_by(monitor: TaskMonitor) -> Callable[[], Tick]:
+    """Return what reads the figures of a scrape, in one call."""
+    return lambda: monitor.tick(events=1, running=1, dead=1, batches=1, limits=LIMITS_SHOWN)
 
 
 class QueuesCollector:
@@ -132,7 +175,7 @@ class MetricsServer:
         registry = client.CollectorRegistry()
         self._monitors = list(monitors) if isinstance(monitors, Sequence) else [monitors]
         registry.register(
-            QueuesCollector([QueueCollector(m.queue, m.snapshot) for m in self._monitors])
+            QueuesCollector([QueueCollector(m.queue, _read_by(m)) for m in self._monitors])
         )
         try:
             self._server, self._thread = client.start_http_server(port, host, registry)

@@ -464,10 +464,6 @@ class Commands(PlainCommands):
         browse.lua."""
         return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
 
-    def waits(self, sample: int, limits: int) -> Command:
-        """Why the oldest waiting tasks wait, and the limit keys under which most do: waits.lua."""
-        return self._scripts.waits(sample=sample, limit=limits)
-
     def why(self, task_id: str) -> Command:
         """What one task waits for; ``waits.read_why`` reads the answer."""
         return self._scripts.why(id=task_id)

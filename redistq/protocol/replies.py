@@ -354,6 +354,5 @@ _SCRIPTS: dict[str, Shape] = {
             and (x[4] == [] or _limit(x[4]))
         )
     ),
-    "waits": _only(lambda x: _row(x, _int, _int, _flat, lambda keys: _list(keys, _limit))),
 }
 """The replies of scripts."""

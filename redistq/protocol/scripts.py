@@ -49,7 +49,6 @@ VERBS = (
     "snapshot",
     "tick",
     "browse",
-    "waits",
     "why",
 )
 """Every script there is; a package inside a zip cannot list its files."""

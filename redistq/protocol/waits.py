@@ -84,7 +84,7 @@ def read_why(reply: list[Any]) -> Why:
 
 
 def read_limit(row: list[bytes]) -> LimitState:
-    """Return a limit key as ``waits``, ``why`` and ``tick`` answer it."""
+    """Return a limit key as ``why`` and ``tick`` answer it."""
     key, by, rule, *values = map(_text, row)
     found = {letter + key: value for letter, value in zip("swtp", values, strict=True) if value}
     return state_of(key, {**found, "r" + by: rule} if by else found)

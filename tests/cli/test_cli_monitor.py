@@ -213,7 +213,7 @@ def test_piped_dashboard_is_one_picture(farm: Farm, run: Run) -> None:
     fill(farm)
     code, out, _ = run("dashboard")
     assert code == 0
-    for words in ("waiting 2", "delayed 1", "dead 1", "Workers (1)", "Recent (3)", "ValueError"):
+    for words in ("queued 2", "delayed 1", "dead 1", "Workers (1)", "Recent (3)", "ValueError"):
         assert words in out
     assert "q quit" not in out
 
@@ -366,7 +366,7 @@ def test_redistq_hands_over(farm: Farm, url: str, capsys: pytest.CaptureFixture[
     assert redistq_command(["monitor", "--url", url, "stats", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["queue"] == "tasks"
     assert redistq_command(["dashboard", "--url", url]) == 0
-    assert "waiting 0" in capsys.readouterr().out
+    assert "queued 0" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         redistq_command(["worker", "--help"])
     assert ended.value.code == 0
@@ -440,9 +440,9 @@ def test_the_screen_shows_the_queue(farm: Farm, screen: Any, columns: int, rows:
 def test_figures_move(farm: Farm, screen: Any) -> None:
     """What is added while the screen is up appears by itself."""
     terminal = screen()
-    terminal.shows("waiting 0")
+    terminal.shows("queued 0")
     farm.producer.add_tasks([("work", n) for n in range(7)])
-    terminal.shows("waiting 7")
+    terminal.shows("queued 7")
     terminal.shows("no worker is listening")
     terminal.press(b"q")
     assert terminal.ends() == 0
@@ -451,7 +451,7 @@ def test_figures_move(farm: Farm, screen: Any) -> None:
 def test_p_pauses_and_resumes(farm: Farm, screen: Any) -> None:
     """One key, at once, and the screen says which it is."""
     terminal = screen()
-    terminal.shows("waiting 0")
+    terminal.shows("queued 0")
     terminal.press(b"p")
     terminal.shows("Paused")
     assert farm.monitor.snapshot().paused
@@ -512,7 +512,7 @@ def test_arrows_move_and_enter_shows(farm: Farm, screen: Any) -> None:
 def test_a_signal_restores_the_terminal(screen: Any, number: signal.Signals, code: int) -> None:
     """However it is told to end, the terminal is as it was before."""
     terminal = screen()
-    terminal.shows("waiting 0")
+    terminal.shows("queued 0")
     os.kill(terminal.process.pid, number)
     assert terminal.ends() == code
     assert terminal.restored()
@@ -522,7 +522,7 @@ def test_a_server_that_goes_is_said_and_comes_back(private_server: Any, screen: 
     """The screen keeps its last picture, says what is wrong, and goes on by itself."""
     server: Server = private_server()
     terminal = screen(80, 24, server.url, "--timeout", "0.3")
-    terminal.shows("waiting 0")
+    terminal.shows("queued 0")
     server.kill()
     terminal.shows("no answer from")
     server.start()
@@ -549,7 +549,7 @@ def test_a_small_terminal_still_works(farm: Farm, screen: Any) -> None:
     """In 40 columns and 8 lines the head is there and q leaves it."""
     fill(farm)
     terminal = screen(40, 8)
-    terminal.shows("waiting 2")
+    terminal.shows("queued 2")
     terminal.press(b"q")
     assert terminal.ends() == 0
     assert terminal.restored()

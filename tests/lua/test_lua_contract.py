@@ -334,7 +334,6 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "tick": lambda c, n: c.tick(
         "", [("x", "1")] * n, workers=1, events=1, running=1, dead=1, batches=1
     ),
-    "waits": lambda c, n: c.waits(1, 1),
     "watch": lambda c, n: c.watch("x"),
     "why": lambda c, n: c.why("x"),
 }

@@ -1,0 +1,57 @@
+"""What the live screen shows of one row when it is opened: a task with its attempts, or a limit.
+
+Used by the screen. It asks through the monitor, and returns plain lines.
+"""
+
+from __future__ import annotations
+
+from ..dashboard.feed import limit_now, rule_said
+from ..display.text import clean, clock, duration, one_line
+from ..monitor.monitor import TaskMonitor
+from ..monitor.rows import DeadLetter, Event, Running
+from ..protocol.limits import LimitState
+
+WAITING_READ = 200
+"""Waiting tasks that are looked at to show some of one limit's."""
+
+
+def describe(
+    monitor: TaskMonitor, row: Event | Running | DeadLetter | LimitState, now_ms: int
+) -> list[str]:
+    """Return what is known of a row of the screen. Raises RedistqError."""
+    lines = _limit(monitor, row, now_ms) if isinstance(row, LimitState) else _task(monitor, row.id)
+    return [clean(line.expandtabs(4), 1000) for line in lines]
+
+
+def _task(monitor: TaskMonitor, task_id: str) -> list[str]:
+    task = monitor.records.task(task_id)
+    lines = [f"{task.id}  {task.name}  {task.state}", *([task.why] if task.why else []), ""]
+    for event in task.events:
+        lines.append(
+            f"try {event.attempt}  {clock(event.finished_ms)}  {event.state:<10}"
+            f" waited {duration(event.wait_ms)}, ran {duration(event.run_ms)}"
+            f"  {event.worker}  {event.note}"
+        )
+    for name in ("payload", "result"):
+        if value := getattr(task, name):
+            lines += ["", f"{name}: {one_line(value)}"]
+    if task.error_type or task.error:
+        lines += ["", f"{task.error_type}: {one_line(task.error)}"]
+    if task.traceback:
+        lines += ["", *task.traceback.rstrip().split("\n")]
+    return lines
+
+
+def _limit(monitor: TaskMonitor, limit: LimitState, now_ms: int) -> list[str]:
+    """Return a limit, and some of the tasks under it, those that wait longest."""
+    lines = [
+        f"{limit.key}  {rule_said(limit)}",
+        f"{limit.in_use:,} in use, {limit.waiting:,} waiting  {limit_now(limit, now_ms)}",
+        "",
+    ]
+    if limit.rule_key not in ("", limit.key):
+        lines.insert(1, f"by the rule of {limit.rule_key}")
+    for task in monitor.records.waiting(WAITING_READ):
+        if task.under == limit.key:
+            lines.append(f"{task.id}  {task.name}  {task.reason}  {duration(task.waited_ms)}")
+    return lines
