@@ -1,7 +1,7 @@
 """The live screen of ``redistq monitor dashboard``: a queue in a terminal, a few times a second.
 
 One call to the server a picture. Keys: q quit, p pause or resume, r send dead letters again (asks
-first), k pause or resume the limit key aimed at, arrows move, Tab changes the list, Enter shows a
+first), P pause or resume the limit key aimed at, arrows move, Tab changes the list, Enter shows a
 task or a limit, Esc goes back. Where output is no
 terminal it prints one picture. The terminal is put back however the screen ends.
 """
@@ -48,7 +48,7 @@ HEADINGS = {
 }
 LISTS = ("running", "limits", "recent", "dead")
 HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
-HELP_LIMITS = "q quit  p pause queue  k pause/resume key  ↑↓ move  Tab list  Enter show"
+HELP_LIMITS = "q quit  p pause queue  P pause/resume key  ↑↓ move  Tab list  Enter show"
 
 
 def feed_of(monitor: TaskMonitor) -> Feed:
@@ -111,7 +111,7 @@ class Screen:
             self.ended = True
         elif key == "p":
             self._pause()
-        elif key == "k" and self.focus == "limits":
+        elif key == "P" and self.focus == "limits":
             self._pause_key()
         elif key == "r":
             dead = self.tick.snapshot.dead if self.tick else 0
@@ -236,8 +236,8 @@ class Screen:
             ("workers", len(tick.workers)),
         ]
         totals = [(s, tick.count(s)) for s in ("succeeded", "failed", "retried", "recovered")]
-        lines.append(figures(now) + ([(f"  oldest {duration(age)}", "dim")] if age else []))
-        lines.append(figures(totals))
+        lines.append(figures(now))
+        lines.append(figures(totals) + ([(f"  oldest {duration(age)}", "dim")] if age else []))
         trail = list(self.feed.trail)
         if len(trail) > 1:
             span = max(10, min(60, (width - 36) // 2))

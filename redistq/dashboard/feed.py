@@ -37,7 +37,7 @@ from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import Event
 from ..monitor.tick import Tick, condition
 from ..protocol.commands import WorkerRow
-from ..protocol.limits import LimitState
+from ..protocol.limits import DOOR, LimitState
 
 log = logger("redistq.dashboard")
 
@@ -318,8 +318,9 @@ def why_waiting(tick: Tick) -> str:
     most = sorted(tick.reasons.items(), key=lambda item: -item[1])
     said = [f"{count:,} {words.get(reason, clean(reason, 20))}" for reason, count in most[:3]]
     looked = sum(tick.reasons.values())
+    more = ", …" if len(most) > 3 else ""
     of = f" (of the {looked:,} oldest)" if looked < tick.snapshot.waiting else ""
-    return ", ".join(said) + of if said else ""
+    return ", ".join(said) + more + of if said else ""
 
 
 def limit_now(limit: LimitState, now_ms: int) -> str:
@@ -328,9 +329,13 @@ def limit_now(limit: LimitState, now_ms: int) -> str:
         return f"‖ paused for {duration(now_ms - limit.paused_ms)}"
     if limit.next_token_ms is not None and limit.next_token_ms > now_ms:
         return f"◷ next token in {duration(limit.next_token_ms - now_ms)}"
+    if limit.key.endswith("*"):
+        return "for each of its keys"
     if limit.at_most is not None and limit.in_use >= limit.at_most:
         return "● full"
-    return "○ has room"
+    if not limit.waiting:
+        return "○ has room"
+    return "◌ groups in turn" if limit.key == DOOR else "◌ one after the other"
 
 
 def rule_said(limit: LimitState) -> str:

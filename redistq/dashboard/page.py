@@ -159,7 +159,7 @@ def _figures(view: View, tick: Tick) -> Html:
                     note,
                     style=f"font-size:12px;line-height:1.3;white-space:nowrap;{MUTED}",
                 ),
-                style=f"flex:1 1 110px;border:{RULE};border-top:3px solid {color};"
+                style=f"flex:1 1 98px;border:{RULE};border-top:3px solid {color};"
                 "border-radius:3px;padding:5px 10px",
             )
             for color, value, label, note in tiles
@@ -384,7 +384,6 @@ def limits(view: View) -> Html:
 
 
 def _limit(limit: LimitState, now_ms: int) -> tuple[str, ...]:
-    full = limit.at_most is not None and limit.in_use >= limit.at_most
     color = DELAYED.color if limit.paused_ms is not None else WAITING.color
     now = limit_now(limit, now_ms)
     return (
@@ -392,7 +391,7 @@ def _limit(limit: LimitState, now_ms: int) -> tuple[str, ...]:
         rule_said(limit),
         f"{limit.in_use:,}" if limit.at_most is None else f"{limit.in_use:,} of {limit.at_most:,}",
         f"{limit.waiting:,}",
-        mark(now, color) if full or not now.startswith("○") else tag("span", now, style=MUTED),
+        mark(now, color) if now[0] in "●◌◷‖" else tag("span", now, style=MUTED),
     )
 
 

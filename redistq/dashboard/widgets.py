@@ -53,7 +53,10 @@ class KeyChoice:
     def __init__(self, button: Callable[..., Any], on_command: Callable[[str], None]) -> None:
         w = ipywidgets()
         self.choice = w.Dropdown(
-            options=[], description="Limit", layout=w.Layout(width="auto", min_width="16em")
+            options=[],
+            description="Limit",
+            style={"description_width": "initial"},
+            layout=w.Layout(width="auto", min_width="16em"),
         )
         self.button = button("Pause key", "Let no other task of this key in", "")
         self.button.on_click(lambda _: on_command(f"key {self.choice.value or ''}"))

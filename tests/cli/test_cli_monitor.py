@@ -437,6 +437,30 @@ def test_the_screen_shows_the_queue(farm: Farm, screen: Any, columns: int, rows:
     assert terminal.restored()
 
 
+def test_a_limit_is_paused_from_the_screen(farm: Farm, screen: Any) -> None:
+    """Its list is there once there are limits; P pauses the key aimed at, Enter shows who waits."""
+    terminal = screen()
+    terminal.shows("queued 0")
+    assert "Limits" not in terminal.text
+    farm.producer.limits.set("k", at_most=1)
+    ids = [farm.producer.add_task("work", limits="k") for _ in range(3)]
+    terminal.shows("Limits: waiting 2 for limits")
+    terminal.shows("1/1 in use")
+    for _ in range(3):  # recent, dead, in hand, limits
+        terminal.press(b"\t")
+    terminal.shows("P pause/resume key")
+    terminal.press(b"P")
+    terminal.shows("k is paused")
+    terminal.shows("‖ paused for")
+    terminal.press(b"\r")
+    terminal.shows(f"{ids[1]}  work  limit")
+    terminal.press(b"\x1b")
+    terminal.press(b"P")
+    terminal.shows("k is resumed")
+    terminal.press(b"q")
+    assert terminal.ends() == 0
+
+
 def test_figures_move(farm: Farm, screen: Any) -> None:
     """What is added while the screen is up appears by itself."""
     terminal = screen()

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.farm import EVIL
 from support.servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
@@ -25,6 +26,7 @@ from redistq.errors import ServerUnavailable
 from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
 from redistq.monitor.tick import Tick
 from redistq.protocol.commands import Snapshot, WorkerRow
+from redistq.protocol.limits import LimitState
 
 NOW = 1_790_000_000_000
 HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
@@ -178,6 +180,50 @@ def test_sparklines_are_pictures_with_words() -> None:
     sources = [str(value) for name, value in reader.attributes if name == "src"]
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert html.svg([], NOW, "#000000").startswith("<svg")
+
+
+def test_limits_say_how_full_they_are() -> None:
+    """Key, rule, slots, waiting tasks and what holds them up; hostile keys are text, and a queue
+    without limits is told of none."""
+    limits = (
+        LimitState(at_most=3, key="tenant:a", rule_key="tenant:*", in_use=3, waiting=20),
+        LimitState(rate=5.0, key=EVIL, rule_key=EVIL, waiting=2, next_token_ms=NOW + 400.0),
+        LimitState(key="gpu", waiting=1, paused_ms=NOW - 9_000, in_use=1),
+        LimitState(key="order", waiting=1, in_use=1),
+        LimitState(key="door", waiting=1, in_use=7),
+        LimitState(at_most=3, key="tenant:*", rule_key="tenant:*"),
+        LimitState(at_most=9, key="wide", rule_key="wide", excess="drop"),
+        LimitState(key="counted only", in_use=1),
+    )
+    shown = tick(
+        snapshot(waiting=150, waiting_since_ms=NOW - 5_000),
+        limits=limits,
+        reasons={"limit": 60, "rate": 30, "parents": 7, "order": 3},
+    )
+    reader = Reader(page.limits(view(shown)))
+    text = re.sub(r"\s+", " ", reader.text)
+    for part in (
+        "Waiting: 150; 60 for limits, 30 for rates, 7 for parents, … (of the 100 oldest)",
+        "tenant:a at most 3 3 of 3 20 ● full",
+        "5 each 1 s 0 2 ◷ next token in 400 ms",
+        "gpu – 1 1 ‖ paused for 9.0 s",
+        "order – 1 1 ◌ one after the other",
+        "door – 7 1 ◌ groups in turn",
+        "tenant:* at most 3 0 of 3 0 for each of its keys",
+        "wide at most 9, drop 0 of 9 0 ○ has room",
+    ):
+        assert part in text, part
+    assert "counted only" not in text
+    assert "script" not in reader.tags
+    assert page.limits(view()) == ""
+    head = re.sub(r"\s+", " ", Reader(page.head(view(shown))).text)
+    assert "150 ◌ waiting oldest 5.0 s" in head
+
+
+def test_what_waits_without_a_worker_is_an_alert() -> None:
+    """Also where nothing is queued and nothing delayed."""
+    seen = tick(snapshot(ready=0, pending=0, delayed=0, waiting=2, workers=[], next_due_ms=None))
+    assert any("2 tasks may not run yet, and no worker" in said for _, said in alerts(view(seen)))
 
 
 def test_workers_show_what_they_run() -> None:
@@ -561,6 +607,29 @@ def test_buttons_do_what_they_say(stage: Stage, producer: TaskProducer) -> None:
     panel.widgets["yes"].click()
     wait(lambda: "1 failed task sent again" in panel.widgets["notice"].value, "it did not retry")
     assert (producer.snapshot().ready, producer.snapshot().dead) == (1, 0)
+
+
+def test_a_limit_key_is_paused_and_resumed(producer: TaskProducer, stage: Stage) -> None:
+    """The key that is chosen, which stays chosen while others come; without limits nothing is
+    offered."""
+    panel = opened(producer).panel
+    wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not show")
+    assert panel.widgets["keys"].layout.display == "none"
+    assert panel.widgets["limits"].value == ""
+    producer.limits.set("k", at_most=1)
+    wait(lambda: panel.widgets["keys"].layout.display == "flex", "no key is offered")
+    assert panel.widgets["key"].value == "k"
+    panel.widgets["key_pause"].click()
+    wait(lambda: panel.widgets["key_pause"].description == "Resume key", "it is not paused")
+    assert "k is paused" in panel.widgets["notice"].value
+    producer.limits.set("a", at_most=1)
+    producer.add_tasks({"type": "x", "limits": "a"} for _ in range(3))
+    wait(lambda: panel.widgets["key"].options == ("a", "k"), "the other key is not offered")
+    assert panel.widgets["key"].value == "k"
+    assert "Waiting: 2; 2 for limits" in panel.widgets["limits"].value
+    panel.widgets["key_pause"].click()
+    wait(lambda: panel.widgets["key_pause"].description == "Pause key", "it is not resumed")
+    wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
 
 
 def test_a_button_pressed_while_the_server_is_away_says_so(

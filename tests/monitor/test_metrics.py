@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from support.farm import Farm, fill
+from support.gate import HandMade
 from support.workers import until
 
 from redistq import ConfigurationError, Fail, Snooze, TaskMonitor, TaskProducer, TaskWorker, tracing
@@ -72,6 +73,39 @@ def test_figures_for_prometheus(farm: Farm, url: str) -> None:
     assert told["redistq_running_tasks", ""] == 1
     assert 0 <= told["redistq_oldest_ready_seconds", ""] < 30
     assert told["redistq_paused", ""] == told["redistq_delayed_late_seconds", ""] == 0
+
+
+def test_limits_and_what_waits_for_prometheus(farm: Farm, url: str) -> None:
+    """Waiting tasks by reason, which add up; keys with a rule alone, and no more than fifty."""
+    gate = HandMade(farm.client)
+    gate.some_of_everything()
+    for n in range(100):
+        gate.rule(f"many:{n}", "at_most=1", s=1)
+    for n in range(130):
+        gate.waits(f"m{n}", "limit", "tenant:a")
+    server = MetricsServer(TaskMonitor(url=url), 0)
+    try:
+        told = scrape(server.url)
+    finally:
+        server.stop()
+    assert told["redistq_tasks", "waiting"] == 137
+    reasons = {key[1]: value for key, value in told.items() if key[0] == "redistq_waiting_tasks"}
+    assert reasons == {
+        "parents": 1,
+        "limit": 95,
+        "rate": 1,
+        "order": 1,
+        "share": 1,
+        "paused": 1,
+        "other": 37,
+    }
+    assert 89 <= told["redistq_oldest_waiting_seconds", ""] < 120
+    assert told["redistq_limit_slots", "tenant:a"] == told["redistq_limit_in_use", "tenant:a"] == 3
+    assert told["redistq_limit_waiting", "tenant:a"] == 132
+    assert ("redistq_limit_slots", "api") not in told  # a rate has none
+    keys = {key for name, key in told if name == "redistq_limit_in_use"}
+    assert 40 <= len(keys) <= 50
+    assert "free" not in keys
 
 
 def test_a_scrape_asks_the_server_once(farm: Farm, url: str) -> None:
