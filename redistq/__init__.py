@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .client.batch import Batch
     from .client.client import Client, LocalWorkers
     from .client.futures import TaskFuture
+    from .client.graph import CallGraph
     from .dashboard import Dashboard
     from .errors import (
         CancelRequested,
@@ -52,10 +53,12 @@ if TYPE_CHECKING:
         UntrustedPayload,
         WrongPython,
     )
+    from .flows import chain, chord, group, map_reduce, sig
     from .handlers import Registry, TaskContext, current_task, task
     from .monitor import TaskMonitor
     from .producer import AsyncTaskProducer, TaskProducer
     from .producer.gated import TaskId
+    from .producer.task_graph import TaskGraph
     from .protocol.gate import Unique
     from .protocol.limits import limit
     from .scheduler import TaskScheduler
@@ -66,6 +69,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncTaskProducer",
     "Batch",
+    "CallGraph",
     "CancelRequested",
     "Client",
     "ConfigurationError",
@@ -91,6 +95,7 @@ __all__ = [
     "TaskExpired",
     "TaskFailed",
     "TaskFuture",
+    "TaskGraph",
     "TaskId",
     "TaskMonitor",
     "TaskProducer",
@@ -106,8 +111,13 @@ __all__ = [
     "UntrustedPayload",
     "WrongPython",
     "__version__",
+    "chain",
+    "chord",
     "current_task",
+    "group",
     "limit",
+    "map_reduce",
+    "sig",
     "task",
 ]
 
@@ -127,6 +137,13 @@ _HOMES = {
     "TaskProducer": "producer",
     "TaskScheduler": "scheduler",
     "TaskWorker": "worker",
+    "CallGraph": "client.graph",
+    "TaskGraph": "producer.task_graph",
+    "chain": "flows",
+    "chord": "flows",
+    "group": "flows",
+    "map_reduce": "flows",
+    "sig": "flows",
     "Unique": "protocol.gate",
     "limit": "protocol.limits",
 }

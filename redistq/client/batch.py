@@ -23,9 +23,9 @@ from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
 from ..functions.references import Referable, Reference
 from ..logger import logger
-from ..producer.gated import not_stored
+from ..producer.gated import refusal
 from ..producer.operations import Wish, wish_of
-from ..protocol.commands import SETTLED, Command
+from ..protocol.commands import SETTLED, Command, Commands
 from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
@@ -198,21 +198,21 @@ class Batch(Referable):
         parts = list(portions(packed.tasks, payload_bytes))
         starts = [0, *itertools.accumulate(len(part) for part in parts)]
         if earlier is None:
-            conditions = packed.conditions
             commands = [
-                _adding(queue, part, [conditions.get(i, "") for i in range(start, end)])
+                _adding(queue, part, [packed.conditions.get(i) for i in range(start, end)])
                 for part, (start, end) in zip(parts, itertools.pairwise(starts), strict=True)
             ]
         else:
             commands = [
-                earlier.resubmission(queue, start, part)
+                earlier.resubmission(queue, start, part, packed.conditions)
                 for start, part in zip(starts, parts, strict=False)
             ]
         for (start, end), reply in zip(
             itertools.pairwise(starts), queue.pages(commands), strict=True
         ):
-            if reply and (error := not_stored(queue.keys, reply)) is not None:
-                raise error
+            for answered in Commands.read_gated(reply) if reply else ():
+                if answered.outcome == "refused":
+                    raise refusal(queue.keys, answered)
             if earlier is not None:
                 # Results that have expired since are made again.
                 kept = {start + position - 1 for position in reply}
@@ -221,8 +221,8 @@ class Batch(Referable):
     # -- looking ---------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return how many tasks: total, succeeded, failed, cancelled, waiting (for a worker or for
-        their time, or running), and how often one was retried."""
+        """Return how many tasks: total, succeeded, failed, cancelled, expired, waiting (for others,
+        for a worker or their time, or running), and how often one was retried."""
         return self._queue.batch_counts(self.id)
 
     def look(self) -> None:
@@ -444,12 +444,13 @@ class Batch(Referable):
         return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
 
 
-def _adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str]) -> Command:
-    """Return the command that adds tasks, of which some wait for others."""
-    if not any(conditions):
+def _adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str | None]) -> Command:
+    """Return the command that adds tasks, of which some may have to wait: those with conditions,
+    which may be empty."""
+    if not any(one is not None for one in conditions):
         return queue.commands.enqueue(list(itertools.chain(*tasks)))
-    rows = zip(tasks, conditions, strict=True)
-    return queue.commands.enqueue_gated([*itertools.chain(*((*t, c) for t, c in rows))])
+    rows = ((*task, one or "") for task, one in zip(tasks, conditions, strict=True))
+    return queue.commands.enqueue_gated([*itertools.chain(*rows)])
 
 
 def _checked_name(name: str | None) -> str:

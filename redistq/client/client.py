@@ -264,8 +264,14 @@ class Client(_Submitting, Executor):
         or "1d": a stored result of the same code with the same arguments is reused that long),
         ``logs`` (what the task prints can be read while it runs).
 
+        When a call may run: ``after`` (futures, ids, nodes or batches that must have succeeded; a
+        mapping says of each "success", "end" or "failure"), ``limits``, ``order``, ``group``,
+        ``unique`` and ``expires``, as for TaskProducer.add_task; ``redistq.limit("x:{name}")``
+        takes an argument of the call by its name. See docs/gate.md.
+
         Each priority but "normal" is a queue of its own (``tasks!high``), which workers read in
-        order; see TaskWorker's ``queues``.
+        order; see TaskWorker's ``queues``. A number, -10 to 10, is a place in the lines of waiting
+        tasks.
         """
         return BoundOptions(self, self._options.changed(options))
 

@@ -18,16 +18,9 @@ from ..protocol.codec import encode_payload
 from ..protocol.options import CallOptions
 from .batch import Batch
 from .futures import TaskFuture
-from .submission import (
-    Shared,
-    check_function,
-    edges_of,
-    keep_needs_s,
-    label,
-    prepare,
-    submit,
-    task_options,
-)
+from .gates import arguments_of, gate_of, prepare
+from .packing import Shared
+from .submission import check_function, keep_needs_s, label, submit, task_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,23 +159,23 @@ class CallGraph(Graph):
             packed = self._call(fn, args, dict(kwargs), options, position, parents)
         name, payload, called, given = packed
         prepare(self.session, parents)
-        nodes = [*parents.values(), *([after] if isinstance(after, Referable) else after)]
+        after = after or options.gate.get("after") or ()
+        if isinstance(after, Iterable) and not isinstance(after, str | Mapping):
+            after = [*after]
+        nodes = [*parents.values(), *(after if isinstance(after, Mapping | list) else (after,))]
         before = [
             node.position for node in nodes if isinstance(node, CallNode) and node.graph is self
         ]
-        edges = {reference.edge: None for reference in parents}
-        edges.update(dict.fromkeys(edges_of(after, self.queue.priority)))
-        opts = task_options(
-            self.session,
-            options,
-            not isinstance(fn, str),
-            batch=self.name,
-            gate="" if edges else None,
-        )
-        node = CallNode(self, position, "named" if isinstance(fn, str) else "call", called)
+        is_call = not isinstance(fn, str)
+        argument = args[0] if args else None
+        keyed = arguments_of(fn, args, kwargs) if callable(fn) and options.gate else argument
+        gate = gate_of(self.queue, options, keyed, parents, after, alone=False)
+        text = None if gate is None else gate.text
+        opts = task_options(self.session, options, is_call, batch=self.name, gate=text)
+        node = CallNode(self, position, "call" if is_call else "named", called)
         digest = plan.digest(name.encode(), given, before)
         fields = (node.task_id, name, payload, opts, options.due)
-        plan.add(fields, [*edges], called, digest, before)
+        plan.add(fields, [] if gate is None else gate.conditions, called, digest, before)
         return node
 
     def _named(

@@ -20,6 +20,7 @@ from ..errors import (
     PayloadError,
     RedistqError,
     TaskCancelled,
+    TaskExpired,
     TaskFailed,
     UnknownTask,
 )
@@ -125,6 +126,10 @@ class NotRun(TaskCancelled, CancelledError):
     """The queue ended the task before it started; the words say why."""
 
 
+class NotStarted(TaskExpired, CancelledError):
+    """The task had not started by its deadline."""
+
+
 def is_not_run(state: str, reason: bytes | None) -> bool:
     """Return whether a task that did not come to its end was ended by the queue, not by somebody
     who cancelled it."""
@@ -136,13 +141,17 @@ Root = tuple[str, BaseException | None]
 of the one that failed, as far as they are known."""
 
 
-def not_run(queue: ClientQueue, task_id: str, body: bytes, known: dict[str, Root]) -> TaskCancelled:
+def not_run(
+    queue: ClientQueue, task_id: str, state: str, body: bytes, known: dict[str, Root]
+) -> TaskCancelled:
     """Return the error of a task that the queue ended before it started, for that reason; where a
     task failed on which it depends, its words are there, and its error is the cause.
 
     What was found out is ``known`` when the next task is asked for that depends on this one.
     """
     reason = body.decode("utf-8", "replace")
+    if state == "expired":
+        return NotStarted(task_id, reason)
     root = first, failure = _root(queue, reason, known)
     if len(known) >= MOST_KNOWN:
         known.clear()
@@ -338,6 +347,8 @@ class BatchEnds:
             elif state == b"cancelled":
                 why_cancelled = (reason or b"").decode("utf-8", "replace")
                 failure = TaskCancelled(batch_task_id(self._id, i), why_cancelled)
+            elif state == b"expired":
+                failure = TaskExpired(batch_task_id(self._id, i), (reason or b"").decode())
             elif ended_only and entry is not None and state in (None, b"delayed", b"waiting"):
                 continue
             else:

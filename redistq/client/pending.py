@@ -168,6 +168,15 @@ class Pending:
             others.remove(future)  # type: ignore[union-attr]
         return shared
 
+    def move(self, task_id: str, other: str, queue: ClientQueue) -> None:
+        """Let the futures of a task be those of another one from now on."""
+        with self.lock:
+            for future in self.futures_of(task_id):
+                future.task_id = other
+                future.queue = queue
+                self.add(future)
+            self._futures.pop(task_id, None)
+
     def drop(self, task_id: str) -> None:
         """Forget the futures of a task; the caller holds the lock, and gives them their end."""
         self._futures.pop(task_id, None)
@@ -268,12 +277,13 @@ class TaskWatcher:
         if state in ("succeeded", "failed"):
             self._let_go_of_needs(task_id, state)
         signer = self._signer
-        if body is None or not is_not_run(state, body):
+        if not is_not_run(state, body):
             self._pending.resolve(task_id, lambda future: settle(future, signer, state, body))
             return
         queue = self._pending.queue_of(task_id)
         if queue is not None:
-            self._pending.fail(task_id, not_run(queue, task_id, body, self._roots))
+            why = not_run(queue, task_id, state, body or b"", self._roots)
+            self._pending.fail(task_id, why)
 
     def _let_go_of_needs(self, task_id: str, state: str) -> None:
         needs: list[str] = []

@@ -25,10 +25,11 @@ from ..errors import ConfigurationError, UnknownBatch
 from ..functions.call import CALL
 from ..functions.signing import Signer, task_context
 from ..producer.diagnosis import Diagnosis
+from ..producer.limits import LimitOperations
 from ..producer.sansio import LEAST_PATIENCE_S, Inbox
 from ..protocol.commands import Command, Commands, Snapshot, Watched
 from ..protocol.homes import Home
-from ..protocol.keys import QueueKeys, without_priority
+from ..protocol.keys import ENDED, QueueKeys, without_priority
 from ..protocol.plain_commands import TIME, PlainCommands, portions, read_stream, read_time
 from ..protocol.replies import messages, read
 
@@ -47,7 +48,7 @@ SIGN_S = 30.0
 LIFE_S = 180
 """Seconds after the last sign for which a client counts as alive: longer than it waits itself for a
 server that is unavailable."""
-_COUNTED = ("total", "succeeded", "failed", "cancelled", "retried")
+_COUNTED = ("total", *ENDED, "retried")
 
 
 class ClientQueue:
@@ -55,7 +56,7 @@ class ClientQueue:
 
     __slots__ = (
         *("__weakref__", "broker", "commands", "diagnosis", "keys", "priority", "session"),
-        "signer",
+        *("limits", "signer"),
     )
 
     def __init__(
@@ -74,6 +75,8 @@ class ClientQueue:
         self.keys: QueueKeys = commands.keys
         self.priority = priority
         self.signer = signer
+        self.limits = LimitOperations(commands)
+        """Sees to it that limits declared in code hold."""
         self.diagnosis = Diagnosis(
             commands, broker.address, broker.connection, "client.start_workers()", home
         )
@@ -136,7 +139,7 @@ class ClientQueue:
             raise UnknownBatch(batch_id)
         fields = dict(zip(raw[::2], raw[1::2], strict=True))
         counts = read(command, fields, _counted)
-        ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
+        ended = sum(counts[state] for state in ENDED)
         return {**counts, "waiting": max(counts["total"] - ended, 0)}
 
     def homes_served(self) -> dict[str, int]:

@@ -6,13 +6,13 @@ position, function and item must be what they were then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command
-from ..protocol.keys import batch_task_id, new_task_id
+from ..protocol.keys import ENDED, batch_task_id, new_task_id
 from .queues import ClientQueue
 from .sender import NewTask
 
@@ -82,7 +82,7 @@ class EarlierRun:
             if then == now or (items_alone and same_item):
                 if states.get(i) == "succeeded":
                     reused.add(i)
-                if states.get(i) not in ("failed", "cancelled"):
+                if states.get(i) not in ENDED[1:]:
                     digests[i] = then
             else:
                 others.add(i)
@@ -99,10 +99,16 @@ class EarlierRun:
         for i, fields in enumerate(tasks, start):
             yield (*fields, self.states.get(i, ""), "1" if i in outdated else "")
 
-    def resubmission(self, queue: ClientQueue, start: int, tasks: list[NewTask]) -> Command:
+    def resubmission(
+        self, queue: ClientQueue, start: int, tasks: list[NewTask], conditions: Mapping[int, str]
+    ) -> Command:
         """Return the command by which tasks run again, as they are now, unless their results
         count."""
-        return queue.commands.resubmit(new_task_id(), self.rows(start, tasks))
+        rows = self.rows(start, tasks)
+        if not any(i in conditions for i in range(start, start + len(tasks))):
+            return queue.commands.resubmit(new_task_id(), rows)
+        gated = ((*row, conditions.get(i, "")) for i, row in enumerate(rows, start))
+        return queue.commands.resubmit_gated(new_task_id(), gated)
 
     def words(self, batch: str, total: int) -> str:
         """Return what the user should know of it, in one line; '' when there is nothing."""

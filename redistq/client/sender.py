@@ -18,9 +18,9 @@ from typing import Any
 from ..connection.broker import Broker
 from ..errors import RedistqError
 from ..logger import logger
-from ..producer.gated import not_stored
+from ..producer.gated import name_and_queue, not_stored, refusal
 from ..protocol.commands import Commands
-from ..protocol.keys import new_task_id
+from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
 from .pending import Pending, TaskWatcher
@@ -51,8 +51,8 @@ class Outgoing:
     """What it waits for, and what is done where its unique key is taken; see enqueue_gated."""
     parents: tuple[Any, ...] = ()
     """Futures and batches whose results stand in its arguments."""
-    stands: str = ""
-    """The id of the task that stands in its place, where its unique key was taken."""
+    stands: tuple[str, str] | None = None
+    """Id and queue of the task that stands in its place, where its unique key was taken."""
 
     @property
     def task_id(self) -> str:
@@ -172,15 +172,18 @@ class Sender:
     def _enqueue_gated(self, queue: ClientQueue, items: list[Outgoing]) -> list[Outgoing]:
         """The same for tasks that may have to wait."""
         flat = itertools.chain.from_iterable((*item.fields, item.conditions) for item in items)
-        reply = self._broker.call(queue.commands.enqueue_gated(list(flat)))
         told: list[Outgoing] = []
-        for row in reply:
-            item = items[(row if type(row) is int else row[0]) - 1]
+        for answered in Commands.read_gated(
+            self._broker.call(queue.commands.enqueue_gated([*flat]))
+        ):
+            item = items[answered.position]
+            if answered.outcome == "refused":
+                item.refused = refusal(queue.keys, answered)
+            elif answered.outcome == "again":
+                continue  # it was added, to run after the one that has its key
+            elif answered.id:
+                item.stands = name_and_queue(answered.id, queue.keys)
             told.append(item)
-            if type(row) is list:
-                item.refused = not_stored(queue.keys, [row])
-                if item.refused is None:
-                    item.stands = row[2].decode()
         return told
 
     def _on_known(self, item: Outgoing) -> None:
@@ -190,6 +193,8 @@ class Sender:
         if item.refused is not None:
             self._on_refused(item, item.refused)
             return
+        if item.stands is not None and item.stands[0] != task_id:
+            task_id = self._join(item, *item.stands)
         try:
             watched = self._watcher.watch(item.queue, task_id)
             if item.cached and watched.state in ("failed", "cancelled"):
@@ -201,6 +206,14 @@ class Sender:
             self._watcher.take(task_id, watched)
         except Exception as error:  # broad: it becomes the error of its futures
             self._pending.fail(task_id, error)
+
+    def _join(self, item: Outgoing, task_id: str, stream: str) -> str:
+        """Let the futures of a call be those of the task that stands in its place."""
+        session = item.queue.session()
+        if session is not None:
+            item.queue = session.queue(stream.partition(PRIORITY_MARK)[2] or "normal")
+        self._pending.move(item.task_id, task_id, item.queue)
+        return task_id
 
     def _on_refused(self, item: Outgoing, error: RedistqError) -> None:
         """Fail a call that the server did not take; a parent's own error is the cause."""

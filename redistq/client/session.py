@@ -34,11 +34,11 @@ from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import TaskFuture, disown
+from .packing import Packer
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
 from .results import ResultListener
 from .sender import Outgoing, Sender
-from .submission import Packer
 
 if TYPE_CHECKING:
     from .batch import Batch

@@ -20,6 +20,7 @@ from ..functions.call import CALL
 from ..producer.diagnosis import Wait
 from ..producer.results import LEAST_LOOK_S
 from ..producer.sansio import BLOCK_LIMIT
+from ..protocol.keys import ENDED
 from ..protocol.options import wait_seconds
 from .outcomes import ends_in
 from .queues import StreamTail
@@ -208,7 +209,7 @@ class Progress:
 
     def show(self, counts: dict[str, int]) -> None:
         """Draw the counts of a batch; nothing when it was at its end already when first seen."""
-        done = sum(counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
+        done = sum(counts.get(state, 0) for state in ENDED)
         if self._wanted:
             self._wanted = False
             if counts.get("waiting"):
@@ -216,9 +217,7 @@ class Progress:
         bar = self._bar
         if bar is None:
             return
-        rest = {
-            name: counts[name] for name in ("failed", "cancelled", "retried") if counts.get(name)
-        }
+        rest = {name: counts[name] for name in (*ENDED[1:], "retried") if counts.get(name)}
         bar.set_postfix(rest, refresh=False)
         bar.n = done
         bar.refresh()

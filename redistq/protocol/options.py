@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
@@ -71,13 +71,13 @@ class TaskKeywords(GateKeywords, total=False):
     result_ttl: Seconds | None
 
 
-class CallKeywords(TypedDict, total=False):
+class CallKeywords(GateKeywords, total=False):
     """The options that a client takes for its calls; None: not given."""
 
     retries: int
     delay: Seconds | None
     timeout: Seconds | None
-    priority: str | None
+    priority: str | int | None
     name: str | None
     result_ttl: Seconds | None
     cache: Seconds | None
@@ -216,6 +216,8 @@ class CallOptions:
     cache: float | None = None
     logs: bool = False
     priority: str = "normal"
+    gate: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the gate, as they were given, with a priority that is a number: see gate.py."""
 
     def changed(self, given: Mapping[str, Any]) -> CallOptions:
         """Return these options with some changed; raises ConfigurationError."""
@@ -224,11 +226,16 @@ class CallOptions:
                 raise unknown_option("a call", name, OPTIONS_OF_CALLS)
         changes = checked(given)
         count("retries", changes.get("retries", 0))  # None is no number of them
+        gate = {name: changes.pop(name) for name in GateKeywords.__annotations__ if name in changes}
         if changes.get("priority") is None:
             changes.pop("priority", None)
+        elif isinstance(changes["priority"], int):  # a place in line, not a queue of its own
+            gate["priority"] = changes.pop("priority")
         else:
             at_priority("", str(changes["priority"]))  # raises where there is no such priority
-        return replace(self, **changes)
+        whole = {**self.gate, **gate}
+        kept = {name: value for name, value in whole.items() if value is not None}
+        return replace(self, **changes, gate=kept)
 
     def written(self, **more: Unpack[Attachments]) -> bytes:
         """Return the options as they stand in a call's entry; a result that is to answer later

@@ -66,6 +66,7 @@ def test_results_come_in_the_order_of_the_items(client: Client) -> None:
         "succeeded": 20,
         "failed": 0,
         "cancelled": 0,
+        "expired": 0,
         "retried": 0,
         "waiting": 0,
     }

@@ -32,7 +32,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     from redistq.functions import blobs
     from redistq.functions import output as task_output
     from redistq.protocol import codec
-    from redistq.protocol.options import CallOptions
+    from redistq.protocol.options import CallKeywords
     from redistq.worker import attempt
     from redistq.worker.settings import WorkerSettings
 
@@ -47,7 +47,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert pending.TAKEN_TTL_S == 600
     (row,) = re.findall(r"^\| `options\(\.\.\.\)` \|.* with (.*) \|$", GUIDE, re.M)
     named = set(re.findall(r"`(\w+)`", row))
-    assert named == set(CallOptions.__dataclass_fields__)
+    assert named == set(CallKeywords.__annotations__)
 
 
 def test_what_the_guide_names_is_there() -> None:

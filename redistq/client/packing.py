@@ -1,0 +1,164 @@
+"""Packer: makes a signed packet of a call, and stores what is large beside it.
+
+Each session has one. A function used ten thousand times, or an argument that many calls share,
+crosses to the server once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from ..errors import PayloadTooLarge
+from ..functions.blobs import LARGE, Blobs, dump_parted
+from ..functions.call import Call, Ref, with_modules
+from ..functions.function import PickledFunctions, pickled_function, warn_of_generators
+from ..functions.local_modules import bundle_of
+from ..functions.pickling import Parents, Seen, dump
+from ..functions.signing import Signer
+
+Shared = dict[int, tuple[Any, Ref, Seen, list[str]]]
+"""Large arguments of one map by identity: the value, its stand-in, what it refers to, and the
+blobs."""
+
+
+class Packer:
+    """Packs the calls of one client; safe to use from several threads."""
+
+    def __init__(self, blobs: Blobs, signer: Signer, max_bytes: int) -> None:
+        self._blobs = blobs
+        self._signer = signer
+        self._max_bytes = max_bytes
+        self._pickled = PickledFunctions()
+
+    def store_function(self, fn: Callable[..., Any], keep_s: float, needs: list[str]) -> str:
+        """Return the name of the function on the server, where it is with its local modules.
+
+        What was stored is added to ``needs``. Raises PayloadError for what cannot be pickled.
+        """
+        known = self._pickled.get(fn)
+        if known is not None:
+            modules = self.store_modules(known.modules, keep_s, needs)
+            pickled = known.pickled
+        else:
+            seen = Seen()
+            pickled = dump(fn, seen)
+            modules = self.store_modules(seen.modules, keep_s, needs)
+            if seen.generators:
+                warn_of_generators(fn, seen.generators)
+            else:
+                self._pickled.keep(fn, pickled, seen.modules)
+        data = pickled_function(fn, pickled, modules)
+        return self._blobs.put("function", data, keep_s, needs)
+
+    def store_modules(self, names: AbstractSet[str], keep_s: float, needs: list[str]) -> str:
+        """Return the name of the bundle, on the server, of the local modules among these and of
+        what they import; '' when there are none."""
+        if not names or (bundle := bundle_of(names)) is None:
+            return ""
+        return self._blobs.put("modules", bundle.data, keep_s, needs)
+
+    def pack(
+        self,
+        context: str,
+        call: Call,
+        keep_s: float,
+        needs: list[str],
+        shared: Shared | None = None,
+        parents: Parents | None = None,
+    ) -> bytes:
+        """Return a call as the payload of the task that ``context`` names, and of no other.
+
+        Large arguments, and large parts of arguments, go to the server under their content's name;
+        ``shared`` remembers arguments of one map by identity. What the server keeps for the call is
+        added to ``needs``, and the tasks whose results stand in it to ``parents``. Raises
+        PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
+        """
+        shared = {} if shared is None else shared
+        packing = _Packing(self._blobs, keep_s, needs, shared, Seen(parents))
+        # Most calls are small as they are. Else first the parts that many calls may share, then
+        # whole arguments.
+        data = packing.pickled(call, sure=False, parted=False)
+        if len(data) > LARGE:
+            data = packing.pickled(call, sure=False, parted=True)
+        if len(data) > LARGE:
+            data = packing.pickled(call, sure=True, parted=True)
+        if modules := self.store_modules(packing.seen.modules, keep_s, needs):
+            data = with_modules(data, modules)
+        packet = self._signer.pack("call", context, data)
+        if len(packet) > self._max_bytes:
+            raise PayloadTooLarge(len(packet), self._max_bytes)
+        return packet
+
+
+class _Packing:
+    """One call while it is packed."""
+
+    __slots__ = ("_blobs", "_keep_s", "_needs", "_shared", "seen")
+
+    def __init__(
+        self, blobs: Blobs, keep_s: float, needs: list[str], shared: Shared, seen: Seen
+    ) -> None:
+        self._blobs = blobs
+        self._keep_s = keep_s
+        self._needs = needs
+        self._shared = shared
+        self.seen = seen
+
+    def pickled(self, call: Call, *, sure: bool, parted: bool) -> bytes:
+        """Return the call's pickle, without large arguments: those that are ``sure`` to be large
+        once pickled, or only those that look it; ``parted``: nor large parts of the others."""
+        if call.chunk:
+            args: Any = [tuple([self._stored(a, sure) for a in one]) for one in call.args]
+        else:
+            args = tuple([self._stored(a, sure) for a in call.args])
+        kwargs = {name: self._stored(a, sure) for name, a in call.kwargs.items()}
+        slim = Call(call.function, args, kwargs, call.chunk, call.logs)
+        return slim.pickled(self._store if parted else None, self.seen)
+
+    def _store(self, part: Any) -> str:
+        return self._blobs.put("argument", part, self._keep_s, self._needs)
+
+    def _stored(self, value: Any, sure: bool) -> Any:
+        """Return the value itself when it is small, else what stands for it."""
+        known = self._shared.get(id(value))
+        if known is not None:
+            _, ref, own, blobs = known
+            self._saw(own)
+            self._blobs.require(blobs, self._needs)
+            return ref
+        own = Seen(None if self.seen.parents is None else {})
+        before = len(self._needs)
+        if _looks_large(value):
+            data = dump(value, own)
+        elif sure and len(dump(value, Seen(own.parents))) >= LARGE:
+            data = dump(dump_parted(value, self._store, own))
+        else:
+            return value
+        if len(data) < LARGE:
+            return value
+        ref = Ref(self._store(data))
+        # The value is kept alive, or its id could mean another object.
+        self._shared[id(value)] = (value, ref, own, self._needs[before:])
+        self._saw(own)
+        return ref
+
+    def _saw(self, own: Seen) -> None:
+        self.seen.modules |= own.modules
+        if self.seen.parents is not None:
+            self.seen.parents.update(own.parents or {})
+
+
+def _looks_large(value: Any) -> bool:
+    """Return whether a value is clearly large, without pickling it."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size >= LARGE
+    if isinstance(value, bytes | bytearray | str):
+        return len(value) >= LARGE
+    usage = getattr(value, "memory_usage", None)
+    if usage is not None and hasattr(value, "iloc"):
+        total = usage(index=True)
+        return int(total if isinstance(total, int) else total.sum()) >= LARGE
+    return False
