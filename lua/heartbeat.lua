@@ -8,8 +8,9 @@
 --   for each worker (2): consumer, running (entry ids with a space between, '=' unchanged)
 -- RETURN: the server's time in ms, the earliest deadline of any worker in ms (-1 none), paused (0 or
 --   1), the positions (from 1) of workers whose details are not here: they should register again; what is
---   wished of their tasks, a flat list: position of the worker, entry, ask or force (see cancel)
--- COST: TIME + ZRANGE + ZADD + HGET, a worker HMGET, and HSET where `running` changed; of a worker with
+--   wished of their tasks, a flat list: position of the worker, entry, ask or force (see cancel); the
+--   names of tasks that have a rule or are paused, one a line, * for all (see regate)
+-- COST: TIME + ZRANGE + ZADD + HMGET, a worker HMGET, and HSET where `running` changed; of a worker with
 --   wishes HGETALL + HGET and an XPENDING a wish. PERSIST +
 --   ZREVRANGE when none of the lowest deadlines is fresh, and after a silence ZRANGE twice and a
 --   ZADD a worker. PERSIST + ZADD when a full server refused the first ZADD
@@ -79,5 +80,5 @@ local earliest = tonumber(beats[1] or low[2] or -1)
 for i = 1, #low, 2 do
   if not beating[low[i]] then earliest = math.min(earliest, tonumber(low[i + 1])) end
 end
-return { now, earliest, tonumber(look(0, 'HGET', KEYS[3], 'paused') or 0) or 0, unregistered,
-  wishes }
+local meta = look({}, 'HMGET', KEYS[3], 'paused', 'names')
+return { now, earliest, tonumber(meta[1] or 0) or 0, unregistered, wishes, meta[2] or '' }

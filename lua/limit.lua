@@ -12,7 +12,8 @@
 -- RETURN: the rule that held before, '' for none
 -- COST: HGET + HSET, and HSCAN for a pattern: a thousand fields a step; what follows: see lib/follow_up.lua
 -- WHY: a rule holds at once for all that wait: whoever has room by it goes in now, and whoever has none
---   stays. Of a pattern, all keys that have waiting tasks are followed up, by and by.
+--   stays. Of a pattern, all keys that have waiting tasks are followed up, by and by. Workers hear which
+--   names have a rule, and hand back what they read without its key: see regate.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 local HISTORY_MAX, TTL = ARGV[1], 86400000
 local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
@@ -44,6 +45,24 @@ if PAUSED == '1' then
   redis.call('HSETNX', LIMITS, 'p' .. KEY, int(NOW))
 elseif PAUSED == '0' then
   redis.call('HDEL', LIMITS, 'p' .. KEY)
+end
+-- A name with a rule or a pause is known to the workers of all lanes, for tasks that do not name its key.
+if string.sub(KEY, 1, 5) == 'name:' then
+  local name = string.sub(KEY, 6)
+  local has = redis.call('HMGET', LIMITS, 'r' .. KEY, 'p' .. KEY)
+  for _, lane in ipairs({ '', '!high', '!low' }) do
+    local meta, kept = 'meta:' .. BASE .. lane, {}
+    for other in string.gmatch(look('', 'HGET', meta, 'names') or '', '[^\n]+') do
+      if other ~= name then kept[#kept + 1] = other end
+    end
+    if has[1] or has[2] then kept[#kept + 1] = name end
+    if #kept > 0 then
+      redis.pcall('HSET', meta, 'names', table.concat(kept, '\n'))
+    else
+      redis.pcall('HDEL', meta, 'names')
+    end
+    redis.pcall('PUBLISH', 'wake:' .. BASE .. lane, 'names')
+  end
 end
 if PENALTY ~= '' then
   local now = standing({ key = KEY })

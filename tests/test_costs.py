@@ -187,15 +187,12 @@ def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
         with counted(db) as costs:
             broker.call(calls.heartbeat(LEASE_MS, [(name, "=") for name in workers]))
         once = dict.fromkeys(("evalsha", "time", "zrange", "zadd"), 1)
-        assert costs.commands == {**once, "hmget": len(workers)}
-        assert client_hget(db) == 1
+        assert costs.commands == {**once, "hmget": len(workers) + 1}
+        stats: Any = db.info(
+            "commandstats"
+        )  # HGET is left out of the counts: the tests poll with it
+        assert "cmdstat_hget" not in stats
     assert 6 / BEAT_EVERY_S < 2
-
-
-def client_hget(db: redis.Redis) -> int:
-    """HGET is left out of the counts, for the tests poll with it; a beat asks one (the pause)."""
-    stats: Any = db.info("commandstats")
-    return int(stats.get("cmdstat_hget", {"calls": 0})["calls"])
 
 
 def test_an_idle_worker_asks_for_less_than_a_round_trip_a_second(db: redis.Redis, url: str) -> None:
@@ -207,4 +204,4 @@ def test_an_idle_worker_asks_for_less_than_a_round_trip_a_second(db: redis.Redis
             time.sleep(seconds)
     beats = int(seconds / BEAT_EVERY_S) + 1
     assert costs.round_trips <= beats + 3  # two reads, and a look for ownerless consumers
-    assert costs.total <= 5 * beats + 2 + 5  # HGET is left out; the look takes five
+    assert costs.total <= 6 * beats + 2 + 5  # the look takes five

@@ -53,7 +53,8 @@ class HeartbeatReply:
 
     ``unregistered`` are the positions (from 1) of workers whose details the server does not have,
     as after FLUSHDB or when they were taken for dead: they should register again. ``wishes`` are
-    entries that are to end: the worker's position (from 1), the entry, and one of WISHES.
+    entries that are to end: the worker's position (from 1), the entry, and one of WISHES. ``names``
+    are those of tasks that have a rule or are paused.
     """
 
     now_ms: int
@@ -61,6 +62,7 @@ class HeartbeatReply:
     paused: bool
     unregistered: tuple[int, ...] = ()
     wishes: tuple[tuple[int, str, str], ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +363,10 @@ class Commands(PlainCommands):
         """Put (entry, id, name) back for a worker that knows the name."""
         return self._scripts.park(_flat(tasks), consumer=consumer, grace=grace_ms)
 
+    def regate(self, consumer: str, entries: Iterable[bytes]) -> Command:
+        """Hand back entries whose name has a rule or is paused; the answer is one word an entry."""
+        return self._scripts.regate(entries, consumer=consumer)
+
     def quarantine(self, consumer: str, entry: bytes, reason: str) -> Command:
         """Set a corrupt entry aside."""
         return self._scripts.quarantine(consumer=consumer, entry=entry, reason=reason)
@@ -393,7 +399,8 @@ class Commands(PlainCommands):
             (int(told[i]), told[i + 1].decode(), told[i + 2].decode())
             for i in range(0, len(told), 3)
         )
-        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]), wishes)
+        names = tuple(reply[5].decode("utf-8", "replace").split("\n")) if reply[5] else ()
+        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]), wishes, names)
 
     def recover(
         self,

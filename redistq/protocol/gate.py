@@ -8,6 +8,7 @@ call that adds it carries. lua/README.md says what their lines mean. Never talks
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -191,6 +192,18 @@ def deadline_of(text: str) -> int | None:
     none."""
     found = _DEADLINE.search(text)
     return int(found[1]) if found else None
+
+
+def names_key(opts: bytes, name: bytes) -> bool:
+    """Return whether the options of an entry have the key of its task's name among their limits."""
+    if b'"gate"' not in opts or b"name:" not in opts:
+        return False
+    try:
+        text = str(json.loads(opts).get("gate", ""))
+    except (ValueError, AttributeError):
+        return False
+    key = f"name:{name.decode('utf-8', 'replace')}"
+    return any(line.partition(" ")[2] == key for line in text.split("\n"))
 
 
 # -- parents ---------------------------------------------------------------------------------------

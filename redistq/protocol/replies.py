@@ -333,13 +333,15 @@ _SCRIPTS: dict[str, Shape] = {
     **dict.fromkeys(("enqueue", "resubmit", "resubmit_gated"), _stored),
     "enqueue_gated": _gated,
     "limit": _only(_text),
-    **dict.fromkeys(("cancel", "park"), _words),
+    **dict.fromkeys(("cancel", "park", "regate"), _words),
     **dict.fromkeys(("release", "adopt", "create_group", "purge", "hold", "drop"), _count),
     "find": _only(lambda x: _row(x, _texts, _text, _int)),
     "quarantine": _only(lambda x: _int(x) or _text(x)),
     "rights": _only(lambda x: _texts(x) and not len(x) % 3),
     "register": _only(lambda x: _row(x, _text, _int)),
-    "heartbeat": _only(lambda x: _row(x, _int, _int, _int, lambda at: _list(at, _int), _wishes)),
+    "heartbeat": _only(
+        lambda x: _row(x, _int, _int, _int, lambda at: _list(at, _int), _wishes, _text)
+    ),
     "recover": _only(lambda x: _row(x, _int, _int, _int, _text, _flat)),
     "promote": _only(lambda x: _row(x, _int, _int, _int, _flat)),
     "watch": _only(_watched),

@@ -29,6 +29,7 @@ VERBS = (
     "retry",
     "release",
     "park",
+    "regate",
     "quarantine",
     "rights",
     "register",

@@ -29,6 +29,8 @@ LISTENING = "listening"
 """The word that says that words are heard from now on: earlier ones were missed."""
 PAUSED = "paused"
 RESUMED = "resumed"
+NAMES = "names"
+"""The word that says that other names of tasks have rules, or are paused."""
 ASKED = "asked"
 """Begins the word that says of which worker something is wished; its name follows a blank."""
 POLL_S = 0.5

@@ -239,26 +239,27 @@ class Helper:
             return False
         return True
 
-    def order(self, order: str, pressing: bool = True) -> None:
+    def order(self, order: str, pressing: bool = True) -> bool:
         """Give an order; a process that does not know yet what it is for is killed.
 
         One that is not ``pressing`` is left out while earlier ones are not read, or while there is
-        no process yet that could.
+        no process yet that could: the answer is whether it was given.
         """
         if os.getpid() != self._owner:
-            return
+            return False
         if not self._introduced:
             if pressing:
                 self.process.kill()
-            return
+            return False
         with self._lock:
             if self._unsent and not pressing:
                 self._send()
             if self._unsent and not pressing:
-                return
+                return False
             self._unsent += order.encode() + b"\n"
             if self._orders >= 0:
                 self._send()
+        return True
 
     def report(self, timeout: float | None = None) -> dict[str, Any] | None:
         """Return what it reports next; None when there is no more, or nothing for ``timeout``
@@ -351,14 +352,17 @@ class Starter:
         line = self.order()
         return None if line is None else dict(json.loads(line))
 
-    def report(self, report: dict[str, Any], pressing: bool = True) -> None:
+    def report(self, report: dict[str, Any], pressing: bool = True) -> bool:
         """Send a report; one that has gone reads none, and the end of its orders says so. One that
-        is not ``pressing``, and short, is left out while earlier ones are not read."""
+        is not ``pressing``, and short, is left out while earlier ones are not read: the answer is
+        whether it was sent."""
         with contextlib.suppress(OSError):
             if self._reports >= 0 and (
                 pressing or _wait_for(self._reports, selectors.EVENT_WRITE, 0)
             ):
                 os.write(self._reports, json.dumps(report).encode() + b"\n")
+                return True
+        return False
 
     def end_reports(self) -> None:
         """Send no more reports: nothing that a handler leaves behind holds that pipe open."""

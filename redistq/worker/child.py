@@ -21,7 +21,6 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from .. import slots
@@ -103,14 +102,14 @@ class _Orders:
         """Seconds within which to stop."""
         self.alone = False
         """Whether its supervisor has gone."""
-        self._cancel: Callable[[int, str], None] | None = None
+        self._processor: Processor | None = None
         handle_signal(signal.SIGTERM, self._on_term)
-        parent.listen(self._end, self._on_parent_gone, self._on_cancel)
+        parent.listen(self._end, self._on_parent_gone, self._on_cancel, self._on_names)
 
-    def work_begins(self, cancel: Callable[[int, str], None]) -> None:
-        """Let the process end by stopping in good order from here on, not at once; ``cancel`` is
-        called for each task that is to end."""
-        self._cancel = cancel
+    def work_begins(self, processor: Processor) -> None:
+        """Let the process end by stopping in good order from here on, not at once; the processor
+        hears what it is told."""
+        self._processor = processor
         handle_signal(signal.SIGTERM, self._on_term)  # a module may have taken it
         with self._lock:
             self._working = True
@@ -139,11 +138,15 @@ class _Orders:
         self._end(self._lease / 2)
 
     def _on_cancel(self, place: int, entry: str) -> None:
-        if self._cancel is not None:
+        if self._processor is not None:
             try:
-                self._cancel(place, entry)
+                self._processor.cancel(place, entry)
             except Exception:  # whatever it is, the next order is heard
                 log.exception("a task could not be told to end")
+
+    def _on_names(self, place: int, names: list[str]) -> None:
+        if self._processor is not None:
+            self._processor.gate_names(place, names)
 
     def _on_term(self, *_: Any) -> None:
         if not self._working:
@@ -186,7 +189,7 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     )
 
     details = announce(broker, commands, settings, spec["consumer"], registry)
-    orders.work_begins(processor.cancel)
+    orders.work_begins(processor)
     slots.serve_process(processor)
     processor.start()
     parent.report_ready(details)

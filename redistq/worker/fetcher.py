@@ -21,7 +21,7 @@ from ..connection.broker import Broker
 from ..connection.connection import Connection
 from ..errors import ConnectionLost, GroupMissing, RedistqError
 from ..logger import logger
-from ..protocol.commands import MAX_TASKS
+from ..protocol.commands import MAX_TASKS, words_of
 from .executor import Executor
 from .prefetch import LOOK_S, STUCK_S, Prefetch
 from .queues import Delivery, Held, Reader, Room, WorkerQueue
@@ -77,6 +77,7 @@ class Fetcher:
         self._connection: Connection | None = None
         self._opened = 0
         self._group_gone = False
+        self._names_changed = False
         self._paused: list[WorkerQueue] = []
         # A read that outlived its process (a lost host) must be over when the lease is: what the
         # server handed to it after the recovery would belong to nobody.
@@ -114,7 +115,7 @@ class Fetcher:
                 faulty_since = math.inf
                 if tasks:
                     self._prefetch.came(time.monotonic())
-                    self.take(self._not_paused(tasks), drained=len(tasks) < room)
+                    self.take(self._let_in(self._not_paused(tasks)), drained=len(tasks) < room)
             except GroupMissing:
                 log.warning("queue %s has no group: making it anew", self._settings.queue)
                 self._group_gone = True
@@ -140,6 +141,8 @@ class Fetcher:
         if self._group_gone:
             self.ensure_groups()
             self._group_gone = False
+        if self._names_changed:
+            self._let_in_unstarted()
         if self._all_paused():
             return 0
         if self._suspects:
@@ -182,6 +185,49 @@ class Fetcher:
         self._release(late)
         gone = {(task[0], task[2]) for task in late}
         return [task for task in tasks if (task[0], task[2]) not in gone]
+
+    # -- names that have rules: see regate.lua ---------------------------------------------------
+
+    def look_at_names(self) -> None:
+        """Look, soon, whether what waits here is of a name that has a rule now."""
+        self._names_changed = True
+        self._room.ring()
+
+    def _let_in(self, tasks: list[Delivery]) -> list[Delivery]:
+        """Return these without those whose name has a rule, or is paused, and that do not wait
+        under its key yet: they go back to do so. One that cannot go back is run."""
+        gone: set[tuple[bytes, WorkerQueue]] = set()
+        for queue in self.queues:
+            if not queue.gated_names:
+                continue
+            entries = [t[0] for t in tasks if t[2] is queue and t[1] and queue.is_gated(t[1])]
+            for start in range(0, len(entries), MAX_TASKS):
+                part = entries[start : start + MAX_TASKS]
+                words = self._broker.call(queue.commands.regate(self._consumer, part))
+                for entry, word in zip(part, words, strict=True):
+                    if type(word) is list:
+                        log.warning("entry %r stays here: %s", entry, words_of(word[1]))
+                    elif word != b"free":
+                        gone.add((entry, queue))
+        for key in gone:
+            self.held.pop(key, None)
+        return [task for task in tasks if (task[0], task[2]) not in gone]
+
+    def _let_in_unstarted(self) -> None:
+        """Hand back what waits here of names that have a rule now."""
+        self._names_changed = False
+        tasks = self._runners.take_unstarted()
+        if self.loop is not None:
+            tasks.extend(self.loop.take_unstarted())
+        while self._suspects:
+            tasks.append(self._suspects.popleft())
+        try:
+            tasks = self._let_in(tasks)
+        except BaseException:  # whatever it is: they are still here, and are looked at again
+            self._names_changed = True
+            raise
+        finally:
+            self.accept(tasks)
 
     def _rest(self, pause: float) -> float:
         """Wait before the server is asked again; return how long to wait the next time."""
@@ -265,7 +311,7 @@ class Fetcher:
         held = set(self.held)
         for page in self.reader.pending(connection):
             lost = [task for task in page if task[1] and (task[0], task[2]) not in held]
-            found = self.reader.own(lost)
+            found = self._let_in(self.reader.own(lost))
             if found:
                 log.info("took up %d tasks whose delivery was lost", len(found))
                 self.accept(found)

@@ -23,8 +23,8 @@ from ..connection.broker import Broker
 from ..errors import GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import FORCE, Commands, Recovered
-from ..scheduler.subscriber import ASKED, LISTENING, PAUSED, RESUMED
-from .pipe import Child
+from ..scheduler.subscriber import ASKED, LISTENING, NAMES, PAUSED, RESUMED
+from .pipe import Child, Parent
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
@@ -67,8 +67,10 @@ class ManagedProcess:
     forced: dict[str, float] = field(default_factory=dict)
     """Entries that are to end by force, and when the process is killed that still runs one
     (monotonic clock)."""
-    tell_application: Callable[[int, str], None] | None = None
-    """Tells the application whose process this is that a task is to end."""
+    names_told: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Which names of tasks have rules, as it was told, by the places of their queues."""
+    application: Parent | None = None
+    """The application whose process this is, to be told what a child is."""
     started_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -80,8 +82,20 @@ class ManagedProcess:
         """Tell the process that a task is to end; it is told again with each heartbeat."""
         if self.child is not None:
             self.child.cancel(place, entry)
-        elif self.tell_application is not None:
-            self.tell_application(place, entry)
+        elif self.application is not None:
+            self.application.report_cancel(place, entry)
+
+    def tell_names(self, place: int, names: tuple[str, ...]) -> None:
+        """Tell the process which names of tasks have rules, unless it was told the same before."""
+        if self.names_told.get(place, ()) == names:
+            return
+        told = False
+        if self.child is not None:
+            told = self.child.tell_names(place, names)
+        elif self.application is not None:
+            told = self.application.report_names(place, names)
+        if told:
+            self.names_told[place] = names
 
     def runs_by_force(self, now: float) -> bool:
         """Return whether it still runs a task that was to end by force before now."""
@@ -163,7 +177,7 @@ class Heartbeat:
             self._set_paused(self.paused - {place})
         kind, _, consumer = word.partition(" ")
         asked = kind == ASKED and any(m.consumer == consumer for m in self.members)
-        if asked or word in (PAUSED, RESUMED, LISTENING):
+        if asked or word in (PAUSED, RESUMED, NAMES, LISTENING):
             # Words may have been missed, or have crossed a heartbeat: see at once what holds.
             self.send_soon()
             self._wake()
@@ -220,6 +234,8 @@ class Heartbeat:
             for position in reply.unregistered:
                 unregistered.add(members[position - 1].consumer)
                 self._register_again(commands, members[position - 1])
+            for member in members:
+                member.tell_names(place, reply.names)
             for position, entry, wish in reply.wishes:
                 member = members[position - 1]
                 member.tell_to_end(place, entry)

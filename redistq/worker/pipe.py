@@ -3,15 +3,17 @@
 Both ends are here and nowhere else. ``Child`` is the end of the process that starts another: a
 TaskWorker its sidecar, a supervisor its worker processes. ``Parent`` is the end of the one that was
 started. Down go one JSON line that says what the process is for, then ``cancel PLACE ENTRY`` for
-each task that is to end, and ``stop SECONDS``; their end means that the parent has gone. Up go JSON
+each task that is to end, ``names PLACE LIST`` when other names of tasks have rules, and ``stop
+SECONDS``; their end means that the parent has gone. Up go JSON
 lines about its start: ready, or why it cannot be; and, from a sidecar to its application, which
 tasks are to end.
 """
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +33,8 @@ class Report:
     """Whether it ends because the server is unavailable, and is worth another try."""
     cancel: tuple[int, str] | None = None
     """A task that is to end: the place of its queue, and its entry."""
+    names: tuple[int, list[str]] | None = None
+    """Names of tasks that have rules: the place of their queue, and all of them."""
 
 
 class Child(Helper):
@@ -44,6 +48,11 @@ class Child(Helper):
         """Tell it that the task with this entry, of the queue at that place, is to end. It is told
         again: what a process that reads nothing has not read yet is not heaped up."""
         self.order(f"cancel {place} {entry}", pressing=False)
+
+    def tell_names(self, place: int, names: Sequence[str]) -> bool:
+        """Tell it which names of tasks of the queue at that place have rules or are paused; return
+        whether it was told."""
+        return self.order(f"names {place} {json.dumps(list(names))}", pressing=False)
 
     def hear(self, timeout: float | None = None) -> Report | None:
         """Return what it reports next; None when there is no more, or nothing for ``timeout`` s."""
@@ -66,15 +75,17 @@ class Parent:
         on_stop: Callable[[float], None],
         on_gone: Callable[[], None],
         on_cancel: Callable[[int, str], None] = lambda place, entry: None,
+        on_names: Callable[[int, list[str]], None] = lambda place, names: None,
     ) -> None:
         """Hear, in a thread of its own, that this process is to stop or that its parent has gone.
 
         One of the two is called, once: ``on_stop`` with the seconds within which to finish.
-        ``on_cancel`` is called with the queue's place and the entry of each task that is to end.
+        ``on_cancel`` is called with the queue's place and the entry of each task that is to end,
+        ``on_names`` with the queue's place and all names of tasks that have rules.
         """
         threading.Thread(
             target=self._listen,
-            args=(on_stop, on_gone, on_cancel),
+            args=(on_stop, on_gone, on_cancel, on_names),
             name="redistq-orders",
             daemon=True,
         ).start()
@@ -84,6 +95,7 @@ class Parent:
         on_stop: Callable[[float], None],
         on_gone: Callable[[], None],
         on_cancel: Callable[[int, str], None],
+        on_names: Callable[[int, list[str]], None],
     ) -> None:
         stopping = False
         while (order := self._starter.order()) is not None:
@@ -94,6 +106,9 @@ class Parent:
             elif command == "cancel":
                 place, _, entry = rest.partition(" ")
                 on_cancel(int(place), entry)
+            elif command == "names":
+                place, _, names = rest.partition(" ")
+                on_names(int(place), json.loads(names))
         if not stopping:
             on_gone()
 
@@ -116,5 +131,9 @@ class Parent:
         """Report that the server is unavailable: another try may do."""
         self._report(Report(unavailable=True))
 
-    def _report(self, report: Report, pressing: bool = True) -> None:
-        self._starter.report(asdict(report), pressing)
+    def report_names(self, place: int, names: Sequence[str]) -> bool:
+        """Report which names of tasks have rules or are paused; return whether it was told."""
+        return self._report(Report(names=(place, list(names))), pressing=False)
+
+    def _report(self, report: Report, pressing: bool = True) -> bool:
+        return self._starter.report(asdict(report), pressing)

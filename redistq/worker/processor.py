@@ -185,6 +185,13 @@ class Processor:
         else:
             self.settler.put(self.executor.not_started(unstarted))
 
+    def gate_names(self, place: int, names: Sequence[str]) -> None:
+        """Start no more tasks of these names of the queue at that place but by the gate; any
+        thread may call it."""
+        queue = self.fetcher.queues[place]
+        queue.gated_names = frozenset(name.encode() for name in names)
+        self.fetcher.look_at_names()
+
     # -- lending slots: see slots.py -------------------------------------------------------------
 
     def lend(self) -> bool:

@@ -24,6 +24,7 @@ from ..connection.connection import Connection
 from ..errors import GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
+from ..protocol.gate import names_key
 from ..protocol.homes import LONG_S, PAGE, Passing, entry_order
 from .scoreboard import Scoreboard
 
@@ -33,7 +34,7 @@ log = logger("redistq.worker")
 class WorkerQueue:
     """One queue of a worker process; equal to itself alone."""
 
-    __slots__ = ("_place", "_scoreboard", "broker", "commands", "name")
+    __slots__ = ("_place", "_scoreboard", "broker", "commands", "gated_names", "name")
 
     def __init__(
         self,
@@ -49,11 +50,21 @@ class WorkerQueue:
         self.commands = commands
         self._scoreboard = scoreboard
         self._place = place
+        self.gated_names: frozenset[bytes] = frozenset()
+        """Names of tasks that have a rule or are paused; ``*`` stands for all."""
 
     @property
     def paused(self) -> bool:
         """Whether the supervisor says that nothing of it is to be started."""
         return self._scoreboard.is_paused(self._place)
+
+    def is_gated(self, flat: list[bytes]) -> bool:
+        """Return whether an entry's name has a rule or is paused, and the entry does not name it
+        as a key: the script decides."""
+        name = flat[3] if len(flat) > 3 else b""
+        if name not in self.gated_names and b"*" not in self.gated_names:
+            return False
+        return len(flat) < 12 or not names_key(flat[11], name)
 
 
 def queues_of(

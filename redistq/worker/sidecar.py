@@ -21,7 +21,7 @@ from ..logger import logger
 from ..system.loops import Backoff
 from ..system.processes import START_TIMEOUT_S, Starter, how_it_ended
 from .heartbeat import ManagedProcess
-from .pipe import Child, Parent
+from .pipe import Child, Parent, Report
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 from .supervisor import Supervisor
@@ -42,14 +42,14 @@ class Sidecar:
         *,
         folder: str | None = None,
         pass_fds: Sequence[int] = (),
-        on_cancel: Callable[[int, str], None] | None = None,
+        on_report: Callable[[Report], None] | None = None,
     ) -> None:
         """Start the process; it loads its modules while this one loads others.
 
-        ``on_cancel`` is called, in a thread of its own, with the queue's place and the entry of
-        each task of this process that is to end.
+        ``on_report`` is called, in a thread of its own, with what it reports of the tasks that run
+        in this process.
         """
-        self._on_cancel = on_cancel
+        self._on_report = on_report
         self._ear: threading.Thread | None = None
         self._settings = settings
         self._address = address
@@ -115,7 +115,7 @@ class Sidecar:
         )
         report = child.hear(START_TIMEOUT_S)
         if report is not None and report.ready:
-            if self._on_cancel is None:
+            if self._on_report is None:
                 child.ignore_reports()
             else:
                 self._ear = threading.Thread(
@@ -136,11 +136,11 @@ class Sidecar:
     def _hear(self, child: Child) -> None:
         """Pass on what the process reports until its end, which closes the pipe."""
         while (report := child.hear()) is not None:
-            if report.cancel is not None and self._on_cancel is not None:
-                try:
-                    self._on_cancel(*report.cancel)
-                except Exception:  # whatever it is, the others are passed on
-                    log.exception("a task could not be told to end")
+            try:
+                if self._on_report is not None:
+                    self._on_report(report)
+            except Exception:  # whatever it is, the others are passed on
+                log.exception("a task could not be told to end")
 
     def _replace_the_dead(self, describe: Callable[[], dict[str, Any]]) -> None:
         """Replace a supervisor that dies while its worker lives, well within the lease."""
@@ -234,5 +234,5 @@ def _member(spec: dict[str, Any], parent: Parent) -> ManagedProcess | None:
         scoreboard,
         ready=True,
         details=spec["details"],
-        tell_application=parent.report_cancel,
+        application=parent,
     )

@@ -29,6 +29,7 @@ from ..system.interpreter import import_path
 from ..system.loops import OUTAGES
 from .bootstrap import Handlers, announce, registry_from, warn_about_server, with_function_calls
 from .heartbeat import sign_off
+from .pipe import Report
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 from .sidecar import Sidecar
@@ -115,6 +116,7 @@ class TaskWorker:
         self.address = address or resolve(url, redis_host, redis_port, db, password)
         self._commands = self.settings.commands_for(self.address)
         self._running: _Running | None = None
+        self._processor: Processor | None = None  # of threads of this process
         self._life = threading.RLock()  # held through a start or a stop, which thus take turns
         self._stopped = threading.Event()
         self._stopped.set()
@@ -158,7 +160,7 @@ class TaskWorker:
         scoreboard = Scoreboard.create(self.settings.scoreboard_slots, len(self.settings.queues))
         try:
             # It loads its modules while we load ours.
-            sidecar = self._new_sidecar(scoreboard.descriptor, on_cancel=self._cancel)
+            sidecar = self._new_sidecar(scoreboard.descriptor, on_report=self._on_report)
         except BaseException:  # whatever it is, an interrupt too: nothing is left open
             scoreboard.close()
             raise
@@ -184,6 +186,7 @@ class TaskWorker:
                 scoreboard,
                 on_fault=self._on_fault,
             )
+            self._processor = processor
             processor.start()
         except BaseException:  # whatever it is, an interrupt too: no process is left behind
             sidecar.end(0)
@@ -202,21 +205,25 @@ class TaskWorker:
         return _Running(broker, sidecar, None)
 
     def _new_sidecar(
-        self, *pass_fds: int, on_cancel: Callable[[int, str], None] | None = None
+        self, *pass_fds: int, on_report: Callable[[Report], None] | None = None
     ) -> Sidecar:
         return Sidecar(
             self.settings,
             self.address,
             folder=self._folder,
             pass_fds=pass_fds,
-            on_cancel=on_cancel,
+            on_report=on_report,
         )
 
-    def _cancel(self, place: int, entry: str) -> None:
-        """Tell a task in a thread of this process that it is to end."""
-        running = self._running
-        if running is not None and running.threads is not None:
-            running.threads.processor.cancel(place, entry)
+    def _on_report(self, report: Report) -> None:
+        """Tell the threads of this process what their supervisor says of their tasks."""
+        processor = self._processor
+        if processor is None:
+            return
+        if report.cancel is not None:
+            processor.cancel(*report.cancel)
+        if report.names is not None:
+            processor.gate_names(*report.names)
 
     def _describe_children(self) -> dict[str, Any]:
         """Return what the sidecar's child processes are to run."""

@@ -322,6 +322,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "purge": lambda c, n: c.purge(["x"] * n),
     "quarantine": lambda c, n: c.quarantine("me", b"1-1", "why"),
     "recover": lambda c, n: c.recover(2, consumer="me", started=["1-1"] * n),
+    "regate": lambda c, n: c.regate("me", [b"1-1"] * n),
     "rights": lambda c, n: c.rights("me"),
     "register": lambda c, n: c.register("me", 789, {str(i): i for i in range(n)}),
     "release": lambda c, n: c.release("me", [b"1-1"] * n),

@@ -234,8 +234,10 @@ def test_what_a_worker_holds_and_has_not_started_ends_without_running(
 ) -> None:
     """Though its only thread is busy for long; what follows is run."""
     held = worker(thread_count=1)
+    for task_id in producer.add_tasks([("short", k) for k in range(50)]):
+        producer.get_result(task_id, timeout=5)  # it knows how short these are
     running(producer, "blocks")
-    ids = producer.add_tasks([("quick", k) for k in range(3)])
+    ids = producer.add_tasks([("short", k) for k in range(3)])
 
     until(lambda: processor_of(held).runners.ready, "it holds some, and has not started them")
     taken = [task_id for task_id in ids if producer.get_task(task_id).state == "running"]
