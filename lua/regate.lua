@@ -40,6 +40,8 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include lanes
 --@include batch
 --@include tally
+--@include room
+--@include slots
 --@include gate
 --@include unstarted
 --@include follow_up
