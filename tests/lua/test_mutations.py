@@ -8,10 +8,10 @@ walk does not see (a full server, a silence, who is told). Without a mutant all 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import redis
+from support.mutants import Mutant, mutated
 from support.script_world import (
     LEASE_MS,
     TTL,
@@ -23,8 +23,6 @@ from support.script_world import (
     resubmitted,
 )
 from support.servers import Server
-
-from redistq.protocol import scripts
 
 WALKS = 12
 MINUTE = 60_000
@@ -353,16 +351,6 @@ PROBES: list[Callable[[World], None]] = [
 # -- mutants -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A bug: in these scripts (all that have the text when empty) `old` becomes `new`."""
-
-    name: str
-    old: str
-    new: str
-    verbs: tuple[str, ...] = ()
-
-
 ACK = "  redis.call('XACK', STREAM, GROUP, entry)\n"
 DEL = "  redis.call('XDEL', STREAM, entry)\n"
 ACK_MANY = "redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))"
@@ -540,19 +528,6 @@ MUTANTS += [
     Mutant("rights: leaves a worker", "  redis.call('DEL', WORKER)\n", "", ("rights",)),
     Mutant("rights: no keys", "({ ... })[1] or ''", "''", ("rights",)),
 ]
-
-
-def mutated(mutant: Mutant) -> dict[str, str]:
-    """The texts of all scripts that a mutant changes; fails when it changes none."""
-    changed = {}
-    for verb in mutant.verbs or scripts.VERBS:
-        text = scripts.load(verb).text
-        if mutant.old in text:
-            changed[verb] = text.replace(mutant.old, mutant.new)
-        else:
-            assert not mutant.verbs, f"{verb} has no {mutant.old!r} any more: renew the mutant"
-    assert changed, f"no script has {mutant.old!r} any more: renew the mutant"
-    return changed
 
 
 def caught_by(server: Server, mutants: dict[str, str]) -> str:

@@ -446,6 +446,21 @@ def then_delayed(world: GateWorld) -> None:
     is_ready(world, "c", why="its time has come")
 
 
+def results_stay(world: GateWorld) -> None:
+    """What a task leaves is there until its last dependant has ended, and then for its own time."""
+    world.add("a", "b")
+    world.add("c", "d", after=[edge("a"), edge("b")])
+    end(world, "a")
+    demand(world.normal.ttl_ms("a") == -1, "a result that has not been read expires")
+    end(world, "b")
+    end(world, "c")
+    demand(world.normal.ttl_ms("a") == -1, "one has read it, another has not")
+    world.normal.cancel("d")
+    holds(world)
+    for id in "ab":
+        demand(0 < world.normal.ttl_ms(id) <= 600_000, "what all have read is kept for ever")
+
+
 def over_lanes(world: GateWorld) -> None:
     """Parents and children may be of different priorities."""
     world.add("p", gate=Gate({"a": 1}), lane="high")
@@ -770,7 +785,18 @@ SCENES: list[Scene] = [
     *(one_at_a_time, weights, two_keys, patterns, changed_live, paused, lanes, retried, at_once),
     *(dead_workers, rates, penalized, excess),
     *(in_order, order_is_paused, order_and_limit, priorities, fair),
-    *(policies, chained, fan, late, then_delayed, over_lanes, limits_after, batch_ends, told),
+    *(
+        policies,
+        chained,
+        fan,
+        late,
+        then_delayed,
+        results_stay,
+        over_lanes,
+        limits_after,
+        batch_ends,
+        told,
+    ),
     *(spawned, unique, until_started, for_a_time, replaced, pushed, once_more),
     *(expired, cancelled, again, full_server),
     *(doomed, graph_again, not_again),

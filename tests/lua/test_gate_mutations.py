@@ -1,0 +1,235 @@
+"""Bugs put into the gate's scripts on purpose are caught, every one: by a scene or a walk.
+
+As in test_mutations: without a mutant all scenes and walks pass, so what fails is the mutant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+from support.gate_scenes import SCENES
+from support.gate_walk import GateWalk
+from support.gate_world import GateWorld
+from support.mutants import Mutant, mutated
+from support.servers import Server
+
+WALKS = 6
+
+MUTANTS = [
+    # limits
+    Mutant(
+        "whoever comes overtakes", "if not first and now.waiting > 0 then return reason end", ""
+    ),
+    Mutant("one more than the limit", "now.used + term.weight > most", "now.used > most"),
+    Mutant(
+        "a slot is one, whatever the weight", "'s' .. term.key, term.weight)", "'s' .. term.key, 1)"
+    ),
+    Mutant("a pause is no obstacle", "if now.paused then return 'paused' end", ""),
+    Mutant("a rate is no obstacle", "if free_at > NOW then return 'rate', free_at end", ""),
+    Mutant("no burst", "((now.rule.burst or 1) - 1) * each\n", "0\n"),
+    Mutant("no token is taken", "+ term.weight * rule.per / rule.rate\n    redis", "\n    redis"),
+    Mutant(
+        "no timer for a rate",
+        "if at then timer(math.max(at, NOW + TICK_MS)",
+        "if false then timer(at",
+    ),
+    Mutant(
+        "the least urgent first",
+        "place - priority * AGEING_US), ref)",
+        "place + priority * AGEING_US), ref)",
+    ),
+    Mutant(
+        "who comes before the first waits",
+        "return not first or (term.order",
+        "return false and (term.order",
+    ),
+    Mutant("dropped, and waits", "(excess == 'drop' or excess == 'cancel_new')", "false"),
+    Mutant("a limit changes, and nobody is asked", "later('more', KEY)", "", ("limit",)),
+    Mutant(
+        "a pattern changes, and nobody is asked",
+        "later('keys', string",
+        "_ = ('keys', string",
+        ("limit",),
+    ),
+    Mutant("a penalty of nothing", "NOW + tonumber(PENALTY)", "NOW", ("limit",)),
+    # slots
+    Mutant("no slot is given back", "freed[term.key] = (freed[term.key] or 0) + term.weight", ""),
+    Mutant(
+        "a slot twice",
+        "freed[term.key] = (freed[term.key] or 0) + term.weight",
+        "freed[term.key] = (freed[term.key] or 0) + 2 * term.weight",
+    ),
+    Mutant(
+        "a free slot calls nobody",
+        "  now.used = now.used - n\n  if now.waiting > 0 then later('more', key) end\n",
+        "  now.used = now.used - n\n",
+    ),
+    Mutant("zeros are left", "  if now.used > n then\n", "  if true then\n"),
+    Mutant(
+        "in the stream, and waiting",
+        "    redis.call('ZREM', WAITING, ref_of(id))\n  end\n  let_in",
+        "  end\n  let_in",
+    ),
+    Mutant(
+        "in, and in its line",
+        "if redis.call('ZREM', line, ref) == 1 then",
+        "if redis.call('ZSCORE', line, ref) then",
+    ),
+    Mutant(
+        "a line of one is counted for ever",
+        "          redis.call('HDEL', LIMITS, 'w' .. under)\n",
+        "",
+    ),
+    Mutant("settle: slots stay taken", "gate.closed(ARGV[at + 1], ARGV[at + 2])", "", ("settle",)),
+    Mutant(
+        "recover: a dead letter's slots stay taken", "closed(task.id, state)", "_ = 1", ("recover",)
+    ),
+    Mutant("park: a dead letter's slots stay taken", "closed(id, 'failed')", "_ = 1", ("park",)),
+    Mutant(
+        "retry: slots stay taken",
+        "if not again_at_once then give_back(id, has[1], has[2], true) end",
+        "",
+        ("retry",),
+    ),
+    Mutant(
+        "promote: no keys are asked", "    return gate.ready(id, record, kept)\n", "", ("promote",)
+    ),
+    Mutant(
+        "replay: no keys are asked",
+        "local opts, gate = again_opts(kept[4] or '')",
+        "local opts, gate = kept[4] or '', ''",
+        ("replay",),
+    ),
+    Mutant(
+        "promote: no timer is run", "later(words[1], words[2], words[3])", "_ = 1", ("promote",)
+    ),
+    Mutant("a call does it all", "local steps = 200", "local steps = 1000000"),
+    Mutant(
+        "what is left over is forgotten", "timer(NOW, cjson.encode({ kind, what, detail }))", ""
+    ),
+    # order and shares
+    Mutant("an order of many", "return term.order and 1 or", "return"),
+    Mutant(
+        "overtaken while it waits for a limit",
+        "if i > 1 and keys[1].order and not kept then",
+        "if false then",
+    ),
+    Mutant("the order is free between attempts", "if stays and term.order then", "if false then"),
+    Mutant("all is kept between attempts", "if stays and term.order then", "if stays then"),
+    Mutant("a failure pauses nothing", "rule.on_failure == 'pause'", "rule.on_failure == 'stop'"),
+    Mutant("groups take no turns", "tonumber(group[2]) + 1 / share", "tonumber(group[2])"),
+    Mutant(
+        "shares are kept by groups of nobody",
+        "if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end",
+        "",
+    ),
+    # parents
+    Mutant("any end will do", "if policy == 'e' or", "if true or"),
+    Mutant("any end must be a success", "if policy == 'e' or", "if"),
+    Mutant("the first parent is enough", "  if left > 0 then return end\n", ""),
+    Mutant(
+        "no time is waited for after parents",
+        "  if due > NOW then\n    redis.call('ZADD', DELAYED",
+        "  if false then\n    redis.call('ZADD', DELAYED",
+    ),
+    Mutant(
+        "nobody is told of dependants",
+        "if redis.call('HSETNX', WAITERS, id, '>') == 0 then",
+        "if false then",
+    ),
+    Mutant(
+        "an ended parent is waited for",
+        "    if state == '' then\n      parents = parents + 1",
+        "    if true then\n      parents = parents + 1",
+    ),
+    Mutant("a parent that nobody knows", "if not state or (other", "if state and (other"),
+    Mutant("an unmet need is no end", "unmet = unmet or why(policy, what, state)", "unmet = unmet"),
+    Mutant("a batch ends, and nobody hears", "    if has[6] then\n", "    if false then\n"),
+    Mutant(
+        "a parent's result expires unread",
+        "    redis.pcall('PERSIST', record)\n  end\n  later('after'",
+        "  end\n  later('after'",
+    ),
+    Mutant(
+        "a parent's record is kept for ever",
+        "then redis.call('PEXPIRE', of, has[2]) end",
+        "then _ = 1 end",
+    ),
+    Mutant("who has read is not counted", "  if has[3] then later('read', ref_of(id)) end\n", ""),
+    Mutant(
+        "settle: children of what was refused",
+        "if counts[tonumber(child[1])] then",
+        "if true then",
+        ("settle",),
+    ),
+    Mutant(
+        "an end without its reason",
+        "  local words = why(policy, what, state)\n",
+        "  local words = why(policy, what, state) and ' '\n",
+    ),
+    # unique keys, deadlines
+    Mutant(
+        "a unique key is never locked", "    redis.call('HSET', UNIQUE, asked.unique, value)\n", ""
+    ),
+    Mutant(
+        "a unique key is never free",
+        "redis.call('HDEL', UNIQUE, asked.unique) end\n  end\n  if state",
+        "_ = 1 end\n  end\n  if state",
+    ),
+    Mutant("started, and still unique", "(scope == 't' and stands == 'running')", "false"),
+    Mutant("unique for ever", "    if tonumber(until_ms) <= NOW then return nil end\n", ""),
+    Mutant("the dead are unique", "  elseif stands == 'ended' or", "  elseif"),
+    Mutant(
+        "replaced by nothing",
+        "    put_in(holder, task.payload)\n    return 'replaced'\n  end\n  if word == 'push'",
+        "    return 'replaced'\n  end\n  if word == 'push'",
+    ),
+    Mutant(
+        "pushed without end", "if most ~= '' then due = math.min", "if false then due = math.min"
+    ),
+    Mutant(
+        "once more, at once",
+        "    task.conditions = task.conditions .. '\\net' .. holder.lane .. ' ' .. holder.id\n",
+        "",
+    ),
+    Mutant("no deadline", "if asked.expires and asked.expires < NOW then", "if false then"),
+    Mutant(
+        "a deadline for what has started",
+        "    if opts ~= task.opts then",
+        "    if false then",
+        ("retry",),
+    ),
+    Mutant("cancelled in its line", "      pcall(leave_line, ref_of(id), has[1], has[2])\n", ""),
+    Mutant("cancelled, and nobody steps up", "      later('more', has[1])", "      --"),
+    # "      -- " begins a comment of Lua: the call is gone
+]
+
+
+def caught_by(server: Server, mutants: dict[str, str]) -> str:
+    """The first scene or walk that something is wrong for; empty when all pass."""
+    scenes: list[tuple[str, Callable[[GateWorld], None]]] = [(s.__name__, s) for s in SCENES]
+    scenes += [(f"walk {n}", lambda world, n=n: GateWalk(world, n).run(100)) for n in range(WALKS)]
+    with server.client() as admin:
+        for name, scene in scenes:
+            admin.flushall()
+            world = GateWorld(server, mutants=mutants)
+            try:
+                scene(world)
+            except (AssertionError, redis.exceptions.ResponseError) as error:
+                return f"{name}: {error}"
+            finally:
+                world.close()
+    return ""
+
+
+def test_nothing_is_wrong_with_the_gate_as_it_is(server: Server) -> None:
+    """Scenes and walks pass without a mutant, or catching one would prove nothing."""
+    assert caught_by(server, {}) == ""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_bug_in_the_gate_is_caught(server: Server, mutant: Mutant) -> None:
+    """A bug put into the gate's scripts is noticed by a scene or a walk."""
+    assert caught_by(server, mutated(mutant)) != "", "this bug goes unnoticed"
