@@ -122,7 +122,8 @@ MUTANTS = [
     Mutant("groups take no turns", "tonumber(group[2]) + 1 / share", "tonumber(group[2])"),
     Mutant(
         "shares are kept by groups of nobody",
-        "if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end",
+        "if term.group and redis.call('EXISTS', line) == 0 then "
+        "redis.call('ZREM', SHARES, term.group) end",
         "",
     ),
     # parents

@@ -478,11 +478,14 @@ class GateModel:
         lane, id = lane_of(ref)
         opts = self.seen.tasks[ref].record["opts"]
         self.calls += 1
-        row = resubmitted(id, opts=opts)
-        command = self.world.lanes[lane].commands.resubmit(f"call-{self.calls}", [row])
+        row = (*resubmitted(id, opts=opts), "")
+        command = self.world.lanes[lane].commands.resubmit_gated(f"call-{self.calls}", [row])
         reply = self.twice(lane, command)
-        demand(reply == [], f"the resubmission of {ref!r} was answered {reply}")
-        self._again(ref)
+        if reply:
+            demand("too heavy" in reply[0][1], f"the resubmission of {ref!r} was answered {reply}")
+            self.follow()
+        else:
+            self._again(ref)
 
     def promote(self, *, time_passes: bool) -> None:
         """Schedulers run timers and move what is due."""

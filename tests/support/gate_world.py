@@ -66,6 +66,8 @@ class Gate:
         limits: dict[str, int] = {}
         for line in text.split("\n") if text else ():
             head, _, rest = line.partition(" ")
+            if head == "a":
+                continue
             if head[0] == "k":
                 limits[rest] = limits.get(rest, 0) + int(head[1:])
             elif head[0] == "g":
@@ -81,7 +83,8 @@ class Gate:
 
 def options(gate: str, batch: str = "", *, after: bool = False) -> str:
     """The options of a task, as entry and record hold them; one with parents is gated, too."""
-    given = {"gate": gate} if gate or after else {}
+    lines = (["a"] if after else []) + ([gate] if gate else [])
+    given = {"gate": "\n".join(lines)} if lines else {}
     given |= {"batch": batch} if batch else {}
     return json.dumps(given, separators=(",", ":")) if given else ""
 
@@ -244,10 +247,13 @@ class GateWorld:
     ) -> Any:
         """The command that settles outcomes of what was read here; ``children`` come with them."""
         opts = [self._opts.get((lane, row[0]), "") for row in outcomes]
-        positions = [str(at) for at, said in enumerate(opts, 1) if '"gate"' in said]
-        text = f" {' '.join(positions)} " if positions else ""
+        gates: dict[str, list[int]] = {}
+        for at, text in enumerate(opts, 1):
+            if '"gate"' in text:
+                gates.setdefault(json.loads(text)["gate"], []).append(at)
+        gated = json.dumps([[text, *at] for text, at in gates.items()]) if gates else ""
         said = spawned(children).encode()
-        return self.lanes[lane].commands.settle(consumer, outcomes, text, said)
+        return self.lanes[lane].commands.settle(consumer, outcomes, gated, said)
 
     def promote(self) -> None:
         """Run every timer and move every task that is due, in all lanes, until none is."""
