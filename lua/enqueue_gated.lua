@@ -73,6 +73,7 @@ if not rest then return answer end
 --@include deadline
 --@include unstarted
 --@include follow_up
+--@include mark
 --@include accept
 for at = rest, #ARGV, 6 do
   local when, due = ARGV[at + 4], 0

@@ -40,6 +40,7 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include deadline
 --@include unstarted
 --@include follow_up
+--@include mark
 --@include uncount
 local ids = {}
 for at = 5, #ARGV do ids[#ids + 1] = ARGV[at] end
@@ -73,7 +74,8 @@ end
 local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do
   local record = TASK .. ids[i]
-  local kept = look('', 'HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from', 'entry', 'attempt')
+  local kept = look('', 'HMGET', record, 'state', 'name', 'payload', 'opts', 'corrupt', 'from', 'entry', 'attempt',
+    'readers')
   if kept == '' then
     kept_back = kept_back + 1 -- something else stands where its record was
   elseif kept[1] == 'failed' and kept[3] and kept[3] ~= '' and not kept[5] then
@@ -83,6 +85,7 @@ for i = 1, #ids do
       follow_up()
       return redis.error_reply(fault)
     end
+    if kept[9] then pcall(mark_parent, ids[i]) end
     replayed = replayed + 1
   elseif kept[6] == 'replay' and (not kept[1] or kept[1] == 'waiting') then
     replayed = replayed + 1 -- the same call sent again, or one that came second

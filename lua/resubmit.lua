@@ -46,6 +46,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include deadline
 --@include unstarted
 --@include follow_up
+--@include mark
 --@include uncount
 --@include wake
 local answer, now, earliest = {}, now_ms(), 0
@@ -108,7 +109,7 @@ redis.call('ZREM', DELAYED, '')
 redis.call('ZREM', DEAD, '')
 for at = 4, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
-  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt')
+  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then
       follow_up()
@@ -127,6 +128,7 @@ for at = 4, #ARGV, 7 do
         follow_up()
         return redis.error_reply(fault)
       end
+      if kept[6] then pcall(mark_parent, ARGV[at]) end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
     end
   end

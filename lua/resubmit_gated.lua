@@ -42,6 +42,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include deadline
 --@include unstarted
 --@include follow_up
+--@include mark
 --@include accept
 --@include uncount
 --@include wake
@@ -69,7 +70,10 @@ local function again(task, kept, counted)
     error('its unique key is taken by ' .. happened[2], 0)
   end
   redis.call('HSET', record, 'from', 'resubmit', 'resubmission', ARGV[4])
-  if kept[6] then redis.call('HSET', record, 'readers', kept[6]) end
+  if kept[6] then
+    redis.call('HSET', record, 'readers', kept[6])
+    mark_parent(task.id)
+  end
   if kept[1] then redis.call('UNLINK', aside) end
   pcall(uncount, batch, ended)
 end

@@ -194,6 +194,7 @@ local countable, tally_one = countable_of, tally_one_of
 --@include deadline
 --@include unstarted
 --@include follow_up
+--@include mark
 --@include accept
 -- The next of the fields in `children`, and where the one after it begins.
 local function field(from)

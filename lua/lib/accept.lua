@@ -33,12 +33,7 @@ local function depend(edge, kind, lane, id, state, reads)
     end
   else
     redis.call('RPUSH', DEPENDANTS .. 't:' .. ref_of(id), edge)
-    if redis.call('HSETNX', WAITERS, id, '>') == 0 then
-      local waiting = redis.call('HGET', WAITERS, id)
-      if not string.find('\n' .. waiting .. '\n', '\n>\n', 1, true) then
-        redis.call('HSET', WAITERS, id, waiting .. '\n>')
-      end
-    end
+    mark_parent(id)
   end
   if not reads then return end
   redis.call('HINCRBY', record, 'readers', 1)
