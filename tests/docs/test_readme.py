@@ -219,6 +219,8 @@ def used_queue(url: str) -> dict[str, str]:
                 producer.get_result(failed, timeout=10)
         producer.add_task("double", 1)
         producer.add_task("double", 1, delay=600)
+        producer.limits.set("KEY", at_most=1)
+        producer.add_tasks({"type": "double", "limits": "KEY"} for _ in range(2))
     return {"ID": failed, "NAME": worker.consumer}
 
 
@@ -241,7 +243,7 @@ def test_the_python_in_operations_runs(
 ) -> None:
     """Every block runs on a queue with some of everything in it."""
     programs = [block.text for block in blocks(OPERATIONS) if block.language == "python"]
-    assert len(programs) == 3
+    assert len(programs) == 4
     for program in programs:
         done = subprocess.run(
             [sys.executable, "-c", program],

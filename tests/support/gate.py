@@ -5,6 +5,7 @@ Used by tests of what looks at a queue, which thereby need no worker to keep a l
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import redis
@@ -41,9 +42,10 @@ class HandMade:
         *,
         priority: str = "normal",
         since_ms: int | None = None,
+        gate: str = "",
         **fields: Any,
     ) -> None:
-        """A task that waits, for a reason, under a key."""
+        """A task that waits, for a reason, under a key; ``gate`` is the text of its options."""
         keys = QueueKeys(at_priority(self.queue, priority))
         ref = task_id if priority == "normal" else f"!{priority}\n{task_id}"
         since = self.now_ms() if since_ms is None else since_ms
@@ -55,7 +57,7 @@ class HandMade:
             "payload": '{"n":1}',
             "attempt": 1,
             "recovered": 0,
-            "opts": "",
+            "opts": json.dumps({"gate": gate}, separators=(",", ":")) if gate else "",
             "reason": reason,
             "under": under,
             "since_ms": since,
@@ -67,7 +69,7 @@ class HandMade:
         if under:
             line = under
             if under == "door":
-                line += "\n" + str(fields["gate"]).partition("g1 ")[2].partition("\n")[0]
+                line += "\n" + gate.partition("g1 ")[2].partition("\n")[0]
             self.db.zadd(self.keys.waiting_prefix + line, {ref: self._place})
             self.db.hincrby(self.keys.limits, f"w{under}", 1)
 
