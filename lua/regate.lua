@@ -12,7 +12,7 @@
 -- RETURN: for each entry 'regated', 'free' (its name has neither, or it names the key: it may run), or 'lost';
 --   or a position (from 1) and an error's words when it is broken: it could not be written, nothing of it
 --   was, and it is pending ('asked to end': that is wished of it, and it is the worker's to settle)
--- COST: XACK and XDEL of nothing, one EXISTS; per entry XPENDING + XRANGE + HMGET twice + HSET + ZADD + XACK +
+-- COST: XACK and XDEL of nothing, one EXISTS; per entry XPENDING + XRANGE + HMGET + HSET + ZADD + XACK +
 --   XDEL, and what follows: see lib/follow_up.lua
 -- WHY: a rule for a name holds for tasks that were added before it, or without its key. Only who has read
 --   an entry knows its name without a search, so the workers hand these back, uncounted. From then
@@ -61,13 +61,9 @@ local function with_key(opts, key)
 end
 local earliest = 0
 local function back(entry, task, key, delay)
-  local had = redis.call('HMGET', TASK .. task.id, 'gate', 'held')
   task.opts = with_key(task.opts, key)
-  if had[1] then undoing('HSET', TASK .. task.id, 'gate', had[1]) else undoing('HDEL', TASK .. task.id, 'gate') end
-  redis.call('HSET', TASK .. task.id, 'gate', option(task.opts, 'gate'))
   local due = postpone(entry, task, entry .. ' ' .. CONSUMER, delay, 'delay', NOW)
   if earliest == 0 or due < earliest then earliest = due end
-  return had
 end
 may_drop()
 local answer = {}
@@ -77,18 +73,17 @@ for at = 5, #ARGV do
   if not sound(task) then
     answer[#answer + 1] = 'lost'
   else
-    local key, named = 'name:' .. task.name, false
-    for _, term in ipairs(terms(option(task.opts, 'gate')).keys) do named = named or term.key == key end
+    local key, named, held = 'name:' .. task.name, false, terms(option(task.opts, 'gate')).keys
+    for _, term in ipairs(held) do named = named or term.key == key end
     if named or not holds(key) then
       answer[#answer + 1] = 'free'
     else
-      local fault, had = wish(entry, CONSUMER) and 'asked to end', nil
-      if not fault then fault, had = whole(back, entry, task, key, at - 5) end
+      local fault = wish(entry, CONSUMER) and 'asked to end' or whole(back, entry, task, key, at - 5)
       if fault then
         answer[#answer + 1] = { at - 4, fault }
       else
         drop(entry)
-        if had[1] and had[2] then pcall(give_back, task.id, had[1], had[2], true) end
+        pcall(give_back, task.id, held, true, true)
         answer[#answer + 1] = 'regated'
       end
     end

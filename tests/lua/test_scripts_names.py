@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -28,7 +29,9 @@ def regate(world: World, *entries: str, consumer: str = "w") -> list[Any]:
 
 
 def gate_of(world: World, id: str) -> str:
-    return world.record(id).get("gate", "")
+    """The gate of a task that is in no stream."""
+    gate: str = json.loads(world.record(id)["opts"])["gate"]
+    return gate
 
 
 def test_workers_hear_which_names_have_a_rule_or_are_paused(world: World) -> None:

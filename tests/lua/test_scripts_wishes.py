@@ -236,3 +236,27 @@ def test_a_wish_of_another_entry_is_nothing_to_a_task(world: World) -> None:
     later = running(world, "b")
     assert world.retry("w", attempt_ended(later, "b")) == []
     world.check({"a": 0, "b": 0})
+
+
+@pytest.mark.parametrize("way", ["settled", "its worker is gone"])
+def test_the_end_of_a_gated_task_lets_the_next_one_in(world: World, way: str) -> None:
+    """Whoever ends it as cancelled, its slots are free, and its dependants hear of it."""
+    world.register("w")
+    world.call(world.commands.limit("k", "at_most=1"))
+    for id, after in (("a", ""), ("b", ""), ("c", "st a")):
+        keys = '{"gate":"k1 k"}' if not after else ""
+        row = [id, "job", f'{{"of":"{id}"}}', keys, "", after]
+        world.call(world.commands.enqueue_gated(row))
+    entry, _ = world.one("w")
+    assert [world.state(id) for id in ("a", "b", "c")] == ["running", "waiting", "waiting"]
+    assert wished(world, "a") == ["asked"]
+    if way == "settled":
+        row_of_a = outcome(entry, "a", "cancelled", body="asked", ttl=DAY)
+        assert world.call(world.commands.settle("w", [row_of_a], gated=" 1 ")) == []
+    else:
+        assert world.recover(consumer="w", started=[entry]).recovered == 1
+    assert world.state("a") == "cancelled"
+    assert world.state("b") == "queued"
+    assert world.state("c") == "cancelled"
+    assert world.record("c")["reason"] == "parent a cancelled"
+    assert world.db.hget("limits:tasks", "sk") == b"1"
