@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigurationError
 from ..functions.pickling import Parents
 from ..producer.sansio import run
-from ..protocol.gate import Gate, edges_of
+from ..protocol.gate import Gate, edges_of, with_parents
 from ..protocol.options import CallOptions
 
 if TYPE_CHECKING:
@@ -53,15 +53,16 @@ def gate_of(
         lines.update(dict.fromkeys(edges_of(after, stream)))
     gate = Gate.of(options.gate, payload, stream) if options.gate else None
     if gate is None:
-        return CallGate("", [*lines]) if lines else None
+        return CallGate(with_parents(""), [*lines]) if lines else None
     if not alone and options.gate.get("unique") is not None:
         raise ConfigurationError(
             "a call of a batch or graph has no unique key: it is the only one of its name and place"
         )
     if gate.limits:
         run(queue.broker, queue.limits.declare(gate.limits))
+    text = with_parents(gate.text) if lines else gate.text
     lines.update(dict.fromkeys(filter(None, gate.conditions.split("\n"))))
-    return CallGate(gate.text, [*lines])
+    return CallGate(text, [*lines])
 
 
 def check_conflict(gate: CallGate | None) -> None:

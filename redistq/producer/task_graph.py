@@ -11,7 +11,7 @@ from ..flows import Flow, Step, steps_of
 from ..handlers import Handler
 from ..protocol.codec import encode_payload
 from ..protocol.commands import Commands
-from ..protocol.gate import Gate, edges_of
+from ..protocol.gate import Gate, edges_of, with_parents
 from ..protocol.keys import batch_task_id, check_line
 from ..protocol.limits import Limit
 from ..protocol.options import NO_OPTIONS, OPTIONS_OF_TASKS, TaskOptions, unknown_option
@@ -45,7 +45,7 @@ class TaskGraph(Graph):
         self._checked: set[str] = set()
         usual = NO_OPTIONS.kept(GRAPH_TTL_S)
         self._plain = usual.written(batch=self.name)
-        self._gated = usual.written(batch=self.name, gate="")
+        self._gated = usual.written(batch=self.name, gate=with_parents(""))
 
     def __enter__(self) -> TaskGraph:
         super().__enter__()
@@ -115,7 +115,9 @@ class TaskGraph(Graph):
             )
         options = TaskOptions.of(given, "a task of a graph").kept(GRAPH_TTL_S)
         gate = Gate.of(given, payload, self._commands.keys.stream)
-        text = gate.text if gate is not None else "" if gated else None
+        text = None if gate is None else gate.text
+        if gated:
+            text = with_parents(text or "")
         if gate is not None:
             self._limits.update(gate.limits)
         conditions = gate.conditions.split("\n") if gate is not None and gate.conditions else []

@@ -25,6 +25,8 @@ MOST_PARENTS = 10_000
 MOST_KEYS = 32
 """Limit keys of one task."""
 HIGHEST_PRIORITY = 10
+HAS_PARENTS = "a"
+"""The line of a gate by which a task has parents."""
 POLICIES = {"success": "s", "end": "e", "failure": "f"}
 """What a task may ask of a parent, and the letter it has in a condition."""
 SCOPES = {"settled": "s", "started": "t"}
@@ -147,12 +149,19 @@ class Gate:
                 conditions = [unique.policy] if unique.policy else []
         if (expires := asked.get("expires")) is not None:
             lines.append(f"x +{milliseconds(seconds('expires', expires, positive=True))}")
-        if (after := asked.get("after")) is not None:
-            conditions = [*edges_of(after, stream), *conditions]
-            lines.insert(0, "a")
+        if (after := asked.get("after")) is not None and (edges := edges_of(after, stream)):
+            conditions = [*edges, *conditions]
+            lines.insert(0, HAS_PARENTS)
         if not lines and not conditions:
             return None
         return cls("\n".join(lines), "\n".join(conditions), tuple(declared))
+
+
+def with_parents(text: str) -> str:
+    """Return the text of a gate, of a task that has parents, too: their results are kept for it."""
+    if text.startswith(HAS_PARENTS):
+        return text
+    return f"{HAS_PARENTS}\n{text}" if text else HAS_PARENTS
 
 
 def handler_gate(given: Mapping[str, Any], whose: str) -> dict[str, Any]:

@@ -121,12 +121,10 @@ def test_a_number_is_a_place_in_line(client: Client) -> None:
 
 def test_named_tasks_of_a_client_have_gates_too(client: Client) -> None:
     """Their keys are made of the payload."""
-    client.broker.call(("HSET", client.keys.limits, "rhost:a", "at_most=0"))
     future = client.options(limits=limit("host:{host}")).submit("fetch", {"host": "a"})
-    until(lambda: client.broker.call(("EXISTS", client.keys.task(future.task_id))), "it is there")
-    record = client.broker.call(("HGETALL", client.keys.task(future.task_id)))
-    assert b"k1 host:a" in record[record.index(b"gate") + 1]
-    future.cancel()
+    until(lambda: client.broker.call(("HGET", client.keys.limits, "shost:a")) == b"1", "it is in")
+    until(future.cancel, "it is cancelled: a worker that does not know it has it now and then")
+    assert client.broker.call(("HGET", client.keys.limits, "shost:a")) is None
 
 
 def test_graphs_take_the_options_of_calls(client: Client) -> None:
