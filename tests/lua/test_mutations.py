@@ -357,7 +357,7 @@ ACK_MANY = "redis.pcall('XACK', STREAM, GROUP, unpack(drops, from, to))"
 DEL_MANY = "  redis.call('XDEL', STREAM, unpack(drops, from, to))\n"
 ZREM_DUE = "  redis.call('ZREM', DELAYED, unpack(leaving, from, to))\n"
 ZREM_ONE = "  redis.call('ZREM', DELAYED, due[i])\n"
-IF_WAITS = "    if kept[1] and kept[2] and kept[6] == 'delayed' then"
+IF_WAITS = "      if waits then refused = whole(ready, due[i], record, kept) end\n"
 BY_DUE = "'ZRANGEBYSCORE', DELAYED, '-inf', int(now)"
 BY_DUE_LAST = "'ZREVRANGEBYSCORE', DELAYED, int(now), '-inf'"
 ADD = "add(task.id, task.name, task.payload, task.attempt, task.recovered, task.opts)"
@@ -458,9 +458,7 @@ MUTANTS = [
     Mutant("finish: a waiting inbox is told twice", "if address ~= inbox then", "if true then"),
     Mutant("finish: unkept is unknown", "'PEXPIRE', record, 60000", "'DEL', record"),
     Mutant("inboxes are for ever", "  redis.pcall('PEXPIRE', key, 3600000)\n", ""),
-    Mutant(
-        "cancel: running ones too", "if #pending(entry, entry, 1) == 1", "if false", ("cancel",)
-    ),
+    Mutant("cancel: running ones too", "if #held == 1 then", "if false then", ("cancel",)),
     Mutant(
         "cancel: the entry stays", "redis.call('XDEL', STREAM, task.entry)\n", "\n", ("cancel",)
     ),

@@ -275,14 +275,17 @@ def test_a_handler_says_when_its_tasks_may_run(producer: TaskProducer, db: redis
     def bill(payload: Any) -> None: ...
 
     task_id = producer.add_task(bill, {"tenant": "t", "account": 7})
-    gate = str(db.hget(f"task:tasks:{task_id}", "gate")).split("\n")
+    gate = json.loads(str(db.hget(f"task:tasks:{task_id}", "opts")))["gate"].split("\n")
     assert gate[:5] == ["k1 tenant:t", "o account:7", "g1 t", "p 3", "us 7"]
     assert gate[5].startswith("x 1")
     nothing = {"limits": [], "unique": "own", "order": lambda payload: None, "priority": 0}
     rest = producer.add_task(bill, {"tenant": "t", "account": 7}, **nothing)
-    assert str(db.hget(f"task:tasks:{rest}", "gate")).split("\n")[:2] == ["g1 t", "us own"]
+    assert json.loads(str(db.hget(f"task:tasks:{rest}", "opts")))["gate"].split("\n")[:2] == [
+        "g1 t",
+        "us own",
+    ]
     plain = producer.add_task("bill", {"tenant": "t", "account": 8})
-    assert db.hget(f"task:tasks:{plain}", "gate") is None
+    assert "gate" not in str(db.hget(f"task:tasks:{plain}", "opts"))
     again = Registry()
     again.add("other", bill)
     assert again["other"].gate == jobs["bill"].gate
