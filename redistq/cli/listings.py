@@ -69,10 +69,10 @@ LISTINGS = {
         50,
     ),
     "graphs": Shown(
-        "batches that other tasks depend on, newest first",
+        "graphs of tasks, and batches that others depend on, newest first",
         columns.GRAPHS,
         lambda m, n: m.records.graphs(n),
-        "No batch has tasks that depend on it.",
+        "No graphs, and no batch that others depend on.",
         20,
     ),
     "dead": Shown(

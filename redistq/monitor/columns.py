@@ -210,8 +210,24 @@ BATCHES = Listing(
 )
 """Of ``BatchRow``."""
 
-GRAPHS = BATCHES
-"""Of ``BatchRow``."""
+GRAPHS = Listing(
+    ("graph", "text", "batch.id"),
+    ("state", "label", "batch.state"),
+    ("layers", "number", "layers"),
+    ("total", "count", "batch.total"),
+    ("waiting", "count", "batch.waiting"),
+    ("succeeded", "count", "batch.succeeded"),
+    ("failed", "count", "batch.failed"),
+    ("cancelled", "count", "batch.cancelled"),
+    ("expired", "count", "batch.expired"),
+    ("retried", "count", "batch.retried"),
+    ("created_at", "time", "batch.created_ms"),
+    ("finished_at", "time", "batch.finished_ms"),
+    ("took", "span", "batch.took_ms"),
+    index="graph",
+    labels={"state": ("running", "finished")},
+)
+"""Of ``GraphRow``."""
 
 ATTEMPTS = Listing(
     ("attempt", "count", "attempt"),

@@ -6,12 +6,14 @@ queue's length. Times are milliseconds of the server's clock.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from ..connection.broker import Broker
 from ..connection.redis_py import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
+from ..producer.shape import SUMMARY, read_summary
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
@@ -35,7 +37,7 @@ from .rows import (
     read_event,
     text_of,
 )
-from .waits import LimitRow, WaitingRow, read_waiting
+from .waits import GraphRow, LimitRow, WaitingRow, read_waiting
 
 FACTS_PAGE = 1000
 """Facts about limit keys that are read at a time."""
@@ -196,9 +198,13 @@ class Inspector:
         records = self._broker.call_many([self._commands.batch_record(id) for id in ids])
         return [read_batch(id, fields_of(flat)) for id, flat in zip(ids, records, strict=True)]
 
-    def graphs(self, n: int = 100) -> list[BatchRow]:
-        """Return those of the newest ``n`` batches on whose tasks or end others depend."""
-        return [row for row in self.batches(n) if row.dependants]
+    def graphs(self, n: int = 100) -> list[GraphRow]:
+        """Return the graphs among the newest ``n`` batches, and those on whose end others depend,
+        newest first."""
+        rows = self.batches(n)
+        shapes = self._broker.call_many([self._commands.shape(row.id, (SUMMARY,)) for row in rows])
+        found = [GraphRow(row, _layers(raw[0])) for row, raw in zip(rows, shapes, strict=True)]
+        return [row for row in found if row.layers is not None or row.batch.dependants]
 
     def task(self, task_id: str) -> TaskHistory:
         """Return all that is known of one task. Raises UnknownTask when that is nothing."""
@@ -240,6 +246,13 @@ class Inspector:
                 return
             left -= len(rows) if kind == "delayed" else limit
             start = text_of(after)
+
+
+def _layers(summary: bytes | None) -> int | None:
+    """Return how many layers a graph has; None for what is no graph."""
+    with contextlib.suppress(ValueError, TypeError):
+        return read_summary(summary).layers if summary else None
+    return None
 
 
 def _count(n: int) -> int:

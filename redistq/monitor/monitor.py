@@ -194,7 +194,12 @@ class TaskMonitor:
         return self._stamp(frames.frame(columns.LIMITS, self.records.limits()))
 
     def get_graphs(self, n: int = 100) -> pd.DataFrame:
-        """Return those of the newest ``n`` batches that others depend on; columns: get_batches."""
+        """Return the graphs among the newest ``n`` batches, and those that others depend on.
+
+        graph (index), state (running, finished), layers (of the longest way through it; <NA>: a
+        batch that is no graph), total, waiting (or running), succeeded, failed, cancelled, expired,
+        retried, created_at, finished_at, took.
+        """
         return self._stamp(frames.frame(columns.GRAPHS, self.records.graphs(n)))
 
     def get_dead(self, n: int = 100) -> pd.DataFrame:

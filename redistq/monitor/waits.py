@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..protocol.limits import LimitState
-from .rows import int_or_none, preview_of
+from .rows import BatchRow, int_or_none, preview_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,12 @@ class LimitRow:
         """How long until its rate lets the next task go; None: no rate, or at once."""
         at = self.state.next_token_ms
         return None if at is None or at <= self.now_ms else at - self.now_ms
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRow:
+    """A graph of tasks, which is a batch, or a batch on whose end others depend (then ``layers`` is
+    None): the longest way through it has so many tasks."""
+
+    batch: BatchRow
+    layers: int | None

@@ -42,8 +42,8 @@ LISTINGS = {
     "due_at payload",
     "limits": "key rule at_most rate per_s burst in_use waiting next_token_in_s paused_at excess "
     "on_failure weight",
-    "graphs": "batch name state total waiting succeeded failed cancelled retried created_at "
-    "finished_at took_s expired",
+    "graphs": "graph state layers total waiting succeeded failed cancelled expired retried "
+    "created_at finished_at took_s",
 }
 Run = Callable[..., tuple[int, str, str]]
 

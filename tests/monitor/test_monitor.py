@@ -186,6 +186,18 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "payload": TEXT,
         },
     ),
+    "get_graphs": (
+        "graph",
+        {
+            "state": LABEL,
+            "layers": "Int64",
+            **dict.fromkeys(("total", "waiting", "succeeded", "failed"), "int64"),
+            **dict.fromkeys(("cancelled", "expired", "retried"), "int64"),
+            "created_at": TIME,
+            "finished_at": TIME,
+            "took": SPAN,
+        },
+    ),
     "get_limits": (
         "key",
         {
@@ -251,6 +263,7 @@ def test_columns_and_dtypes_are_fixed(farm: Farm, method: str, filled: bool) -> 
     if filled:
         fill(farm)
         HandMade(farm.client).some_of_everything()
+        farm.client.hset("batch:tasks:b1", "dependants", 1)
     found = getattr(farm.monitor, method)()
     index, columns = CONTRACT[method]
     assert bool(len(found)) == filled
@@ -757,6 +770,7 @@ def test_every_server_answers(every_server: Server) -> None:
         farm = Farm(every_server.url, client)
         fill(farm)
         HandMade(client).some_of_everything()
+        client.hset("batch:tasks:b1", "dependants", 1)
         assert farm.monitor.tick().snapshot.ready == 2
         for method in CONTRACT:
             assert len(getattr(farm.monitor, method)()) >= 1, method

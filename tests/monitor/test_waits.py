@@ -187,14 +187,22 @@ def test_ten_thousand_limits_are_all_listed(farm: Farm) -> None:
     assert found["in_use"].sum() == sum(range(10_000))
 
 
-def test_graphs_are_batches_that_others_depend_on(farm: Farm) -> None:
-    """The rows are those of get_batches."""
+def test_graphs_are_listed_with_their_depth(farm: Farm) -> None:
+    """Beside batches on whose end others depend, which have none; other batches are left out."""
     fill(farm)
     assert list(farm.monitor.graphs.index) == []
     farm.client.hset("batch:tasks:b2", mapping={"dependants": 1, "expired": 1})
+    with farm.producer.graph("nightly") as graph:
+        first = graph.add("work", 1)
+        graph.add("work", 2, after=first)
+    found = farm.monitor.get_graphs()
+    assert list(found.index) == ["nightly", "b2"]
+    assert found.loc["nightly", "layers"] == 2
+    assert found["layers"].isna()["b2"]
+    assert found.loc["b2", "expired"] == 1
+    assert (found.loc["nightly", "total"], found.loc["nightly", "waiting"]) == (2, 2)
+    farm.client.hset("graph:tasks:nightly", "summary", "no shape")
     assert list(farm.monitor.graphs.index) == ["b2"]
-    assert farm.monitor.graphs.loc["b2", "expired"] == 1
-    assert list(farm.monitor.graphs.columns) == list(farm.monitor.batches.columns)
 
 
 def test_one_task_says_what_it_waits_for(farm: Farm, gate: HandMade) -> None:
