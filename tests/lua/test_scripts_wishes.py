@@ -252,7 +252,7 @@ def test_the_end_of_a_gated_task_lets_the_next_one_in(world: World, way: str) ->
     assert wished(world, "a") == ["asked"]
     if way == "settled":
         row_of_a = outcome(entry, "a", "cancelled", body="asked", ttl=DAY)
-        assert world.call(world.commands.settle("w", [row_of_a], gated=" 1 ")) == []
+        assert world.call(world.commands.settle("w", [row_of_a], gated=b'[["k1 k",1]]')) == []
     else:
         assert world.recover(consumer="w", started=[entry]).recovered == 1
     assert world.state("a") == "cancelled"
