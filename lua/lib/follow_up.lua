@@ -162,7 +162,7 @@ end
 local function one(kind, what, detail)
   if kind == 'more' then return more(what) end
   if kind == 'keys' then return keys(what, detail) end
-  if kind == 'free' then return free_key(what, tonumber(string.match(detail, '^%d+'))) end
+  if kind == 'free' then return free_key(what, tonumber(string.match(detail, '^%-?%d+'))) end
   if kind == 'after' then return after(what, detail) end
   if kind == 'read' then return done_reading(what) end
   if kind == 'close' then

@@ -29,10 +29,14 @@ local function quickly(id, name, payload, opts, gate)
   end
   return true
 end
--- count_taken(): what was taken is counted: one step a key, however many tasks it was.
+-- count_taken(): what was taken is counted: one step a key, however many tasks it was. What fails is done later,
+-- by a timer, for the tasks are in the stream: so many less than none are given back.
 local function count_taken()
   for key, n in pairs(taken) do
-    redis.call('HINCRBY', LIMITS, 's' .. key, n)
     taken[key] = nil
+    if not pcall(redis.call, 'HINCRBY', LIMITS, 's' .. key, n) then
+      local time = redis.call('TIME')
+      timer(NOW + 5000, cjson.encode({ 'free', key, int(-n) .. ' ' .. time[1] .. '.' .. time[2] }))
+    end
   end
 end

@@ -46,13 +46,6 @@ end
 local function close(id, state, gate, in_stream)
   local asked = terms(gate)
   local keys = asked.keys
-  if asked.parents then later('read', ref_of(id)) end
-  if in_stream then
-    give_back(id, keys, true, false)
-  elseif keys[1] and keys[1].order and redis.call('HGET', TASK .. id, 'held') then
-    redis.call('HDEL', TASK .. id, 'held')
-    give_back(id, keys, false, false)
-  end
   if asked.unique then
     local ref, holder = ref_of(id), redis.call('HGET', UNIQUE, asked.unique)
     if holder == 's' .. ref or holder == 't' .. ref then redis.call('HDEL', UNIQUE, asked.unique) end
@@ -64,6 +57,14 @@ local function close(id, state, gate, in_stream)
       now.paused = int(NOW)
     end
   end
+  -- Last, for what fails before it is done again, and slots are given back once.
+  if in_stream then
+    give_back(id, keys, true, false)
+  elseif keys[1] and keys[1].order and redis.call('HGET', TASK .. id, 'held') then
+    redis.call('HDEL', TASK .. id, 'held')
+    give_back(id, keys, false, false)
+  end
+  if asked.parents then later('read', ref_of(id)) end
 end
 -- closed(id, state, gate, in_stream): close, where nothing may stop what is next: what fails is done later.
 local function closed(id, state, gate, in_stream)

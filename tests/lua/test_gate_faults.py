@@ -22,8 +22,9 @@ from redistq.protocol import scripts
 from redistq.protocol.commands import Command
 
 MINUTE = 60_000
-AT_START = {("settle", "HGET")}
-"""Without this right no worker starts (see rights.lua): the children of its tasks would be lost."""
+AT_START = {("settle", "HGET"), ("settle", "HSETNX"), ("settle_failed", "PTTL")}
+"""Without these rights no worker starts (see rights.lua): the children of its tasks would be lost,
+or a result that has still to be read."""
 A = Gate({"a": 1})
 
 

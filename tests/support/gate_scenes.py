@@ -474,6 +474,12 @@ def results_stay(world: GateWorld) -> None:
     holds(world)
     for id in "ab":
         demand(0 < world.normal.ttl_ms(id) <= 600_000, "what all have read is kept for ever")
+    world.add("p", "q", gate=Gate({"a": 1}))
+    world.add("e", after=[edge("p", "e"), edge("q")])
+    end(world, "p", state="failed")
+    world.normal.call(world.normal.commands.replay(["p"]))
+    end(world, "p")
+    demand(world.normal.ttl_ms("p") == -1, "replayed, its result expires unread")
 
 
 def over_lanes(world: GateWorld) -> None:
