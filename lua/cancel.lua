@@ -51,7 +51,7 @@ local GROUP, HISTORY_MAX, CHANNEL, TTL, WISH = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 --@include gate
 --@include unstarted
 --@include follow_up
---@include wish
+--@include ask
 local answer = {}
 redis.call('XDEL', STREAM, '0-0')
 -- Cancels one; raises what fails.

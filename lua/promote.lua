@@ -16,7 +16,7 @@
 --   of schedulers may call it: the second to call finds nothing. A member that begins with a line feed is
 --   no id but a timer: it leaves the set first, and what it says is followed up.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
-local HISTORY_MAX, TTL = ARGV[1], 86400000
+local HISTORY_MAX, TTL, GROUP = ARGV[1], 86400000, nil
 local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include now
 --@include fault
@@ -33,14 +33,16 @@ local function ready(id, record, kept)
   undoing('HSET', record, 'entry', '')
   redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
 end
-local leaving, broken, gated, refused = {}, {}, {}, nil
+local leaving, broken, gated, asked, refused = {}, {}, {}, {}, nil
 -- The words of a timer, which begins with a line feed, are followed up; nothing is moved for it.
 local function is_timer(member)
   if string.byte(member) ~= 10 then return false end
   redis.call('ZREM', DELAYED, member)
   local text = string.sub(member, 2)
   local ok, words = pcall(cjson.decode, text)
-  if ok and type(words) == 'table' then later(words[1], words[2], words[3]) end
+  if ok and type(words) == 'table' then
+    if words[1] == 'oldest' then asked[#asked + 1] = words[2] else later(words[1], words[2], words[3]) end
+  end
   return true
 end
 for i = 1, #due do
@@ -73,8 +75,11 @@ for from = 1, #leaving, 1000 do -- unpack has its limit at about 8,000 values
 end
 local moved = #leaving
 -- What holds keys, and what timers say. What that takes is made only here.
-if #todo > 0 or #gated > 0 then
+if #todo > 0 or #gated > 0 or #asked > 0 then
 --@include look
+--@include pending
+--@include entry
+--@include ask
 --@include history
 --@include options
 --@include notify
@@ -94,6 +99,44 @@ if #todo > 0 or #gated > 0 then
     task.held = redis.call('HGET', record, 'held') or nil
     enter(id, task, nil)
   end
+  -- Asks the oldest task that holds a key to end, so that one which waits may go in; one that has not started has
+  -- ended at once. Of each lane the first thousand entries are looked at.
+  local function holds(fields, key)
+    local keys = fields and terms(option(fields.opts, 'gate')).keys or {}
+    for i = 1, #keys do
+      if keys[i].key == key then return true end
+    end
+    return false
+  end
+  local function ask_oldest(key)
+    for _, lane in ipairs({ '', '!high', '!low' }) do
+      go_to(lane)
+      GROUP = look('', 'HGET', 'meta:' .. STREAM, 'group') or '' -- that of its workers; schedulers have none
+      local page = pending('-', '+', 1000)
+      for i = 1, #page do
+        local entry, consumer = page[i][1], page[i][2]
+        if holds(read(entry), key)
+          and redis.call('HEXISTS', 'wishes:' .. STREAM .. ':' .. consumer, entry) == 0 then
+          return ask_to_end(entry, consumer, 'ask', 'wake:' .. STREAM)
+        end
+      end
+    end
+    for _, lane in ipairs({ '', '!high', '!low' }) do
+      go_to(lane)
+      GROUP = look('', 'HGET', 'meta:' .. STREAM, 'group') or ''
+      local page = look({}, 'XRANGE', STREAM, '-', '+', 'COUNT', 1000)
+      for i = 1, #page do
+        local entry = page[i][1]
+        local fields = read(entry)
+        if holds(fields, key) and sound(fields) and #pending(entry, entry, 1) == 0 then
+          return ended_unstarted(fields.id, { name = fields.name, attempt = fields.attempt, entry = entry,
+            opts = fields.opts }, 'cancelled', 'made room for another under ' .. key)
+        end
+      end
+    end
+  end
+  for i = 1, #asked do pcall(ask_oldest, asked[i]) end
+  go_to(HOME)
   for i = 1, #gated do
     local fault = whole(ready_gated, gated[i][1], gated[i][2])
     if fault then

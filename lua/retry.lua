@@ -106,10 +106,10 @@ if #tried > 0 then
 --@include follow_up
   local function give(id, opts, at_once, snoozed)
     local keys = terms(option(opts, 'gate')).keys
+    if not at_once then give_back(id, keys, true, true) end
     for i = 1, #keys do
       if at_once ~= snoozed then token(keys[i], at_once and 1 or -1) end
     end
-    if not at_once then give_back(id, keys, true, true) end
   end
   for i = 1, #tried do pcall(give, tried[i][1], tried[i][2], tried[i][3], tried[i][4]) end
   follow_up()

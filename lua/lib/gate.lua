@@ -125,7 +125,7 @@ local function enter(id, task, under)
         wait(id, task, reason, term.key)
         if i > 1 and keys[1].order and not kept then hold_turn(id, keys[1], keys[1].key == under) end
         join_line(ref_of(id), term, task.place, asked.priority)
-        if excess == 'cancel_running' and reason == 'limit' then later('oldest', term.key) end
+        if excess == 'cancel_running' and reason == 'limit' then timer(NOW, cjson.encode({ 'oldest', term.key, '' })) end
         if at then timer(math.max(at, NOW + TICK_MS), cjson.encode({ 'more', term.key, '' })) end
         return term.key, reason, at
       end
