@@ -31,9 +31,9 @@
 --   reasons of the 100 oldest waiting tasks, a flat list of reason, count; limit keys: a list of key, the
 --   key or pattern whose rule holds ('' none), its rule, slots in use, how many wait, the theoretical
 --   arrival time of its rate in ms and paused since in ms ('' none)
--- COST: snapshot; one entry read an event, running task, dead letter and batch listed; HLEN, and one read a
---   limit key looked at: of all keys where there are few, else those of the 100 oldest and newest
---   waiting tasks, whose records are read too; nothing that grows with the queue
+-- COST: snapshot; one entry read an event, running task, dead letter and batch listed; one record a waiting
+--   task looked at, the 100 oldest (and newest, where there are many limit keys); HLEN, one HMGET of the
+--   limit keys looked at and one a key listed; nothing that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
 --   second round trip would show another instant. A failed task may carry 20 kB of traceback and
 --   an entry a payload of megabytes: the caller says which ones it has, and they are not read again.

@@ -25,15 +25,29 @@ local function waits(sample, limit)
     local names = look({}, 'HKEYS', LIMITS)
     for i = 1, #names do note(string.sub(names[i], 2)) end
   end
-  local rows, reasons = {}, {}
-  for i = 1, #keys do rows[i] = limit_row(keys[i]) end
-  table.sort(rows, function(a, b)
-    if tonumber(a[5]) ~= tonumber(b[5]) then return tonumber(a[5]) > tonumber(b[5]) end
-    if (a[2] == '') ~= (b[2] == '') then return b[2] == '' end
-    if tonumber(a[4]) ~= tonumber(b[4]) then return tonumber(a[4]) > tonumber(b[4]) end
-    return a[1] < b[1]
+  local rows, reasons, facts_of = {}, {}, {}
+  for from = 1, #keys, 1000 do
+    local names, to = {}, math.min(from + 999, #keys)
+    for i = from, to do
+      names[#names + 1] = 'w' .. keys[i]
+      names[#names + 1] = 's' .. keys[i]
+      names[#names + 1] = 'r' .. keys[i]
+    end
+    local found = look({}, 'HMGET', LIMITS, unpack(names, 1, #names))
+    for i = from, to do
+      local at = 3 * (i - from)
+      facts_of[keys[i]] = { tonumber(found[at + 1] or 0) or 0, tonumber(found[at + 2] or 0) or 0,
+        found[at + 3] and 1 or 0 }
+    end
+  end
+  table.sort(keys, function(a, b)
+    local one, other = facts_of[a], facts_of[b]
+    if one[1] ~= other[1] then return one[1] > other[1] end
+    if one[3] ~= other[3] then return one[3] > other[3] end
+    if one[2] ~= other[2] then return one[2] > other[2] end
+    return a < b
   end)
-  for i = #rows, limit + 1, -1 do rows[i] = nil end
+  for i = 1, math.min(limit, #keys) do rows[i] = limit_row(keys[i]) end
   for reason, count in pairs(counts) do
     reasons[#reasons + 1] = reason
     reasons[#reasons + 1] = tostring(count)

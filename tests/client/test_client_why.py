@@ -1,0 +1,43 @@
+"""A future that waits says what its task waits for, where there are workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.clients import serving
+from support.workers import until
+
+from redistq import ResultTimeout, TaskProducer
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """A client with one worker process."""
+    with serving(1) as client:
+        yield client
+
+
+def test_a_future_under_a_paused_key_says_so(
+    client: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the error of a wait that is over, in its repr, and once while it waits."""
+    caplog.set_level(logging.INFO, "redistq")
+    with TaskProducer(url=client.server.url) as producer:
+        producer.limits.pause("printer")
+        future = client.options(limits="printer").submit(abs, -2)
+        words = f"task {future.task_id} waits until printer is resumed, 1st in line"
+        with pytest.raises(ResultTimeout, match=words):
+            future.result(1.5)
+        assert "waits until printer is resumed" in repr(future)
+        said = []
+
+        def is_said() -> bool:
+            said.append(capsys.readouterr().err)
+            return f"still waiting: task {future.task_id} waits" in "".join(said) + caplog.text
+
+        until(is_said, "it is said while it waits", 20)
+        producer.limits.resume("printer")
+        assert future.result(20) == 2
