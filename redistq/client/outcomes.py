@@ -164,6 +164,15 @@ def not_run(
     return error
 
 
+def not_sent(task_id: str, parent: str, why: BaseException) -> TaskCancelled:
+    """Return the error of a task whose parent came to its end before it was sent."""
+    if isinstance(why, TaskCancelled):
+        return NotRun(task_id, f"parent {parent} cancelled")
+    error = NotRun(task_id, f"parent {parent} failed: {type(why).__name__}: {why}")
+    error.__cause__ = why
+    return error
+
+
 def _root(queue: ClientQueue, reason: str, known: dict[str, Root]) -> Root:
     for _ in range(CAUSES):
         named = _PARENT.fullmatch(reason)

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..connection.broker import Broker
-from ..errors import RedistqError
+from ..errors import RedistqError, UnknownParent
 from ..logger import logger
 from ..producer.gated import name_and_queue, not_stored, refusal
 from ..protocol.commands import Commands
 from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
+from .outcomes import not_sent
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
 
@@ -216,11 +217,13 @@ class Sender:
         return task_id
 
     def _on_refused(self, item: Outgoing, error: RedistqError) -> None:
-        """Fail a call that the server did not take; a parent's own error is the cause."""
-        for parent in item.parents:
-            if (why := parent.failure()) is not None:
-                error.__cause__ = why
-                break
+        """Fail a call that the server did not take. One whose parent was cancelled here, or failed,
+        before it was sent ends as it would have with a parent that was."""
+        if isinstance(error, UnknownParent):
+            for parent in item.parents:
+                if (why := parent.failure()) is not None:
+                    error = not_sent(item.task_id, parent.task_id, why)
+                    break
         self._pending.fail(item.task_id, error)
 
     def _made_again(self, item: Outgoing) -> bool:

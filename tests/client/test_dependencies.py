@@ -18,7 +18,7 @@ from support.workers import until
 
 from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskCancelled
 from redistq.client import futures as futures_module
-from redistq.client.futures import LATER
+from redistq.client.futures import LATER, mark_cancelled
 from redistq.flows import chain, chord, group, map_reduce, sig
 from redistq.functions.fingerprint import fingerprint
 
@@ -190,6 +190,22 @@ def test_a_parent_that_is_cancelled(client: Client, tmp_path: Path) -> None:
         last.result(10)
     go()
     assert slow.result(10) == "went"
+
+
+def test_a_parent_that_was_never_sent(client: Client) -> None:
+    """Cancelled before it was sent, it cancels what depends on it as any other."""
+    sender = session(client).exchange.sender
+    assert client.submit(add, 0).result(10) == 1
+    with sender._sending:  # whatever is submitted now waits in the outbox
+        one = client.submit(add, 1)
+        two = client.submit(add, one)
+        assert session(client).exchange.pending.ids()
+        taken = sender._withdrawn({one.task_id: one})
+    assert taken == [one]
+    mark_cancelled(one)
+    sender.flush(patient=True)
+    with pytest.raises(TaskCancelled, match=f"parent {one.task_id} cancelled"):
+        two.result(10)
 
 
 def test_many_that_depend_on_one_failure(client: Client) -> None:
