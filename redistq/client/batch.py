@@ -21,19 +21,19 @@ from .. import slots
 from ..display.html import badge, escape, panel
 from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
-from ..functions.references import Referable, Reference
 from ..logger import logger
 from ..producer.gated import refusal
 from ..producer.operations import Wish, wish_of
-from ..protocol.commands import SETTLED, Command, Commands
+from ..protocol.commands import SETTLED, Commands
 from ..protocol.keys import batch_task_id, is_text
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
 from ..protocol.replies import read
 from . import resume
+from .arguments import BatchArgument
 from .awaiting import kept_awake, pass_on
 from .outcomes import BatchEnds
-from .sender import NewTask, payload_bytes
+from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, label, submit
 from .waiting import BatchWait
 
@@ -50,7 +50,7 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch(Referable):
+class Batch(BatchArgument):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
@@ -199,7 +199,7 @@ class Batch(Referable):
         starts = [0, *itertools.accumulate(len(part) for part in parts)]
         if earlier is None:
             commands = [
-                _adding(queue, part, [packed.conditions.get(i) for i in range(start, end)])
+                resume.adding(queue, part, [packed.conditions.get(i) for i in range(start, end)])
                 for part, (start, end) in zip(parts, itertools.pairwise(starts), strict=True)
             ]
         else:
@@ -402,27 +402,6 @@ class Batch(Referable):
         queue.broker.call(queue.commands.unlist_batch(self.id))
         self._on_end({})
 
-    # -- as an argument of another call ----------------------------------------------------------
-
-    def reference(self) -> Reference:
-        """Return what stands for the list of its results."""
-        return Reference("batch", self._priority, self.id, self.total)
-
-    def known_result(self) -> Any:
-        """Not called: ``reference`` is never None."""
-        raise NotImplementedError
-
-    def prepare(self, client: Session) -> None:
-        """Raise ConfigurationError where what depends on it would be in another queue."""
-        self._queue.check_same(client, f"batch {self.id!r}")
-
-    def failure(self) -> None:
-        """Return None: how its tasks ended is on the server."""
-
-    def identity(self) -> str:
-        """Return what names its results."""
-        return f"{self._priority} batch {self.id}"
-
     # -- looks -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -442,15 +421,6 @@ class Batch(Referable):
         ]
         state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
         return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
-
-
-def _adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str | None]) -> Command:
-    """Return the command that adds tasks, of which some may have to wait: those with conditions,
-    which may be empty."""
-    if not any(one is not None for one in conditions):
-        return queue.commands.enqueue(list(itertools.chain(*tasks)))
-    rows = ((*task, one or "") for task, one in zip(tasks, conditions, strict=True))
-    return queue.commands.enqueue_gated([*itertools.chain(*rows)])
 
 
 def _checked_name(name: str | None) -> str:

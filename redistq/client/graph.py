@@ -63,10 +63,6 @@ class CallNode(Referable):
         """Return what stands for its result."""
         return Reference(self._kind, self.queue.priority, self.task_id)
 
-    def known_result(self) -> Any:
-        """Not called: ``reference`` is never None."""
-        raise NotImplementedError
-
     def prepare(self, client: Session) -> None:
         """Raise ConfigurationError where what depends on it would be in another queue."""
         self.queue.check_same(client, f"task {self.task_id}")

@@ -6,6 +6,7 @@ position, function and item must be what they were then.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -163,3 +164,12 @@ def _still_at_work(queue: ClientQueue, batch_id: str, indexes: Iterable[int]) ->
         (state or entry) is not None and (state or b"").decode() not in SETTLED
         for state, entry in queue.pages(commands)
     )
+
+
+def adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str | None]) -> Command:
+    """Return the command that adds tasks, of which some may have to wait: those with conditions,
+    which may be empty."""
+    if not any(one is not None for one in conditions):
+        return queue.commands.enqueue(list(itertools.chain(*tasks)))
+    rows = ((*task, one or "") for task, one in zip(tasks, conditions, strict=True))
+    return queue.commands.enqueue_gated([*itertools.chain(*rows)])

@@ -66,7 +66,7 @@ class Referable:
         raise NotImplementedError
 
     def known_result(self) -> Any:
-        """Return the result that is here, where ``reference`` is None."""
+        """Return the result that is here; called where ``reference`` is None."""
         raise NotImplementedError
 
 
