@@ -128,7 +128,8 @@ if #todo > 0 or #gated > 0 or #asked > 0 then
       for i = 1, #page do
         local entry = page[i][1]
         local fields = read(entry)
-        if holds(fields, key) and sound(fields) and #pending(entry, entry, 1) == 0 then
+        if holds(fields, key) and sound(fields) and GROUP ~= ''
+          and #pending(entry, entry, 1) == 0 then
           return ended_unstarted(fields.id, { name = fields.name, attempt = fields.attempt, entry = entry,
             opts = fields.opts }, 'cancelled', 'made room for another under ' .. key)
         end
