@@ -11,8 +11,8 @@
 --     conditions (lines: its parents, as <policy><kind><lane> <id>; ?<policy> of a unique key)
 -- RETURN: the tasks that were not simply added: a position (from 1) when its id was known already; a
 --   position, an error's words and its id when it was not stored; a position, a word (joined,
---   replaced, pushed, again, dropped), the id of the task that stands (its ref in another lane),
---   and how it stands or why
+--   replaced, pushed, again, dropped), the id of this task or the ref of the one that stands in its
+--   place, and how it stands or why
 -- COST: per task that has room XADD + HSETNX, and per call and key HMGET + HINCRBY; one that has none HSET +
 --   ZADD twice + HINCRBY; later HSET + ZADD; for each parent HMGET + RPUSH + HSETNX + HINCRBY
 -- WHY: whether there is room, whether parents have ended and who holds a unique key is only known

@@ -128,7 +128,7 @@ local function accepted(task)
       go_to(lane)
       if word then
         redis.call('HDEL', record, 'entry')
-        return { word, holder.lane == lane and holder.id or holder.ref, holder.stands }
+        return { word, holder.ref, holder.stands }
       end
     end
     go_to(lane)

@@ -18,6 +18,7 @@ from ..errors import ConfigurationError
 from ..flows import Flow
 from ..functions.signing import key_from, user_key
 from ..producer.diagnosis import ANY_NAME
+from ..producer.limits import Limits
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.homes import Home
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, PRIORITIES, is_call
@@ -248,6 +249,8 @@ class Client(_Submitting, Executor):
         """The consumer group of its workers."""
         self.broker = self._session.broker
         """The connection: ``client.broker.call((command, ...))`` asks the server."""
+        self.limits = Limits(self._session.queue().limits, self.broker)
+        """What holds for limit keys, looked at and changed while everything runs: see Limits."""
         _register_joblib()
 
     @property

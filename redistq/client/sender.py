@@ -19,7 +19,7 @@ from ..connection.broker import Broker
 from ..errors import RedistqError, UnknownParent
 from ..logger import logger
 from ..producer.gated import name_and_queue, not_stored, refusal
-from ..protocol.commands import Commands
+from ..protocol.commands import SETTLED, Commands
 from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
@@ -182,7 +182,7 @@ class Sender:
                 item.refused = refusal(queue.keys, answered)
             elif answered.outcome == "again":
                 continue  # it was added, to run after the one that has its key
-            elif answered.id:
+            elif answered.id not in ("", item.task_id):
                 item.stands = name_and_queue(answered.id, queue.keys)
             told.append(item)
         return told
@@ -194,11 +194,11 @@ class Sender:
         if item.refused is not None:
             self._on_refused(item, item.refused)
             return
-        if item.stands is not None and item.stands[0] != task_id:
+        if item.stands is not None:
             task_id = self._join(item, *item.stands)
         try:
             watched = self._watcher.watch(item.queue, task_id)
-            if item.cached and watched.state in ("failed", "cancelled"):
+            if item.cached and watched.state in SETTLED - {"succeeded"}:
                 if self._made_again(item):
                     # Its end will be in our inbox. Taken from the record, that message would be
                     # left for the next call of the same code, and give it this one's end.
@@ -251,12 +251,14 @@ class Sender:
     def cancel(self, futures: Iterable[TaskFuture], wish: str = "") -> None:
         """Cancel those that no worker has; each of these is cancelled before this returns.
         ``wish``: of the others, as Commands.cancel."""
-        wanted = {future.task_id: future for future in futures if not future.done()}
+        wanted: dict[str, TaskFuture] = {}
         gone: list[TaskFuture] = []
         with self._sending, self._pending.lock:  # what was just being sent has arrived after this
-            for task_id, future in list(wanted.items()):
-                if self._pending.take_out(future):  # a cached call that others wait for too
-                    gone.append(wanted.pop(task_id))
+            for future in [future for future in futures if not future.done()]:
+                if self._pending.take_out(future):  # others wait for the same task too
+                    gone.append(future)
+                else:
+                    wanted[future.task_id] = future
             gone += self._withdrawn(wanted)
         for future in gone:
             mark_cancelled(future)

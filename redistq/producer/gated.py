@@ -81,8 +81,9 @@ def standing(keys: QueueKeys, task_id: str, answered: Answered) -> TaskId:
     was refused."""
     if answered.outcome == "refused":
         raise refusal(keys, answered)
-    name, queue = name_and_queue(answered.id or task_id, keys)
-    return TaskId.of(name, queue, answered.outcome)
+    if answered.id in ("", task_id):
+        return TaskId.of(task_id, keys.stream, answered.outcome)
+    return TaskId.of(*name_and_queue(answered.id, keys), answered.outcome)
 
 
 def refusal(keys: QueueKeys, answered: Answered) -> RedistqError:
@@ -97,11 +98,11 @@ def refusal(keys: QueueKeys, answered: Answered) -> RedistqError:
 
 
 def name_and_queue(ref: str, keys: QueueKeys) -> tuple[str, str]:
-    """Return the id and the queue of a task that was named over all priorities; one that is named
-    without is of the queue with these keys."""
+    """Return the id and the queue of a task that is named over all priorities (its ref: see
+    lua/README.md)."""
     mark, line, name = ref.partition("\n")
     if not line or not mark.startswith(PRIORITY_MARK):
-        return ref, keys.stream
+        return ref, without_priority(keys.stream)
     return name, without_priority(keys.stream) + mark
 
 

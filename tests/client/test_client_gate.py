@@ -89,6 +89,30 @@ def test_a_unique_call_joins_the_one_there_is(client: Client, tmp_path: Path) ->
         unique.map_batch(abs, [1])
 
 
+def test_who_joins_may_leave_again(url: str) -> None:
+    """Each future of a task is cancelled, whatever its priority; the last takes the task along."""
+    with Client(url) as client:
+        unique = client.options(unique="report", delay=60)
+        first = unique.options(priority="high").submit(str, 1)
+        until(lambda: state_of(first) == "delayed", "it is sent")
+        second = unique.submit(str, 1)
+        until(lambda: second.task_id == first.task_id, "it stands for the first")
+        assert second.queue is first.queue
+        assert not second.running()
+        client.shutdown(cancel_futures=True)
+        assert first.cancelled()
+        assert second.cancelled()
+
+
+def test_a_client_changes_limits(client: Client) -> None:
+    """As a producer does."""
+    client.limits.set("mine", at_most=1)
+    mine = client.limits.get("mine")
+    assert mine is not None
+    assert mine.at_most == 1
+    assert client.limits.delete("mine")
+
+
 def test_a_call_expires(client: Client, tmp_path: Path) -> None:
     """One that has not started by its deadline fails with words; a batch counts it."""
     wait_for_it, go = gate(tmp_path)

@@ -171,6 +171,13 @@ def test_a_unique_key_is_had_by_one_task(producer: TaskProducer, db: redis.Redis
     assert db.hget(f"task:tasks:{first}", "payload") == "4"
     (bulk,) = producer.add_tasks([{"type": "a", "payload": 5, "unique": "u"}])
     assert (bulk, getattr(bulk, "outcome", "")) == (first, "joined")
+    with TaskProducer(url=url, stream="tasks!high") as urgent:
+        joined = urgent.add_task("a", 5, unique="u")
+        assert (joined, joined.outcome, joined.queue) == (first, "joined", "tasks")
+        fast = urgent.add_task("a", 5, unique="fast")
+        assert urgent.add_task("a", 5, unique="fast").queue == "tasks!high"
+        joined = producer.add_task("a", 5, unique="fast")
+        assert (joined, joined.outcome, joined.queue) == (fast, "joined", "tasks!high")
     other = producer.add_task("a", 6, unique="other")
     with TaskWorker(url=url, task_handlers=HANDLERS):
         assert producer.get_result(other, 10) == 6
