@@ -156,8 +156,8 @@ def test_no_history_breaks_the_gate(servers_by_flavour, flavour: str) -> None:  
     run_state_machine_as_test(
         lambda: GateMachine(server),
         settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
+            max_examples=100,
+            stateful_step_count=50,
             deadline=None,
             derandomize=True,
             database=None,

@@ -41,7 +41,7 @@ CONSUMERS = ("a", "b")
 LIMIT_KEYS = ("a", "b", "t:1", "t:2")
 ORDER_KEYS = ("o1", "o2")
 GROUPS = ("g1", "g2", "g3")
-UNIQUE_KEYS = ("u1", "u2")
+UNIQUE_KEYS = ("u",)
 RULED = (*LIMIT_KEYS, "t:*", "group:g1", "o1")
 RULES = (
     "at_most=1",
@@ -55,7 +55,7 @@ RULES = (
     "at_most=1 excess=cancel_running",
     "at_most=1 on_failure=pause",
 )
-CONFLICTS = ("", "keep", "replace", "push 60000", "again")
+CONFLICTS = ("", "keep", "replace", "push 60000", "again", "again")
 NOT_STORED = ("joined", "replaced", "pushed")
 
 
@@ -482,7 +482,9 @@ class GateModel:
         command = self.world.lanes[lane].commands.resubmit_gated(f"call-{self.calls}", [row])
         reply = self.twice(lane, command)
         if reply:
-            demand("too heavy" in reply[0][1], f"the resubmission of {ref!r} was answered {reply}")
+            why = reply[0][1]
+            refused = why.startswith(("too heavy", "its unique key is taken"))
+            demand(refused, f"the resubmission of {ref!r} was answered {reply}")
             self.follow()
         else:
             self._again(ref)

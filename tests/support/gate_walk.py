@@ -52,8 +52,8 @@ class GateWalk:
             group=chance.choice(GROUPS) if self._maybe(0.25) else "",
             weight=chance.choice([1, 1, 3]),
             priority=chance.choice([-10, 5, 10]) if self._maybe(0.15) else 0,
-            unique=chance.choice(UNIQUE_KEYS) if self._maybe(0.2) else "",
-            scope=chance.choice(["s", "t", "d60000"]),
+            unique=chance.choice(UNIQUE_KEYS) if self._maybe(0.4) else "",
+            scope=chance.choice(["s", "s", "s", "t", "d60000"]),
             expires=chance.choice([FAR, "+1"]) if self._maybe(0.1) else "",
         )
 
@@ -67,7 +67,7 @@ class GateWalk:
             [gate] * (1 if gate.unique else chance.choice([1, 1, 2])),
             lane=chance.choice([0, 1, 1, 2]),
             parents=parents,
-            due=chance.choice(["", "", "", "+60000"]),
+            due=chance.choice(["", "+60000"] if gate.unique else ["", "", "", "+60000"]),
             conflict=chance.choice(CONFLICTS) if gate.unique else "",
             batch=self._maybe(0.4),
         )
