@@ -56,6 +56,7 @@ RULES = (
     "at_most=1 on_failure=pause",
 )
 CONFLICTS = ("", "keep", "replace", "push 60000", "again", "again")
+ASKED = "asked to end; its worker is gone"
 NOT_STORED = ("joined", "replaced", "pushed")
 
 
@@ -149,8 +150,11 @@ class GateModel:
         if state == "cancelled" and (ref in dropped or any(e.met is False for e in known.edges)):
             return
         reason = self.seen.tasks[ref].record.get("reason", "")
-        if state == "cancelled" and reason.startswith("dropped by limit "):
-            demand(reason.removeprefix("dropped by limit ") in known.gate.slots, reason)
+        for words in ("dropped by limit ", "made room for another under "):
+            if state == "cancelled" and reason.startswith(words):
+                demand(reason.removeprefix(words) in known.gate.slots, f"{ref!r} {reason}")
+                return
+        if state == "cancelled" and reason == ASKED:
             return
         if state == "expired" and known.gate.expires and not known.tried:
             return
@@ -349,8 +353,9 @@ class GateModel:
         )
         owns = self._owns(held)
         reply = self.twice(lane, self.world.lanes[lane].commands.retry(consumer, [row]))
-        demand(not owns or reply == [], f"an own retry was answered {reply}")
-        self.tasks[ref_of(lane, fields["id"])].tried |= owns
+        asked = reply == [[1, "asked to end"]]
+        demand(not owns or asked or reply == [], f"an own retry was answered {reply}")
+        self.tasks[ref_of(lane, fields["id"])].tried |= owns and not asked
         self._not_in_line(ref_of(lane, fields["id"]), delay_ms)
         self.follow()
 
@@ -369,7 +374,8 @@ class GateModel:
             consumer, grace_ms, [(entry, fields["id"], fields["name"])]
         )
         (word,) = self.twice(lane, command)
-        demand(word in ("parked", "dead"), f"{ref!r} is this worker's, and was {word}")
+        said = ("parked", "dead", [1, "asked to end"])
+        demand(word in said, f"{ref!r} is this worker's, and was {word}")
         self.follow({ref: "failed"} if word == "dead" else {})
 
     def release(self, pick: int) -> None:
@@ -391,10 +397,11 @@ class GateModel:
             if lane_of(ref)[0] == where and task.fields.get("consumer") == who
         }
         running = [t.fields["entry"] for t in tasks.values()] if started else []
+        asked = self.world.db.hkeys(f"wishes:{self.world.lanes[where].keys.stream}:{who}")
         worn = {
             ref: "failed"
             for ref, task in tasks.items()
-            if started and int(task.fields["recovered"]) >= 1
+            if started and int(task.fields["recovered"]) >= 1 and task.fields["entry"] not in asked
         }
         more, first = True, {}
         while more:
