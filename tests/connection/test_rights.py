@@ -232,6 +232,11 @@ def tour_of_calls(client: Client) -> None:
     assert client.map_batch(lambda n: 1 // n, [1, 0], name="tour", progress=False).wait(20)
     batch.cancel()
     batch.delete()
+    limited = client.options(limits="tour")
+    for _ in range(2):
+        batch = limited.map_batch(lambda n: 1 // n, [1, 0], name="limited", progress=False)
+        assert batch.wait(20)
+    batch.delete()
     with Client(client.address.url, signing_key=KEY) as other:
         other.options(delay=600).submit(abs, -1)
         other.close()
