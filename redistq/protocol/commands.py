@@ -9,11 +9,16 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from . import scripts
+from .answers import Answered as Answered
+from .answers import HeartbeatReply as HeartbeatReply
+from .answers import Promoted as Promoted
+from .answers import Recovered as Recovered
+from .answers import Refused as Refused
+from .answers import Watched as Watched
 from .keys import DEFAULT_GROUP, QueueKeys
 from .keys import SETTLED as SETTLED
 from .plain_commands import MAX_TASKS as MAX_TASKS
@@ -33,73 +38,6 @@ CANCELLED_TTL_MS = 86_400_000
 """How long the record of a cancelled task is kept: a day."""
 
 
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """How many tasks became ready, when the next one is due (None: nothing waits), server time.
-
-    ``broken`` are tasks that could not be moved, by id, with the error's words; they are due again
-    in some seconds.
-    """
-
-    moved: int
-    next_due_ms: int | None
-    now_ms: int
-    broken: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatReply:
-    """The server's time, the earliest deadline of any worker, and whether the queue is paused.
-
-    ``unregistered`` are the positions (from 1) of workers whose details the server does not have,
-    as after FLUSHDB or when they were taken for dead: they should register again. ``wishes`` are
-    entries that are to end: the worker's position (from 1), the entry, and one of WISHES. ``names``
-    are those of tasks that have a rule or are paused.
-    """
-
-    now_ms: int
-    earliest_deadline_ms: int
-    paused: bool
-    unregistered: tuple[int, ...] = ()
-    wishes: tuple[tuple[int, str, str], ...] = ()
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What one ``recover`` call did; ``more`` asks for another call for the same worker.
-
-    ``broken`` are entries that could not be moved, with the error's words; they are pending.
-    """
-
-    recovered: int
-    dead: int
-    more: bool
-    consumer: str
-    broken: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """How a task stands: its state, its record as raw fields, and its worker, or ''."""
-
-    state: str
-    record: dict[str, bytes]
-    consumer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What a script did not do of a call's items, by position from 0.
-
-    ``lost``: the lease was lost, or the id is known; the item is another worker's or done.
-    ``broken``: the item could not be written, with the error's words; nothing of it was.
-    """
-
-    lost: list[int]
-    broken: dict[int, str]
-
-
 FORCE = "force"
 PLACES = ("waiting", "delayed", "stream")
 """Where tasks are that have not ended, as ``find`` names it; in the stream are the ready ones."""
@@ -109,21 +47,6 @@ EXPIRED = "not started by its deadline"
 """Why a task has expired."""
 ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What became of one task of ``enqueue_gated`` that was not simply added, by position from 0.
-
-    ``outcome``: "known" (its id was, nothing was done), "refused" (it is not stored), or what
-    happened instead: "joined", "replaced", "pushed", "again", "dropped". ``id`` is that of the task
-    that stands, '' for a known one; ``words`` say why it was refused, or more.
-    """
-
-    position: int
-    outcome: str
-    id: str = ""
-    words: str = ""
 
 
 _PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
