@@ -354,7 +354,7 @@ def test_the_stop_button_ends_an_await(
     notebook = kernel(server.url)
     notebook.run(
         "import asyncio, time\nfrom redistq import Client\n"
-        "from redistq.client import futures\nclient = Client()"
+        "from redistq.client import awaiting\nclient = Client()"
     )
     notebook.run("future = client.submit(abs, -1)")
     waiting = notebook.send(f"print('go')\nawait {what}")
@@ -365,7 +365,7 @@ def test_the_stop_button_ends_an_await(
     said = notebook.output(waiting, 20)
     assert time.monotonic() - began < 5
     assert "Error" in said or "Interrupt" in said
-    waits = "[alarm.waits for alarm in futures._alarms.values()]"
+    waits = "[alarm.waits for alarm in awaiting._alarms.values()]"
     assert "([0], False)" in notebook.run(f"({waits}, future.cancelled())")
     notebook.run("client.start_workers(1)")
     assert "1" in notebook.run("await future")
