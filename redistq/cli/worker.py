@@ -89,6 +89,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--processes", type=int, default=1, help="worker processes (%(default)s)")
     p.add_argument("--threads", type=int, default=d.threads, help="threads a process (%(default)s)")
     p.add_argument(
+        "--low-share",
+        type=float,
+        default=d.low_share,
+        metavar="SHARE",
+        help="of the tasks read while a more urgent queue has work, the share of each less urgent "
+        "one, such as 0.1 (default: 0, the order is strict)",
+    )
+    p.add_argument(
         "--async-concurrency",
         type=int,
         default=d.async_concurrency,
@@ -231,6 +239,7 @@ def _settings(args: argparse.Namespace) -> WorkerSettings:
         delayed_key=args.delayed_key,
         threads=args.threads,
         async_concurrency=args.async_concurrency,
+        low_share=args.low_share,
         lease=args.lease,
         scheduler=not args.no_scheduler,
         max_recoveries=args.max_recoveries,

@@ -68,7 +68,7 @@ class Fetcher:
         self.held = held
         self._room = room
         self._prefetch = prefetch
-        self.reader = Reader(broker, queues, consumer, settings.home, room.wait)
+        self.reader = Reader(broker, queues, consumer, settings.home, room.wait, settings.low_share)
         self.loop: EventLoopRunner | None = None
         """What runs ``async def`` handlers, where there are any."""
         # Ready too, but a worker died while it ran them.

@@ -112,6 +112,10 @@ class Room:
         self._bell.clear()
 
 
+MOST_OWED = 100.0
+"""Tasks that a less urgent queue is owed, at most."""
+
+
 class Reader:
     """Reads new tasks for one consumer, and those whose delivery was lost.
 
@@ -126,9 +130,13 @@ class Reader:
         consumer: str,
         home: str,
         wait: Callable[[float], None],
+        low_share: float = 0.0,
     ) -> None:
         self._broker = broker
         self._queues = queues
+        self._low_share = low_share
+        self._owed = dict.fromkeys(queues, 0.0)
+        """How many tasks of each queue are to be read before more urgent ones."""
         self._consumer = consumer
         self._wait = wait
         self._by_stream = {queue.commands.keys.stream.encode(): queue for queue in queues}
@@ -139,7 +147,8 @@ class Reader:
     def read(self, connection: Connection, room: int, block_ms: int) -> list[Delivery]:
         """Return new tasks, at most about ``room``; waits when there are none.
 
-        The most urgent of several queues is asked first, and all together only to sleep: COUNT is
+        The most urgent of several queues is asked first (but for what ``low_share`` owes others),
+        and all together only to sleep: COUNT is
         a stream's, so one question to all of them would take as much of the least urgent.
         """
         queues = [queue for queue in self._queues if not queue.paused]
@@ -156,17 +165,35 @@ class Reader:
             command = queues[0].commands.fetch(self._consumer, room, block_ms)
             return connection.ask(command, self._tasks)
         tasks: list[Delivery] = []
+        for queue in [q for q in queues if self._owed[q] >= 1]:
+            owed = min(int(self._owed[queue]), room - len(tasks))
+            found = self._new(connection, queue, owed) if owed > 0 else []
+            tasks.extend(found)
+            self._owed[queue] = self._owed[queue] - owed if len(found) >= owed else 0.0
         for queue in queues:
-            left = room - len(tasks)
-            asked = self._passing[queue].ask(left) if self._passing else left
-            command = queue.commands.fetch(self._consumer, asked, None)
-            page = connection.ask(command, self._tasks)
-            tasks.extend(self._leave_foreign(page, queue) if self._passing else page)
             if len(tasks) >= room:
-                return tasks
+                break
+            tasks.extend(self._new(connection, queue, room - len(tasks)))
+        if self._low_share:
+            self._owe(queues, tasks)
         if tasks or not queues:
             return tasks
         return self._sleep(connection, queues, block_ms)
+
+    def _new(self, connection: Connection, queue: WorkerQueue, count: int) -> list[Delivery]:
+        """Return what there is in one queue now, at most about so many."""
+        asked = self._passing[queue].ask(count) if self._passing else count
+        page = connection.ask(queue.commands.fetch(self._consumer, asked, None), self._tasks)
+        return self._leave_foreign(page, queue) if self._passing else page
+
+    def _owe(self, queues: list[WorkerQueue], tasks: list[Delivery]) -> None:
+        """Count what less urgent queues are owed for the tasks that were read of more urgent
+        ones; no more than MOST_OWED, so that none comes back with a claim of hours."""
+        more_urgent = 0
+        for queue in queues:
+            owed = self._owed[queue] + more_urgent * self._low_share
+            self._owed[queue] = min(owed, MOST_OWED)
+            more_urgent += sum(1 for task in tasks if task[2] is queue)
 
     def _sleep(
         self, connection: Connection, queues: list[WorkerQueue], block_ms: int

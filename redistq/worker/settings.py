@@ -14,11 +14,13 @@ from ..errors import ConfigurationError
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.commands import Commands
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
-from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, unknown_option
+from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, shown, unknown_option
 from ..slots import MOST as MOST_LENT
 
 MAX_BYTES = 2**31
 """Most bytes of a result that a worker can allow."""
+MOST_SHARE = 0.5
+"""Largest share of a less urgent queue."""
 MAX_EVENTS = 1_000_000_000
 """Most events of a history that a worker can keep."""
 
@@ -45,6 +47,9 @@ class WorkerSettings:
     dead_ttl: float = 30 * 86_400.0
     allow_pickle: bool = False
     signing_key: str | None = field(default=None, repr=False)
+    low_share: float = 0.0
+    """For each task that it reads of a queue, so many are read of each less urgent one that has
+    some: 0 none, 0.1 one for ten, 0.5 at most."""
     home: str = ""
     """The home whose function calls it runs (see homes.py); empty: everybody's."""
 
@@ -66,6 +71,12 @@ class WorkerSettings:
             put(self, name, count(name, getattr(self, name), least=least, most=most))
         for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
             put(self, name, seconds(name, getattr(self, name)))
+        share = self.low_share
+        if not (isinstance(share, int | float) and 0 <= share <= MOST_SHARE):
+            raise ConfigurationError(
+                f"low_share is a number from 0 (none) to {MOST_SHARE}, how many tasks of each less "
+                f"urgent queue are read for one of a more urgent queue, not {shown(share)}"
+            )
         if self.lease < 1:
             raise ConfigurationError(
                 f"lease is at least 1 second, not {self.lease:g}: a worker that beats later than "

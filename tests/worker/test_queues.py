@@ -43,6 +43,39 @@ def test_the_most_urgent_queue_is_served_first(url: str) -> None:
         producer.close()
 
 
+def test_less_urgent_queues_keep_their_share(url: str) -> None:
+    """While three hundred urgent ones run, a tenth for each of the others: all of theirs, nearly;
+    without a share none."""
+    urgent: dict[float, int] = {}
+    for share in (0.0, 0.1):
+        order: list[str] = []
+
+        def note(payload: str, order: list[str] = order) -> None:
+            order.append(payload)
+            time.sleep(0.002)
+
+        queues = [f"{queue}-{share * 10:.0f}" for queue in ("a", "b", "c")]
+        producers = [TaskProducer(url=url, stream=queue) for queue in queues]
+        producers[0].add_tasks([("note", "urgent")] * 300)
+        for producer in producers[1:]:
+            producer.add_tasks([("note", "other")] * 20)
+        with TaskWorker(
+            url=url,
+            queues=queues,
+            task_handlers={"note": note},
+            thread_count=1,
+            lease=2,
+            low_share=share,
+        ):
+            until(lambda order=order: len(order) == 340, "all tasks have run", 30)
+        last = len(order) - 1 - order[::-1].index("urgent")
+        urgent[share] = order[:last].count("other")
+        for producer in producers:
+            producer.close()
+    assert urgent[0.0] == 0
+    assert 20 <= urgent[0.1] <= 40
+
+
 def test_an_idle_worker_hears_of_every_queue_at_once(url: str) -> None:
     """A worker that sleeps on all its queues wakes for a task in the least urgent of them."""
     with TaskWorker(url=url, queues=QUEUES, task_handlers={"echo": lambda p: p}, lease=2):
