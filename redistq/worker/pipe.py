@@ -37,6 +37,9 @@ class Report:
     """Names of tasks that have rules: the place of their queue, and all of them."""
 
 
+_FIELDS = frozenset(Report.__dataclass_fields__)
+
+
 class Child(Helper):
     """A process that this one started: ``introduce`` it, ``hear`` its reports, ``stop`` it."""
 
@@ -57,7 +60,9 @@ class Child(Helper):
     def hear(self, timeout: float | None = None) -> Report | None:
         """Return what it reports next; None when there is no more, or nothing for ``timeout`` s."""
         said = self.report(timeout)
-        return None if said is None else Report(**said)
+        if said is None:
+            return None
+        return Report(**{name: said[name] for name in said if name in _FIELDS})
 
 
 class Parent:
@@ -136,4 +141,5 @@ class Parent:
         return self._report(Report(names=(place, list(names))), pressing=False)
 
     def _report(self, report: Report, pressing: bool = True) -> bool:
-        return self._starter.report(asdict(report), pressing)
+        # Nothing of what is not so: a starter of an earlier release knows fewer fields.
+        return self._starter.report({k: v for k, v in asdict(report).items() if v}, pressing)
