@@ -282,8 +282,11 @@ class GateModel:
                 dropped.append(ref)
             in_line = not (edges or due or gate.priority) and word != "again"
             self.tasks[ref] = Known(gate, copy.deepcopy(list(edges)), in_line=in_line)
-            for known in self.tasks.values() if word == "again" else ():
-                known.shared |= known.gate.unique == gate.unique and known is not self.tasks[ref]
+            if word == "again":
+                value = self.seen.unique[gate.unique]
+                holder = value.partition(" ")[2] if value[0] == "d" else value[1:]
+                self.tasks[holder].shared = True
+                self.tasks[ref].edges.append(Edge("e", holder))
         self.follow(dropped=dropped)
 
     def _stands(self, ref: str, gate: Gate, said: Sequence[Any]) -> None:
