@@ -216,7 +216,7 @@ local function add_child(child)
   if happened == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
     local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0' }
     if whole(wait, task.id, made, 'parents', '') then
-      redis.pcall('HDEL', TASK .. task.id, 'entry')
+      redis.pcall('DEL', TASK .. task.id)
     else
       later('end', ref_of(task.id), 'cancelled\n' .. words)
     end

@@ -22,7 +22,13 @@ from redistq.protocol import scripts
 from redistq.protocol.commands import Command
 
 MINUTE = 60_000
-AT_START = {("settle", "HGET"), ("settle", "HSETNX"), ("settle", "PTTL"), ("settle_failed", "PTTL")}
+AT_START = {
+    ("settle", "ZADD"),
+    ("settle", "HGET"),
+    ("settle", "HSETNX"),
+    ("settle", "PTTL"),
+    ("settle_failed", "PTTL"),
+}
 """Without these rights no worker starts (see rights.lua): the children of its tasks would be lost,
 or a result that has still to be read."""
 A = Gate({"a": 1})
