@@ -478,5 +478,5 @@ SCENES: list[Scene] = [
     *LIMITS,
     *(policies, chained, fan, late, then_delayed, results_stay, over_lanes, limits_after),
     *(batch_ends, told, spawned, unique, until_started, for_a_time, replaced, pushed, once_more),
-    *(expired, started_in_time, cancelled, again, full_server),
+    *(expired, started_in_time, cancelled, again, full_server, doomed, graph_again, not_again),
 ]
