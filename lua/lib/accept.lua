@@ -65,7 +65,10 @@ end
 -- put_in(holder, payload): a task that has not started has another payload from now on.
 local function put_in(holder, payload)
   local record = TASK .. holder.id
-  if holder.stands ~= 'queued' then return redis.call('HSET', record, 'payload', payload) end
+  if holder.stands ~= 'queued' then
+    undoing('HSET', record, 'payload', redis.call('HGET', record, 'payload') or '')
+    return redis.call('HSET', record, 'payload', payload)
+  end
   local task = read(holder.entry)
   if not sound(task) or task.payload == payload then return end
   local entry = add(holder.id, task.name, payload, task.attempt, task.recovered, task.opts)

@@ -158,6 +158,14 @@ local function keys(prefix, cursor)
   end
   if page[1] ~= '0' then later('keys', prefix, page[1]) end
 end
+-- late(ref): a task that still waits at its deadline has ended.
+local function late(ref)
+  local lane, id = split(ref)
+  go_to(lane)
+  local task = waiting_task(id)
+  local expires = task and terms(task.gate).expires
+  if expires and expires < NOW then ended_unstarted(id, task, 'expired', 'not started by its deadline') end
+end
 -- one(kind, what, detail): follows up one thing; raises what fails.
 local function one(kind, what, detail)
   if kind == 'more' then return more(what) end
@@ -165,6 +173,7 @@ local function one(kind, what, detail)
   if kind == 'free' then return free_key(what, tonumber(string.match(detail, '^%-?%d+'))) end
   if kind == 'after' then return after(what, detail) end
   if kind == 'read' then return done_reading(what) end
+  if kind == 'late' then return late(what) end
   if kind == 'close' then
     local lane, id = split(what)
     go_to(lane)

@@ -76,6 +76,8 @@ local function wait(id, task, reason, under)
       'recovered', task.recovered, 'opts', task.opts)
     redis.call('ZADD', WAITING, task.since_ms, ref)
     undoing('ZREM', WAITING, ref)
+    local expires = (task.terms or terms(task.gate or '')).expires
+    if expires and expires >= NOW then timer(expires + 1, cjson.encode({ 'late', ref, '' })) end
   else
     redis.call('HSET', record, 'reason', reason, 'under', under)
   end
@@ -116,7 +118,8 @@ local function enter(id, task, under)
       local reason, at = obstacle(term, term.key == under or in_front(term, task, asked.priority))
       if reason then
         local excess = standing(term).rule.excess
-        if reason ~= 'paused' and term.key ~= under and (excess == 'drop' or excess == 'cancel_new') then
+        local drops = excess == 'drop' or excess == 'cancel_new'
+        if drops and reason ~= 'paused' and term.key ~= under and task.attempt == '1' then -- not one that is tried again
           if not task.waits then wait(id, task, reason, '') end
           later('end', ref_of(id), 'cancelled\ndropped by limit ' .. term.key)
           return nil

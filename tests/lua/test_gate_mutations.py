@@ -44,7 +44,7 @@ MUTANTS = [
         "return not first or (term.order",
         "return false and (term.order",
     ),
-    Mutant("dropped, and waits", "(excess == 'drop' or excess == 'cancel_new')", "false"),
+    Mutant("dropped, and waits", "excess == 'drop' or excess == 'cancel_new'", "false"),
     Mutant("a limit changes, and nobody is asked", "later('more', KEY)", "", ("limit",)),
     Mutant(
         "a pattern changes, and nobody is asked",

@@ -317,6 +317,24 @@ def expired(world: GateWorld) -> None:
     holds(world)
 
 
+def expired_where_nothing_moves(world: GateWorld) -> None:
+    """A deadline is kept under a paused key, and while parents run: what waits there ends."""
+    world.limit("a", paused="1")
+    world.add("p")
+    world.add("1", gate=Gate({"a": 1}, expires="+40"))
+    world.add("child", after=[edge("p")], gate=Gate(expires="+40"))
+    world.add("kept", gate=Gate({"a": 1}, expires="+600000"))
+    waits(world, "1", "paused", "a")
+    until = world.normal.now_ms() + 60
+    while world.normal.now_ms() < until:
+        pass
+    world.promote()
+    for id in ("1", "child"):
+        ended(world, id, "expired", "not started by its deadline")
+    waits(world, "kept", "paused", "a")
+    holds(world)
+
+
 def started_in_time(world: GateWorld) -> None:
     """What has started by its deadline is tried again after it."""
     world.add("1", gate=Gate({"a": 1}, unique="u", expires="+40"))
@@ -478,5 +496,15 @@ SCENES: list[Scene] = [
     *LIMITS,
     *(policies, chained, fan, late, then_delayed, results_stay, over_lanes, limits_after),
     *(batch_ends, told, spawned, unique, until_started, for_a_time, replaced, pushed, once_more),
-    *(expired, started_in_time, cancelled, again, full_server, doomed, graph_again, not_again),
+    *(
+        expired,
+        expired_where_nothing_moves,
+        started_in_time,
+        cancelled,
+        again,
+        full_server,
+        doomed,
+        graph_again,
+        not_again,
+    ),
 ]

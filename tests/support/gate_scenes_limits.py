@@ -289,6 +289,13 @@ def excess(world: GateWorld) -> None:
         holds(world)
         end(world, f"{word}-1")
     demand(world.normal.counters().get("cancelled") == 2, f"counted: {world.normal.counters()}")
+    world.add("again", gate=Gate({"a": 1}))
+    world.normal.retry("w", attempt_ended(read_one(world, "again"), "again", delay_ms=MINUTE))
+    world.add("new", gate=Gate({"a": 1}))
+    world.pass_time()
+    world.promote()
+    waits(world, "again", "limit", "a")  # it was accepted once
+    holds(world)
 
 
 # -- order ---------------------------------------------------------------------------------------
