@@ -250,7 +250,11 @@ def edges_of(after: Any, stream: str) -> list[str]:
 
 
 def _stands_for_one(parent: Any) -> bool:
-    return hasattr(parent, "task_id") or (hasattr(parent, "id") and hasattr(parent, "queue"))
+    return _is_task(parent) or (hasattr(parent, "id") and hasattr(parent, "queue"))
+
+
+def _is_task(parent: Any) -> bool:
+    return isinstance(getattr(parent, "task_id", None), str)  # a graph has a method of this name
 
 
 def _name_of(parent: Any, stream: str) -> str:
@@ -263,7 +267,7 @@ def _name_of(parent: Any, stream: str) -> str:
         raise _no_parent(parent)
     queue = getattr(parent, "queue", stream)
     queue = queue if isinstance(queue, str) else queue.keys.stream
-    if hasattr(parent, "task_id"):
+    if _is_task(parent):
         return "t" + _in_lane(parent.task_id, queue, stream)
     return "b" + _in_lane(parent.id, queue, stream)
 

@@ -186,6 +186,17 @@ def test_a_task_outside_may_be_before_or_after(producer: TaskProducer) -> None:
     assert producer.get_result(after, 10) == [5, 5]
 
 
+def test_a_graph_may_be_before_a_task(producer: TaskProducer) -> None:
+    """As a parent a graph is a batch: what is after it runs when all of it has succeeded."""
+    with producer.graph("before") as graph:
+        for number in range(3):
+            graph.add("number", number)
+    after = producer.add_task("number", 7, after=graph)
+    assert producer.get_result(after, 10) == 7
+    assert producer.get_task(after).state == "succeeded"
+    assert graph.counts()["succeeded"] == 3
+
+
 def test_errors_come_where_a_task_is_added(producer: TaskProducer) -> None:
     """Before anything is sent."""
     with producer.graph("errors") as graph:

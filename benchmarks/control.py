@@ -1,0 +1,497 @@
+"""Figures of what may run, and when: limits, graphs, chords; each beside what limits it.
+
+Usage: python benchmarks/control.py [--only NAME ...] [--json FILE] [--quick]
+
+It starts servers of its own (nothing on disk), runs one scenario after another and prints a table.
+What is compared is measured in turns, several times. Server time is the CPU time of the server's
+main thread, as it tells of itself: other programs change that less than time by the clock.
+The graph is also run by dask.distributed and by Celery's canvas where they are installed:
+pip install 'dask[distributed]' 'celery[redis]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import logging
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE / "peers")]
+
+import redis
+from support.servers import Server
+
+from redistq import Client, TaskProducer, TaskWorker
+
+ROWS: list[dict[str, Any]] = []
+KEY = "for benchmarks only"
+
+
+def row(name: str, value: float, unit: str, most: float | None = None, note: str = "") -> None:
+    """One line of the table, printed as soon as it is known; a target below 0 is the least."""
+    met = None if most is None else value <= most if most >= 0 else value >= -most
+    target = "" if most is None else f"{'<=' if most >= 0 else '>='} {abs(most):,g}"
+    ROWS.append(
+        {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
+    )
+    mark = {True: "ok  ", False: "MISS", None: "    "}[met]
+    print(f"{mark} {name:<52} {value:>11,.2f} {unit:<8} {target:<10} {note}", flush=True)
+
+
+def noop(payload: Any) -> Any:
+    """The task whose cost is the queue's own."""
+    return payload
+
+
+def stamp(_: Any) -> list[float]:
+    """Two milliseconds of work; when they began and ended (one clock for all processes)."""
+    began = time.monotonic()
+    time.sleep(0.002)
+    return [began, time.monotonic()]
+
+
+def begun(_: Any) -> float:
+    """When it began, by the clock that the server on this machine goes by, in ms."""
+    return time.time() * 1000
+
+
+def length(results: list[Any]) -> tuple[int, float]:
+    """How many results a function was called with, and when."""
+    return len(results), time.time() * 1000
+
+
+HANDLERS = {"noop": noop, "stamp": stamp, "begun": begun}
+
+
+def spread(values: list[float]) -> str:
+    """What stands beside a median."""
+    return f"{min(values):,.2f} to {max(values):,.2f}"
+
+
+class Bench:
+    """A server, and what the scenarios ask of it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.db = redis.Redis.from_url(server.unix_url, protocol=2, socket_timeout=60)
+        self._queues = 0
+
+    def queue(self) -> str:
+        """The name of a new queue, on an empty server."""
+        self.db.flushdb()
+        self._queues += 1
+        return f"control{self._queues}"
+
+    def cpu(self) -> float:
+        """Microseconds of CPU that the server's main thread has used."""
+        info: dict[str, Any] = self.db.info("cpu")
+        return 1e6 * (info["used_cpu_user_main_thread"] + info["used_cpu_sys_main_thread"])
+
+    def succeeded(self, queue: str) -> int:
+        """How many tasks of a queue have succeeded."""
+        return int(self.db.hget(f"counters:{queue}", "succeeded") or 0)
+
+    def until(self, queue: str, count: int, every: float = 0.02, timeout: float = 300.0) -> None:
+        """Wait until so many tasks have succeeded; every look costs the server next to nothing."""
+        deadline = time.monotonic() + timeout
+        while self.succeeded(queue) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.succeeded(queue):,} of {count:,} tasks succeeded")
+            time.sleep(every)
+
+    @contextlib.contextmanager
+    def working(self, queue: str, **options: Any) -> Iterator[TaskProducer]:
+        """A producer, and a worker that is warm."""
+        options = {"processes": 1, "thread_count": 4, **options}
+        with (
+            TaskProducer(url=self.server.unix_url, stream=queue, timeout=60) as producer,
+            TaskWorker(url=self.server.unix_url, stream=queue, task_handlers=HANDLERS, **options),
+        ):
+            producer.add_tasks([("noop", k) for k in range(200)])
+            self.until(queue, 200)
+            yield producer
+
+    def drained(self, items: list[Any], rules: dict[str, dict[str, Any]]) -> tuple[float, float]:
+        """Server time a task of adding all while the worker is paused, and of draining them."""
+        queue, count = self.queue(), len(items)
+        with self.working(queue) as producer:
+            for key, rule in rules.items():
+                producer.limits.set(key, **rule)
+            producer.pause()
+            time.sleep(0.3)  # the worker hears of it
+            before = self.cpu()
+            producer.add_tasks(items)
+            between = self.cpu()
+            producer.resume()
+            self.until(queue, 200 + count)
+            return (between - before) / count, (self.cpu() - between) / count
+
+
+# -- scenarios -----------------------------------------------------------------------------------
+
+
+def costs(bench: Bench, count: int, rounds: int) -> None:
+    """Bulk add and drain: plain, under a key with room, under a key for which nearly all wait."""
+    plain = [{"type": "noop", "payload": k} for k in range(count)]
+    keyed = [{**item, "limits": "api"} for item in plain]
+    kinds: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "plain": (plain, {}),
+        "one key, room": (keyed, {"api": {"at_most": 1_000_000}}),
+        "one key, waited (at_most=10)": (keyed, {"api": {"at_most": 10}}),
+    }
+    taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, (items, rules) in kinds.items():
+            taken[kind].append(bench.drained(items, rules))
+    for kind, most in zip(kinds, (None, 8.0, 25.0), strict=True):
+        both = [sum(pair) for pair in taken[kind]]
+        add, drain = (statistics.median(part) for part in zip(*taken[kind], strict=True))
+        row(f"server time: {kind}", statistics.median(both), "us/task", None, spread(both))
+        print(f"{'':5}of that adding {add:.2f}, draining {drain:.2f}")
+        if most is not None:
+            more = [sum(a) - sum(b) for a, b in zip(taken[kind], taken["plain"], strict=True)]
+            row("   more than plain", statistics.median(more), "us/task", most, spread(more))
+
+
+def lone(bench: Bench, count: int, rounds: int) -> None:
+    """Two tasks at a time, both results waited for: calls of one task, for information."""
+    kinds: dict[str, int | None] = {"plain": None, "one key, room": 10, "one key, one waited": 1}
+    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, most in kinds.items():
+            with bench.working(bench.queue()) as producer:
+                options: Any = {}
+                if most is not None:
+                    producer.limits.set("api", at_most=most)
+                    options = {"limits": "api"}
+                before = bench.cpu()
+                for k in range(count):
+                    pair = [producer.add_task("noop", k, **options) for _ in range(2)]
+                    for task_id in reversed(pair):
+                        producer.get_result(task_id, timeout=30)
+                taken[kind].append((bench.cpu() - before) / count)
+    for kind, values in taken.items():
+        more = statistics.median(values) - statistics.median(taken["plain"])
+        note = spread(values) + ("" if kind == "plain" else f"; {more:+.2f} beside plain")
+        row(
+            f"two lone tasks, server time: {kind}", statistics.median(values), "us/pair", None, note
+        )
+
+
+def hand_over(bench: Bench, count: int, rounds: int) -> None:
+    """The time between one handler's end and the next one's start, where one may run at a time."""
+    gaps: dict[str, list[float]] = {"key": [], "plain": []}
+    for _ in range(rounds):
+        for kind, threads in (("key", 2), ("plain", 1)):
+            with bench.working(bench.queue(), thread_count=threads) as producer:
+                producer.limits.set("api", at_most=1)
+                options: Any = {"limits": "api"} if kind == "key" else {}
+                ids = producer.add_tasks(
+                    {"type": "stamp", "payload": k, **options} for k in range(count)
+                )
+                spans = sorted(producer.get_result(task_id, timeout=60) for task_id in ids)
+            for (_, end), (start, _) in itertools.pairwise(spans):
+                gaps[kind].append((start - end) * 1000)
+    for values in gaps.values():
+        values.sort()
+    assert gaps["key"][0] >= 0, "two ran at once"
+
+    def told(values: list[float]) -> str:
+        return f"p95 {values[len(values) * 95 // 100]:.3f}, least {values[0]:.3f}"
+
+    middle = {kind: values[len(values) // 2] for kind, values in gaps.items()}
+    row("a freed slot to the next start, p50, 2 threads", middle["key"], "ms", 1, told(gaps["key"]))
+    row("   without a key, one thread", middle["plain"], "ms", None, told(gaps["plain"]))
+
+
+def rate(bench: Bench, seconds: float, window: float) -> None:
+    """1,000 starts a second, four processes, a backlog at any time: starts in any window."""
+    queue = bench.queue()
+    count = int((seconds + 2) * 1000)
+    with bench.working(queue, processes=4, thread_count=2) as producer:
+        producer.limits.set("api", rate=1000, per=1.0)
+        before = bench.cpu()
+        producer.add_tasks({"type": "begun", "limits": "api"} for _ in range(count + 1000))
+        bench.until(queue, 200 + count, every=0.1)
+        used = (bench.cpu() - before) / count
+        producer.pause()
+        ids = [fields[b"id"].decode() for _, fields in bench.db.xrange(f"history:{queue}")]
+        starts: list[float] = []
+        for at in range(0, len(ids), 1000):
+            with bench.db.pipeline(transaction=False) as pipe:
+                for task_id in ids[at : at + 1000]:
+                    pipe.hget(f"task:{queue}:{task_id}", "result")
+                found = [json.loads(value) for value in pipe.execute() if value]
+                starts += [value for value in found if value > 1e9]
+    starts.sort()
+    span = window * 1000
+    counts = []
+    at = starts[0] + 200
+    while at + span <= starts[-1]:
+        counts.append(bisect_left(starts, at + span) - bisect_left(starts, at))
+        at += 50
+    worst = max(counts, key=lambda n: abs(n - span))
+    off = abs(worst - span) / span * 100
+    note = (
+        f"{min(counts):,} to {max(counts):,} starts in windows of {window:g} s; {used:.1f} us/task"
+    )
+    row("rate of 1,000/s, four processes: off by", off, "%", 1, note)
+
+
+def flat(bench: Bench, count: int, rounds: int) -> None:
+    """Many keys and groups beside few: server time a task, adding and draining."""
+
+    def keys(number: int, slots: int) -> tuple[list[Any], dict[str, Any]]:
+        items = [
+            {"type": "noop", "payload": k, "limits": f"key:{k % number}"} for k in range(count)
+        ]
+        return items, {"key:*": {"at_most": slots}}
+
+    def groups(number: int) -> tuple[list[Any], dict[str, Any]]:
+        return [{"type": "noop", "payload": k, "group": f"g{k % number}"} for k in range(count)], {}
+
+    half = count // 2  # so many find room at first, whatever the number of keys
+    pairs = {
+        "keys with room": (keys(10, 1_000_000), keys(10_000, 1_000_000), "10 keys", "10,000"),
+        "keys, half wait": (keys(10, half // 10), keys(half, 1), "10 keys", f"{half:,}"),
+        "groups": (groups(10), groups(1_000), "10 groups", "1,000"),
+    }
+    for name, (few, many, less, more) in pairs.items():
+        taken: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for values, (items, rules) in zip(taken, (few, many), strict=True):
+                values.append(sum(bench.drained(items, rules)))
+        few_us, many_us = (statistics.median(values) for values in taken)
+        ratio = statistics.median(b / a for a, b in zip(*taken, strict=True))
+        note = f"{many_us:.2f} us a task against {few_us:.2f}"
+        row(f"{name}: {more} / {less}", ratio, "ratio", 1.15, note)
+
+
+def chord(bench: Bench, count: int, rounds: int) -> None:
+    """A task after a graph of many: from the last one's end to its start, by the server's clock."""
+    gaps = []
+    for number in range(rounds):
+        queue = bench.queue()
+        with bench.working(queue, processes=2) as producer:
+            with producer.graph(f"many{number}") as graph:
+                for k in range(count):
+                    graph.add("noop", k)
+            callback = producer.add_task("begun", after=graph)
+            started = producer.get_result(callback, timeout=300)
+            ends = [
+                int(entry.split(b"-")[0])
+                for entry, fields in bench.db.xrevrange(f"history:{queue}", count=20)
+                if fields[b"id"].decode() != callback
+            ]
+            gaps.append(started - max(ends))
+    middle = statistics.median(gaps)
+    row(f"chord over {count:,}: last end to callback", middle, "ms", 50, spread(gaps))
+
+
+def chord_of_calls(bench: Bench, count: int) -> None:
+    """The same of functions: the worker reads all results before it calls the callback."""
+    queue = bench.queue()
+    with Client(bench.server.unix_url, queue=queue, signing_key=KEY) as client:
+        client.start_workers(2)
+        client.submit(noop, 0).result()
+        batch = client.map_batch(noop, range(count), progress=False)
+        found, started = batch.then(length).result(timeout=300)
+        assert found == count
+        ends = [int(entry.split(b"-")[0]) for entry, _ in bench.db.xrevrange(f"history:{queue}")]
+    gap = started - ends[1]
+    row(f"   of calls, all {count:,} results read", gap, "ms", None, "one run")
+
+
+# -- graphs --------------------------------------------------------------------------------------
+
+
+def parents_of(width: int, depth: int) -> list[list[int]]:
+    """For each node the two of the layer before that it runs after, by position."""
+    chosen = random.Random(1)
+    return [
+        [(layer - 1) * width + k for k in chosen.sample(range(width), 2)] if layer else []
+        for layer in range(depth)
+        for _ in range(width)
+    ]
+
+
+Contestant = Callable[[list[list[int]]], None]
+
+
+@contextlib.contextmanager
+def named_tasks(bench: Bench) -> Iterator[Contestant]:
+    """producer.graph: no-op named tasks."""
+    with bench.working(bench.queue(), processes=2) as producer:
+
+        def run(nodes: list[list[int]]) -> None:
+            with producer.graph(f"graph{time.monotonic_ns()}") as graph:
+                ids: list[str] = []
+                for before in nodes:
+                    after = [ids[k] for k in before] or None
+                    ids.append(graph.add("noop", None, after=after))
+            graph.wait(timeout=300)
+            assert graph.counts()["succeeded"] == len(nodes)
+
+        yield run
+
+
+def first(*_: Any) -> int:
+    """A node of a graph of calls."""
+    return 0
+
+
+@contextlib.contextmanager
+def function_calls(bench: Bench) -> Iterator[Contestant]:
+    """client.graph: functions that take each other's results."""
+    with Client(bench.server.unix_url, queue=bench.queue(), signing_key=KEY) as client:
+        client.start_workers(2)
+        client.submit(first).result()
+
+        def run(nodes: list[list[int]]) -> None:
+            with client.graph(f"graph{time.monotonic_ns()}") as graph:
+                made: list[Any] = []
+                for before in nodes:
+                    made.append(graph.submit(first, *(made[k] for k in before)))
+            graph.wait(timeout=300)
+            assert graph.counts()["succeeded"] == len(nodes)
+
+        yield run
+
+
+@contextlib.contextmanager
+def dask_graph() -> Iterator[Contestant]:
+    """dask.distributed: the graph as a dict, its quickest way; the last layer is asked for."""
+    from distributed import Client as DaskClient
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        DaskClient(cluster) as client,
+    ):
+
+        def run(nodes: list[list[int]]) -> None:
+            mark = time.monotonic_ns()
+            tasks = {
+                f"n{mark}-{k}": (first, *(f"n{mark}-{parent}" for parent in before))
+                for k, before in enumerate(nodes)
+            }
+            last = list(tasks)[-100:]
+            assert client.get(tasks, last) == [0] * len(last)
+
+        yield run
+
+
+@contextlib.contextmanager
+def celery_canvas(nodes: list[list[int]], width: int) -> Iterator[Contestant]:
+    """Celery: a chain of groups. It has no edges from node to node: each layer is after all of the
+    layer before. On a server of its own."""
+    import importlib.util
+
+    if importlib.util.find_spec("celery") is None:
+        raise ImportError("celery")
+    with Server() as server:
+        os.environ["CANVAS_URL"] = server.url
+        import canvas_celery
+
+        command = [sys.executable, "-m", "celery", "-A", "canvas_celery", "worker"]
+        command += ["--pool", "prefork", "--concurrency", "2", "--loglevel", "ERROR"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        worker = subprocess.Popen(command, cwd=HERE / "peers", **quiet)  # type: ignore[call-overload]
+        try:
+            canvas_celery.noop.delay().get(timeout=60)
+
+            def run(nodes: list[list[int]]) -> None:
+                depth = len(nodes) // width
+                canvas_celery.layers(width, depth).delay().get(timeout=120)
+
+            yield run
+        finally:
+            worker.terminate()
+            try:
+                worker.wait(10)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+
+def graphs(bench: Bench, width: int, depth: int, rounds: int) -> None:
+    """No-op nodes, each after two of the layer before: nodes a second from the first line that
+    writes the graph to its end."""
+    nodes = parents_of(width, depth)
+    ways: dict[str, tuple[Callable[[], Any], list[list[int]]]] = {
+        "producer.graph": (lambda: named_tasks(bench), nodes),
+        "client.graph": (lambda: function_calls(bench), nodes),
+        "dask.distributed": (dask_graph, nodes),
+        "Celery canvas": (lambda: celery_canvas(nodes, width), nodes[: 3 * width]),
+    }
+    taken: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, (start, given) in ways.items():
+            try:
+                with start() as run:
+                    run(given[:width])  # warm
+                    began = time.perf_counter()
+                    run(given)
+                    taken.setdefault(name, []).append(len(given) / (time.perf_counter() - began))
+            except ImportError as error:
+                print(f"     {name}: {error.name or error} is not installed", flush=True)
+    for name, rates in taken.items():
+        ours = name.endswith(".graph")
+        row(
+            f"graph of {len(ways[name][1]):,} nodes: {name}",
+            statistics.median(rates),
+            "nodes/s",
+            -15_000 if ours else None,
+            f"{min(rates):,.0f} to {max(rates):,.0f}",
+        )
+
+
+def main() -> None:
+    """Run the scenarios that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="names of scenarios")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    args = parser.parse_args()
+    logging.getLogger("redistq").setLevel(logging.ERROR)  # that these servers keep nothing
+    scale, rounds = (10, 2) if args.quick else (1, 5)
+    with Server() as server:
+        bench = Bench(server)
+        print(
+            f"valkey {server.version}, Python {platform.python_version()}, redis-py "
+            f"{redis.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+        )
+        scenarios: dict[str, Callable[[], None]] = {
+            "costs": lambda: costs(bench, 40_000 // scale, rounds),
+            "lone": lambda: lone(bench, 2_000 // scale, rounds),
+            "hand-over": lambda: hand_over(bench, 500 // scale, rounds),
+            "rate": lambda: rate(bench, *((4.0, 2.0) if args.quick else (15.0, 10.0))),
+            "graph": lambda: graphs(bench, 100, 100 // scale, rounds),
+            "flat": lambda: flat(bench, 20_000 // scale, rounds),
+            "chord": lambda: chord(bench, 100_000 // scale, 2 if args.quick else 3),
+            "chord-calls": lambda: chord_of_calls(bench, 100_000 // scale),
+        }
+        for name, scenario in scenarios.items():
+            if not args.only or name in args.only:
+                scenario()
+    if args.json:
+        args.json.write_text(json.dumps(ROWS, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
