@@ -229,5 +229,6 @@ while from <= #children do
   if ended[tonumber(child[1])] then add_child(child) end
 end
 if children ~= '' then tally_all() end
+steps = steps + 5 * done -- most go on with one or two others
 follow_up()
 return refused

@@ -12,6 +12,7 @@ local function waiting_task(id, with_payload)
 end
 -- more(key): lets in the first in line under a key, as long as there is room.
 local function more(key)
+  local refs, at_ref = {}, 0 -- the first in line: nothing but this takes them out of it
   while true do
     local line, group, now = WAITING .. ':' .. key, nil, standing({ key = key })
     local most = now.rule.at_most or key == 'door' and width()
@@ -22,7 +23,12 @@ local function more(key)
       if not group[1] then return end
       line = line .. '\n' .. group[1]
     end
-    local ref = redis.call('ZRANGE', line, 0, 0)[1]
+    at_ref = at_ref + 1
+    if group or not refs[at_ref] then
+      local room = group and 1 or most and most - now.used or 5
+      refs, at_ref = redis.call('ZRANGE', line, 0, int(math.max(math.min(room, 50), 1)) - 1), 1
+    end
+    local ref = refs[at_ref]
     steps = steps - 1
     if not ref then
       if not group then return redis.call('HDEL', LIMITS, 'w' .. key) end
@@ -40,7 +46,7 @@ local function more(key)
       if not term then -- it is in this line by no doing of ours
         redis.call('ZREM', line, ref)
         redis.call('HINCRBY', LIMITS, 'w' .. key, -1)
-        now.waiting = now.waiting - 1
+        now.waiting, now.heads = now.waiting - 1, nil
       else
         local reason, at = obstacle(term, true)
         if reason then
@@ -136,7 +142,10 @@ local function done_reading(ref)
     end
     go_to(parents_lane)
     local of = TASK .. parent_id
-    if redis.pcall('HEXISTS', of, 'readers') == 1 and redis.call('HINCRBY', of, 'readers', -1) <= 0 then
+    local left = redis.pcall('HINCRBY', of, 'readers', -1)
+    if left == -1 then -- nobody counts them any more
+      redis.call('HDEL', of, 'readers')
+    elseif left == 0 then
       local has = redis.call('HMGET', of, 'state', 'keep_ms')
       redis.call('HDEL', of, 'readers', 'keep_ms')
       if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end

@@ -12,17 +12,24 @@ local function take(term, late)
     undoing('HSET', LIMITS, 't' .. term.key, tat)
   end
 end
-local last_place
--- new_place(): the next number in line: of microseconds, but never one that was given before.
+local last_place, noted_place, places = nil, 0, 1
+-- new_place(): the next number in line: of microseconds, but never one that was given before. As many as the
+-- call has had are noted ahead: few writes for many.
 local function new_place()
   last_place = math.max((last_place or tonumber(redis.call('HGET', LIMITS, 'n') or 0)) + 1, NOW * 1000)
-  redis.call('HSET', LIMITS, 'n', int(last_place))
+  if last_place > noted_place then
+    noted_place = last_place + places - 1
+    redis.call('HSET', LIMITS, 'n', int(noted_place))
+    places = 2 * places
+  end
   return last_place
 end
 -- join_line(ref, term, place, priority): a task stands in the line under a key. Noted for undoing.
 local function join_line(ref, term, place, priority)
   local line = list_of(term)
-  redis.call('ZADD', line, int(term.order and place or place - priority * AGEING_US), ref)
+  local score, heads = term.order and place or place - priority * AGEING_US, standing(term).heads
+  redis.call('ZADD', line, int(score), ref)
+  if heads and heads[line] and score < tonumber(heads[line]) then heads[line] = score end
   undoing('ZREM', line, ref)
   redis.call('HINCRBY', LIMITS, 'w' .. term.key, 1)
   standing(term).waiting = standing(term).waiting + 1
@@ -40,7 +47,7 @@ local function leave_line(ref, under, gate)
       local line = list_of(term)
       if redis.call('ZREM', line, ref) == 1 then
         local now = standing(term)
-        now.waiting = now.waiting - 1
+        now.waiting, now.heads = now.waiting - 1, nil
         if now.waiting > 0 then
           redis.call('HINCRBY', LIMITS, 'w' .. under, -1)
         else

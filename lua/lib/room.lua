@@ -83,7 +83,10 @@ end
 -- another line, or is more urgent, may have a place before all that wait there.
 local function in_front(term, task, priority)
   if standing(term).waiting <= 0 or (term.order and not task.place) then return false end
-  local first = redis.call('ZRANGE', list_of(term), 0, 0, 'WITHSCORES')[2]
+  local now, line = standing(term), list_of(term)
+  now.heads = now.heads or {}
+  now.heads[line] = now.heads[line] or redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
+  local first = now.heads[line]
   local place = task.place or NOW * 1000
   return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)
 end
