@@ -36,8 +36,8 @@ MUTANTS = [
     ),
     Mutant(
         "the least urgent first",
-        "place - priority * AGEING_US), ref)",
-        "place + priority * AGEING_US), ref)",
+        "place - priority * AGEING_US, standing(term).heads",
+        "place + priority * AGEING_US, standing(term).heads",
     ),
     Mutant(
         "who comes before the first waits",
@@ -111,6 +111,11 @@ MUTANTS = [
     ),
     Mutant(
         "promote: no timer is run", "later(words[1], words[2], words[3])", "_ = 1", ("promote",)
+    ),
+    Mutant(
+        "a place is given to two calls",
+        "    redis.call('HSET', LIMITS, 'n', int(noted_place))",
+        "    redis.call('HSET', LIMITS, 'n', '0')",
     ),
     Mutant("a call does it all", "local steps = 200", "local steps = 1000000"),
     Mutant(
