@@ -224,11 +224,10 @@ def rate(bench: Bench, seconds: float, window: float) -> None:
     with bench.working(queue, processes=4, thread_count=2) as producer:
         producer.limits.set("api", rate=1000, per=1.0)
         before = bench.cpu()
-        producer.add_tasks({"type": "begun", "limits": "api"} for _ in range(count + 1000))
+        ids = producer.add_tasks({"type": "begun", "limits": "api"} for _ in range(count + 1000))
         bench.until(queue, 200 + count, every=0.1)
         used = (bench.cpu() - before) / count
         producer.pause()
-        ids = [fields[b"id"].decode() for _, fields in bench.db.xrange(f"history:{queue}")]
         starts: list[float] = []
         for at in range(0, len(ids), 1000):
             with bench.db.pipeline(transaction=False) as pipe:
