@@ -18,21 +18,25 @@
 --     have it; '' none
 --   6 children: tasks to add with the outcome they belong to, seven fields each: its position, and those
 --     of enqueue_gated, each as its length in bytes, a colon and the bytes; '' none
---   for each outcome (11): entry, id, state (succeeded|failed|cancelled|expired), name, attempt, run_ms,
---     body (result or error, JSON; of a cancelled or expired task why, in words), ttl (of a result, or of
---     the record of a cancelled or expired task, ms; 0 keeps none), inbox ('' none), note (error type or ''),
---     batch ('' none)
+--   for each outcome (11): entry, id, state (succeeded|failed|cancelled|expired, or continued: the task
+--     waits for one of its children, and ends as that one does), name, attempt, run_ms,
+--     body (result or error, JSON; of a cancelled or expired task why, in words; of a continued one that child's
+--     id), ttl (of a result, or of the record of a cancelled or expired task, ms; 0 keeps none), inbox ('' none),
+--     note (error type or ''), batch ('' none)
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: per call XPENDING, XDEL of nothing, XACK, XDEL and one HINCRBY a state; per outcome HSET +
 --   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua); per gated task HMGET + HDEL, per key of it
---   HINCRBY + HMGET, and what follows from it: see lib/follow_up.lua
+--   HINCRBY + HMGET, and what follows from it: see lib/follow_up.lua; per continued task the writes of
+--   lib/continued.lua, and HMGET
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
 --   written, whole or not at all, then the entries of those are dropped, and last the inboxes that wait are
 --   notified. One outcome that cannot be written does not touch the others. An outcome sent again
 --   after a lost reply finds its own entry and worker in the record and is answered as settled. Children
---   are added only with an outcome that counts: a task that runs twice leaves its children once.
+--   are added only with an outcome that counts: a task that runs twice leaves its children once. What ends a
+--   continued task is written before its entry is dropped, and before the child is there; where no child can
+--   be added, the task ends as cancelled in the same script.
 local redis, ARGV = redis, ARGV -- to find a global takes longer, many times a task
 local STREAM, TASK, HISTORY, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local WAITERS, INBOX, BATCH, SETTLED = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -40,6 +44,7 @@ local DELAYED, COUNTERS, TTL = nil
 local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 --@include now
 --@include fault
+--@include whole
 --@include pending
 --@include owned
 --@include entry
@@ -48,6 +53,7 @@ local GROUP, CONSUMER, HISTORY_MAX, DEAD_TTL = ARGV[1], ARGV[2], ARGV[3], tonumb
 --@include later
 --@include notify
 --@include wish
+--@include mark
 -- Whether there is more than succeeded tasks of no batch; whether any names an inbox.
 local entries, n, mixed, addressed = {}, 0, false, false
 for at = 7, #ARGV, 11 do
@@ -78,13 +84,32 @@ local function batches_too()
 --@include tally
   countable_of, tally_of, tally_one_of = countable, tally, tally_one
 end
+local undos, continued_of = {}, nil -- by outcome: what undoes a task that continues
+-- A task waits for one of its children from now on; raises what fails.
+local function go_on(i, at, task)
+  if not continued_of then
+--@include continued
+    continued_of = continued
+  end
+  if wish(entries[i], CONSUMER) then error('asked to end', 0) end
+  if children == '' then error('it continues without children', 0) end
+  if not (task and task.payload) then -- the stream was trimmed by other hands
+    local told = { inbox = ARGV[at + 8], batch = ARGV[at + 10] }
+    task = { payload = '', recovered = '0', opts = cjson.encode(told) }
+  end
+  local fault = whole(continued_of, ARGV[at + 1], ARGV[at + 3], ARGV[at + 4], entries[i], CONSUMER, ARGV[at + 5],
+    ARGV[at + 7], ARGV[at + 6], now, task)
+  if fault then error(fault, 0) end
+  undos[i] = noted
+end
 if mixed then
   if not tally_of then batches_too() end
   tasks, batches = {}, {}
   for i = 1, n do
     local batch = ARGV[11 * i + 6]
     if mine[entries[i]] then
-      if ARGV[11 * i - 2] == 'failed' then tasks[i] = read(entries[i]) or {} end
+      local state = ARGV[11 * i - 2]
+      if state == 'failed' or state == 'continued' then tasks[i] = read(entries[i]) or {} end
       if batch ~= '' and not batches[batch] then batches[batch] = { {}, {}, countable_of(batch) } end
     end
   end
@@ -98,19 +123,25 @@ local function write()
     local id, state = ARGV[at + 1], ARGV[at + 2]
     if mine[entry] then
       mine[entry] = false -- the same outcome twice in one call counts once
-      finish(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5], ARGV[at + 6],
-        ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
+      if state == 'continued' then
+        go_on(i, at, tasks[i])
+      else
+        finish(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5], ARGV[at + 6],
+          ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
+        counts[state] = (counts[state] or 0) + 1
+      end
       begun = false
       done = done + 1
       settled[done], drops[done], events[done] = i, entry, event or ''
-      counts[state] = (counts[state] or 0) + 1
     elseif mine[entry] == nil then
       -- run_ms too: a recovery that ended the task names this worker and entry, but no run time.
-      local record = redis.pcall('HMGET', TASK .. id, 'state', 'entry', 'worker', 'run_ms')
-      if not (record[1] == state and record[2] == entry and record[3] == CONSUMER
-        and record[4] == ARGV[at + 5]) then
-        refused[#refused + 1] = i
+      local fields = state == 'continued' and { 'from' } or { 'state', 'entry', 'worker', 'run_ms' }
+      local record = redis.pcall('HMGET', TASK .. id, unpack(fields))
+      local same = record[1] == entry .. ' ' .. CONSUMER
+      if state ~= 'continued' then
+        same = record[1] == state and record[2] == entry and record[3] == CONSUMER and record[4] == ARGV[at + 5]
       end
+      if not same then refused[#refused + 1] = i end
     end
     i = i + 1
   end
@@ -148,9 +179,13 @@ for k = 1, done do
   local at = 11 * settled[k] - 4
   local id, state, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 10]
   if missing then
-    unfinish(id, state, events[k] ~= '' and events[k])
+    if undos[settled[k]] then
+      undo(undos[settled[k]])
+    else
+      unfinish(id, state, events[k] ~= '' and events[k])
+    end
     refused[#refused + 1] = { settled[k], said(missing) }
-  else
+  elseif state ~= 'continued' then
     notify_all(id, state, ARGV[at + 6], ARGV[at + 8], ARGV[at + 7] == '0')
     if state == 'cancelled' then fulfilled(entries[settled[k]], CONSUMER) end
     if batch ~= '' then
@@ -181,20 +216,22 @@ TTL = 86400000
 for _, list in ipairs(lists) do
   for k = 2, #list do
     local i = list[k]
-    if ended[i] then closed(ARGV[11 * i - 3], ARGV[11 * i - 2], list[1], true) end
+    if ended[i] and ARGV[11 * i - 2] == 'continued' then -- it has its unique key until it ends
+      give_back(ARGV[11 * i - 3], terms(list[1]).keys, true, false)
+    elseif ended[i] then
+      closed(ARGV[11 * i - 3], ARGV[11 * i - 2], list[1], true)
+    end
   end
 end
 free()
 if children == '' and #todo == 0 then return refused end
 if not tally_of then batches_too() end
 local countable, tally_one = countable_of, tally_one_of
---@include whole
 --@include attempt
 --@include gate
 --@include deadline
 --@include unstarted
 --@include follow_up
---@include mark
 --@include accept
 -- The next of the fields in `children`, and where the one after it begins.
 local function field(from)
@@ -227,6 +264,17 @@ while from <= #children do
   local child = {}
   for k = 1, 7 do child[k], from = field(from) end
   if ended[tonumber(child[1])] then add_child(child) end
+end
+for k = 1, done do
+  if undos[settled[k]] then
+    local child = ARGV[11 * settled[k] + 2]
+    local has = redis.pcall('HMGET', TASK .. child, 'state', 'entry')
+    local stands = not has.err and (has[1] or has[2] or 'cancelled') -- not even as cancelled could it be added
+    if ENDS[stands] then -- or there was such a task, which had ended
+      redis.pcall('HDEL', WAITERS, child)
+      later('after', 't:' .. ref_of(child), stands)
+    end
+  end
 end
 if children ~= '' then tally_all() end
 steps = steps + 5 * done -- most go on with one or two others

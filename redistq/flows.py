@@ -64,6 +64,7 @@ class Group:
 
 
 Flow = Signature | Chain | Group
+FLOWS = (Signature, Chain, Group)
 Part = Flow | Task
 """What flows are made of: a name or a function alone is its signature without arguments."""
 
@@ -116,7 +117,7 @@ def map_reduce(
 def _checked(what: str, parts: Iterable[Any]) -> tuple[Flow, ...]:
     found: list[Flow] = []
     for part in parts:
-        if isinstance(part, Signature | Chain | Group):
+        if isinstance(part, FLOWS):
             found.append(part)
         elif isinstance(part, str) or callable(part):
             found.append(sig(part))

@@ -407,6 +407,9 @@ class Registry(Mapping[str, Handler]):
         ``unique``, ``expires`` and ``priority`` hold for tasks that are added by the function
         itself, ``producer.add_task(function, payload)``; names in braces in their keys are looked
         up in the payload: ``limits="tenant:{tenant}"``.
+
+        What it returns is the task's result, JSON; a flow (``sig``, ``chain``, ``chord`` …) takes
+        the task's place instead, which ends as the flow's last task does.
         """
         if function is not None and not callable(function):
             wanted = f"name={function!r}" if isinstance(function, str) else "name=..., retries=..."

@@ -95,13 +95,66 @@ local function why(policy, what, state)
   local _, id = split(ref)
   return (kind == 'b' and 'batch ' or 'parent ') .. id .. ' ' .. state
 end
+local ENDS = { succeeded = 'result', failed = 'error', cancelled = 'reason', expired = 'reason' }
+-- end_of(child, state): how a task that was returned has ended: its state, and its result, error or words.
+local function end_of(child, state)
+  local has = redis.call('HMGET', TASK .. child, 'state', ENDS[state])
+  if has[2] and has[2] ~= '' then return state, has[2] end
+  if not has[1] then return 'cancelled', 'what it returned, ' .. child .. ', is not known' end
+  if state ~= 'succeeded' and state ~= 'failed' then return state, 'what it returned, ' .. child .. ', ' .. state end
+  return 'failed', cjson.encode({ type = 'ResultError', traceback = '', message = 'the result of ' .. child .. ' is gone' })
+end
+-- ends_as(id, task, state): a task that waits for the last of those it returned ends as that one did, which
+-- has ended in this state: whole or not at all, and like every other end.
+local function ends_as(id, task, state)
+  local record, body = TASK .. id, nil
+  local has = redis.call('HMGET', record, 'continued', 'from', 'worker', 'run_ms')
+  local ttl, dead_ttl, child = string.match(has[1] or '', '^(%d+) (%d+) (.*)$')
+  if not child then return end
+  local entry, worker, run_ms = string.match(has[2] or '', '^%S*'), has[3] or '', has[4] or ''
+  state, body = end_of(child, state)
+  local batch, unkept = countable(option(task.opts, 'batch')), state == 'succeeded' and ttl == '0'
+  local note = state ~= 'succeeded' and body or ''
+  if state == 'failed' then note = string.match(string.match(body, '"type": ?"([^"]*)"') or '', '[^.]*$') end
+  local function written()
+    redis.call('ZREM', WAITING, '')
+    redis.call('HSET', record, 'state', state, 'entry', entry, 'finished_ms', int(NOW))
+    undoing('HSET', record, 'state', 'waiting', 'entry', '', 'reason', 'parents')
+    undoing('HDEL', record, 'finished_ms', 'result')
+    if not unkept then redis.call('HSET', record, ENDS[state], body) end
+    local life = { succeeded = unkept and '60000' or ttl, failed = dead_ttl }
+    redis.call('PEXPIRE', record, life[state] or TTL)
+    undoing('PERSIST', record)
+    if state == 'failed' then
+      redis.call('ZADD', DEAD, int(NOW), id)
+      undoing('ZREM', DEAD, id)
+      local old = redis.call('ZRANGEBYSCORE', DEAD, '-inf', int(NOW - tonumber(dead_ttl)), 'LIMIT', 0, 20)
+      for i = 1, #old do redis.call('ZREM', DEAD, old[i]) end
+    end
+    local logged = log_attempt(id, task.name, state, worker, task.attempt, entry, run_ms, note)
+    if logged then undoing('XDEL', HISTORY, logged) end
+    beside(redis.pcall('HINCRBY', COUNTERS, state, 1))
+  end
+  local fault = whole(written)
+  if fault then return error(fault, 0) end
+  redis.call('ZREM', WAITING, ref_of(id))
+  redis.pcall('HDEL', record, 'continued', 'recovered', 'under', 'since_ms', 'place', 'parents',
+    ENDS[state] == 'reason' and '' or 'reason')
+  if state ~= 'failed' then redis.pcall('HDEL', record, 'payload', 'opts') end
+  local gate = option(task.opts, 'gate')
+  if gate ~= '' then closed(id, state, gate, false) end
+  notify_all(id, state, body, option(task.opts, 'inbox'), unkept)
+  tally_one(batch, id, state, int(NOW))
+  later('seen', ref_of(child))
+end
 -- release(edge, what, state): a parent of this dependant has ended.
 local function release(edge, what, state)
-  local policy, place, ref = string.match(edge, '^(%a)(%d+) (.*)$')
+  local policy, place, ref = string.match(edge, '^([%a=])(%d+) (.*)$')
   local lane, id = split(ref)
   go_to(lane)
   local task = waiting_task(id)
   if not task or task.place ~= tonumber(place) or task.under ~= '' then return end
+  if policy == '=' then return ends_as(id, task, state) end
   local words = why(policy, what, state)
   if words then return ended_unstarted(id, task, 'cancelled', words) end
   local left = redis.call('HINCRBY', TASK .. id, 'parents', -1)
@@ -127,8 +180,18 @@ local function after(what, state)
     end
   end
 end
--- done_reading(ref): a task that has ended needs its parents' results no more: a record that all have read
--- expires as it would have.
+-- seen(of): one fewer has still to read a record, by its key; one that all have read expires as it would have.
+local function seen(of)
+  local left = redis.pcall('HINCRBY', of, 'readers', -1)
+  if left == -1 then -- nobody counts them any more
+    redis.call('HDEL', of, 'readers')
+  elseif left == 0 then
+    local has = redis.call('HMGET', of, 'state', 'keep_ms')
+    redis.call('HDEL', of, 'readers', 'keep_ms')
+    if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end
+  end
+end
+-- done_reading(ref): a task that has ended needs its parents' results no more.
 local function done_reading(ref)
   local lane, id = split(ref)
   go_to(lane)
@@ -141,15 +204,7 @@ local function done_reading(ref)
       break
     end
     go_to(parents_lane)
-    local of = TASK .. parent_id
-    local left = redis.pcall('HINCRBY', of, 'readers', -1)
-    if left == -1 then -- nobody counts them any more
-      redis.call('HDEL', of, 'readers')
-    elseif left == 0 then
-      local has = redis.call('HMGET', of, 'state', 'keep_ms')
-      redis.call('HDEL', of, 'readers', 'keep_ms')
-      if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end
-    end
+    seen(TASK .. parent_id)
   end
   go_to(lane)
   steps = steps - math.ceil(n / 10)
@@ -173,6 +228,7 @@ local function late(ref)
   go_to(lane)
   local task = waiting_task(id)
   local expires = task and terms(task.gate).expires
+  if redis.call('HEXISTS', TASK .. id, 'continued') == 1 then return end -- it has started
   if expires and expires < NOW then ended_unstarted(id, task, 'expired', 'not started by its deadline') end
 end
 -- one(kind, what, detail): follows up one thing; raises what fails.
@@ -183,6 +239,11 @@ local function one(kind, what, detail)
   if kind == 'after' then return after(what, detail) end
   if kind == 'read' then return done_reading(what) end
   if kind == 'late' then return late(what) end
+  if kind == 'seen' then
+    local lane, id = split(what)
+    go_to(lane)
+    return seen(TASK .. id)
+  end
   if kind == 'close' then
     local lane, id = split(what)
     go_to(lane)

@@ -22,6 +22,7 @@ local function keep_for_dependants(id, state, body, unkept)
   local record, lane = TASK .. id, string.match(STREAM, '![a-z]+$')
   if redis.pcall('HEXISTS', record, 'readers') == 1 then
     local left = redis.pcall('PTTL', record)
+    if type(left) == 'table' then left = 60000 end -- it may not be asked
     if unkept and state == 'succeeded' then redis.pcall('HSET', record, 'result', body) end
     redis.pcall('HSET', record, 'keep_ms', left)
     redis.pcall('PERSIST', record)

@@ -4,6 +4,10 @@ local noted = {}
 local function undoing(...)
   noted[#noted + 1] = { ... }
 end
+-- undo(writes): undoes what was noted, the last write first.
+local function undo(writes)
+  for i = #writes, 1, -1 do redis.pcall(unpack(writes[i], 1, #writes[i])) end
+end
 -- whole(write, ...): write(...), whole or not at all: when it raises, what it has written
 -- is undone, the last write first. A server undoes nothing of a script that fails. Answers the
 -- error's words (nil: it is written) and what write answered.
@@ -11,6 +15,6 @@ local function whole(write, ...)
   noted = {}
   local ok, answer = pcall(write, ...)
   if ok then return nil, answer end
-  for i = #noted, 1, -1 do redis.pcall(unpack(noted[i], 1, #noted[i])) end
+  undo(noted)
   return said(answer)
 end

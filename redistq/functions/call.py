@@ -24,6 +24,7 @@ from typing import Any
 
 from ..connection.address import without_passwords
 from ..errors import (
+    ConfigurationError,
     ModuleMissing,
     PayloadError,
     PayloadTooLarge,
@@ -31,6 +32,7 @@ from ..errors import (
     UntrustedPayload,
     WrongPython,
 )
+from ..flows import FLOWS
 from ..handlers import Handler, Registry, RetryPolicy, TaskContext
 from .blobs import CACHE_BYTES, BlobMissing, Blobs, Store, dump_parted
 from .function import load_function, load_here
@@ -163,11 +165,14 @@ class CallHandler:
         if not call.chunk:
             args = tuple(self._resolve(a, blobs) for a in call.args)
             kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
-            return _finish(function(*args, **kwargs), context)
+            return _value(_finish(function(*args, **kwargs), context))
         shared: dict[str, Any] = {}
         return [
-            _finish(
-                function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs), context
+            _value(
+                _finish(
+                    function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs),
+                    context,
+                )
             )
             for args in call.args
         ]
@@ -247,6 +252,17 @@ def import_local_modules() -> None:
     global local_modules
     if local_modules is None:
         local_modules = Shipped()
+
+
+def _value(result: Any) -> Any:
+    """Return the result; raises ConfigurationError for a flow, which only named handlers return."""
+    if isinstance(result, FLOWS):
+        raise ConfigurationError(
+            f"a function that a Client sends cannot return a flow, {result!r:.60}: its result is "
+            "signed for its own task; send the flow with client.run(flow), or return it from a "
+            "named handler, @task"
+        )
+    return result
 
 
 def _finish(result: Any, context: TaskContext) -> Any:

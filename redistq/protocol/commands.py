@@ -45,6 +45,8 @@ WISHES = ("ask", FORCE)
 """What may be wished of a running task: that it ends; and its process, where it does not."""
 EXPIRED = "not started by its deadline"
 """Why a task has expired."""
+CONTINUED = "continued"
+"""What ``settle`` is told of a task that ends as one of its children does."""
 ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
 

@@ -39,6 +39,7 @@ STATES = (
     "retried",
     "snoozed",
     "recovered",
+    "continued",
     "succeeded",
     "failed",
     "cancelled",

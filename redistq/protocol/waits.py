@@ -31,11 +31,15 @@ class Why:
     parents: int
     of_parents: int
     first_parents: tuple[str, ...]
+    returned: str = ""
+    """The task that it returned, as which it ends; '' none."""
 
     def words(self) -> str:
         """Return it in words; '' for a task that does not wait."""
         if not self.reason:
             return ""
+        if self.returned:
+            return f"waits for what it returned: {self.returned}"
         if self.reason == "parents":
             return self._parents()
         turn = "" if self.line is None else f", {ordinal(self.line + 1)} in line"
@@ -80,6 +84,7 @@ def read_why(reply: list[Any]) -> Why:
         parents=left,
         of_parents=total,
         first_parents=tuple(_parent(_text(raw)) for raw in first),
+        returned=_parent(_text(first[0])) if first and first[0][:1] == b"=" else "",
     )
 
 

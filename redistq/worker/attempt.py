@@ -27,10 +27,11 @@ from ..errors import (
     Snooze,
     checked_delay,
 )
+from ..flows import FLOWS, Flow
 from ..handlers import Handler, TaskContext
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
-from ..protocol.commands import CANCELLED_TTL_MS, EXPIRED
+from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
 from ..protocol.gate import deadline_of
 from ..protocol.options import (
     NO_OPTIONS,
@@ -250,6 +251,8 @@ class Attempt:
 
     def returned(self, result: Any, took: int, started: int) -> Outcome:
         """Return the outcome of a handler that returned ``result``."""
+        if isinstance(result, FLOWS) and not self.handler.raw:
+            return self._continued(result, took, started)
         try:
             if self.handler.raw:
                 body = check_size(result, MAX_RAW_RESULT)
@@ -266,6 +269,23 @@ class Attempt:
             if self.spawner.children:
                 outcome.spawned = self.spawner
                 outcome.size += self.spawner.size
+        return outcome
+
+    def _continued(self, flow: Flow, took: int, started: int) -> Outcome:
+        """Return the outcome of a handler that returned a flow: it takes the task's place."""
+        if self.asked:
+            return self.cancelled("asked to end while it ran", took, started)
+        spawner = self.spawner or Spawner(self.queue.commands.keys.stream, self.terms.batch)
+        try:
+            last = spawner.spawn_flow(flow, self.id.decode())
+        except BaseException as fault:  # what is in the flow, which the user wrote
+            log.warning("task %s returned a flow that is none: %s", self.id.decode(), fault)
+            return self.end("failed", encode_error(fault), note_of(fault), took, started)
+        spawner.close()
+        outcome = self.end(CONTINUED, last.encode(), "", took, started)
+        outcome.told = (self.terms.inbox, self.terms.batch)
+        outcome.spawned = spawner
+        outcome.size += spawner.size
         return outcome
 
     def failed(self, error: BaseException, took: int, started: int) -> Outcome:

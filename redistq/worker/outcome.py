@@ -112,7 +112,7 @@ class Outcome:
     def cancelled(self) -> Outcome:
         """Return the outcome in place of this one, which would put back a task that is to end."""
         inbox, batch = self.told
-        run_ms = self.args[5] if self.verb is RETRY else "0.000"
+        run_ms = "0.000" if self.verb is PARK else self.args[5]
         args = (
             *(self.entry, self.id, "cancelled", self.name, self.attempt, run_ms),
             *(ASKED.encode(), str(CANCELLED_TTL_MS), inbox, ASKED_NOTE, batch),

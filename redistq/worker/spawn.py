@@ -1,4 +1,5 @@
-"""Tasks that a handler spawns: kept with its attempt, sent with its settlement, and only with it.
+"""Tasks that a handler spawns or returns as a flow: kept with its attempt, sent with its
+settlement, and only with it.
 
 Used by Attempt, which gives each context its ``Spawner``, and by the settler, which writes what was
 spawned into the call that settles. Nothing here talks to a server: a child is checked and encoded
@@ -13,13 +14,14 @@ from typing import Any
 
 from .. import tracing
 from ..errors import ConfigurationError, RedistqError
+from ..flows import Flow, items_of, steps_of
 from ..handlers import handler_of
 from ..producer.gated import TaskId
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.gate import Gate
 from ..protocol.keys import check_line, new_task_id
 from ..protocol.limits import Limit
-from ..protocol.options import NO_OPTIONS, OPTIONS_OF_GATE, TaskOptions
+from ..protocol.options import NO_OPTIONS, OPTIONS_OF_GATE, TaskOptions, gate_of
 
 MOST_SPAWNED = 1_000
 """Tasks that one attempt may spawn: the call that settles it adds them all in one step."""
@@ -101,6 +103,49 @@ class Spawner:
         self.size += size
         self.children.append((new_id, name, data, opts, options.due if given else "", conditions))
         return TaskId.of(new_id, self._stream)
+
+    def spawn_flow(self, flow: Flow, task_id: str) -> str:
+        """Keep the tasks of a flow that takes the place of the task that runs; return the id of the
+        last, as which that one ends. Raises as ``spawn``, and ConfigurationError for a flow that
+        could not end it."""
+        steps, ends = steps_of(flow)
+        if len(ends) != 1:
+            raise ConfigurationError(
+                f"a flow that a handler returns ends in one task, and this one in {len(ends)}: end "
+                "it with a chord, chord(group(...), callback), whose callback reads the results"
+            )
+        if any("task_id" in step.signature.given for step in steps):
+            raise ConfigurationError(
+                "tasks of a flow that a handler returns have ids of their own: leave out task_id"
+            )
+        last = ""
+        for item in items_of(flow):
+            name, payload, new_id = item.pop("type"), item.pop("payload"), item.pop("task_id")
+            last = self.spawn(name, payload, new_id, False, item)
+        if any(line[:1] == "u" for line in gate_of(self.children[-1][3]).split("\n")):
+            raise ConfigurationError(
+                "the last task of a flow that a handler returns is not unique: where its key is "
+                "taken it would not be added, and nothing would end the task that returned it"
+            )
+        if task_id in self._parents_of(last):
+            raise ConfigurationError(
+                "a task of the flow waits for the task that returned it, which ends when the flow "
+                "has ended: leave it out of after"
+            )
+        return last
+
+    def _parents_of(self, last: str) -> set[str]:
+        """Return the ids of all that one of these runs after, as far as they are known here."""
+        after = {child[0]: child[5].split("\n") for child in self.children}
+        found: set[str] = set()
+        left = [last]
+        while left:
+            for line in after.pop(left.pop(), ()):
+                parent = line.partition(" ")[2]
+                if line[1:2] == "t" and parent not in found:
+                    found.add(parent)
+                    left.append(parent)
+        return found
 
 
 def written(outcomes: Iterable[tuple[int, Iterable[Child]]]) -> bytes:

@@ -82,6 +82,43 @@ def settle(world: GateWorld) -> Scene:
     return Scene([call], ["1", "2", "3", "child", "free", "new"], added=True)
 
 
+def settle_returned(world: GateWorld) -> Scene:
+    """The return of a task that holds keys: it waits for the last of what it returned."""
+    world.limit("a", "at_most=1")
+    world.add("1", gate=Gate({"a": 1}, unique="u"))
+    world.add("2", gate=A)
+    world.add("child", after=[edge("1")])
+    entry = entry_of(world, "1")
+    children = [(1, gated("new", A.text)), (1, gated("last", A.text, [edge("new")]))]
+    call = world.settling(outcome(entry, "1", "continued", body="last"), children=children)
+    return Scene([call], ["1", "2", "child", "new", "last"], added=True)
+
+
+def settle_last(world: GateWorld, state: str = "succeeded") -> Scene:
+    """The end of what a task returned: that one ends, too."""
+    world.normal.call(world.normal.commands.open_batch("b", "job", 1, int(TTL)))
+    world.add("1", gate=Gate({"a": 1}, unique="u"), batch="b")
+    world.add("child", gate=A, after=[edge("1", "e")])
+    entry = entry_of(world, "1")
+    row = outcome(entry, "1", "continued", body="last", batch="b")
+    demand(
+        world.send("normal", world.settling(row, children=[(1, gated("last"))])) == [], "refused"
+    )
+    call = world.settling(outcome(entry_of(world, "last"), "last", state, body="{}"))
+    return Scene([call], ["1", "child", "last"])
+
+
+def settle_last_failed(world: GateWorld) -> Scene:
+    """The same when that failed."""
+    return settle_last(world, "failed")
+
+
+def cancel_returned(world: GateWorld) -> Scene:
+    """A task is cancelled while it waits for what it returned."""
+    settle_last(world)
+    return Scene([world.normal.commands.cancel(["1"])], ["1", "child", "last"])
+
+
 def settle_failed(world: GateWorld) -> Scene:
     """A failure that cancels what depends on it."""
     world.add("1", gate=Gate({"a": 1}, unique="u"))
@@ -186,7 +223,7 @@ def limit(world: GateWorld) -> Scene:
 
 SCENES: list[Callable[[GateWorld], Scene]] = [
     *(enqueue, settle, settle_failed, retry, recover, park, cancel, promote, replay, resubmit),
-    limit,
+    *(limit, settle_returned, settle_last, settle_last_failed, cancel_returned),
 ]
 
 # -- faults --------------------------------------------------------------------------------------

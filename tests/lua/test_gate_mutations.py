@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 import pytest
 from support.gate_scenes import SCENES
+from support.gate_scenes_returned import RETURNED
 from support.gate_walk import GateWalk
 from support.gate_world import GateWorld
 from support.mutants import Mutant, mutated
 from support.servers import Server
 
 WALKS = 6
+ALL = [*RETURNED, *SCENES]
 
 MUTANTS = [
     # limits
@@ -82,7 +84,10 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "settle: slots stay taken", "if ended[i] then closed(", "if false then closed(", ("settle",)
+        "settle: slots stay taken",
+        "elseif ended[i] then\n      closed(",
+        "elseif false then\n      closed(",
+        ("settle",),
     ),
     Mutant(
         "recover: a dead letter's slots stay taken",
@@ -217,6 +222,51 @@ MUTANTS = [
     Mutant("cancelled in its line", "      pcall(leave_line, ref_of(id), has[1], gate)\n", ""),
     Mutant("cancelled, and nobody steps up", "      later('more', has[1])", "      --"),
     Mutant("replayed, it is no parent", "if kept[9] then", "if false then", ("replay",)),
+    # what a task returned
+    Mutant("returned, and slots kept", "give_back(ARGV[11 * i - 3]", "_ = (ARGV[11 * i - 3]"),
+    Mutant(
+        "returned, and unique no more", "if ended[i] and ARGV[11 * i - 2] ==", "if ended[i] == "
+    ),
+    Mutant("told that it returned", "elseif state ~= 'continued' then", "else", ("settle",)),
+    Mutant(
+        "counted as it returned",
+        "        go_on(i, at, tasks[i])\n",
+        "        go_on(i, at, tasks[i])\n        counts[state] = 1\n",
+    ),
+    Mutant("a return sent twice is lost", "{ 'from' } or", "{ 'entry' } or"),
+    Mutant(
+        "a return of what is to end",
+        "if wish(entries[i], CONSUMER) then error('asked to end', 0) end",
+        "",
+    ),
+    Mutant("no edge at what is returned", "redis.call('RPUSH', line, edge) == 1", "false"),
+    Mutant("what is returned is not marked", "mark_parent(child)", ""),
+    Mutant("what is returned is not read", "redis.call('HINCRBY', of, 'readers', 1) == 1", "false"),
+    Mutant("read for ever", "later('seen', ref_of(child)) end", "end"),
+    Mutant("read for ever at the end", "  later('seen', ref_of(child))\nend", "end"),
+    Mutant("what cannot be added never ends", "has[1] or has[2] or 'cancelled'", "has[1]"),
+    Mutant("what had ended never ends", "has[1] or has[2] or 'cancelled'", "has[2] or 'cancelled'"),
+    Mutant("always succeeded", "return state, has[2] end", "return 'succeeded', has[2] end"),
+    Mutant("no dead letter", "      redis.call('ZADD', DEAD, int(NOW), id)\n", ""),
+    Mutant("its end frees no key", "if gate ~= '' then closed(id, state, gate, false) end", ""),
+    Mutant(
+        "nobody hears of its end", "notify_all(id, state, body, option(task.opts", "_ = ((task.opts"
+    ),
+    Mutant(
+        "no batch hears of its end",
+        "  tally_one(batch, id, state, int(NOW))\n  later('seen'",
+        "  later('seen'",
+    ),
+    Mutant(
+        "replaced after its start",
+        "elseif has[4] and stands == 'waiting' then",
+        "elseif false then",
+    ),
+    Mutant(
+        "a deadline for what has returned",
+        "'continued') == 1 then return end",
+        "'continued') == 2 then return end",
+    ),
     Mutant(
         "given back twice",
         "    give_back(id, keys, true, false)\n",
@@ -227,7 +277,7 @@ MUTANTS = [
 
 def caught_by(server: Server, mutants: dict[str, str]) -> str:
     """The first scene or walk that something is wrong for; empty when all pass."""
-    scenes: list[tuple[str, Callable[[GateWorld], None]]] = [(s.__name__, s) for s in SCENES]
+    scenes: list[tuple[str, Callable[[GateWorld], None]]] = [(s.__name__, s) for s in ALL]
     scenes += [(f"walk {n}", lambda world, n=n: GateWalk(world, n).run(100)) for n in range(WALKS)]
     with server.client() as admin:
         for name, scene in scenes:

@@ -492,7 +492,7 @@ MUTANTS = [
 ]
 
 
-UNDO = "  for i = #noted, 1, -1 do redis.pcall(unpack(noted[i], 1, #noted[i])) end\n"
+UNDO = "  undo(noted)\n"
 TTL_OF_USER = "alone or 'several', 'PX', ttl)"
 NOT_LONGER = "if left > ttl then ttl = left end\n"
 IS_USER = "look('', 'GET', key .. ':user') == ARGV[1]"

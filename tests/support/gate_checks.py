@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from support.gate_world import DOOR, ENDS, Seen, SeenTask
+from support.gate_world import DOOR, ENDS, Seen, SeenTask, lane_of, ref_of
 from support.script_world import Broken
 
 IN_STREAM = ("unread", "pending")
@@ -253,7 +253,7 @@ def edges(seen: Seen) -> None:
 
 def readers(seen: Seen) -> None:
     """A record says how many dependants may read it that have not ended."""
-    if busy(seen, "read", "after", "end"):
+    if busy(seen, "read", "seen", "after", "end"):
         return
     counted: Counter[str] = Counter()
     for task in seen.tasks.values():
@@ -261,6 +261,10 @@ def readers(seen: Seen) -> None:
             lane, _, id = line[2:].partition(" ")
             if line[1] == "t":
                 counted[f"{lane}\n{id}" if lane else id] += 1
+    for ref, task in seen.tasks.items():
+        if "continued" in task.record:
+            child = task.record["continued"].split(" ", 2)[2]
+            counted[ref_of(lane_of(ref)[0], child)] += 1
     for ref, task in seen.tasks.items():
         said = int(task.record.get("readers", 0))
         demand(said == counted[ref], f"{said} may read {ref!r}, {counted[ref]} name it")
