@@ -31,6 +31,7 @@ STATES = [
     "retried",
     "snoozed",
     "recovered",
+    "continued",
     "succeeded",
     "failed",
     "cancelled",
