@@ -134,8 +134,8 @@ class TaskMonitor:
         """Return the newest ``n`` ends of attempts, newest first.
 
         finished_at, task_id, name, state (succeeded, failed, retried, snoozed, recovered,
-        continued, cancelled), attempt, worker, queued_at (the attempt became ready), started_at, wait, run,
-        note (the error's type).
+        continued, cancelled), attempt, worker, queued_at (the attempt became ready), started_at,
+        wait, run, note (the error's type).
         """
         return self._stamp(frames.frame(columns.RECENT, self.records.events(n)), n)
 
