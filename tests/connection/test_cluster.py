@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.servers import Server, available
+from support.servers import Server, available, free_port
 
 from redistq import TaskCancelled, TaskContext, TaskProducer, TaskWorker, Unique
 
@@ -19,7 +19,10 @@ from redistq import TaskCancelled, TaskContext, TaskProducer, TaskWorker, Unique
 def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a cluster whose one node has all slots."""
     options = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
-    with Server(request.param, args=options) as server:
+    node = Server(request.param, args=options)
+    while not 0 < node.port <= 55_000:  # its bus has the port that is higher by ten thousand
+        node.port = free_port()
+    with node as server:
         with server.client() as client:
             for start in range(0, 16_384, 1_024):
                 client.execute_command("CLUSTER", "ADDSLOTS", *range(start, start + 1_024))
