@@ -46,18 +46,13 @@ local function is_timer(member)
   return true
 end
 for i = 1, #due do
-  local record, kept = TASK .. due[i], nil
-  if is_timer(due[i]) then
-    kept = nil
-  else
-    kept = redis.pcall('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
-  end
-  if not kept then
-    refused = nil
-  elseif kept.err and not denied(kept.err) then
+  local record = TASK .. due[i]
+  local kept = not is_timer(due[i])
+    and redis.pcall('HMGET', record, 'name', 'payload', 'attempt', 'recovered', 'opts', 'state')
+  if kept and kept.err and not denied(kept.err) then
     broken[#broken + 1] = due[i]
     broken[#broken + 1] = kept.err
-  else
+  elseif kept then
     refused = kept.err
     local waits = kept[1] and kept[2] and kept[6] == 'delayed'
     if waits and kept[5] and string.find(kept[5], '"gate"', 1, true) then
@@ -102,11 +97,7 @@ if #todo > 0 or #gated > 0 or #asked > 0 then
   -- Asks the oldest task that holds a key to end, so that one which waits may go in; one that has not started has
   -- ended at once. Of each lane the first thousand entries are looked at.
   local function holds(fields, key)
-    local keys = fields and terms(option(fields.opts, 'gate')).keys or {}
-    for i = 1, #keys do
-      if keys[i].key == key then return true end
-    end
-    return false
+    return fields and term_of(option(fields.opts, 'gate'), key)
   end
   local function ask_oldest(key)
     for _, lane in ipairs({ '', '!high', '!low' }) do

@@ -48,8 +48,8 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include wish
 -- Whether a rule or a pause holds for a key.
 local function holds(key)
-  local has = look({}, 'HMGET', LIMITS, 'r' .. key, 'p' .. key, 'rname:*', 'pname:*')
-  return has[1] or has[2] or has[3] or has[4]
+  local now = standing({ key = key })
+  return now.ruled or now.paused
 end
 -- The options with one more key, as text: cjson would change numbers.
 local function with_key(opts, key)
@@ -73,9 +73,8 @@ for at = 5, #ARGV do
   if not sound(task) then
     answer[#answer + 1] = 'lost'
   else
-    local key, named, held = 'name:' .. task.name, false, terms(option(task.opts, 'gate')).keys
-    for _, term in ipairs(held) do named = named or term.key == key end
-    if named or not holds(key) then
+    local key, gate = 'name:' .. task.name, option(task.opts, 'gate')
+    if term_of(gate, key) or not holds(key) then
       answer[#answer + 1] = 'free'
     else
       local fault = wish(entry, CONSUMER) and 'asked to end' or whole(back, entry, task, key, at - 5)
@@ -83,7 +82,7 @@ for at = 5, #ARGV do
         answer[#answer + 1] = { at - 4, fault }
       else
         drop(entry)
-        pcall(give_back, task.id, held, true, true)
+        pcall(give_back, task.id, terms(gate).keys, true, true)
         answer[#answer + 1] = 'regated'
       end
     end

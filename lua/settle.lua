@@ -103,7 +103,7 @@ local function go_on(i, at, task)
   undos[i] = noted
 end
 if mixed then
-  if not tally_of then batches_too() end
+  batches_too()
   tasks, batches = {}, {}
   for i = 1, n do
     local batch = ARGV[11 * i + 6]

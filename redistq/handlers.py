@@ -490,6 +490,18 @@ def handler_of(function: Any) -> Handler:
     return handler
 
 
+def named_and_given(
+    function: Callable[..., Any], given: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """Return the name of the task that a decorated function stands for, and the options of one that
+    is added by it: those that are given come before what ``@task`` says of when it may run. Raises
+    ConfigurationError."""
+    handler = handler_of(function)
+    if handler.gate:
+        given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
+    return handler.name, given
+
+
 def _origin(handler: Handler) -> tuple[Any, Any]:
     """The same function defined again (a cell run twice, a module reloaded) replaces itself."""
     function = handler.function

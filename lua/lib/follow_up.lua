@@ -34,15 +34,9 @@ local function more(key)
       if not group then return redis.call('HDEL', LIMITS, 'w' .. key) end
       redis.call('ZREM', SHARES, group[1])
     else
-      local lane, id = split(ref)
-      go_to(lane)
-      local task, term = waiting_task(id, true), nil
-      if task and task.under == key then
-        task.terms = terms(task.gate)
-        for i = 1, #task.terms.keys do
-          if task.terms.keys[i].key == key then term = task.terms.keys[i] end
-        end
-      end
+      local id = visit(ref)
+      local task = waiting_task(id, true)
+      local term = task and task.under == key and term_of(task.gate, key)
       if not term then -- it is in this line by no doing of ours
         redis.call('ZREM', line, ref)
         redis.call('HINCRBY', LIMITS, 'w' .. key, -1)
@@ -150,8 +144,7 @@ end
 -- release(edge, what, state): a parent of this dependant has ended.
 local function release(edge, what, state)
   local policy, place, ref = string.match(edge, '^([%a=])(%d+) (.*)$')
-  local lane, id = split(ref)
-  go_to(lane)
+  local id = visit(ref)
   local task = waiting_task(id)
   if not task or task.place ~= tonumber(place) or task.under ~= '' then return end
   if policy == '=' then return ends_as(id, task, state) end
@@ -224,8 +217,7 @@ local function keys(prefix, cursor)
 end
 -- late(ref): a task that still waits at its deadline has ended.
 local function late(ref)
-  local lane, id = split(ref)
-  go_to(lane)
+  local id = visit(ref)
   local task = waiting_task(id)
   local expires = task and terms(task.gate).expires
   if redis.call('HEXISTS', TASK .. id, 'continued') == 1 then return end -- it has started
@@ -240,13 +232,11 @@ local function one(kind, what, detail)
   if kind == 'read' then return done_reading(what) end
   if kind == 'late' then return late(what) end
   if kind == 'seen' then
-    local lane, id = split(what)
-    go_to(lane)
+    local id = visit(what)
     return seen(TASK .. id)
   end
   if kind == 'close' then
-    local lane, id = split(what)
-    go_to(lane)
+    local id = visit(what)
     local text = detail
     local words = cjson.decode(text)
     return close(id, words[1], words[2], words[3])
@@ -257,8 +247,7 @@ local function one(kind, what, detail)
     return
   end
   if kind == 'end' then
-    local lane, id = split(what)
-    go_to(lane)
+    local id = visit(what)
     local task = waiting_task(id)
     local state, words = string.match(detail, '^(%a+)\n?(.*)$')
     if state == 'expired' then words = 'not started by its deadline' end

@@ -40,24 +40,19 @@ local function join_line(ref, term, place, priority)
 end
 -- leave_line(ref, under, gate): a task stands in the line under a key no more.
 local function leave_line(ref, under, gate)
-  local keys = terms(gate).keys
-  for i = 1, #keys do
-    local term = keys[i]
-    if term.key == under then
-      local line = list_of(term)
-      if redis.call('ZREM', line, ref) == 1 then
-        local now = standing(term)
-        now.waiting, now.heads = now.waiting - 1, nil
-        if now.waiting > 0 then
-          redis.call('HINCRBY', LIMITS, 'w' .. under, -1)
-        else
-          redis.call('HDEL', LIMITS, 'w' .. under)
-        end
-      end
-      if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end
-      return
+  local term = term_of(gate, under)
+  if not term then return end
+  local line = list_of(term)
+  if redis.call('ZREM', line, ref) == 1 then
+    local now = standing(term)
+    now.waiting, now.heads = now.waiting - 1, nil
+    if now.waiting > 0 then
+      redis.call('HINCRBY', LIMITS, 'w' .. under, -1)
+    else
+      redis.call('HDEL', LIMITS, 'w' .. under)
     end
   end
+  if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end
 end
 local AWAY = { 'state', 'reason', 'under', 'since_ms', 'place', 'parents', 'due', 'name', 'payload', 'attempt',
   'recovered', 'opts', 'held' }

@@ -27,6 +27,12 @@ local function split(ref)
   if lane then return lane, id end
   return '', ref
 end
+-- visit(ref): goes to the lane of a task that is named over all lanes; answers its id.
+local function visit(ref)
+  local lane, id = split(ref)
+  go_to(lane)
+  return id
+end
 -- timer(due, words): promote will follow up what the words say at that time, in ms. An earlier one stays.
 local function timer(due, words)
   redis.call('ZADD', HOME_DELAYED, 'LT', int(due), '\n' .. words)

@@ -31,6 +31,13 @@ local function terms(gate)
   end
   return found
 end
+-- term_of(gate, key): what a gated task asks for under one key; nil where it does not name it.
+local function term_of(gate, key)
+  local keys = terms(gate).keys
+  for i = 1, #keys do
+    if keys[i].key == key then return keys[i] end
+  end
+end
 local parsed = { [''] = {} }
 -- rule_of(text): a rule as a table: at_most, rate, per, burst, excess, weight, on_failure.
 local function rule_of(text)
@@ -57,7 +64,8 @@ local function width()
 end
 -- How keys stand, by key: nothing else writes while this script runs. What goes wrong clears it.
 local stands = {}
--- standing(term): how a key stands: its rule, slots in use, tasks that wait, next token, whether paused.
+-- standing(term): how a key stands: its rule, whether it has one, slots in use, tasks that wait, next
+-- token, whether paused.
 local function standing(term)
   local key = term.key
   if stands[key] then return stands[key] end
@@ -67,7 +75,7 @@ local function standing(term)
     'p' .. key, 'p' .. pattern)
   local rule = rule_of(has[1] or has[2] or '')
   local now = { rule = rule, used = tonumber(has[3] or 0), waiting = tonumber(has[4] or 0),
-    tat = tonumber(has[5] or 0), paused = has[6] or has[7] }
+    tat = tonumber(has[5] or 0), paused = has[6] or has[7], ruled = has[1] or has[2] }
   stands[key] = now
   return now
 end

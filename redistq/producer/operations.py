@@ -19,7 +19,7 @@ from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, UnknownTask
-from ..handlers import handler_of
+from ..handlers import named_and_given
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import MAX_TASKS, PLACES, WISHES, Commands, Snapshot
 from ..protocol.gate import Gate
@@ -104,10 +104,7 @@ class ProducerOperations:
         if isinstance(type, str):
             name = type
         else:
-            handler = handler_of(type)
-            name = handler.name
-            if handler.gate:
-                given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
+            name, given = named_and_given(type, given)
         if name is not self._checked:
             check_line("a task's type", name)
             self._checked = name
@@ -429,8 +426,3 @@ def _parts_of(item: Any) -> tuple[TaskName, Any, str | None, Mapping[str, Any]]:
     raise ConfigurationError(
         f"an item is a (type, payload) pair or a mapping with 'type': {item!r:.200}"
     )
-
-
-def _name_of(function: Any) -> str:
-    """Return the name of the tasks that a decorated function runs."""
-    return handler_of(function).name

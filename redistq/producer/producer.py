@@ -13,7 +13,6 @@ from ..connection.address import DEFAULT_HOST, DEFAULT_PORT
 from ..connection.broker import Broker
 from ..errors import ServerUnavailable
 from ..flows import Flow, items_of
-from ..handlers import handler_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
@@ -122,7 +121,7 @@ class TaskProducer(ProducerOperations):
     def graph(self, name: str) -> TaskGraph:
         """Return the graph of that name: to be written, ``with producer.graph("etl") as graph``, or
         one that was sent before; see Graph."""
-        return TaskGraph(self.broker, self.commands, name, handler_of, self._max_bytes)
+        return TaskGraph(self.broker, self.commands, name, self._max_bytes)
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's result, as soon as it is settled; no polling.

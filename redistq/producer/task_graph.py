@@ -8,7 +8,7 @@ from typing import Any
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..flows import Flow, Step, steps_of
-from ..handlers import Handler
+from ..handlers import handler_of
 from ..protocol.codec import encode_payload
 from ..protocol.commands import Commands
 from ..protocol.gate import Gate, edges_of, with_parents
@@ -34,11 +34,9 @@ class TaskGraph(Graph):
         broker: Broker,
         commands: Commands,
         name: str,
-        handler_of: Callable[[Any], Handler],
         max_bytes: int,
     ) -> None:
         super().__init__(broker, commands, name)
-        self._handler_of = handler_of
         self._limits: set[Limit] = set()
         self._max_bytes = max_bytes
         self._positions: dict[str, int] = {}
@@ -64,7 +62,7 @@ class TaskGraph(Graph):
         if isinstance(type, str):
             name = type
         else:
-            handler = self._handler_of(type)
+            handler = handler_of(type)
             name = handler.name
             if handler.gate:
                 options = {**handler.gate, **options}

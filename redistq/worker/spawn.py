@@ -15,7 +15,7 @@ from typing import Any
 from .. import tracing
 from ..errors import ConfigurationError, RedistqError
 from ..flows import Flow, items_of, steps_of
-from ..handlers import handler_of
+from ..handlers import named_and_given
 from ..producer.gated import TaskId
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.gate import Gate
@@ -74,10 +74,7 @@ class Spawner:
         if isinstance(type, str):
             name = type
         else:
-            handler = handler_of(type)
-            name = handler.name
-            if handler.gate:
-                given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
+            name, given = named_and_given(type, given)
         check_line("a task's type", name)
         data = encode_payload(name, payload, DEFAULT_MAX_BYTES)
         options = TaskOptions.of(given, "a task") if given else NO_OPTIONS

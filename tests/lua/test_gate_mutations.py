@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         "a line of one is counted for ever",
-        "          redis.call('HDEL', LIMITS, 'w' .. under)\n",
+        "      redis.call('HDEL', LIMITS, 'w' .. under)\n",
         "",
     ),
     Mutant(
