@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .client.client import Client, LocalWorkers
     from .client.futures import TaskFuture
     from .client.graph import CallGraph
+    from .context import TaskContext, current_task
     from .dashboard import Dashboard
     from .errors import (
         CancelRequested,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         WrongPython,
     )
     from .flows import chain, chord, group, map_reduce, sig
-    from .handlers import Registry, TaskContext, current_task, task
+    from .handlers import Registry, task
     from .monitor import TaskMonitor
     from .producer import AsyncTaskProducer, TaskProducer
     from .producer.gated import TaskId

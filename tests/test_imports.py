@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol"),
-    *("handlers", "flows", "tracing", "connection", "settings", "producer", "scheduler"),
+    *("context", "handlers", "flows", "tracing", "connection", "settings", "producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "monitor", "dashboard", "cli"),
     *("cli_monitor", "__main__"),
 )

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from ..connection.address import without_passwords
+from ..context import TaskContext
 from ..errors import (
     ConfigurationError,
     ModuleMissing,
@@ -33,7 +34,7 @@ from ..errors import (
     WrongPython,
 )
 from ..flows import FLOWS
-from ..handlers import Handler, Registry, RetryPolicy, TaskContext
+from ..handlers import Handler, Registry, RetryPolicy
 from .blobs import CACHE_BYTES, BlobMissing, Blobs, Store, dump_parted
 from .function import load_function, load_here
 from .local_modules import Shipped

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import tracing
+from ..context import TaskContext
 from ..errors import (
     CancelRequested,
     Fail,
@@ -28,7 +29,7 @@ from ..errors import (
     checked_delay,
 )
 from ..flows import FLOWS, Flow
-from ..handlers import Handler, TaskContext
+from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED

@@ -26,8 +26,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import tracing
+from ..context import TaskContext, serve_contexts
 from ..errors import TimeLimitExceeded
-from ..handlers import Handler, TaskContext, serve_contexts
+from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, gate_of, is_count

@@ -1,0 +1,157 @@
+"""TaskContext: what a running handler may know and do, and how code finds that of its task.
+
+Used by user code and by workers, which give each attempt its context. What talks to a server for
+it is given by the worker, behind a protocol of this module; nothing here does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Unpack
+
+from .errors import RedistqError, UnknownTask
+from .protocol.options import TaskKeywords, listed
+
+__all__ = ["TaskContext", "current_task"]
+
+
+class Parents(Protocol):
+    """What reads the parents of a task, as its context knows it."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Their ids."""
+
+    def results(self) -> list[Any]:
+        """Return their results."""
+
+    def result(self, task_id: str) -> Any:
+        """Return the result of one."""
+
+
+@dataclass(slots=True)
+class TaskContext:
+    """What a running handler may know about its task.
+
+    ``attempt`` counts from 1; ``recovered`` is how often a worker died while it ran this task, so
+    a task that must not act twice can look at both. ``cancelled`` is whether it was asked to end:
+    for loops in code that CancelRequested cannot reach, or should not.
+    """
+
+    task_id: str
+    name: str
+    queue: str
+    attempt: int
+    recovered: int
+    max_attempts: int
+    entry: str
+    worker: str
+    logger: logging.LoggerAdapter[logging.Logger]
+    cancelled: bool = field(default=False, init=False, compare=False)
+    _interrupt: Callable[[], None] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """Ends what waits in this task's thread, where an exception would come too late."""
+    _spawner: Spawner | None = field(default=None, init=False, repr=False, compare=False)
+    """Keeps what it spawns; None where no worker runs it."""
+    _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    """What the handler for function calls adds to the report of its failure."""
+    _parents: Parents | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def parents(self) -> list[str]:
+        """The ids of the tasks that this one ran after, batches by their names."""
+        return [] if self._parents is None else self._parents.ids
+
+    def results(self) -> list[Any]:
+        """Return the results of the tasks that this one ran after, in the order in which they were
+        given; of a batch the list of its results, and None for one that need not succeed and did
+        not.
+
+        They are read from the server now, once; an ``async def`` handler that reads large ones
+        does it in a thread: ``await asyncio.to_thread(context.results)``.
+        """
+        return [] if self._parents is None else self._parents.results()
+
+    def result(self, task_id: str) -> Any:
+        """Return the result of one of them, or of another task of this queue that has succeeded.
+
+        Raises RedistqError for one that has not, and UnknownTask where its result is not kept.
+        """
+        if self._parents is None:
+            raise UnknownTask(task_id)
+        return self._parents.result(task_id)
+
+    @listed(TaskKeywords)
+    def spawn(
+        self,
+        type: str | Callable[..., Any],
+        payload: Any = None,
+        *,
+        task_id: str | None = None,
+        in_batch: bool = False,
+        **options: Unpack[TaskKeywords],
+    ) -> str:
+        """Add a task together with the success of this one; return its id.
+
+        It is checked and encoded now, and sent with this task's settlement: it is there exactly
+        once, however often this task runs, and not at all when this task fails, is cancelled or
+        tried again. The options are those of TaskProducer.add_task; ``after`` may name tasks that
+        were spawned before. ``in_batch``: it belongs to the batch of this task.
+
+        Raises what ``add_task`` raises, before anything is sent.
+        """
+        if self._spawner is None:
+            raise RedistqError(
+                "only a task that a worker runs can spawn others: this context was made by hand"
+            )
+        return self._spawner.spawn(type, payload, task_id, in_batch, options)
+
+
+class Spawner(Protocol):
+    """What keeps the tasks that an attempt spawns; the worker's."""
+
+    def spawn(
+        self,
+        type: str | Callable[..., Any],
+        payload: Any,
+        task_id: str | None,
+        in_batch: bool,
+        given: Mapping[str, Any],
+    ) -> str:
+        """Keep a task; return its id."""
+
+
+_provider: ContextVar[Callable[[], TaskContext | None] | None] = ContextVar(
+    "redistq-task", default=None
+)
+_here = threading.local()
+
+
+def serve_contexts(provider: Callable[[], TaskContext | None], *, thread: bool) -> None:
+    """Let ``current_task`` ask ``provider``, in this thread or in this asynchronous context."""
+    if thread:
+        _here.provider = provider
+    else:
+        _provider.set(provider)
+
+
+def current_task() -> TaskContext:
+    """Return the context of the task whose handler calls this: for functions that take none, such
+    as those a Client sends.
+
+    Works in the handler's own thread, and in coroutines that it starts. Raises RedistqError
+    elsewhere: hand the context on to threads of your own.
+    """
+    provider = _provider.get() or getattr(_here, "provider", None)
+    found = None if provider is None else provider()
+    if found is None:
+        raise RedistqError(
+            "no task runs here: current_task() is for handlers, in the thread that a worker calls "
+            "them in; a thread that a handler starts is given the context by it"
+        )
+    return found
