@@ -69,7 +69,7 @@ local function go(id, record, kept, left, died)
     enter(id, { name = kept[2], payload = kept[3], attempt = '1', recovered = '0', opts = opts, gate = gate }, nil)
     lock(id, gate)
   end
-  redis.call('HDEL', record, 'error', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
+  redis.call('HDEL', record, 'error', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms', 'progress')
 end
 local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do

@@ -99,7 +99,10 @@ local function again(at, due, record, kept)
       'state', 'delayed', 'reason', 'delay',
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
   end
-  redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms')
+  -- What has succeeded, or is another call now, does not go on where it was.
+  local whole_again = kept[1] == 'succeeded' or ARGV[at + 6] == '1'
+  redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms', 'progress',
+    whole_again and 'checkpoint' or '')
   pcall(uncount, batch, ended)
 end
 local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id

@@ -61,6 +61,46 @@ class TaskContext:
     _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     """What the handler for function calls adds to the report of its failure."""
     _parents: Parents | None = field(default=None, init=False, repr=False, compare=False)
+    _running: Running | None = field(default=None, init=False, repr=False, compare=False)
+    """What it says of itself while it runs; None where no worker runs it."""
+
+    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Say how far the task is: for bars in notebooks, dashboards and terminals.
+
+        Costs less than a microsecond and sends nothing itself, so it may stand in any loop: a
+        worker process sends the last that its tasks said, at most four times a second. Any thread
+        may call it. Raises ConfigurationError for what is no number, below 0, or a total of 0.
+        """
+        if self._running is not None:
+            self._running.progress(done, total, text)
+
+    def checkpoint(self, cursor: Any) -> None:
+        """Keep where another attempt would go on: JSON of at most 64 kB, such as the number of the
+        last row that is done.
+
+        Sends nothing itself. The last one is on the server within half a second, and before this
+        attempt ends for another: by an error, a retry, or a worker that stops. A worker that is
+        killed loses at most that half second. Raises ConfigurationError for what is no JSON, or
+        too large.
+        """
+        if self._running is not None:
+            self._running.save(cursor)
+
+    @property
+    def cursor(self) -> Any:
+        """The last checkpoint of this task, of this attempt or one before; None at first.
+
+        The server is asked for it once. ``async def`` handlers use ``await context.acursor()``.
+        """
+        return None if self._running is None else self._running.cursor()
+
+    async def acursor(self) -> Any:
+        """Return ``cursor`` without holding up the event loop."""
+        if self._running is None:
+            return None
+        import asyncio
+
+        return await asyncio.to_thread(self._running.cursor)
 
     @property
     def parents(self) -> list[str]:
@@ -110,6 +150,19 @@ class TaskContext:
                 "only a task that a worker runs can spawn others: this context was made by hand"
             )
         return self._spawner.spawn(type, payload, task_id, in_batch, options)
+
+
+class Running(Protocol):
+    """What an attempt says of itself while it runs; the worker's."""
+
+    def progress(self, done: float, total: float | None, text: str) -> None:
+        """Note how far it is."""
+
+    def save(self, cursor: Any) -> None:
+        """Note where another attempt would go on."""
+
+    def cursor(self) -> Any:
+        """Return what was noted last, by this attempt or one before."""
 
 
 class Spawner(Protocol):

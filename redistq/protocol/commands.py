@@ -275,6 +275,10 @@ class Commands(PlainCommands):
         """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
         return self._scripts.retry(_flat(attempts), consumer)
 
+    def report(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
+        """Keep what running attempts say: (entry, id, progress, age_ms, text, checkpoint)."""
+        return self._scripts.report(_flat(attempts), consumer=consumer)
+
     def release(
         self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
     ) -> Command:

@@ -85,6 +85,14 @@ class PlainCommands:
         missing."""
         return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry", "reason")
 
+    def progress(self, task_id: str) -> Command:
+        """Ask how far a task is, as its handler said last; see progress.py."""
+        return ("HGET", self.keys.task(task_id), "progress")
+
+    def checkpoint(self, task_id: str) -> Command:
+        """Ask where a task would go on, as its handler said last; None for nowhere."""
+        return ("HGET", self.keys.task(task_id), "checkpoint")
+
     def edges(self, task_id: str) -> Command:
         """Ask which tasks and batches a task runs after, one a line; None for none."""
         return ("HGET", self.keys.task(task_id), "after")

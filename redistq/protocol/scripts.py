@@ -27,6 +27,7 @@ VERBS = (
     "promote",
     "settle",
     "retry",
+    "report",
     "release",
     "park",
     "regate",

@@ -44,6 +44,7 @@ from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
 from .parents import TaskParents
 from .prefetch import Durations
 from .queues import WorkerQueue
+from .reporter import Report
 from .settings import WorkerSettings
 from .spawn import Spawner
 
@@ -227,6 +228,7 @@ class Attempt:
             context.cancelled = True
         stream = self.queue.commands.keys.stream
         context._spawner = self.spawner = Spawner(stream, self.terms.batch)
+        context._running = Report(self.queue.reporter, self.queue, self.entry, task_id, attempt)
         return context
 
     # -- being asked to end ----------------------------------------------------------------------

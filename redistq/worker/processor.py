@@ -34,6 +34,7 @@ from .executor import Executor
 from .fetcher import Fetcher
 from .prefetch import Prefetch
 from .queues import Held, Room, queues_of
+from .reporter import Reporter
 from .runners import RETIRED, EventLoopRunner, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
@@ -88,8 +89,11 @@ class Processor:
         self.executor = Executor(
             settings, handlers, consumer, scoreboard, held, ServerClock(broker), self._thread
         )
+        self.reporter = Reporter(broker, consumer)
+        for queue in queues:
+            queue.reporter = self.reporter
         self.settler = Settler(
-            settings, broker, queues, consumer, scoreboard, held, room, self._fail
+            settings, broker, queues, consumer, scoreboard, held, room, self._fail, self.reporter
         )
         first = settings.threads + settings.async_concurrency
         lendable = range(first, min(scoreboard.slots, first + slots.MOST))
@@ -128,6 +132,7 @@ class Processor:
             self.fetcher.loop = self._loop
         self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self.settler.run, "settle"))
+        self._threads.append(self._thread(self.reporter.run, "report"))
         self._threads.append(self._thread(self.fetcher.run, "fetch"))
         self.runners.start()
         for thread in self._threads:
@@ -149,6 +154,8 @@ class Processor:
         if not self.settler.finish(until=max(deadline, time.monotonic() + 2)):
             finished = False
         self._stopped.set()
+        self.reporter.flush()  # what has not ended runs again, and goes on from there
+        self.reporter.close()
         self.settler.give_up()
         self.executor.close()
         for thread in self._threads:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
 from ..connection.connection import Connection
@@ -28,13 +28,16 @@ from ..protocol.gate import names_key
 from ..protocol.homes import LONG_S, PAGE, Passing, entry_order
 from .scoreboard import Scoreboard
 
+if TYPE_CHECKING:
+    from .reporter import Reporter
+
 log = logger("redistq.worker")
 
 
 class WorkerQueue:
     """One queue of a worker process; equal to itself alone."""
 
-    __slots__ = ("_place", "_scoreboard", "broker", "commands", "gated_names", "name")
+    __slots__ = ("_place", "_scoreboard", "broker", "commands", "gated_names", "name", "reporter")
 
     def __init__(
         self,
@@ -48,6 +51,8 @@ class WorkerQueue:
         self.broker = broker
         """The connection by which tasks read the results of others."""
         self.commands = commands
+        self.reporter: Reporter | None = None
+        """What sends how far its tasks are."""
         self._scoreboard = scoreboard
         self._place = place
         self.gated_names: frozenset[bytes] = frozenset()

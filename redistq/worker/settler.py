@@ -40,6 +40,7 @@ from .scoreboard import Scoreboard
 from .spawn import written
 
 if TYPE_CHECKING:
+    from .reporter import Reporter
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -72,6 +73,7 @@ class Settler:
         held: Held,
         room: Room,
         on_stuck: Callable[[str], None],
+        reporter: Reporter,
     ) -> None:
         self._settings = settings
         self._broker = broker
@@ -81,6 +83,7 @@ class Settler:
         self._held = held
         self._room = room
         self._on_stuck = on_stuck
+        self._reporter = reporter
         self.outcomes: deque[Outcome] = deque()
         """What is to be settled, in the order in which it came."""
         self.rung = False
@@ -230,6 +233,7 @@ class Settler:
 
     def _settle(self, batch: list[Outcome]) -> None:
         """Send one batch, a call for each verb and queue. Repeating it is harmless."""
+        self._reporter.before(batch)
         for queue in self._queues:
             commands = queue.commands
             part = batch if len(self._queues) == 1 else [o for o in batch if o.queue is queue]

@@ -327,6 +327,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "register": lambda c, n: c.register("me", 789, {str(i): i for i in range(n)}),
     "release": lambda c, n: c.release("me", [b"1-1"] * n),
     "replay": lambda c, n: c.replay(["x"] * n),
+    "report": lambda c, n: c.report("me", [("x",) * 6] * n),
     "resubmit": lambda c, n: c.resubmit("x", [("x",) * 7] * n),
     "resubmit_gated": lambda c, n: c.resubmit_gated("x", [("x",) * 8] * n),
     "retry": lambda c, n: c.retry("me", [("x",) * 9] * n),

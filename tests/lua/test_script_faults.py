@@ -121,6 +121,18 @@ def retry(world: World) -> Scene:
     return Scene([world.commands.retry("w", rows)], ids)
 
 
+def report(world: World) -> Scene:
+    """How far two tasks are, and where another attempt would go on."""
+    ids = with_batch(world, "a", VICTIM, "b")
+    read = fetched(world)
+    rows: list[list[Any]] = [
+        [read["a"], "a", "1 3 10", 5, "a text", b"7"],
+        [read[VICTIM], VICTIM, "1 3 -", 5, "", b""],
+        [read["b"], "b", "", 5, "", b"{}"],
+    ]
+    return Scene([world.commands.report("w", rows)], ids)
+
+
 def release(world: World) -> Scene:
     """Unstarted work goes back, now or when nothing else is left to read."""
     ids = with_batch(world, "a", VICTIM, "b")
@@ -264,7 +276,8 @@ def maintenance(world: World) -> Scene:
 
 
 SCENES: list[Callable[[World], Scene]] = [
-    *(enqueue, enqueue_later, promote, settle, settle_failed, retry, release, park, park_all),
+    *(enqueue, enqueue_later, promote, settle, settle_failed, retry, report, release),
+    *(park, park_all),
     *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
     *(resubmit, resubmit_later, maintenance),
 ]
