@@ -19,6 +19,7 @@
 --   17 shares
 --   18 unique
 --   19 dependants_prefix
+--   20 items_prefix
 -- ARGV:
 --   1 group
 --   2 consumer: a name that no other has
@@ -85,4 +86,11 @@ if may('DEL', WORKER) then
 end
 for _, stream in ipairs({ KEYS[4], INBOX, KEYS[13] .. NOBODY }) do may('XADD', stream, '0-0', 'id', '') end
 for _, key in ipairs({ TASK, INBOX, KEYS[12] .. NOBODY, KEYS[13] .. NOBODY }) do may('PEXPIRE', key, 1) end
+local items = KEYS[20] .. NOBODY
+may('XADD', items, '0-0', 'n', '')
+may('XRANGE', items, '0-0', '0-0')
+may('XDEL', items, '0-0')
+may('XTRIM', items, 'MINID', '0')
+may('PEXPIRE', items, 1)
+may('DEL', items)
 return refused

@@ -300,6 +300,20 @@ class Commands(PlainCommands):
         """Set a corrupt entry aside."""
         return self._scripts.quarantine(consumer=consumer, entry=entry, reason=reason)
 
+    def append_items(self, consumer: str, chunks: Iterable[Sequence[Any]]) -> Command:
+        """Keep chunks of what tasks yield: (entry, id, generation, first, count, window, keep, ttl,
+        body); ``read_appended`` reads the answer."""
+        return self._scripts.append_items(_flat(chunks), consumer=consumer)
+
+    @staticmethod
+    def read_appended(reply: list[Any]) -> list[tuple[str, str]]:
+        """Return the answer of ``append_items``: a word for each chunk, and of one that is broken
+        the error's words."""
+        return [
+            (_text(item[0]), words_of(item[1])) if type(item) is list else (_text(item), "")
+            for item in reply
+        ]
+
     # -- supervisors -------------------------------------------------------------------------------
 
     def rights(self, consumer: str) -> Command:
@@ -360,6 +374,16 @@ class Commands(PlainCommands):
     def adopt(self, lease_ms: int) -> Command:
         """Give ownerless consumers a deadline; the answer counts them."""
         return self._scripts.adopt(lease=lease_ms)
+
+    # -- readers of what tasks yield -------------------------------------------------------------
+
+    def read_items(
+        self, task_id: str, generation: str, first: int, taken: str, most: int
+    ) -> Command:
+        """A page of what a task has yielded; ``items.read_page`` reads the answer."""
+        return self._scripts.read_items(
+            id=task_id, generation=generation, first=first, taken=taken, most=most
+        )
 
     # -- monitors --------------------------------------------------------------------------------
 

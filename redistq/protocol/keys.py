@@ -26,7 +26,7 @@ MAX_CHARACTERS = 200
 _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
     | {"batches", "batch", "settled", "graph", "blob", "logs", "wake", "client", "wishes"}
-    | {"limits", "waiting", "shares", "unique", "dependants"}
+    | {"limits", "waiting", "shares", "unique", "dependants", "items"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
@@ -149,6 +149,7 @@ class QueueKeys:
     shares: str = field(init=False)
     unique: str = field(init=False)
     dependants_prefix: str = field(init=False)
+    items_prefix: str = field(init=False)
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,6 +183,7 @@ class QueueKeys:
         put(self, "batches", f"batches:{name}")
         put(self, "batch_prefix", f"batch:{name}:")
         put(self, "settled_prefix", f"settled:{name}:")
+        put(self, "items_prefix", f"items:{name}:")
         put(self, "calls_prefix", f"calls:{name}:")
         put(self, "graph_prefix", f"graph:{name}:")
         put(self, "blob_prefix", f"blob:{base}:")
@@ -231,6 +233,10 @@ class QueueKeys:
         """Return the key of the stream of one batch's settled task ids, in the order of their
         end."""
         return self.settled_prefix + batch_id
+
+    def items(self, task_id: str) -> str:
+        """Return the key of the stream of what one task has yielded."""
+        return self.items_prefix + task_id
 
     def blob(self, digest: str) -> str:
         """Return the key of one content-addressed blob."""

@@ -93,6 +93,10 @@ class PlainCommands:
         """Ask where a task would go on, as its handler said last; None for nowhere."""
         return ("HGET", self.keys.task(task_id), "checkpoint")
 
+    def items_of(self, task_id: str) -> Command:
+        """Ask how far what a task has yielded is; None when nothing was."""
+        return ("HGET", self.keys.task(task_id), "items")
+
     def edges(self, task_id: str) -> Command:
         """Ask which tasks and batches a task runs after, one a line; None for none."""
         return ("HGET", self.keys.task(task_id), "after")

@@ -350,6 +350,8 @@ _SCRIPTS: dict[str, Shape] = {
     "snapshot": _only(_snapshot),
     "tick": _only(_tick),
     "browse": _page,
+    "append_items": _words,
+    "read_items": _only(lambda x: _row(x, _text, _text, _text, lambda c: _list(c, _message))),
     "why": _only(
         lambda x: (
             _row(x, _int, _text, _text, _int, _any, _int, _int, _texts)

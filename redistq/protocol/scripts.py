@@ -52,6 +52,8 @@ VERBS = (
     "tick",
     "browse",
     "why",
+    "append_items",
+    "read_items",
 )
 """Every script there is; a package inside a zip cannot list its files."""
 PARTS = ("KEYS", "ARGV", "RETURN", "COST", "WHY")

@@ -336,6 +336,8 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "tick": lambda c, n: c.tick(
         "", [("x", "1")] * n, workers=1, events=1, running=1, dead=1, batches=1
     ),
+    "append_items": lambda c, n: c.append_items("me", [("x",) * 9] * n),
+    "read_items": lambda c, n: c.read_items("x", "", 0, "", 1000),
     "watch": lambda c, n: c.watch("x"),
     "why": lambda c, n: c.why("x"),
 }

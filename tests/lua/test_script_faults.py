@@ -28,7 +28,16 @@ from redistq.protocol.commands import Command, Commands
 
 MINUTE = 60_000
 VICTIM = "victim"
-SIDE_KEYS = ("history", "counters", "batches", "meta", "waiters", "inbox_prefix", "settled_prefix")
+SIDE_KEYS = (
+    "history",
+    "counters",
+    "batches",
+    "meta",
+    "waiters",
+    "inbox_prefix",
+    "settled_prefix",
+    "items_prefix",
+)
 """What is beside the tasks: while it holds something else, tasks go on without it."""
 KNOWN_ID = {("enqueue", "XDEL")}
 """Taking back the entry of an id that was known: the producer's error names the right, and the
@@ -210,6 +219,18 @@ def cancel_delayed(world: World) -> Scene:
     return Scene([world.commands.cancel(ids, int(TTL))], ids)
 
 
+def append_items(world: World) -> Scene:
+    """Running tasks yield, one from the beginning again; readers take what there is."""
+    ids = with_batch(world, "a", VICTIM, "b")
+    read = fetched(world)
+    chunks = [(read[id], id, 1, 0, 2, "", "999", TTL, "xx") for id in ids]
+    world.call(world.commands.append_items("w", chunks[2:]))
+    chunks.append((read["b"], "b", 2, 0, 1, "99", "0", TTL, "x"))
+    chunks.append((read["b"], "b", 2, 1, 1, "99", "0", TTL, "x"))
+    looks = [world.commands.read_items(id, "1", 0, "2", 1000) for id in ids]
+    return Scene([world.commands.append_items("w", chunks), *looks], ids)
+
+
 def replay(world: World) -> Scene:
     """Dead letters go again."""
     ids = with_batch(world, "a", VICTIM, "b")
@@ -279,6 +300,7 @@ SCENES: list[Callable[[World], Scene]] = [
     *(enqueue, enqueue_later, promote, settle, settle_failed, retry, report, release),
     *(park, park_all),
     *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
+    append_items,
     *(resubmit, resubmit_later, maintenance),
 ]
 
@@ -597,11 +619,12 @@ def test_monitors_see_the_rest(every_server: Server) -> None:
 
 WORKERS_VERBS = (
     *("adopt", "heartbeat", "create_group", "park", "promote", "quarantine", "recover", "register"),
-    *("release", "retry", "settle"),
+    *("release", "retry", "settle", "append_items"),
 )
 KEYS_OF_WORKERS = (
     *("stream", "delayed", "task_prefix", "history", "counters", "dead", "waiters"),
     *("inbox_prefix", "workers", "worker_prefix", "meta", "batch_prefix", "settled_prefix"),
+    "items_prefix",
 )
 
 
