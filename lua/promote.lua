@@ -33,7 +33,7 @@ local function ready(id, record, kept)
   undoing('HSET', record, 'entry', '')
   redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
 end
-local leaving, broken, gated, asked, refused = {}, {}, {}, {}, nil
+local leaving, broken, gated, asked, events, refused = {}, {}, {}, {}, {}, nil
 -- The words of a timer, which begins with a line feed, are followed up; nothing is moved for it.
 local function is_timer(member)
   if string.byte(member) ~= 10 then return false end
@@ -41,7 +41,8 @@ local function is_timer(member)
   local text = string.sub(member, 2)
   local ok, words = pcall(cjson.decode, text)
   if ok and type(words) == 'table' then
-    if words[1] == 'oldest' then asked[#asked + 1] = words[2] else later(words[1], words[2], words[3]) end
+    local apart = words[1] == 'oldest' and asked or words[1] == 'event' and events
+    if apart then apart[#apart + 1] = words[2] else later(words[1], words[2], words[3]) end
   end
   return true
 end
@@ -70,7 +71,7 @@ for from = 1, #leaving, 1000 do -- unpack has its limit at about 8,000 values
 end
 local moved = #leaving
 -- What holds keys, and what timers say. What that takes is made only here.
-if #todo > 0 or #gated > 0 or #asked > 0 then
+if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
 --@include look
 --@include pending
 --@include entry
@@ -86,6 +87,9 @@ if #todo > 0 or #gated > 0 or #asked > 0 then
 --@include gate
 --@include unstarted
 --@include follow_up
+--@include step
+--@include event
+--@include reach
   local function ready_gated(id, kept)
     local record = TASK .. id
     undoing('HSET', record, 'state', 'delayed', 'entry', '')
@@ -128,6 +132,9 @@ if #todo > 0 or #gated > 0 or #asked > 0 then
     end
   end
   for i = 1, #asked do pcall(ask_oldest, asked[i]) end
+  for i = 1, #events do
+    if not pcall(reach_all, events[i], 200) then timer(NOW + 5000, cjson.encode({ 'event', events[i], '' })) end
+  end
   go_to(HOME)
   for i = 1, #gated do
     local fault = whole(ready_gated, gated[i][1], gated[i][2])

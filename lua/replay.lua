@@ -9,11 +9,12 @@
 --   2 limit: without ids, the oldest dead letters up to this many
 --   3 before: without ids, only those that died before this server time, ms ('+inf' all)
 --   4 offset: without ids, how many of the oldest to pass over (kept by an earlier call)
+--   5 anew: 1 forgets what the steps of an earlier run came to; 0 goes on after them
 --   for each task (1): id
 -- RETURN: replayed, kept (corrupt, without payload, or no record: they stay dead letters), dropped (no
 --   dead letter any more: expired, or replayed and settled)
 -- COST: per task HMGET + PTTL + ZSCORE + XADD + HDEL of nothing + HSET + PERSIST + ZREM + HDEL; of a gated
---   task as for enqueue_gated
+--   task as for enqueue_gated; to forget steps HKEYS + HDEL
 -- WHY: XADD before ZREM. `before` and `offset` let a replay of all of them end, though some die
 --   again in the meantime and others cannot be replayed. `from` says that a replay put the task
 --   back: the same ids sent again are counted as they were the first time while it is unsettled.
@@ -42,8 +43,9 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include follow_up
 --@include mark
 --@include uncount
+--@include forget
 local ids = {}
-for at = 5, #ARGV do ids[#ids + 1] = ARGV[at] end
+for at = 6, #ARGV do ids[#ids + 1] = ARGV[at] end
 if #ids == 0 then ids = redis.call('ZRANGEBYSCORE', DEAD, '-inf', ARGV[3], 'LIMIT', ARGV[4], ARGV[2]) end
 local function go(id, record, kept, left, died)
   local opts, gate = again_opts(kept[4] or '')
@@ -70,6 +72,7 @@ local function go(id, record, kept, left, died)
     lock(id, gate)
   end
   redis.call('HDEL', record, 'error', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms', 'progress')
+  if ARGV[5] == '1' then pcall(forget_steps, record) end
 end
 local replayed, kept_back, dropped = 0, 0, 0
 for i = 1, #ids do

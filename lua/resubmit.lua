@@ -11,13 +11,14 @@
 --   3 call: a name of this very call; under the same name it may be sent again
 --   for each task (7): id, name, payload, opts, due (as for enqueue), counted (the end that its batch has
 --     counted, which is asked only where there is no record: succeeded|failed|cancelled, '' none),
---     outdated (1: a result that is there is no answer to this call)
+--     outdated (1: a result that is there is no answer to this call; 1 or 0: steps that are there were another's,
+--     and are forgotten; '': the task goes on after them)
 -- RETURN: the tasks for which nothing was written: a position (from 1) when the task waits, runs or has
 --   a result that counts; a position, an error's words and its id when the key of its record holds
 --   something else. All others run again, by this call or by the same call sent before
 -- COST: XADD, XDEL, and ZREM twice, of nothing; per task HMGET, and of one that runs again PTTL + ZSCORE +
 --   HDEL of nothing + XADD (or ZADD) + HSET + HDEL, ZREM of a dead letter, PERSIST of what expires, and
---   EXISTS + HINCRBY twice + HDEL for its batch
+--   EXISTS + HINCRBY twice + HDEL for its batch; HKEYS + HDEL where steps are forgotten
 -- WHY: a client that dies in the midst leaves each task as it was, or waiting as it was given: payload,
 --   options, place and the count of its batch change in one step. Otherwise a batch is complete
 --   before its tasks are, or never. A task whose record has expired is added anew, and the end that
@@ -48,6 +49,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include follow_up
 --@include mark
 --@include uncount
+--@include forget
 --@include wake
 local answer, now, earliest = {}, now_ms(), 0
 -- Where a task waits from now on; answers its entry, '' in the delayed set.
@@ -100,9 +102,10 @@ local function again(at, due, record, kept)
       'name', ARGV[at + 1], 'payload', ARGV[at + 2], 'attempt', '1', 'recovered', '0', 'opts', opts)
   end
   -- What has succeeded, or is another call now, does not go on where it was.
-  local whole_again = kept[1] == 'succeeded' or ARGV[at + 6] == '1'
+  local whole_again = kept[1] == 'succeeded' or ARGV[at + 6] ~= ''
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms', 'progress',
     whole_again and 'checkpoint' or '')
+  if whole_again and (kept[7] or kept[8]) then pcall(forget_steps, record) end
   pcall(uncount, batch, ended)
 end
 local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
@@ -112,7 +115,8 @@ redis.call('ZREM', DELAYED, '')
 redis.call('ZREM', DEAD, '')
 for at = 4, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
-  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers')
+  local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers',
+    'steps', 'events')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then
       follow_up()

@@ -14,7 +14,8 @@
 --   a result that counts; a position, an error's words and its id when it could not be stored: it is
 --   as it was. All others run again, by this call or by the same call sent before
 -- COST: XADD, XDEL, and ZREM twice, of nothing; per task HMGET, and of one that runs again RENAME + ZSCORE +
---   HSETNX + HSET + UNLINK, what enqueue_gated takes, and EXISTS + HINCRBY twice + HDEL for its batch
+--   HSETNX + HSET + UNLINK, what enqueue_gated takes, and EXISTS + HINCRBY twice + HDEL for its batch;
+--   HKEYS, and HGET + HSET a step that is kept
 -- WHY: as resubmit; the old record is put aside in one step and comes back when the new one cannot be
 --   written. Tasks are given in an order in which each comes after those it depends on: when a child
 --   is looked at, its parents run again already, so that it waits for them and not for their old end. Those
@@ -45,9 +46,10 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include mark
 --@include accept
 --@include uncount
+--@include forget
 --@include wake
 local answer, earliest = {}, 0
-local function again(task, kept, counted)
+local function again(task, kept, counted, anew)
   local record, aside = TASK .. task.id, TASK .. task.id .. '\naside'
   local ended, batch = kept[1] or counted, option(task.opts, 'batch')
   -- An end of another batch stays counted there.
@@ -74,6 +76,7 @@ local function again(task, kept, counted)
     redis.call('HSET', record, 'readers', kept[6])
     mark_parent(task.id)
   end
+  if (kept[7] or kept[8]) and not anew then carry_steps(aside, record) end
   if kept[1] then redis.call('UNLINK', aside) end
   pcall(uncount, batch, ended)
 end
@@ -86,7 +89,8 @@ for at = 5, #ARGV, 8 do
   local task = { id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = ARGV[at + 3], due = 0,
     conditions = ARGV[at + 7] }
   local when, position = ARGV[at + 4], (at + 3) / 8
-  local kept = redis.pcall('HMGET', TASK .. task.id, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers')
+  local kept = redis.pcall('HMGET', TASK .. task.id, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers',
+    'steps', 'events')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
     answer[#answer + 1] = { position, kept.err, task.id }
@@ -96,7 +100,7 @@ for at = 5, #ARGV, 8 do
       answer[#answer + 1] = position
     else
       if when ~= '' then task.due = string.sub(when, 1, 1) == '+' and NOW + tonumber(when) or tonumber(when) end
-      local fault = whole(again, task, kept, ARGV[at + 5])
+      local fault = whole(again, task, kept, ARGV[at + 5], ARGV[at + 6] ~= '')
       go_to(HOME)
       if fault then
         answer[#answer + 1] = { position, fault, task.id }

@@ -20,6 +20,8 @@
 --   18 unique
 --   19 dependants_prefix
 --   20 items_prefix
+--   21 event_prefix
+--   22 expecting_prefix
 -- ARGV:
 --   1 group
 --   2 consumer: a name that no other has
@@ -54,7 +56,8 @@ may('XGROUP', 'DELCONSUMER', STREAM, GROUP, '')
 may('XINFO', 'GROUPS', STREAM)
 may('XINFO', 'CONSUMERS', STREAM, GROUP)
 may('PERSIST', TASK)
-for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, KEYS[17] }) do
+for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, KEYS[17],
+  KEYS[22] .. NOBODY }) do
   may('ZADD', set, 'XX', 0, '')
   may('ZREM', set, '')
   may('ZRANGE', set, 0, 0)
@@ -77,6 +80,8 @@ may('HSCAN', KEYS[14], 'x')
 local line = KEYS[19] .. NOBODY
 if may('RPUSH', line, '') then redis.pcall('DEL', line) end
 may('LPOP', line)
+may('GET', KEYS[21] .. NOBODY)
+may('PEXPIREAT', KEYS[22] .. NOBODY, 1)
 may('TYPE', WORKER)
 may('EXISTS', KEYS[7])
 may('PTTL', KEYS[12] .. NOBODY)

@@ -18,11 +18,22 @@ local STREAM, GROUP = KEYS[1], ARGV[1]
 --@include look
 local record = look({}, 'HGETALL', KEYS[2] .. ARGV[2])
 if #record == 0 then return { 'unknown', record, '' } end
-local state, entry, kept, consumer
+local state, entry, kept, consumer, more
 for i = 1, #record, 2 do
+  if record[i] == 'steps' or record[i] == 'events' then more = true end
   if record[i] == 'state' then state = record[i + 1] end
   if record[i] == 'entry' then entry = record[i + 1] end
   if record[i] == 'result' then kept = true end
+end
+if more then -- what steps came to, and messages, are asked for by recall
+  local some = {}
+  for i = 1, #record, 2 do
+    if not string.find(record[i], '^step:') and not string.find(record[i], '^events?:') then
+      some[#some + 1] = record[i]
+      some[#some + 1] = record[i + 1]
+    end
+  end
+  record = some
 end
 if (state == 'succeeded' and not kept) or not (state or entry) then return { 'unknown', record, '' } end
 if not state then

@@ -48,12 +48,12 @@ local function holder_of(key)
   if scope ~= 'd' then ref = string.sub(value, 2) end
   local lane, id = split(ref)
   go_to(lane)
-  local has = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'added_ms', 'continued')
+  local has = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'added_ms', 'continued', 'reason')
   local stands = has[1]
   if not stands then
     stands = not has[2] and 'ended' or #pending(has[2], has[2], 1) == 1 and 'running' or 'queued'
-  elseif has[4] and stands == 'waiting' then
-    stands = 'running' -- it has started, and waits for what it returned
+  elseif (has[4] and stands == 'waiting') or has[5] == 'sleep' or has[5] == 'event' then
+    stands = 'running' -- it has started, and waits for what it returned, sleeps, or waits for an event
   elseif stands ~= 'delayed' and stands ~= 'waiting' then
     stands = 'ended'
   end

@@ -121,7 +121,7 @@ local function enter(id, task, under)
       if reason then
         local excess = standing(term).rule.excess
         local drops = excess == 'drop' or excess == 'cancel_new'
-        if drops and reason ~= 'paused' and term.key ~= under and task.attempt == '1' then -- not one that is tried again
+        if drops and reason ~= 'paused' and term.key ~= under and task.attempt == '1' and not asked.started then -- not one that is tried again
           if not task.waits then wait(id, task, reason, '') end
           later('end', ref_of(id), 'cancelled\ndropped by limit ' .. term.key)
           return nil

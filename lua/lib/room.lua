@@ -4,7 +4,7 @@ local NOW = now_ms()
 local AGEING_US, SLACK_MS, TICK_MS = 6000000, 100, 5
 local read_terms = {}
 -- terms(gate): what the text of a gated task says: its keys, what is strictly in order first, each with a
--- weight, its priority, unique key and deadline, and whether it has parents.
+-- weight, its priority, unique key and deadline, and whether it has parents, or has started before.
 local function terms(gate)
   if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
@@ -27,6 +27,8 @@ local function terms(gate)
       found.scope, found.unique = string.match(rest, '^(%S+) (.*)$')
     elseif kind == 'x' then
       found.expires = tonumber(rest)
+    elseif kind == 's' then
+      found.started = true
     end
   end
   return found

@@ -3,7 +3,7 @@
 -- Its record is written whole or not at all; that it can leave its place was proved before.
 local function ended_unstarted(id, task, state, words)
   local record, batch = TASK .. id, countable(option(task.opts, 'batch'))
-  local has, gate = redis.call('HMGET', record, 'under', 'reason', 'continued'), option(task.opts, 'gate')
+  local has, gate = redis.call('HMGET', record, 'under', 'reason', 'continued', 'awaits'), option(task.opts, 'gate')
   local function written()
     if task.was == 'waiting' then redis.call('ZREM', WAITING, '') end
     redis.call('HSET', record, 'state', state, 'entry', task.entry, 'name', task.name, 'attempt', task.attempt,
@@ -38,6 +38,8 @@ local function ended_unstarted(id, task, state, words)
     'continued', words == '' and 'reason' or '')
   local child = has[3] and string.match(has[3], '^%d+ %d+ (.*)$')
   if child then later('seen', ref_of(child)) end -- it is not read any more
+  local event = has[4] and string.match(has[4], '^%d+ %d+ %d+ %S+ (.*)$')
+  if event then redis.pcall('ZREM', 'expecting:' .. BASE .. ':' .. event, ref_of(id)) end
   if gate ~= '' then closed(id, state, gate, not task.was) end
   notify_all(id, state, words, option(task.opts, 'inbox'), false)
   tally_one(batch, id, state, int(NOW))

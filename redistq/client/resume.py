@@ -98,7 +98,8 @@ class EarlierRun:
         """Yield what ``resubmit`` takes of tasks, the first of which stands at ``start``."""
         outdated = self.outdated
         for i, fields in enumerate(tasks, start):
-            yield (*fields, self.states.get(i, ""), "1" if i in outdated else "")
+            mark = "1" if i in outdated else "0" if i in self.others else ""
+            yield (*fields, self.states.get(i, ""), mark)
 
     def resubmission(
         self, queue: ClientQueue, start: int, tasks: list[NewTask], conditions: Mapping[int, str]

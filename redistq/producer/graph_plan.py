@@ -112,7 +112,8 @@ class GraphPlan:
             for i in others:
                 digests[i] = _UNKNOWN
             broker.call(commands.name_calls(self.name, b"".join(digests), _SHAPE_TTL_S))
-        return Earlier(states, {i for i in others if states[i] == "succeeded"})
+        outdated = {i for i in others if states[i] == "succeeded"}
+        return Earlier(states, outdated, frozenset(others))
 
     def _keep_shape(self, broker: Broker, commands: Commands) -> None:
         kept = (commands.store_shape(self.name, fields) for fields in self.shape.fields())
@@ -152,10 +153,12 @@ class GraphPlan:
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """How the tasks of an earlier graph of the same name stand, by position; the results of those
-    that are ``outdated`` answer other tasks."""
+    that are ``outdated`` answer other tasks, and ``others`` were other tasks, whose steps are not
+    those of now."""
 
     states: list[str]
     outdated: set[int]
+    others: frozenset[int] = frozenset()
 
     @property
     def reused(self) -> int:
@@ -165,5 +168,5 @@ class Earlier:
     def rows(self, start: int, tasks: Sequence[PlannedTask]) -> Iterator[tuple[Any, ...]]:
         """Yield what ``resubmit_gated`` takes of tasks, the first of which stands at ``start``."""
         for i, task in enumerate(tasks, start):
-            outdated = "1" if i in self.outdated else ""
+            outdated = "1" if i in self.outdated else "0" if i in self.others else ""
             yield (*task.fields, self.states[i], outdated, task.conditions)

@@ -173,9 +173,14 @@ class Commands(PlainCommands):
         next page begins, and how many were looked at: see find.lua."""
         return self._scripts.find(place=place, start=start, most=MAX_TASKS, name=name, batch=batch)
 
-    def replay(self, ids: Sequence[str], before: str = "+inf", offset: int = 0) -> Command:
-        """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset."""
-        return self._scripts.replay(ids, limit=MAX_TASKS, before=before, offset=offset)
+    def replay(
+        self, ids: Sequence[str], before: str = "+inf", offset: int = 0, anew: bool = False
+    ) -> Command:
+        """Dead letters back to the stream: these ids, or the oldest CALL_LIMIT after an offset.
+        ``anew``: the steps that they have done are forgotten."""
+        return self._scripts.replay(
+            ids, limit=MAX_TASKS, before=before, offset=offset, anew=int(anew)
+        )
 
     def resubmit(self, call: str, tasks: Iterable[Sequence[Any]]) -> Command:
         """Run tasks of (id, name, payload, opts, due, counted, outdated) as they are given now.
@@ -216,6 +221,20 @@ class Commands(PlainCommands):
     def drop(self, blobs: Sequence[str], client: str, brief_ms: int) -> Command:
         """A client needs these no more."""
         return self._scripts.drop(blobs, client=client, brief=brief_ms)
+
+    def send_event(
+        self, name: str, mark: str, body: bytes, keep_ms: int, task: str = ""
+    ) -> Command:
+        """Let those that wait for an event go on, or one task alone; ``mark`` names this very event.
+        ``read_sent`` reads the answer."""
+        return self._scripts.send_event(
+            name=name, mark=mark, body=body, keep=keep_ms, task=task, limit=MAX_TASKS
+        )
+
+    def recall(self, task_id: str, *, whole: bool) -> Command:
+        """Ask for the steps that a task has done, with what they came to or their heads alone; see
+        steps.read_recalled."""
+        return self._scripts.recall(id=task_id, whole=int(whole))
 
     # -- schedulers ------------------------------------------------------------------------------
 
@@ -278,6 +297,50 @@ class Commands(PlainCommands):
     def report(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
         """Keep what running attempts say: (entry, id, progress, age_ms, text, checkpoint)."""
         return self._scripts.report(_flat(attempts), consumer=consumer)
+
+    def suspend(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
+        """Put off (entry, id, kind, name, attempt, run_ms, number, event, delay_ms, taken, last)."""
+        return self._scripts.suspend(_flat(attempts), consumer=consumer)
+
+    def step(
+        self, consumer: str, task: tuple[str, str], number: int, name: str, run_ms: str, body: bytes
+    ) -> Command:
+        """Keep what a step of a running task, of (entry, id), came to; the answer is 0 when its
+        lease was lost."""
+        entry, task_id = task
+        return self._scripts.step(
+            consumer=consumer,
+            entry=entry,
+            id=task_id,
+            number=number,
+            name=name,
+            run_ms=run_ms,
+            body=body,
+        )
+
+    def expect(
+        self,
+        consumer: str,
+        task: tuple[str, str],
+        number: int,
+        name: str,
+        taken: int,
+        last: str,
+        timeout_ms: int | str,
+    ) -> Command:
+        """Take the event that a running task waits for, where there is one; the answer is a word,
+        the server's time, and the step: see expect.lua."""
+        entry, task_id = task
+        return self._scripts.expect(
+            consumer=consumer,
+            entry=entry,
+            id=task_id,
+            number=number,
+            name=name,
+            taken=taken,
+            last=last,
+            timeout=timeout_ms,
+        )
 
     def release(
         self, consumer: str, entries: Iterable[bytes], drained_only: bool = False

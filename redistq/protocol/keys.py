@@ -27,6 +27,7 @@ _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
     | {"batches", "batch", "settled", "graph", "blob", "logs", "wake", "client", "wishes"}
     | {"limits", "waiting", "shares", "unique", "dependants", "items"}
+    | {"event", "expecting"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
@@ -150,6 +151,8 @@ class QueueKeys:
     unique: str = field(init=False)
     dependants_prefix: str = field(init=False)
     items_prefix: str = field(init=False)
+    event_prefix: str = field(init=False)
+    expecting_prefix: str = field(init=False)
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,6 +198,8 @@ class QueueKeys:
         put(self, "shares", f"shares:{base}")
         put(self, "unique", f"unique:{base}")
         put(self, "dependants_prefix", f"dependants:{base}:")
+        put(self, "event_prefix", f"event:{base}:")
+        put(self, "expecting_prefix", f"expecting:{base}:")
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:

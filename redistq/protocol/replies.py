@@ -259,6 +259,17 @@ def _watched(x: Any) -> bool:
     )
 
 
+def _steps(x: Any) -> bool:
+    """Numbers, steps and sizes in turn."""
+    return (
+        type(x) is list
+        and not len(x) % 3
+        and all(map(_int, x[::3]))
+        and all(map(_text, x[1::3]))
+        and all(map(_int, x[2::3]))
+    )
+
+
 def _page(x: Any, command: Sequence[Any]) -> bool:
     """A page of browse; its kind is the script's second argument."""
     kind = {"pending": _pending, "history": _message}.get(command[3 + command[2] + 1], _letter)
@@ -329,12 +340,16 @@ _SHAPES: dict[str, Shape | None] = {
 """The replies of plain commands; those of others are not looked at."""
 
 _SCRIPTS: dict[str, Shape] = {
-    **dict.fromkeys(("settle", "retry"), _refused),
+    **dict.fromkeys(("settle", "retry", "suspend"), _refused),
     **dict.fromkeys(("enqueue", "resubmit", "resubmit_gated"), _stored),
     "enqueue_gated": _gated,
     "limit": _only(_text),
     **dict.fromkeys(("cancel", "park", "regate"), _words),
     **dict.fromkeys(("release", "adopt", "create_group", "purge", "hold", "drop"), _count),
+    "step": _only(lambda x: x in (0, 1)),
+    "recall": _only(lambda x: _row(x, _int, _steps)),
+    "expect": _only(lambda x: _row(x, _text, _int, _text)),
+    "send_event": _only(lambda x: _row(x, _int, _text)),
     "find": _only(lambda x: _row(x, _texts, _text, _int)),
     "quarantine": _only(lambda x: _int(x) or _text(x)),
     "rights": _only(lambda x: _texts(x) and not len(x) % 3),
