@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import redis
-from support.script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome, resubmitted
+from support.script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome, put_off, resubmitted
 from support.servers import Server
 from support.workers import until
 
@@ -277,6 +277,44 @@ def resubmit_later(world: World) -> Scene:
     return Scene([call], ids, replays=dict.fromkeys(ids, 1))
 
 
+def suspend(world: World) -> Scene:
+    """A sleep, a wait, and a wait whose event has come."""
+    ids = with_batch(world, "a", VICTIM, "b")
+    world.call(world.commands.send_event("came", "mark", b"1", MINUTE))
+    read = fetched(world)
+    rows = [
+        put_off(read["a"], "a"),
+        put_off(read[VICTIM], VICTIM, event="paid"),
+        put_off(read["b"], "b", event="came"),
+    ]
+    return Scene([world.commands.suspend("w", rows)], ids)
+
+
+def steps_kept(world: World) -> Scene:
+    """Steps of running tasks are written and read, and an event is taken."""
+    ids = with_batch(world, "a", VICTIM)
+    world.call(world.commands.send_event("came", "mark", b"1", MINUTE))
+    read = fetched(world)
+    calls = [
+        world.commands.step("w", (read[id], id), 1, "pay", "1.000", b"1") for id in ("a", VICTIM)
+    ]
+    calls.append(world.commands.expect("w", (read["a"], "a"), 2, "came", 0, "-", ""))
+    return Scene([*calls, world.commands.recall(VICTIM, whole=True)], ids)
+
+
+def event_sent(world: World) -> Scene:
+    """An event for all that wait for it, and a message to one."""
+    ids = with_batch(world, "a", VICTIM, "b")
+    read = fetched(world)
+    world.suspend("w", *(put_off(read[id], id, event="paid") for id in ("a", VICTIM)))
+    world.suspend("w", put_off(read["b"], "b", event="other"))
+    calls = [
+        world.commands.send_event("paid", "mark", b"1", MINUTE),
+        world.commands.send_event("other", "more", b"1", MINUTE, "b"),
+    ]
+    return Scene(calls, ids)
+
+
 def maintenance(world: World) -> Scene:
     """What moves no task: workers come and beat, ownerless ones get a deadline, somebody looks."""
     ids = with_batch(world, "a", VICTIM)
@@ -299,6 +337,7 @@ def maintenance(world: World) -> Scene:
 SCENES: list[Callable[[World], Scene]] = [
     *(enqueue, enqueue_later, promote, settle, settle_failed, retry, report, release),
     *(park, park_all),
+    *(suspend, steps_kept, event_sent),
     *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
     append_items,
     *(resubmit, resubmit_later, maintenance),

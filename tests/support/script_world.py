@@ -80,6 +80,23 @@ def resubmitted(
     return (id, name, payload, opts, due, counted, "1" if old else "")
 
 
+def put_off(
+    entry: str,
+    id: str,
+    *,
+    event: str = "",
+    delay_ms: int | str = 60_000,
+    number: int = 1,
+    name: str = "job",
+    attempt: str = "1",
+    taken: int = 0,
+    last: str = "-",
+) -> Outcome:
+    """One attempt as ``suspend`` takes it: its task sleeps, or waits for an event."""
+    kind = "event" if event else "sleep"
+    return (entry, id, kind, name, attempt, "1.000", number, event, delay_ms, taken, last)
+
+
 class World:
     """One queue on one server. ``mutants`` replaces the text of scripts by their name."""
 
@@ -156,6 +173,10 @@ class World:
     def retry(self, consumer: str, *attempts: Outcome) -> list[int]:
         """Retry attempts."""
         return self.call(self.commands.retry(consumer, attempts))
+
+    def suspend(self, consumer: str, *attempts: Outcome) -> list[int]:
+        """Put attempts off."""
+        return self.call(self.commands.suspend(consumer, attempts))
 
     def park(
         self, consumer: str, *tasks: tuple[str, str, str], grace_ms: int = 60_000
