@@ -225,8 +225,8 @@ class Commands(PlainCommands):
     def send_event(
         self, name: str, mark: str, body: bytes, keep_ms: int, task: str = ""
     ) -> Command:
-        """Let those that wait for an event go on, or one task alone; ``mark`` names this very event.
-        ``read_sent`` reads the answer."""
+        """Let those that wait for an event go on, or one task alone; ``mark`` names this event.
+        ``steps.read_sent`` reads the answer."""
         return self._scripts.send_event(
             name=name, mark=mark, body=body, keep=keep_ms, task=task, limit=MAX_TASKS
         )
@@ -299,7 +299,8 @@ class Commands(PlainCommands):
         return self._scripts.report(_flat(attempts), consumer=consumer)
 
     def suspend(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
-        """Put off (entry, id, kind, name, attempt, run_ms, number, event, delay_ms, taken, last)."""
+        """Put off (entry, id, kind, name, attempt, run_ms, number, event, delay_ms, taken,
+        last)."""
         return self._scripts.suspend(_flat(attempts), consumer=consumer)
 
     def step(

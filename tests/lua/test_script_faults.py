@@ -18,7 +18,16 @@ from typing import Any
 
 import pytest
 import redis
-from support.script_world import LEASE_MS, TTL, Broken, World, attempt_ended, outcome, put_off, resubmitted
+from support.script_world import (
+    LEASE_MS,
+    TTL,
+    Broken,
+    World,
+    attempt_ended,
+    outcome,
+    put_off,
+    resubmitted,
+)
 from support.servers import Server
 from support.workers import until
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import redis
-from support.script_world import TTL, World, attempt_ended, outcome, payload_of, put_off, resubmitted
+from support.script_world import (
+    TTL,
+    World,
+    attempt_ended,
+    outcome,
+    payload_of,
+    put_off,
+    resubmitted,
+)
 
 from redistq.protocol.commands import ASKED, Commands
 from redistq.protocol.steps import RecordedStep, read_recalled, read_sent, read_step
@@ -33,9 +41,7 @@ def expected(
     last: str = "-", timeout_ms: int | str = "", id: str = "a", consumer: str = "w",
 ) -> tuple[str, RecordedStep | None]:  # fmt: skip
     """What a running task is told of the event that it waits for."""
-    command = world.commands.expect(
-        consumer, (entry, id), number, event, taken, last, timeout_ms
-    )
+    command = world.commands.expect(consumer, (entry, id), number, event, taken, last, timeout_ms)
     word, _, raw = world.call(command)
     return word.decode(), read_step(number, raw) if raw else None
 
@@ -123,7 +129,7 @@ def test_looking_at_a_task_carries_no_steps(world: World) -> None:
     assert record["entry"].decode() == entry
 
 
-# -- sleeping ---------------------------------------------------------------------------------------
+# -- sleeping -------------------------------------------------------------------------------------
 
 
 def test_a_task_sleeps_and_goes_on(world: World) -> None:
@@ -177,7 +183,7 @@ def test_a_task_that_sleeps_is_cancelled(world: World) -> None:
     world.check({"a": 0})
 
 
-# -- events -------------------------------------------------------------------------------------------
+# -- events ---------------------------------------------------------------------------------------
 
 
 def test_an_event_lets_go_on_who_waits(world: World) -> None:
@@ -192,7 +198,12 @@ def test_an_event_lets_go_on_who_waits(world: World) -> None:
     assert world.promote().moved == 2
     for id in ("a", "b"):
         step = steps(world, id)[1]
-        assert (step.name, step.kind, step.word, step.body) == ("paid", "event", "aone", b"body\nof it")
+        assert (step.name, step.kind, step.word, step.body) == (
+            "paid",
+            "event",
+            "aone",
+            b"body\nof it",
+        )
     world.check({"a": 0, "b": 0})
 
 
@@ -310,7 +321,7 @@ def test_lanes_share_events(world: World) -> None:
     assert world.db.exists(world.keys.delayed) == 0
 
 
-# -- what is kept, and what is forgotten -----------------------------------------------------------------
+# -- what is kept, and what is forgotten ----------------------------------------------------------
 
 
 def failed_with_steps(world: World, opts: str = '{"batch":"b"}') -> None:
@@ -349,21 +360,25 @@ def test_resubmit_keeps_the_steps_of_the_same_call(
     world.check({"a": 1})
 
 
-# -- what is gated ---------------------------------------------------------------------------------------
+# -- what is gated --------------------------------------------------------------------------------
 
 
 def test_a_gated_task_gives_its_keys_back_while_it_sleeps(world: World) -> None:
     """And takes them again; its deadline counts no more, and a limit that drops lets it wait."""
     world.call(world.commands.limit("key", "at_most=1 excess=drop"))
     opts = '{"gate":"k1 key\\nx +60000"}'
-    added: Any = world.call(world.commands.enqueue_gated(["a", "job", payload_of("a"), opts, "", ""]))
+    added: Any = world.call(
+        world.commands.enqueue_gated(["a", "job", payload_of("a"), opts, "", ""])
+    )
     assert added == []
     entry, _ = world.one("w")
     assert world.db.hget(world.keys.limits, "skey") == b"1"
     assert world.suspend("w", put_off(entry, "a")) == []
     assert world.db.hget(world.keys.limits, "skey") is None
     assert world.record("a")["opts"] == '{"gate":"s\\nk1 key"}'
-    world.call(world.commands.enqueue_gated(["b", "job", payload_of("b"), '{"gate":"k1 key"}', "", ""]))
+    world.call(
+        world.commands.enqueue_gated(["b", "job", payload_of("b"), '{"gate":"k1 key"}', "", ""])
+    )
     world.make_due()
     world.promote()
     assert (world.state("a"), world.state("b")) == ("waiting", "queued")
@@ -382,7 +397,7 @@ def test_a_full_server_takes_steps(world: World) -> None:
     world.db.config_set("maxmemory-policy", "noeviction")
     world.db.config_set("maxmemory", "1")
     try:
-        with pytest.raises(redis.exceptions.ResponseError, match="OOM|maxmemory"):
+        with pytest.raises(redis.exceptions.ResponseError, match=r"OOM|maxmemory"):
             sent(world)
         assert kept(world, entry) == 1
         assert world.suspend("w", put_off(entry, "a", number=2)) == []
