@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .flows import chain, chord, group, map_reduce, sig
     from .handlers import Registry, task
     from .monitor import TaskMonitor
+    from .monitor.events import TaskEvent
     from .producer import AsyncTaskProducer, TaskProducer
     from .producer.gated import TaskId
     from .producer.task_graph import TaskGraph
@@ -93,6 +94,7 @@ __all__ = [
     "Snooze",
     "TaskCancelled",
     "TaskContext",
+    "TaskEvent",
     "TaskExpired",
     "TaskFailed",
     "TaskFuture",
@@ -132,6 +134,7 @@ _HOMES = {
     "TaskContext": "context",
     "current_task": "context",
     "task": "handlers",
+    "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",
     "AsyncTaskProducer": "producer",
     "TaskId": "producer.gated",

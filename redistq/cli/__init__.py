@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from ..system.streams import written
 
-_USAGE = """usage: redistq {worker,monitor,dashboard} ...
+_USAGE = """usage: redistq {worker,monitor,dashboard,events} ...
 
   worker      run the tasks of a queue              (redistq worker --help)
   monitor     look at a queue, pause it, replay     (redistq monitor --help)
   dashboard   a live screen in this terminal; with --serve, a web page
+  events      what happens to tasks, event by event (redistq events --help)
 
   --version   say which redistq this is
 """
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .monitor import main as monitor
 
         return monitor(["dashboard", *rest], prog="redistq")
+    if command == "events":
+        from .monitor import main as monitor
+
+        return monitor(args, prog="redistq")
     if command in ("-h", "--help", "help"):
         return written(lambda: _say(_USAGE))
     if command == "--version":

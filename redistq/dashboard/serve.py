@@ -35,6 +35,7 @@ from ..logger import logger
 from ..protocol.keys import DEFAULT_QUEUE
 from ..system.private import ENV_KEY, is_loopback, named_here
 from ..system.streams import written
+from . import sse
 
 log = logger("redistq.serve")
 
@@ -110,7 +111,8 @@ def _serve(argv: Sequence[str] | None) -> int:
                 "redistq: the page is not encrypted on its way: let a proxy add TLS",
                 file=sys.stderr,
             )
-        server = _server(Voila, token, named_here(args.host, args.allow_host), page_url)
+        is_own = named_here(args.host, args.allow_host)
+        server = _server(Voila, token, is_own, page_url, {"address": address, "queue": args.queue})
         try:
             server.launch_instance(argv=voila_arguments(args, page), config=_config())
         finally:
@@ -169,8 +171,15 @@ def _token_only(token: str) -> type:
     return TokenOnly
 
 
-def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url: str) -> Any:
-    """Return a class of Voilà that serves nothing but the dashboard, behind the token."""
+def _server(
+    voila: Any,
+    token: str,
+    is_own_name: Callable[[str], bool],
+    page_url: str,
+    queue: dict[str, Any],
+) -> Any:
+    """Return a class of Voilà that serves nothing but the dashboard, and the events of its queue,
+    behind the token."""
     from jupyter_server.services.kernels.handlers import KernelHandler
     from voila.tornado.handler import TornadoVoilaHandler
 
@@ -205,7 +214,7 @@ def _server(voila: Any, token: str, is_own_name: Callable[[str], bool], page_url
         def init_handlers(self) -> list[Any]:
             # The page, its assets, and its own kernel. Not: the page under every other path, where
             # each request would start a kernel.
-            handlers = []
+            handlers = [(f"{self.server_url.rstrip('/')}/events", sse.handler(), queue)]
             for path, kind, *rest in super().init_handlers():
                 if kind is TornadoVoilaHandler:
                     path = path.replace("(.*)", "()")

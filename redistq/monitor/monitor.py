@@ -19,6 +19,7 @@ from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED, DEFAULT_QUEUE
 from ..protocol.plain_commands import TIME, read_time
 from . import columns, frames
+from .events import Followed
 from .inspector import EVENTS_MAX, Inspector
 from .rows import DeadLetter, Running
 from .tick import STATS_EVENTS, Tick, read_tick, stats_of, workers_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskMonitor"]
 
 
-class TaskMonitor:
+class TaskMonitor(Followed):
     """Looks at one queue; safe to use from several threads. Connection arguments: TaskProducer's.
 
     ``get_...`` methods return DataFrames with fixed columns, dtypes and order, also when there is

@@ -488,6 +488,16 @@ class Commands(PlainCommands):
         browse.lua."""
         return self._scripts.browse(kind=kind, limit=limit, start=start, full=int(full), id=task_id)
 
+    def events(
+        self, places: Sequence[str], running: Iterable[tuple[str, str]], limit: int = MAX_TASKS
+    ) -> Command:
+        """What has happened since three places: of ends, entries, and entries handed over; see
+        events.lua. ``running``: ids, and their progress as it was told."""
+        ended, added, started = places
+        return self._scripts.events(
+            _flat(running), limit=limit, ended=ended, added=added, started=started
+        )
+
     def why(self, task_id: str) -> Command:
         """What one task waits for; ``waits.read_why`` reads the answer."""
         return self._scripts.why(id=task_id)

@@ -294,6 +294,20 @@ def _tick(x: Any) -> bool:
     )
 
 
+def _events(x: Any) -> bool:
+    """Time, ends, the oldest of the history, entries, entries handed over, progress, places."""
+    return _row(
+        x,
+        _int,
+        lambda ends: _list(ends, lambda end: _row(end, _entry, _flat, _text, _text)),
+        _text,
+        lambda new: _list(new, lambda row: _row(row, _entry, *(_text,) * 5)),
+        lambda got: _list(got, lambda row: _row(row, _entry, _text, _int, *(_text,) * 3)),
+        _flat,
+        lambda places: _row(places, _entry, _entry, _entry),
+    )
+
+
 def _range(x: Any, command: Sequence[Any]) -> bool:
     """Members of a sorted set, or a part of a stream."""
     return _list(x, _message if command[0].startswith("X") else _text)
@@ -367,6 +381,7 @@ _SCRIPTS: dict[str, Shape] = {
     "browse": _page,
     "append_items": _words,
     "read_items": _only(lambda x: _row(x, _text, _text, _text, lambda c: _list(c, _message))),
+    "events": _only(_events),
     "why": _only(
         lambda x: (
             _row(x, _int, _text, _text, _int, _any, _int, _int, _texts)

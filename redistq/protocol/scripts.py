@@ -56,6 +56,7 @@ VERBS = (
     "snapshot",
     "tick",
     "browse",
+    "events",
     "why",
     "append_items",
     "read_items",

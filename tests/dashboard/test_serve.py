@@ -25,6 +25,7 @@ import pytest
 from support.servers import Server, free_port
 from support.workers import until
 
+from redistq import TaskProducer
 from redistq.dashboard import serve
 from redistq.system import private
 
@@ -307,3 +308,43 @@ def test_a_port_that_is_taken_ends_it(server: Server) -> None:
     )
     assert done.returncode == 1
     assert "in use" in done.stderr + done.stdout
+
+
+def test_events_are_sent_as_they_happen(site: Site, locked: Server) -> None:
+    """To whoever has the token; from the last event on that a program has got."""
+    assert site.get("/events")[0] == 403
+    assert site.get("/events?since=x", Authorization=f"token {site.token}")[0] == 400
+    url = f"redis://:{PASSWORD}@127.0.0.1:{locked.port}"
+
+    def listen(**headers: str) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{site.port}/events")
+        request.add_header("Authorization", f"token {site.token}")
+        for name, value in headers.items():
+            request.add_header(name.replace("_", "-"), value)
+        answer = urllib.request.urlopen(request, timeout=30)
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        assert answer.readline() == b": here\n"
+        return answer
+
+    def told(answer: Any) -> tuple[str, dict[str, Any]]:
+        cursor = ""
+        for line in answer:
+            if line.startswith(b"id: "):
+                cursor = line[4:].decode().strip()
+            elif line.startswith(b"data: "):
+                return cursor, json.loads(line[6:])
+        raise AssertionError("it has ended")
+
+    with TaskProducer(url=url) as producer:
+        with listen(Last_Event_ID="0") as answer:
+            first = producer.add_task("work", 1)
+            cursor, event = told(answer)
+            assert (event["type"], event["id"], event["cursor"]) == ("added", first, cursor)
+            second = producer.add_task("work", 2)
+            assert told(answer)[1]["id"] == second
+        with listen(Last_Event_ID=cursor) as answer:
+            assert told(answer)[1]["id"] == second
+            producer.cancel(first, second)
+            ends = [told(answer)[1] for _ in range(2)]
+            assert {(e["type"], e["state"]) for e in ends} == {("ended", "cancelled")}
+    assert site.token not in site.log.read_text().partition("(Ctrl-C")[2]

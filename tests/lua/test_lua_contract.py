@@ -314,6 +314,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "enqueue_gated": lambda c, n: c.enqueue_gated(["x"] * 6 * n),
     "limit": lambda c, n: c.limit("k", "at_most=3"),
     "create_group": lambda c, n: c.create_group(),
+    "events": lambda c, n: c.events(("0-0",) * 3, [("x", "")] * n),
     "find": lambda c, n: c.find("stream", "", name="x", batch="y"),
     "hold": lambda c, n: c.hold("x", "x", 654, 321),
     "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),

@@ -649,6 +649,7 @@ def test_monitors_see_the_rest(every_server: Server) -> None:
         world.commands.tick("", [], workers=9, events=9, running=9, dead=9, batches=9),
         *(world.commands.browse(kind, 9) for kind in ("pending", "delayed", "dead")),
         world.commands.browse("history", 9, task_id="a"),
+        world.commands.events(("0-0",) * 3, [("a", "")]),
         *(world.commands.watch(id) for id in ids),
     ]
     keys = [*keys_of(world, looks).values(), world.keys.task("a"), world.keys.task("later")]
