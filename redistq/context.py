@@ -7,6 +7,7 @@ it is given by the worker, behind a protocol of this module; nothing here does.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -102,6 +103,21 @@ class TaskContext:
 
         return await asyncio.to_thread(self._running.cursor)
 
+    def extend(self, seconds: float) -> float:
+        """Give the task more time: move its time limits, ``timeout`` and ``hard_timeout``, by so
+        many seconds; return how many remain.
+
+        Sends nothing; any thread may call it. A ``timeout`` that has passed stays so: what is left
+        then is the time to tidy up, until the hard limit. Without limits nothing changes, and
+        ``math.inf`` remains.
+        """
+        return math.inf if self._running is None else self._running.extend(seconds)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the next of the task's time limits; ``math.inf`` where it has none."""
+        return math.inf if self._running is None else self._running.remaining
+
     @property
     def parents(self) -> list[str]:
         """The ids of the tasks that this one ran after, batches by their names."""
@@ -163,6 +179,13 @@ class Running(Protocol):
 
     def cursor(self) -> Any:
         """Return what was noted last, by this attempt or one before."""
+
+    def extend(self, seconds: float) -> float:
+        """Move its time limits; return the seconds that remain."""
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that remain."""
 
 
 class Spawner(Protocol):

@@ -20,6 +20,7 @@ from .protocol.gate import handler_gate
 from .protocol.keys import check_line
 from .protocol.options import (
     HandlerKeywords,
+    check_limits,
     checked,
     count,
     listed,
@@ -96,7 +97,8 @@ def _exception_types(option: str, given: Any) -> ExceptionTypes:
 class Handler:
     """A function that runs tasks of one name, with its retry policy and limits.
 
-    ``timeout`` is in seconds (None: no limit); ``result_ttl`` is how many seconds a result is
+    ``timeout`` is in seconds (None: no limit), and so is ``hard_timeout``, after which its process
+    is killed (None: five seconds after ``timeout``); ``result_ttl`` is how many seconds a result is
     kept (None: the worker's setting; 0: results are not kept).
     """
 
@@ -105,6 +107,7 @@ class Handler:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     result_ttl: float | None = None
+    hard_timeout: float | None = None
     is_async: bool = False
     wants_context: bool = False
     raw: bool = False
@@ -120,6 +123,7 @@ class Handler:
         """
         check_line("a task's name", name)
         options = checked(options, f"task {name!r}")
+        check_limits(options, f"task {name!r}")
         if not callable(function):
             raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
@@ -209,6 +213,7 @@ class Registry(Mapping[str, Handler]):
                 policy=marked.policy,
                 timeout=marked.timeout,
                 result_ttl=marked.result_ttl,
+                hard_timeout=marked.hard_timeout,
                 gate=marked.gate,
             )
         else:
@@ -238,6 +243,7 @@ class Registry(Mapping[str, Handler]):
         retry_on: ExceptionTypes | type[BaseException] = (Exception,),
         never_retry: ExceptionTypes | type[BaseException] = (),
         timeout: float | None = None,
+        hard_timeout: float | None = None,
         result_ttl: float | None = None,
         **gate: Unpack[HandlerKeywords],
     ) -> Callable[[Function], Function]: ...
@@ -255,16 +261,17 @@ class Registry(Mapping[str, Handler]):
         retry_on: ExceptionTypes | type[BaseException] = (Exception,),
         never_retry: ExceptionTypes | type[BaseException] = (),
         timeout: float | None = None,
+        hard_timeout: float | None = None,
         result_ttl: float | None = None,
         **gate: Unpack[HandlerKeywords],
     ) -> Any:
         """Register the decorated function as a handler; the function itself stays as it was.
 
         ``name`` defaults to the function's own. See RetryPolicy for the retry options and Handler
-        for ``timeout`` and ``result_ttl`` (both in seconds). ``limits``, ``order``, ``group``,
-        ``unique``, ``expires`` and ``priority`` hold for tasks that are added by the function
-        itself, ``producer.add_task(function, payload)``; names in braces in their keys are looked
-        up in the payload: ``limits="tenant:{tenant}"``.
+        for ``timeout``, ``hard_timeout`` and ``result_ttl`` (in seconds). ``limits``, ``order``,
+        ``group``, ``unique``, ``expires`` and ``priority`` hold for tasks that are added by the
+        function itself, ``producer.add_task(function, payload)``; names in braces in their keys
+        are looked up in the payload: ``limits="tenant:{tenant}"``.
 
         What it returns is the task's result, JSON; a flow (``sig``, ``chain``, ``chord`` …) takes
         the task's place instead, which ends as the flow's last task does.
@@ -293,6 +300,7 @@ class Registry(Mapping[str, Handler]):
                 function,
                 policy=policy,
                 timeout=timeout,
+                hard_timeout=hard_timeout,
                 result_ttl=result_ttl,
                 gate=asked or None,
             )
@@ -368,7 +376,7 @@ def _origin(handler: Handler) -> tuple[Any, Any]:
 
 _TASK_OPTIONS = (
     *("name", "retries", "backoff", "backoff_cap", "jitter", "retry_on", "never_retry"),
-    *("timeout", "result_ttl", *HandlerKeywords.__annotations__),
+    *("timeout", "hard_timeout", "result_ttl", *HandlerKeywords.__annotations__),
 )
 
 default_registry = Registry()

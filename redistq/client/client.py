@@ -261,7 +261,8 @@ class Client(_Submitting, Executor):
     def options(self, **options: Unpack[CallKeywords]) -> BoundOptions:
         """Return the client with options for the calls it sends.
 
-        ``retries`` (0: a call fails with its first error), ``delay`` and ``timeout`` (seconds),
+        ``retries`` (0: a call fails with its first error), ``delay``, ``timeout`` and
+        ``hard_timeout`` (seconds: the call is told to end, and its process is killed),
         ``priority`` ("high", "normal" or "low": workers that a client started take the most
         urgent first), ``name`` (shown by monitors), ``result_ttl`` (seconds), ``cache`` (seconds
         or "1d": a stored result of the same code with the same arguments is reused that long),

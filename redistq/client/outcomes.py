@@ -22,6 +22,7 @@ from ..errors import (
     TaskCancelled,
     TaskExpired,
     TaskFailed,
+    TimeLimitExceeded,
     UnknownTask,
 )
 from ..functions.call import Call, Ref
@@ -116,6 +117,8 @@ def decode_error(
                 error = own
         except Exception as why:  # broad: the error's own code, or a packet that is none
             error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
+    elif report.get("type") == TimeLimitExceeded.__name__:  # it was killed: none could be pickled
+        error = TimeLimitExceeded(str(report.get("message") or ""))
     if report.get("traceback"):
         # Not by plain assignment, which an exception of a frozen dataclass refuses.
         BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))

@@ -60,9 +60,9 @@ class TaskProducer(ProducerOperations):
         """Add one task and return its id, which says in ``outcome`` what was done.
 
         ``type`` is the name a handler is registered under, or a function decorated with ``@task``.
-        ``payload`` is anything JSON can hold. ``retries``, ``timeout`` (seconds) and ``result_ttl``
-        (seconds, 0 keeps no result) override the handler's. ``delay`` is in seconds. A ``task_id``
-        that the queue knows already is returned: nothing is added.
+        ``payload`` is anything JSON can hold. ``retries``, ``timeout`` and ``hard_timeout``
+        (seconds) and ``result_ttl`` (seconds, 0 keeps no result) override the handler's. ``delay``
+        is in seconds. A ``task_id`` that the queue knows already is returned: nothing is added.
 
         When it may run (see docs/gate.md): ``after`` other tasks or batches; where its ``limits``
         have room; in the ``order`` of a key; in the turn of its ``group`` and by ``priority`` (-10

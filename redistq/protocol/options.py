@@ -68,6 +68,7 @@ class TaskKeywords(GateKeywords, total=False):
     retries: int | None
     delay: Seconds | None
     timeout: Seconds | None
+    hard_timeout: Seconds | None
     result_ttl: Seconds | None
 
 
@@ -77,6 +78,7 @@ class CallKeywords(GateKeywords, total=False):
     retries: int
     delay: Seconds | None
     timeout: Seconds | None
+    hard_timeout: Seconds | None
     priority: str | int | None
     name: str | None
     result_ttl: Seconds | None
@@ -99,6 +101,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "delay": seconds,
     "execute_at": moment,
     "timeout": partial(seconds, positive=True),
+    "hard_timeout": partial(seconds, positive=True),
     "result_ttl": seconds,
     "cache": seconds,
 }
@@ -107,7 +110,7 @@ OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at"})
 OPTIONS_OF_GATE = frozenset({*GateKeywords.__annotations__, "priority"})
 """Those of a task that gate.py reads and writes."""
 OPTIONS_OF_CALLS = frozenset(CallKeywords.__annotations__)
-_IN_ENTRIES = ("retries", "timeout", "result_ttl")
+_IN_ENTRIES = ("retries", "timeout", "hard_timeout", "result_ttl")
 NO_LIMIT = math.inf
 """The time limit of a task that has none, whatever its handler says."""
 REMEMBERED_BYTES = 1024
@@ -128,6 +131,17 @@ def checked(given: Mapping[str, Any], whose: str = "") -> dict[str, Any]:
     }
 
 
+def check_limits(options: Mapping[str, Any], what: str) -> None:
+    """Raise ConfigurationError when a process would be killed before its handler may tidy up; the
+    options are checked."""
+    soft, hard = options.get("timeout"), options.get("hard_timeout")
+    if soft is not None and hard is not None and hard < soft:
+        raise ConfigurationError(
+            f"the hard_timeout of {what}, {hard:g} s, is below its timeout, {soft:g} s: it would "
+            "be killed before it is told to end; make it longer, or give only one of them"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """The options of one task; None: what its handler says holds, or there is no such thing.
@@ -139,6 +153,7 @@ class TaskOptions:
 
     retries: int | None = None
     timeout: float | None = None
+    hard_timeout: float | None = None
     result_ttl: float | None = None
     delay: float | None = None
     execute_at: float | None = None
@@ -159,7 +174,10 @@ class TaskOptions:
             raise ConfigurationError("give either delay or execute_at, not both")
         if not OPTIONS_OF_GATE.isdisjoint(given):
             given = {name: given[name] for name in given if name not in OPTIONS_OF_GATE}
-        return cls(**checked(given))
+        given = checked(given)
+        if "hard_timeout" in given:
+            check_limits(given, what)
+        return cls(**given)
 
     @classmethod
     def read(cls, opts: bytes) -> TaskOptions:
@@ -211,6 +229,7 @@ class CallOptions:
     retries: int = 0
     delay: float | None = None
     timeout: float | None = None
+    hard_timeout: float | None = None
     name: str | None = None
     result_ttl: float | None = None
     cache: float | None = None
@@ -235,7 +254,10 @@ class CallOptions:
             at_priority("", str(changes["priority"]))  # raises where there is no such priority
         whole = {**self.gate, **gate}
         kept = {name: value for name, value in whole.items() if value is not None}
-        return replace(self, **changes, gate=kept)
+        options = replace(self, **changes, gate=kept)
+        limits = {"timeout": options.timeout, "hard_timeout": options.hard_timeout}
+        check_limits(limits, "a call")
+        return options
 
     def written(self, **more: Unpack[Attachments]) -> bytes:
         """Return the options as they stand in a call's entry; a result that is to answer later
@@ -306,13 +328,16 @@ def _written(
     options: TaskOptions | CallOptions, result_ttl: float | None, more: Attachments
 ) -> bytes:
     encode = _encode if more.get("trace") is None else _encode.__wrapped__
-    return encode(options.retries, options.timeout, result_ttl, tuple(more.items()))
+    return encode(
+        options.retries, options.timeout, options.hard_timeout, result_ttl, tuple(more.items())
+    )
 
 
 @lru_cache(maxsize=512)  # those of one client's calls are the same
 def _encode(
     retries: int | None,
     timeout: float | None,
+    hard_timeout: float | None,
     result_ttl: float | None,
     more: tuple[tuple[str, Any], ...],
 ) -> bytes:
@@ -321,6 +346,8 @@ def _encode(
         opts["retries"] = retries
     if timeout is not None:
         opts["timeout"] = timeout
+    if hard_timeout is not None:
+        opts["hard_timeout"] = hard_timeout
     if result_ttl is not None:
         opts["result_ttl"] = result_ttl
     return dumps(opts) if opts else b""
@@ -343,8 +370,8 @@ def _read(opts: bytes) -> TaskOptions:
     for name, value in numbers.items():
         if isinstance(value, str):
             raise ConfigurationError(f"in an entry {name} is a number, not {shown(value)}")
-        if value is None and name == "timeout":
-            numbers[name] = NO_LIMIT
+        if value is None and name in ("timeout", "hard_timeout"):
+            numbers[name] = NO_LIMIT if name == "timeout" else None
         else:
             numbers[name] = _CHECKS[name](name, value)
     home = found.get("home")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextvars import Context
-from dataclasses import dataclass
 from typing import Any
 
 from .. import tracing
@@ -26,27 +25,24 @@ from ..errors import (
     ResultTooLarge,
     Retry,
     Snooze,
+    TimeLimitExceeded,
     checked_delay,
 )
 from ..flows import FLOWS, Flow
-from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
-from ..protocol.gate import deadline_of
 from ..protocol.options import (
-    NO_OPTIONS,
-    REMEMBERED_BYTES,
-    TaskOptions,
     milliseconds,
 )
+from . import limits
 from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
 from .parents import TaskParents
-from .prefetch import Durations
 from .queues import WorkerQueue
 from .reporter import Report
-from .settings import WorkerSettings
+from .scoreboard import MAX_RETRY_MS
 from .spawn import Spawner
+from .terms import BoundHandler, Terms
 
 log = logger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
@@ -54,84 +50,11 @@ task_log = logging.getLogger("redistq.task")
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
 
-MAX_TERMS = 512
-"""Different options of one handler's tasks that are remembered; others are read for each task."""
 
 _WAYS_TO_OBEY = (CancelRequested, asyncio.CancelledError, Snooze, Retry)
 """What an attempt raises that ends as it was asked to; anything else is an error of its own."""
+_KILLED = TimeLimitExceeded()
 _CAUSE: Any = vars(BaseException)["__cause__"]  # for errors with a __setattr__ of their own
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for tasks of one handler that have the same options."""
-
-    options: TaskOptions
-    timeout: float | None
-    ttl: str
-    inbox: str
-    batch: str
-    gate: str = ""
-    """What the task asked for of when it may run; '': nothing."""
-    deadline_ms: int | None = None
-    """The server's time after which its first attempt is not started."""
-
-    @classmethod
-    def of(cls, options: TaskOptions, timeout: float | None, ttl: str, gate: str = "") -> Terms:
-        """Return the terms of tasks with these options, where their handler's are ``timeout`` and
-        ``ttl``."""
-        return cls(
-            options,
-            options.timeout_or(timeout),
-            options.result_ttl_or(ttl),
-            options.inbox or "",
-            options.batch or "",
-            gate,
-            deadline_of(gate) if gate else None,
-        )
-
-
-class BoundHandler:
-    """A handler made ready: what every run of it needs, looked up once."""
-
-    __slots__ = (
-        "consumer",
-        "function",
-        "is_async",
-        "max_result_bytes",
-        "name",
-        "policy",
-        "raw",
-        "terms",
-        "timeout",
-        "times",
-        "ttl",
-        "wants_context",
-    )
-
-    def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
-        self.consumer = consumer
-        self.max_result_bytes = settings.max_result_bytes
-        self.function = handler.function
-        self.name = handler.name
-        self.policy = handler.policy
-        self.timeout = handler.timeout
-        self.is_async = handler.is_async
-        self.wants_context = handler.wants_context
-        self.raw = handler.raw
-        self.times = Durations(threaded=not handler.is_async)
-        ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
-        self.ttl = str(milliseconds(ttl))
-        self.terms = {b"": Terms.of(NO_OPTIONS, self.timeout, self.ttl)}
-        """By the options as they stand in entries; those of thousands of tasks are the same."""
-
-    def terms_of(self, opts: bytes) -> Terms:
-        """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
-        options = TaskOptions.read(opts)
-        terms = Terms.of(options, self.timeout, self.ttl, options.gate or "")
-        if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
-            self.terms[opts] = terms
-        return terms
 
 
 class Attempt:
@@ -147,6 +70,7 @@ class Attempt:
         "entry",
         "handler",
         "id",
+        "limit",
         "payload",
         "queue",
         "recovered",
@@ -168,6 +92,8 @@ class Attempt:
     """What keeps the tasks it spawns, where there is a context."""
     asked: bool
     """Whether it was asked to end."""
+    limit: limits.Limit | None
+    """What bounds its time; None where nothing does."""
 
     # -- the handler's call ----------------------------------------------------------------------
 
@@ -228,8 +154,21 @@ class Attempt:
             context.cancelled = True
         stream = self.queue.commands.keys.stream
         context._spawner = self.spawner = Spawner(stream, self.terms.batch)
-        context._running = Report(self.queue.reporter, self.queue, self.entry, task_id, attempt)
+        queue = self.queue
+        context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
         return context
+
+    def retry_ms_if_killed(self) -> int:
+        """Return when it is tried again, should it be killed at its hard limit: in so many ms, or
+        -1 when it then ends as failed."""
+        policy, attempt = self.handler.policy, int(self.attempt)
+        if attempt > self.terms.options.retries_or(policy.retries):
+            return -1
+        try:
+            wanted = policy.wants(_KILLED)
+            return min(milliseconds(policy.delay(attempt)), MAX_RETRY_MS) if wanted else -1
+        except BaseException:  # the retry policy's own code
+            return -1
 
     # -- being asked to end ----------------------------------------------------------------------
 

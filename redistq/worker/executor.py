@@ -3,20 +3,14 @@
 Used by the processor's runners and its event loop. It never talks to a server: what should happen
 to the task is returned as an Outcome, which the settler sends.
 
-``TimeLimits`` raises TimeLimitExceeded in a thread whose handler has run too long; a coroutine's
-limit is asyncio's. Python can raise an exception in another thread (``PyThreadState_SetAsyncExc``),
-but only asynchronously: it strikes at that thread's next step in Python code, wherever that is.
-Hence two rules. A limit that has ended is never fired again, and one that was fired a moment ago is
-called back, so that it cannot strike after its handler is gone. And every lock on the way is one
-that such an exception cannot leave locked. Native code that never comes back is the supervisor's
-business.
+Time limits and wishes that a task ends strike in its handler: see limits.py and wishes.py. Native
+code that never comes back is the supervisor's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import os
 import threading
 import time
@@ -33,12 +27,14 @@ from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, gate_of, is_count
 from ..system.processes import leave_fork
-from .attempt import Attempt, BoundHandler
+from .attempt import Attempt
+from .limits import ThreadMaker, TimeLimits
 from .outcome import FIELDS, PARK, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
 from .queues import Delivery, Held
 from .scoreboard import Scoreboard
-from .wishes import Wishes, call_back, strike
+from .terms import BoundHandler
+from .wishes import Wishes
 
 if TYPE_CHECKING:
     from .settings import WorkerSettings
@@ -47,10 +43,6 @@ log = logger("redistq.worker")
 
 MAX_LABELS = 10_000
 """Names of handlers and labels that are remembered; those beyond are looked up for each task."""
-HARD_LIMIT_GRACE = 5.0
-"""Seconds after its time limit at which a thread that did not obey costs its process its life."""
-LONGEST_WAIT_S = 3600.0
-"""Longest single wait of the watcher of time limits: a platform's own maximum may be some weeks."""
 
 
 class Clock(Protocol):
@@ -58,10 +50,6 @@ class Clock(Protocol):
 
     def has_passed(self, server_ms: int) -> bool:
         """Return whether a time of the server's clock has passed."""
-
-
-ThreadMaker = Callable[[Callable[[], None], str], threading.Thread]
-"""Makes a thread, not started, from what it runs and its part in the processor."""
 
 
 def _daemon(target: Callable[[], None], role: str) -> threading.Thread:
@@ -104,7 +92,7 @@ class Executor:
             name.encode(): BoundHandler(handler, settings, consumer)
             for name, handler in handlers.items()
         }
-        self._limits = TimeLimits(thread)
+        self._limits = TimeLimits(thread, scoreboard)
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
         self.forked = False
@@ -166,7 +154,7 @@ class Executor:
                 attempt: Attempt = opened  # type: ignore[assignment]
                 if attempt.handler.is_async:
                     raise TypeError("async handler in a thread")
-                limited = attempt.terms.timeout is not None
+                limited = attempt.terms.hard_timeout is not None
                 started = clock()
                 try:
                     try:
@@ -210,29 +198,33 @@ class Executor:
         if isinstance(attempt, Outcome):
             scoreboard.end(slot)
             return attempt
-        timeout = attempt.terms.timeout
+        terms = attempt.terms
+        limit = None
         wishes = self.wishes
         wishes.tasks[slot] = asyncio.current_task()
         wishes.running[slot] = attempt
         serve_contexts(attempt.given_context, thread=False)
         started = time.perf_counter_ns()
-        if timeout is not None:
-            scoreboard.limit(slot, time.monotonic() + timeout + HARD_LIMIT_GRACE)
+        if terms.hard_timeout is not None:
+            limit = attempt.limit = self._limits.begin_async(
+                slot, terms.timeout, terms.hard_timeout, attempt.retry_ms_if_killed()
+            )
         try:
             try:
                 if wishes.waiting:
                     wishes.check(attempt)
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(terms.timeout) as clock:
+                    if limit is not None:
+                        limit.clock = clock
                     if tracing.active is None:
                         result = await attempt.invoke()
                     else:
                         with attempt.traced(tracing.active):
                             result = await attempt.invoke()
             except TimeoutError as error:
-                passed = time.perf_counter_ns() - started
-                if timeout is None or passed < timeout * 1e9:
+                if limit is None or limit.clock is None or not limit.clock.expired():
                     raise
-                raise TimeLimitExceeded(f"the time limit of {timeout:g} s has passed") from error
+                raise limit.passed() from error
         except (asyncio.CancelledError, GeneratorExit) as error:
             if self.ending:
                 raise  # not an outcome: the task will run again
@@ -245,6 +237,8 @@ class Executor:
                 leave_fork(None)
             outcome = attempt.returned(result, took, started)
         wishes.running[slot] = None
+        if limit is not None:
+            self._limits.end(limit)
         scoreboard.end_limited(slot)
         times = attempt.handler.times
         times.busy_ns += time.perf_counter_ns() - started
@@ -258,15 +252,16 @@ class Executor:
         return attempt.failed(error, took, started)
 
     def _call_limited(self, attempt: Attempt, slot: int) -> Any:
-        timeout = attempt.terms.timeout
-        assert timeout is not None
-        self._scoreboard.limit(slot, time.monotonic() + timeout + HARD_LIMIT_GRACE)
-        limit = self._limits.begin(timeout)
+        terms = attempt.terms
+        assert terms.hard_timeout is not None
+        retry_ms = attempt.retry_ms_if_killed()
+        limit = self._limits.begin(slot, terms.timeout, terms.hard_timeout, retry_ms)
+        attempt.limit = limit
         try:
             return attempt.call()
         except TimeLimitExceeded as error:
             if not error.args:  # it was raised from outside, by its type alone
-                error.args = (f"the time limit of {timeout:g} s has passed",)
+                error.args = limit.passed().args
             raise
         finally:
             self._limits.end(limit)
@@ -327,7 +322,7 @@ class Executor:
         run.attempt = attempt
         run.recovered = recovered
         run.asked = False
-        run.context = run.spawner = None
+        run.context = run.spawner = run.limit = None
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
             run.payload = payload if handler.raw else loads(payload)
@@ -353,89 +348,3 @@ class Executor:
         if len(self._bound) < NAMES:
             labelled.times = Durations()
         return self._bound.setdefault(name, labelled)  # the fetcher and runners come here
-
-
-# -- time limits of threads ------------------------------------------------------------------------
-
-
-class Limit:
-    """One handler's limit: its thread, and when it is to end (monotonic clock)."""
-
-    __slots__ = ("active", "deadline", "fired", "thread")
-
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
-        self.thread = threading.get_ident()
-        self.active = True
-        self.fired = False
-
-
-class TimeLimits:
-    """Watch the limits of all threads of a processor, in one thread.
-
-    That thread runs before there are tasks: one that started it would fail where no more threads
-    are to be had.
-    """
-
-    def __init__(self, thread: ThreadMaker) -> None:
-        self._thread = thread
-        self._current: dict[int, Limit] = {}  # one a thread: what ended leaves nothing behind
-        # A plain lock: the exception may strike inside a Condition's own Python code and leave it
-        # locked for ever; between taking a plain lock and the block that frees it, it cannot.
-        self._lock = threading.Lock()
-        self._bell = threading.Event()
-        self._watcher: threading.Thread | None = None
-        self._next = math.inf  # when the watcher looks again
-        self._closed = False
-
-    def start(self) -> None:
-        """Start the watching thread; raises RuntimeError where none can be had."""
-        with self._lock:
-            if self._watcher is None:
-                watcher = self._thread(self._watch, "limits")
-                watcher.start()
-                self._watcher = watcher
-
-    def begin(self, seconds: float) -> Limit:
-        """Limit what the calling thread runs from now on."""
-        limit = Limit(seconds)
-        with self._lock:
-            self._current[limit.thread] = limit
-            early = limit.deadline < self._next
-        if early:
-            self._bell.set()
-        return limit
-
-    def end(self, limit: Limit) -> None:
-        """End a limit, in the thread that began it: nothing strikes there any more."""
-        try:
-            with self._lock:
-                limit.active = False
-                if limit.fired:
-                    call_back(limit.thread)
-        except TimeLimitExceeded:
-            pass  # it struck just here: the handler's own end is what counts
-
-    def close(self) -> None:
-        """End the watching thread: there are no more limits."""
-        self._closed = True
-        self._bell.set()
-        if self._watcher is not None:
-            self._watcher.join(2)
-
-    def _watch(self) -> None:
-        while not self._closed:
-            self._bell.clear()
-            with self._lock:
-                now = time.monotonic()
-                self._next = math.inf
-                for limit in self._current.values():
-                    if not limit.active or limit.fired:
-                        continue
-                    if limit.deadline <= now:
-                        limit.fired = True
-                        strike(limit.thread, TimeLimitExceeded)
-                    else:
-                        self._next = min(self._next, limit.deadline)
-                wait = min(self._next - now, LONGEST_WAIT_S)
-            self._bell.wait(wait)

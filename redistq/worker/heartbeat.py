@@ -24,8 +24,9 @@ from ..errors import GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import FORCE, Commands, Recovered
 from ..scheduler.subscriber import ASKED, LISTENING, NAMES, PAUSED, RESUMED
+from .killed import end_overdue
 from .pipe import Child, Parent
-from .scoreboard import Scoreboard
+from .scoreboard import Overdue, Scoreboard
 from .settings import WorkerSettings
 
 log = logger("redistq.supervisor")
@@ -64,6 +65,8 @@ class ManagedProcess:
     """What the last heartbeat said it was running."""
     killed: str = ""
     """Why its supervisor killed it; empty while it has not."""
+    overdue: list[Overdue] = field(default_factory=list)
+    """What it was killed for, where that is a time limit."""
     forced: dict[str, float] = field(default_factory=dict)
     """Entries that are to end by force, and when the process is killed that still runs one
     (monotonic clock)."""
@@ -313,9 +316,12 @@ class DeathReports:
         """When there is something to report next (monotonic clock)."""
         return min((death.due for death in self._deaths), default=math.inf)
 
-    def add(self, consumer: str, started: list[str]) -> None:
-        """Report a process from now on; what it had ``started`` is charged a recovery."""
-        self._deaths.append(_Death(consumer, started))
+    def add(self, member: ManagedProcess) -> None:
+        """Report a process from now on. What it was killed for ends; all else that it had started
+        is charged a recovery."""
+        started = member.scoreboard.running()
+        overdue = [late for late in member.overdue if late.entry in started]
+        self._deaths.append(_Death(member.consumer, started, overdue))
 
     def send_due(self) -> None:
         """Send the reports that are due."""
@@ -329,6 +335,7 @@ class DeathReports:
             else:
                 death.reported = True
                 death.started = []
+                death.overdue = []
                 death.due = time.monotonic() + REPORT_AGAIN_S
 
     def send_last(self) -> None:
@@ -341,6 +348,7 @@ class DeathReports:
     def _send(self, death: _Death) -> bool:
         """Have a dead worker's tasks given back; return whether the server heard it."""
         try:
+            end_overdue(self._broker, self._commands, death.consumer, death.overdue)
             sign_off(self._broker, self._commands, self._settings, death.consumer, death.started)
         except (RedistqError, GroupMissing) as error:
             log.warning("worker %s could not be reported: %s", death.consumer, error)
@@ -355,6 +363,7 @@ class _Death:
     consumer: str
     started: list[str]
     """What it was running, which is charged a recovery."""
+    overdue: list[Overdue] = field(default_factory=list)
     due: float = 0.0
     reported: bool = False
 

@@ -10,6 +10,7 @@ before that attempt has ended there.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import deque
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, ConnectionLost, RedistqError, ServerUnavailable
 from ..logger import logger
+from ..protocol.checks import seconds as checked_seconds
 from ..protocol.commands import Commands
 from ..protocol.plain_commands import portions
 from ..protocol.progress import MAX_CHECKPOINT, MOST, Reported, checked, written
 from .outcome import SETTLE
 
 if TYPE_CHECKING:
+    from .limits import Limit
     from .outcome import Outcome
     from .queues import WorkerQueue
 
@@ -44,6 +47,7 @@ class Report:
 
     __slots__ = (
         *("_reporter", "attempt", "began", "checkpoint", "closed", "cursor_", "entry", "id"),
+        "limit",
         *("queue", "reported", "sent", "unsent"),
     )
 
@@ -54,8 +58,9 @@ class Report:
         entry: bytes,
         task_id: str,
         attempt: int,
+        limit: Limit | None = None,
     ) -> None:
-        """Without a reporter nothing is sent."""
+        """Without a reporter nothing is sent; ``limit`` is what bounds its time."""
         self._reporter = reporter
         self.queue = queue
         self.entry = entry
@@ -69,6 +74,7 @@ class Report:
         self.checkpoint: bytes | None = None
         """Where it would go on, as far as that was not taken to be sent."""
         self.cursor_: Any = _NOT_READ
+        self.limit = limit
         self.unsent = False
         """Whether the reporter knows that there is something new."""
         self.closed = False
@@ -123,6 +129,16 @@ class Report:
             if self.cursor_ is _NOT_READ:  # another thread may have saved one meanwhile
                 self.cursor_ = found
         return self.cursor_
+
+    def extend(self, seconds: float) -> float:
+        """See TaskContext.extend."""
+        more = checked_seconds("the extension of a time limit", seconds, positive=True)
+        return math.inf if self.limit is None else self.limit.extend(more)
+
+    @property
+    def remaining(self) -> float:
+        """See TaskContext.remaining."""
+        return math.inf if self.limit is None else self.limit.remaining
 
     def _wants(self) -> None:
         if self._reporter is not None and not self.closed:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from .. import slots
 from ..errors import RedistqError
 from ..logger import logger
-from .executor import Executor, ThreadMaker
+from .executor import Executor
+from .limits import ThreadMaker
 from .outcome import Outcome
 from .queues import Delivery, Room, WorkerQueue
 from .settler import LARGE_RESULT, Settler

@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
 from ..errors import ConfigurationError
 from ..system.processes import off_standard
@@ -26,6 +27,21 @@ _QUEUES = 8
 _SETTLED = 16
 _PAUSED = 64  # from here a byte a queue, the most urgent first; then the slots
 _NONE = bytes(_ENTRY)
+
+
+MAX_RETRY_MS = 2**31 - 1
+"""Longest delay that a slot can hold: some 24 days."""
+_LIMIT = struct.Struct("<dif")
+
+
+class Overdue(NamedTuple):
+    """An attempt whose hard time limit has passed."""
+
+    entry: str
+    retry_ms: int
+    """When it is tried again; -1: it ends as failed."""
+    seconds: float
+    """The limit that has passed."""
 
 
 class Scoreboard:
@@ -79,10 +95,12 @@ class Scoreboard:
         at = self._first + slot * _SLOT
         self._map[at : at + len(entry)] = entry
 
-    def limit(self, slot: int, deadline: float) -> None:
+    def limit(self, slot: int, deadline: float, retry_ms: int = -1, seconds: float = 0.0) -> None:
         """Show that what runs in ``slot`` must end by ``deadline`` (this machine's monotonic
-        clock)."""
-        struct.pack_into("<d", self._map, self._first + slot * _SLOT + _ENTRY, deadline)
+        clock), which is a limit of so many seconds. ``retry_ms`` says when it is tried again where
+        its process is killed then; -1: it ends as failed."""
+        at = self._first + slot * _SLOT + _ENTRY
+        _LIMIT.pack_into(self._map, at, deadline, retry_ms, seconds)
 
     def end(self, slot: int) -> None:
         """Show that slot ``slot`` runs nothing."""
@@ -104,14 +122,16 @@ class Scoreboard:
                 found.append(raw.split(b"\0", 1)[0].decode("ascii", "replace"))
         return found
 
-    def overdue(self, now: float) -> bool:
-        """Return whether any slot's time limit has passed."""
+    def overdue(self, now: float) -> list[Overdue]:
+        """Return what runs past its time limit."""
+        found = []
         for at in range(self._first, len(self._map), _SLOT):
             if self._map[at]:
-                (deadline,) = struct.unpack_from("<d", self._map, at + _ENTRY)
+                deadline, retry_ms, seconds = _LIMIT.unpack_from(self._map, at + _ENTRY)
                 if 0 < deadline < now:
-                    return True
-        return False
+                    entry = self._map[at : at + _ENTRY].split(b"\0", 1)[0]
+                    found.append(Overdue(entry.decode("ascii", "replace"), retry_ms, seconds))
+        return found
 
     @property
     def paused(self) -> frozenset[int]:

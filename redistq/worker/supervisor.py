@@ -292,7 +292,7 @@ class Supervisor:
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
         started = member.scoreboard.running()
-        self._deaths.add(member.consumer, started)
+        self._deaths.add(member)
         self._restarts.count(member)
         child.let_go()
         if self._stopping.is_set():
@@ -383,9 +383,10 @@ class Supervisor:
         for member in self.heartbeat.members:
             if member.child is None or not member.ready or member.killed:
                 continue
-            if member.scoreboard.overdue(now):
+            if overdue := member.scoreboard.overdue(now):
+                member.overdue = overdue
                 member.killed = "exceeded a time limit"
-                what = "past its time limit"
+                what = "past its hard time limit"
             elif member.runs_by_force(now):
                 member.killed = "was killed to end a task"
                 what = "that was to end by force"
@@ -435,7 +436,7 @@ class Supervisor:
             if member.child is not None:
                 clean = member.child.process.wait() == 0 and clean
                 member.child.let_go()
-            self._deaths.add(member.consumer, member.scoreboard.running())
+            self._deaths.add(member)
             self.heartbeat.remove(member)
         self._deaths.send_last()
         return clean

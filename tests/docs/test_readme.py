@@ -167,7 +167,7 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     from redistq.connection import broker
     from redistq.handlers import RetryPolicy
     from redistq.protocol import codec
-    from redistq.worker import executor
+    from redistq.worker import limits
     from redistq.worker.settings import WorkerSettings
 
     policy = RetryPolicy()
@@ -177,7 +177,7 @@ def test_numbers_in_the_text_are_those_of_the_code() -> None:
     assert codec.DEFAULT_MAX_BYTES == 8 * 1024**2
     assert (codec.MAX_TRACEBACK_CHARS, codec.MAX_MESSAGE_CHARS) == (16_000, 4_000)
     assert broker.DEFAULT_TIMEOUT == 10
-    assert executor.HARD_LIMIT_GRACE == 5
+    assert limits.HARD_LIMIT_GRACE == 5
     assert WorkerSettings().max_recoveries == 5
     for name in set(re.findall(r"`([A-Z]\w+[a-z])`", README)):
         import redistq

@@ -908,14 +908,14 @@ def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
     other = Scoreboard(os.dup(scoreboard.descriptor))
     scoreboard.close()
     scoreboard.close()
-    assert (other.slots, other.running(), other.overdue(1e12)) == (3, [], False)
+    assert (other.slots, other.running(), other.overdue(1e12)) == (3, [], [])
     scoreboard.begin(1, b"123-4")
-    scoreboard.limit(1, 50.0)
+    scoreboard.limit(1, 50.0, 70, 1.5)
     assert other.running() == ["123-4"]
-    assert (other.overdue(49), other.overdue(51)) == (False, True)
+    assert (other.overdue(49), other.overdue(51)) == ([], [("123-4", 70, 1.5)])
     scoreboard.end_limited(1)
     scoreboard.begin(1, b"99-0")
-    assert other.overdue(51) is False
+    assert other.overdue(51) == []
     other.paused = {0}
     assert scoreboard.paused == {0}
     other.close()

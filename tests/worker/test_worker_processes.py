@@ -361,15 +361,15 @@ def test_native_code_past_its_limit_costs_the_child_its_life(
 ) -> None:
     """A task that cannot be interrupted is killed with its process and ends as a dead letter."""
     (jobs / "quick.py").write_text(
-        "import redistq.worker.executor\n"
-        "redistq.worker.executor.HARD_LIMIT_GRACE = 0.3\n"
+        "import redistq.worker.limits\n"
+        "redistq.worker.limits.HARD_LIMIT_GRACE = 0.3\n"
         "from jobs import registry\n"
     )
     options = ("--lease", "2", "--max-recoveries", "0")
     with command(jobs, "-m", "redistq.worker", "quick:registry", *options, url=url) as one:
         one.says("ready:")
-        task_id = producer.add_task(task, 60, timeout=0.2)
-        with pytest.raises(Exception, match="WorkerLost"):
+        task_id = producer.add_task(task, 60, timeout=0.2, retries=0)
+        with pytest.raises(Exception, match="TimeLimitExceeded: the hard time limit"):
             producer.get_result(task_id, 15)
         one.says("exceeded a time limit; starting another")
         assert producer.get_result(producer.add_task("double", 2), 15) == 4

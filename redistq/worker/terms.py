@@ -1,0 +1,116 @@
+"""A handler made ready, and what holds for its tasks: looked up once, not for each task.
+
+Made by the executor of what a worker was given; read by attempts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..handlers import Handler
+from ..protocol.gate import deadline_of
+from ..protocol.options import (
+    NO_OPTIONS,
+    REMEMBERED_BYTES,
+    TaskOptions,
+    milliseconds,
+)
+from . import limits
+from .prefetch import Durations
+from .settings import WorkerSettings
+
+MAX_TERMS = 512
+"""Different options of one handler's tasks that are remembered; others are read for each task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for tasks of one handler that have the same options."""
+
+    options: TaskOptions
+    timeout: float | None
+    ttl: str
+    inbox: str
+    batch: str
+    hard_timeout: float | None = None
+    """When its process is killed, in seconds; None: it has no limits."""
+    gate: str = ""
+    """What the task asked for of when it may run; '': nothing."""
+    deadline_ms: int | None = None
+    """The server's time after which its first attempt is not started."""
+
+    @classmethod
+    def of(
+        cls,
+        options: TaskOptions,
+        timeout: float | None,
+        hard_timeout: float | None,
+        ttl: str,
+        gate: str = "",
+    ) -> Terms:
+        """Return the terms of tasks with these options, where their handler's are ``timeout``,
+        ``hard_timeout`` and ``ttl``."""
+        soft = options.timeout_or(timeout)
+        hard = options.hard_timeout
+        if hard is None:
+            hard = hard_timeout
+            if soft is not None and (hard is None or hard < soft):
+                hard = soft + limits.HARD_LIMIT_GRACE
+        return cls(
+            options,
+            soft,
+            options.result_ttl_or(ttl),
+            options.inbox or "",
+            options.batch or "",
+            hard,
+            gate,
+            deadline_of(gate) if gate else None,
+        )
+
+
+class BoundHandler:
+    """A handler made ready: what every run of it needs, looked up once."""
+
+    __slots__ = (
+        "consumer",
+        "function",
+        "hard_timeout",
+        "is_async",
+        "max_result_bytes",
+        "name",
+        "policy",
+        "raw",
+        "terms",
+        "timeout",
+        "times",
+        "ttl",
+        "wants_context",
+    )
+
+    def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
+        self.consumer = consumer
+        self.max_result_bytes = settings.max_result_bytes
+        self.function = handler.function
+        self.name = handler.name
+        self.policy = handler.policy
+        self.timeout = handler.timeout
+        self.hard_timeout = handler.hard_timeout
+        self.is_async = handler.is_async
+        self.wants_context = handler.wants_context
+        self.raw = handler.raw
+        self.times = Durations(threaded=not handler.is_async)
+        ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
+        self.ttl = str(milliseconds(ttl))
+        self.terms = {b"": self._terms(NO_OPTIONS)}
+        """By the options as they stand in entries; those of thousands of tasks are the same."""
+
+    def terms_of(self, opts: bytes) -> Terms:
+        """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
+        options = TaskOptions.read(opts)
+        terms = self._terms(options)
+        if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
+            self.terms[opts] = terms
+        return terms
+
+    def _terms(self, options: TaskOptions) -> Terms:
+        return Terms.of(options, self.timeout, self.hard_timeout, self.ttl, options.gate or "")
