@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Unpack, overload
 
@@ -91,6 +91,19 @@ def _exception_types(option: str, given: Any) -> ExceptionTypes:
                 f"OSError), not {kind!r:.60}"
             )
     return types
+
+
+Waiting = tuple[bytes, str, list[bytes]]
+"""A task that waits to run in a process: its entry, its queue, and the entry's fields as a flat
+list."""
+
+
+class LooksAhead:
+    """A function of a handler that sees which tasks wait in its process, to prepare for them."""
+
+    def look_by(self, waiting: Callable[[], Iterable[Waiting]]) -> None:
+        """See by that function what waits, in order; called before the first task."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

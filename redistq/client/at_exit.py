@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..display.notebook import in_kernel, say
 from ..errors import ConnectionLost, RedistqError, UnknownTask
-from ..functions.call import CALL
+from ..functions.written import CALL
 from ..logger import logger
 from ..producer.diagnosis import Wait
 

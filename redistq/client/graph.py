@@ -6,13 +6,14 @@ the graph was sent, for its future. ``submit_flow`` sends a flow without a graph
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..flows import Flow, Signature, Step, steps_of
-from ..functions.call import CALL, Call
 from ..functions.pickling import Parents
 from ..functions.references import Kind, Referable, Reference
+from ..functions.written import CALL, Call
 from ..producer.graph import GRAPH_TTL_S, Graph
 from ..protocol.codec import encode_payload
 from ..protocol.options import CallOptions
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from .queues import ClientQueue
     from .session import Session
+
+
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 
 
 class CallNode(Referable):
@@ -91,7 +95,7 @@ class CallGraph(Graph):
         self.session = session
         self._given = options.kept(GRAPH_TTL_S)
         self._needs: list[str] = []
-        self._shared: Shared = {}
+        self._shared = Shared()
         self._fingerprints: dict[str, bytes] = {}
 
     @property
@@ -102,7 +106,7 @@ class CallGraph(Graph):
     def __enter__(self) -> CallGraph:
         super().__enter__()
         self._needs = []
-        self._shared = {}
+        self._shared = Shared()
         return self
 
     # -- writing ---------------------------------------------------------------------------------
@@ -198,10 +202,10 @@ class CallGraph(Graph):
         check_function(fn, "submit")
         keep_s = keep_needs_s(options)
         packer = self.session.packer
-        function = packer.store_function(fn, keep_s, self._needs)
+        function = packer.store_function(fn, keep_s, self._needs, self._shared)
         if function not in self._fingerprints:
             self._fingerprints[function] = fingerprint_of(fn, "the function")
-        given = self._fingerprints[function] + fingerprint_of((args, kwargs), "the arguments")
+        given = self._fingerprints[function] + named_by(args, kwargs)
         call = Call(function, args, kwargs, False, options.logs)
         context = self.queue.context_of(self.task_id(position))
         packet = packer.pack(context, call, keep_s, self._needs, self._shared, parents)
@@ -253,6 +257,25 @@ class BoundGraph:
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> list[CallNode]:
         """As CallGraph.map."""
         return [self.submit(fn, *args) for args in zip(*iterables, strict=False)]
+
+
+def named_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Return what names the arguments of a call: 20 bytes. Of plain values and tasks, which most
+    graphs are made of, without the general way."""
+    from ..functions.fingerprint import fingerprint_of
+
+    whole = hashlib.blake2b(b"plain", digest_size=20)
+    for value in args:
+        if isinstance(value, Referable):
+            text = value.identity()
+        elif type(value) in _PLAIN:
+            text = hex(value) if type(value) is int else repr(value)
+        else:
+            return fingerprint_of((args, kwargs), "the arguments")
+        data = text.encode("utf-8", "surrogatepass")
+        kind = "task" if isinstance(value, Referable) else type(value).__name__
+        whole.update(b"%b %d %b" % (kind.encode(), len(data), data))
+    return fingerprint_of((args, kwargs), "the arguments") if kwargs else whole.digest()
 
 
 def taking(step: Step, before: Sequence[Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..display.notebook import say
 from ..errors import RedistqError
-from ..functions.call import CALL
+from ..functions.written import CALL
 from ..logger import logger
 from ..protocol.homes import Home
 from ..protocol.options import NO_OPTIONS, TaskOptions

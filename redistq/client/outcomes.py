@@ -25,12 +25,12 @@ from ..errors import (
     TimeLimitExceeded,
     UnknownTask,
 )
-from ..functions.call import Call, Ref
 from ..functions.function import load_function, load_here
 from ..functions.pickling import load
 from ..functions.references import read_by
-from ..functions.results import TaskResults, result_in
+from ..functions.results import ResultReader, TaskResults, result_in
 from ..functions.signing import Signer
+from ..functions.written import Call, Ref
 from ..protocol.codec import loads
 from ..protocol.commands import Commands
 from ..protocol.keys import PRIORITIES, batch_task_id
@@ -256,7 +256,7 @@ def call_of(
         raise RedistqError(
             f"the arguments of task {task_id} are not kept: only failed tasks keep theirs"
         )
-    results = TaskResults(session.broker, session.keys.stream, session.signer)
+    results = TaskResults(ResultReader(session.broker, session.keys.stream, session.signer))
     call = copy_context().run(_with_results, results, session, queue, task_id, payload)
     function = load_function(session.blobs.get("function", call.function))
     if call.chunk:

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PayloadTooLarge
 from ..functions.blobs import LARGE, Blobs, dump_parted
-from ..functions.call import Call, Ref, with_modules
-from ..functions.function import PickledFunctions, pickled_function, warn_of_generators
-from ..functions.local_modules import bundle_of
+from ..functions.function import Known, PickledFunctions, pickled_function, warn_of_generators
+from ..functions.local_modules import KEPT_BUNDLES, bundle_of
 from ..functions.pickling import Parents, Seen, dump
+from ..functions.references import Referable
 from ..functions.signing import Signer
+from ..functions.written import Call, Ref, with_needs
 
-Shared = dict[int, tuple[Any, Ref, Seen, list[str]]]
-"""Large arguments of one map by identity: the value, its stand-in, what it refers to, and the
-blobs."""
+
+@dataclass(slots=True)
+class Shared:
+    """What the calls of one map, batch or graph share while they are packed: what is stored for
+    one of them is stored for all."""
+
+    arguments: dict[int, tuple[Any, Ref, Seen, list[str]]] = field(default_factory=dict)
+    """Large arguments by identity: the value, its stand-in, what it refers to, and the blobs."""
+    functions: dict[tuple[int, float], tuple[Known, str]] = field(default_factory=dict)
+    """Functions, by identity of what is known of them and how long they are kept: their names."""
+    modules: dict[frozenset[str], str] = field(default_factory=dict)
+    """Bundles of local modules, as they were for the first call: their names."""
 
 
 class Packer:
@@ -31,33 +42,70 @@ class Packer:
         self._signer = signer
         self._max_bytes = max_bytes
         self._pickled = PickledFunctions()
+        self._bundles: dict[str, str] = {}  # names of those sent before, by their digests
 
-    def store_function(self, fn: Callable[..., Any], keep_s: float, needs: list[str]) -> str:
+    def store_function(
+        self,
+        fn: Callable[..., Any],
+        keep_s: float,
+        needs: list[str],
+        shared: Shared | None = None,
+    ) -> str:
         """Return the name of the function on the server, where it is with its local modules.
 
         What was stored is added to ``needs``. Raises PayloadError for what cannot be pickled.
         """
         known = self._pickled.get(fn)
         if known is not None:
-            modules = self.store_modules(known.modules, keep_s, needs)
-            pickled = known.pickled
+            place = id(known), keep_s
+            if shared is not None and place in shared.functions:
+                return shared.functions[place][1]
+            name = self._store_pickled(fn, known.pickled, known.modules, keep_s, needs)
+            if shared is not None:
+                shared.functions[place] = known, name
+            return name
+        seen = Seen()
+        pickled = dump(fn, seen)
+        if seen.generators:
+            warn_of_generators(fn, seen.generators)
         else:
-            seen = Seen()
-            pickled = dump(fn, seen)
-            modules = self.store_modules(seen.modules, keep_s, needs)
-            if seen.generators:
-                warn_of_generators(fn, seen.generators)
-            else:
-                self._pickled.keep(fn, pickled, seen.modules)
-        data = pickled_function(fn, pickled, modules)
-        return self._blobs.put("function", data, keep_s, needs)
+            self._pickled.keep(fn, pickled, seen.modules)
+        return self._store_pickled(fn, pickled, seen.modules, keep_s, needs)
 
-    def store_modules(self, names: AbstractSet[str], keep_s: float, needs: list[str]) -> str:
+    def _store_pickled(
+        self,
+        fn: Callable[..., Any],
+        pickled: bytes,
+        modules: AbstractSet[str],
+        keep_s: float,
+        needs: list[str],
+    ) -> str:
+        bundle = self.store_modules(modules, keep_s, needs)
+        return self._blobs.put("function", pickled_function(fn, pickled, bundle), keep_s, needs)
+
+    def store_modules(
+        self,
+        names: AbstractSet[str],
+        keep_s: float,
+        needs: list[str],
+        shared: Shared | None = None,
+    ) -> str:
         """Return the name of the bundle, on the server, of the local modules among these and of
         what they import; '' when there are none."""
-        if not names or (bundle := bundle_of(names)) is None:
+        if not names:
             return ""
-        return self._blobs.put("modules", bundle.data, keep_s, needs)
+        if shared is not None and (known := shared.modules.get(frozenset(names))) is not None:
+            return known
+        name = ""
+        if (bundle := bundle_of(names)) is not None:
+            known = self._bundles.get(bundle.digest, "")
+            name = self._blobs.put("modules", bundle.data, keep_s, needs, known)
+            if len(self._bundles) > KEPT_BUNDLES:
+                self._bundles = {}
+            self._bundles[bundle.digest] = name
+        if shared is not None:
+            shared.modules[frozenset(names)] = name
+        return name
 
     def pack(
         self,
@@ -71,11 +119,11 @@ class Packer:
         """Return a call as the payload of the task that ``context`` names, and of no other.
 
         Large arguments, and large parts of arguments, go to the server under their content's name;
-        ``shared`` remembers arguments of one map by identity. What the server keeps for the call is
-        added to ``needs``, and the tasks whose results stand in it to ``parents``. Raises
+        ``shared`` remembers what calls have in common. What the server keeps for this one is added
+        to ``needs``, and the tasks whose results stand in it to ``parents``. Raises
         PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
-        shared = {} if shared is None else shared
+        shared = shared or Shared()
         packing = _Packing(self._blobs, keep_s, needs, shared, Seen(parents))
         # Most calls are small as they are. Else first the parts that many calls may share, then
         # whole arguments.
@@ -84,8 +132,9 @@ class Packer:
             data = packing.pickled(call, sure=False, parted=True)
         if len(data) > LARGE:
             data = packing.pickled(call, sure=True, parted=True)
-        if modules := self.store_modules(packing.seen.modules, keep_s, needs):
-            data = with_modules(data, modules)
+        modules = self.store_modules(packing.seen.modules, keep_s, needs, shared)
+        if modules or parents:
+            data = with_needs(data, modules, parents or ())
         packet = self._signer.pack("call", context, data)
         if len(packet) > self._max_bytes:
             raise PayloadTooLarge(len(packet), self._max_bytes)
@@ -103,7 +152,7 @@ class _Packing:
         self._blobs = blobs
         self._keep_s = keep_s
         self._needs = needs
-        self._shared = shared
+        self._shared = shared.arguments
         self.seen = seen
 
     def pickled(self, call: Call, *, sure: bool, parted: bool) -> bytes:
@@ -122,6 +171,8 @@ class _Packing:
 
     def _stored(self, value: Any, sure: bool) -> Any:
         """Return the value itself when it is small, else what stands for it."""
+        if isinstance(value, Referable):
+            return self._referred(value)
         known = self._shared.get(id(value))
         if known is not None:
             _, ref, own, blobs = known
@@ -143,6 +194,13 @@ class _Packing:
         self._shared[id(value)] = (value, ref, own, self._needs[before:])
         self._saw(own)
         return ref
+
+    def _referred(self, value: Referable) -> Any:
+        """Return what stands for a task's result: as the pickler writes it, without its pickler."""
+        if self.seen.parents is None or (reference := value.reference()) is None:
+            return value
+        self.seen.parents[reference] = value
+        return reference
 
     def _saw(self, own: Seen) -> None:
         self.seen.modules |= own.modules

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, UnknownBatch
-from ..functions.call import CALL
 from ..functions.signing import Signer, task_context
+from ..functions.written import CALL
 from ..producer.diagnosis import Diagnosis
 from ..producer.limits import LimitOperations
 from ..producer.sansio import LEAST_PATIENCE_S, Inbox

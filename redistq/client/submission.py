@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from .. import tracing
 from ..errors import ConfigurationError
 from ..functions.blobs import BLOB_TTL_S
-from ..functions.call import CALL, Call
 from ..functions.pickling import Parents
+from ..functions.written import CALL, Call
 from ..protocol.codec import encode_payload
 from ..protocol.keys import batch_task_id, new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
@@ -153,7 +153,7 @@ def map_calls(
     stored: list[str] = []
     function = session.packer.store_function(fn, keep_s, stored)
     called = options.name or label(fn)
-    shared: Shared = {}
+    shared = Shared()
     rows: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
     in_chunks = chunksize > 1
     if in_chunks:
@@ -207,7 +207,7 @@ def batch_tasks(
     function = session.packer.store_function(fn, keep_s, needs)
     name = f"{CALL}:{options.name or label(fn)}"
     opts = task_options(session, options, batch=batch_id)
-    shared: Shared = {}
+    shared = Shared()
     tasks: list[NewTask] = []
     conditions: dict[int, str] = {}
     for index, item in enumerate(items):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import slots
 from ..display.notebook import in_kernel
 from ..errors import ConnectionLost, RedistqError, ResultTimeout, ServerUnavailable
-from ..functions.call import CALL
+from ..functions.written import CALL
 from ..producer.diagnosis import Wait
 from ..producer.results import LEAST_LOOK_S
 from ..producer.sansio import BLOCK_LIMIT

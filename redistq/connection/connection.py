@@ -2,23 +2,18 @@
 whatever waits in blocking reads.
 
 A ``Connection`` opens by itself when it is needed. redis-py makes it (TLS, authentication,
-Sentinel); what goes over it is the work of a ``Transport``. Between a command and its answer
-redis-py's layers took a fifth of a call's time. So where its insides are as they are known to be
-(redis-py 5 to 8 with hiredis), the socket and hiredis are used directly, and elsewhere redis-py's
-own methods.
+Sentinel); what goes over it is the work of a ``Transport``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import struct
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import redis.exceptions as rex
@@ -28,148 +23,12 @@ from ..protocol.commands import Command
 from ..protocol.replies import read
 from ..protocol.scripts import with_text
 from .redis_py import meaning_of, script_is_unknown, to_another_server
+from .transport import Transport, transport_over
 
 T = TypeVar("T")
 
 OPEN_TIMEOUT = 10.0
 """Most seconds that making a connection may take: look-up, connecting, authentication."""
-SLACK_S = 0.1
-"""How much later than its deadline a call may end: less is not worth a question to the kernel."""
-LARGE_SEND = 65_536
-_MORE = object()
-"""What a reader answers while a part of an answer is missing."""
-
-
-class Transport:
-    """Requests and answers over an open connection by redis-py's own methods."""
-
-    def __init__(self, link: Any) -> None:
-        self._link = link
-
-    def limit(self, seconds: float | None) -> None:
-        """Let no single wait for the server take longer than this; None: no limit."""
-        sock = getattr(self._link, "_sock", None)
-        if sock is not None:
-            sock.settimeout(None if seconds is None else max(seconds, 0.001))
-
-    def send(self, command: Command, deadline: float | None = None) -> None:
-        """Send one command."""
-        link = self._link
-        link.send_packed_command(link.pack_command(*command), check_health=False)
-
-    def receive(self, deadline: float | None = None) -> Any:
-        """Return the next answer; raises one that is an error."""
-        return self._link.read_response()
-
-
-class SocketTransport(Transport):
-    """The same with the socket and hiredis alone: a fifth of a call's time went to the layers.
-
-    A plain socket blocks in the kernel, with the timeout kept there: one call to it a send and a
-    receive instead of two, for a socket with a timeout is asked first whether it is ready. The
-    clock is read only for what takes more than one of them: a large command, a large answer.
-    """
-
-    def __init__(self, link: Any) -> None:
-        import hiredis
-
-        super().__init__(link)
-        sock = self._sock = link._sock
-        # Not one of gevent or eventlet, which have put their own in the place of the kernel's.
-        own = type(sock) is socket.socket and type(sock).__module__ == "socket"
-        self._in_kernel = own and os.name == "posix"
-        self._limit: float | None = -1.0  # none was set yet
-        self._usual: float | None = None
-        self._shortened = False
-        if self._in_kernel:
-            sock.settimeout(None)
-        self._sendall = sock.sendall
-        self._recv_into = sock.recv_into
-        self._pack = hiredis.pack_command
-        reader = hiredis.Reader(
-            protocolError=rex.InvalidResponse,
-            replyError=link._parser.parse_error,
-            notEnoughData=_MORE,
-        )
-        self._feed: Any = reader.feed
-        self._gets = reader.gets
-        self._buffer = bytearray(65_536)
-
-    def limit(self, seconds: float | None) -> None:
-        self._usual = seconds
-        self._shortened = False
-        if seconds != self._limit:
-            self._set_limit(seconds)
-
-    def _set_limit(self, seconds: float | None) -> None:
-        self._limit = seconds
-        if not self._in_kernel:
-            super().limit(seconds)
-            return
-        micros = 0 if seconds is None else max(int(seconds * 1e6), 1_000)  # 0: no limit
-        bound = struct.pack("ll", *divmod(micros, 1_000_000))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
-
-    def send(self, command: Command, deadline: float | None = None) -> None:
-        packed = self._pack(command)
-        if self._shortened:
-            self.limit(self._usual)
-        if len(packed) < LARGE_SEND or deadline is None:
-            self._sendall(packed)
-            return
-        rest = memoryview(packed)
-        while rest:
-            self._cut(deadline)
-            rest = rest[self._sock.send(rest) :]
-        self._cut(deadline)  # the answer is waited for until the same deadline
-
-    def receive(self, deadline: float | None = None) -> Any:
-        reply = self._gets()
-        if reply is _MORE:
-            size = self._recv_into(self._buffer)
-            if not size:
-                raise rex.ConnectionError("the server closed the connection")
-            self._feed(self._buffer, 0, size)
-            reply = self._gets()
-            if reply is _MORE:
-                reply = self._rest(deadline)
-        if isinstance(reply, rex.RedisError):
-            try:
-                raise reply
-            finally:
-                del reply  # or error, traceback and frames, up to a client, would hold each other
-        return reply
-
-    def _rest(self, deadline: float | None) -> Any:
-        """Return an answer of which a part has come."""
-        reply = _MORE
-        while reply is _MORE:
-            if deadline is not None:
-                self._cut(deadline)
-            size = self._recv_into(self._buffer)
-            if not size:
-                raise rex.ConnectionError("the server closed the connection")
-            self._feed(self._buffer, 0, size)
-            reply = self._gets()
-        return reply
-
-    def _cut(self, deadline: float) -> None:
-        """Wait no longer than until the deadline, from here to the next command."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the server is too slow")
-        if self._limit is None or left < self._limit - SLACK_S:
-            self._shortened = True
-            self._set_limit(left)
-
-
-def transport_over(link: Any) -> Transport:
-    """Return the fastest transport; redis-py's own where its insides are not the known ones."""
-    parser = type(getattr(link, "_parser", None)).__name__
-    if parser == "_HiredisParser" and getattr(link, "_sock", None) is not None:
-        return SocketTransport(link)
-    return Transport(link)
 
 
 class Connection:
@@ -282,6 +141,20 @@ class Connection:
             while waiting:
                 yield self._next_answer(transport, waiting, timeout)
         except BaseException as error:  # also GeneratorExit: answers are left unread
+            self.close()
+            meaning = meaning_of(error)
+            if meaning is error:
+                raise
+            raise meaning from error
+
+    def request_all(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        """Send small plain commands at once and return their answers, which are small too: the
+        server keeps all of them until they are read. Raises as ``request``."""
+        try:
+            transport = self._transport or self._open(deadline)
+            transport.send_all(commands)
+            return [transport.receive(deadline) for _ in commands]
+        except BaseException as error:  # also one that is an answer: others are left unread
             self.close()
             meaning = meaning_of(error)
             if meaning is error:

@@ -80,15 +80,21 @@ class Blobs:
         self._unneeded: set[str] = set()
 
     def put(
-        self, kind: Kind, data: Any, keep_s: float = BLOB_TTL_S, needs: list[str] | None = None
+        self,
+        kind: Kind,
+        data: Any,
+        keep_s: float = BLOB_TTL_S,
+        needs: list[str] | None = None,
+        name: str = "",
     ) -> str:
         """Store bytes, or memory, packed and signed, unless the server has them; return their
         name.
 
         It is kept for ``keep_s``. With ``needs``, to which its name is added, ``drop`` says when
-        it is needed no more. Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
+        it is needed no more. ``name`` is the one that it returned for the same bytes before.
+        Raises PayloadTooLarge beyond MAX_BLOB_BYTES.
         """
-        name = self._signer.name_of(kind, data)
+        name = name or self._signer.name_of(kind, data)
         now = time.monotonic()
         self.require((name,), needs)
         # What was stored to be kept longer (a delayed call) serves for shorter too.

@@ -1,8 +1,4 @@
-"""Function calls as tasks: how a call is written down, and the handler that makes it.
-
-Clients use the first half, workers the second. A call names its function by a blob, so that a
-function used ten thousand times travels once; so it does with large arguments.
-"""
+"""The handler for function calls: it makes the calls that clients write down (written.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ import reprlib
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,80 +30,20 @@ from ..errors import (
     WrongPython,
 )
 from ..flows import FLOWS
-from ..handlers import Handler, Registry, RetryPolicy
-from .blobs import CACHE_BYTES, BlobMissing, Blobs, Store, dump_parted
+from ..handlers import Handler, LooksAhead, Registry, RetryPolicy, Waiting
+from .ahead import Lookahead
+from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .function import load_function, load_here
 from .local_modules import Shipped
 from .output import LogSink, TaskOutput, captured
-from .pickling import Seen, can_be_sent, dump, error_by_value, what_cannot
-from .references import read_by
-from .results import TaskResults
+from .pickling import Seen, dump, error_by_value
+from .references import Reference, read_by
+from .results import ResultReader, TaskResults
 from .signing import Signer, is_old, task_context
+from .written import CALL, Call, Ref, needs_in
 
-CALL = "redistq.call"
-"""The task name of function calls."""
 MAX_PICKLED_ERROR = 64 * 1024
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Stands for an argument that is stored as a blob."""
-
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call, or a chunk of calls of the same function, before it is packed.
-
-    With ``chunk`` set, ``args`` is a list of argument tuples and the result a list of results.
-    """
-
-    function: str
-    args: Any
-    kwargs: dict[str, Any]
-    chunk: bool = False
-    logs: bool = False
-
-    def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
-        """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).
-
-        Raises PayloadError naming what cannot be pickled.
-        """
-        fields = (self.function, self.args, self.kwargs, self.chunk, self.logs)
-        try:
-            return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
-        except PayloadError as error:
-            kind = "call" if self.chunk else "argument"
-            parts = {f"{kind} {i}": value for i, value in enumerate(self.args, 1)}
-            parts.update((f"argument {name}", value) for name, value in self.kwargs.items())
-            for name, value in parts.items():
-                if not can_be_sent(value):
-                    raise PayloadError(what_cannot(value, error.__cause__, name)) from error
-            raise
-
-    @classmethod
-    def unpickled(
-        cls,
-        data: bytes,
-        fetch: Callable[[str], bytes],
-        use: Callable[[str], None] | None = None,
-    ) -> Call:
-        """Return the call; ``fetch`` finds the parts that were left out, and ``use`` is called
-        first with the bundle of local modules that its arguments need."""
-        fields = load_here(data, "an argument", fetch)
-        if len(fields) == 2:
-            modules, data = fields
-            if use is not None:
-                use(modules)
-            fields = load_here(data, "an argument", fetch)
-        return cls(*fields)
-
-
-def with_modules(call: bytes, modules: str) -> bytes:
-    """Return a pickled call whose arguments need the bundle of local modules of that name."""
-    return dump((modules, call))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +54,11 @@ class QueueStore:
     logs_prefix: str
     stream: str
     """The queue's name on the server, to which the signatures of its tasks are bound."""
-    results: Callable[[], TaskResults]
-    """Makes what reads the results of other tasks for one task that runs."""
+    results: ResultReader
+    """Reads the results of other tasks of the queue."""
 
 
-class CallHandler:
+class CallHandler(LooksAhead):
     """Makes the calls that clients send. What it raises is the function's own error, with a report
     for the post-mortem: locals, versions, and the last lines of output."""
 
@@ -133,6 +69,7 @@ class CallHandler:
         self._functions: OrderedDict[str, tuple[Callable[..., Any], int, str]] = OrderedDict()
         self._functions_bytes = 0
         self._lock = threading.Lock()
+        self._ahead: Lookahead | None = None
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes:
         output = None
@@ -141,9 +78,9 @@ class CallHandler:
         # an old call could make of it the signed result of a task of today.
         task = task_context(store.stream, context.task_id)
         old = is_old(payload)
-        read_by(store.results().read)
         try:
-            data = self._signer.unpack("call", task, payload, old=True)
+            data, results = self._read(store, task, payload, context)
+            read_by(results.read)
             call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
@@ -159,6 +96,27 @@ class CallHandler:
             with contextlib.suppress(BaseException):  # the error's own methods; it has a traceback
                 context._report = self._report(error, output, task, old)
             raise
+
+    def look_by(self, waiting: Callable[[], Iterable[Waiting]]) -> None:
+        """See what waits in this process by that function, to read ahead what it needs."""
+        self._ahead = Lookahead(self._signer, waiting)
+
+    def _read(
+        self, store: QueueStore, task: str, payload: bytes, context: TaskContext
+    ) -> tuple[bytes, TaskResults]:
+        """Return a call as it was packed, and what reads the results that it needs: those of many
+        calls that wait here are read together."""
+        ahead = self._ahead
+        if ahead is not None and (known := ahead.take(context)) is not None:
+            return known.data, TaskResults(store.results, known.needed, known.found)
+        data = self._signer.unpack("call", task, payload, old=True)
+        needs, _ = needs_in(data)
+        if needs is None or not needs.results:
+            return data, TaskResults(store.results)
+        found: Mapping[Reference, bytes] = {}
+        if ahead is not None:
+            found = ahead.look(context, needs.results, store.results, store.stream)
+        return data, TaskResults(store.results, needs.results, found)
 
     def _make(
         self, call: Call, function: Callable[..., Any], blobs: Blobs, context: TaskContext

@@ -1,6 +1,6 @@
 """A function on its way to a worker: packed with what it needs there, and loaded again.
 
-Clients remember the pickle of the function that they sent last (``PickledFunctions``), and warn of
+Clients remember the pickles of functions that they sent last (``PickledFunctions``), and warn of
 random generators that a function takes along (``warn_of_generators``). ``pickled_function`` and
 ``load_function`` are the two ends of the way. Nothing here talks to a server.
 """
@@ -21,10 +21,14 @@ from typing import Any
 from ..errors import ModuleMissing, WrongPython
 from .blobs import load_whole
 from .dependencies import outside
-from .pickling import PYTHON, dump, is_generator, load
+from .pickling import PYTHON, dump, is_generator, is_importable, load
 
 _PLAIN = (int, float, str, bytes, bool, type(None), complex)
 _MISSING = object()
+_KEPT = 64
+"""Pickled functions that are remembered."""
+_KEPT_BYTES = 64 * 1024
+"""A larger pickle is remembered alone."""
 _DEPTH = 4
 """How far random generators are looked for in what a function refers to."""
 _warned: set[tuple[str, str]] = set()
@@ -99,10 +103,10 @@ def load_here(data: bytes, what: str, fetch: Callable[[str], bytes] | None = Non
         ) from error
 
 
-# -- the function that was sent last ---------------------------------------------------------------
+# -- functions that were sent last -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Known:
     """A pickled function and what it was pickled from."""
 
@@ -110,7 +114,8 @@ class Known:
     code: CodeType
     names: tuple[str, ...]
     """Names in its code, and in that of functions inside it."""
-    state: tuple[Any, ...]
+    state: tuple[Any, ...] | None
+    """What else its pickle depends on; None where that is its name in a module."""
     pickled: bytes
     modules: frozenset[str]
     """Modules that it refers to."""
@@ -119,44 +124,53 @@ class Known:
 
 
 class PickledFunctions:
-    """Remembers the function that was pickled last; safe to use from several threads.
+    """Remembers functions that were pickled last; safe to use from several threads.
 
     Half the cost of a submit was pickling the same function anew. A pickle holds what the function
     refers to as well, so it is used again only for functions of a notebook or script that refer to
-    little: modules and plain values. All of these are compared by identity at each use.
+    little, modules and plain values, which are compared by identity at each use; and for those of
+    other modules, which travel by their names, while these mean the same.
     """
 
     def __init__(self) -> None:
-        self._last: Known | None = None
+        self._known: dict[int, Known] = {}
 
     def get(self, function: Callable[..., Any]) -> Known | None:
         """Return what is known of a function while all that its pickle holds is the same."""
-        last = self._last
-        if last is None or last.function is not function or function.__code__ is not last.code:
+        known = self._known.get(id(function))
+        if known is None or known.function is not function:
             return None
-        if last.loaded != len(sys.modules):
+        if known.state is None:
+            return known if is_importable(function) else None
+        if function.__code__ is not known.code or known.loaded != len(sys.modules):
             return None
-        state = _state(last.function, last.names)
-        if state is None or len(state) != len(last.state):
+        state = _state(known.function, known.names)
+        if state is None or len(state) != len(known.state):
             return None
-        return last if all(a is b for a, b in zip(state, last.state, strict=True)) else None
+        return known if all(a is b for a, b in zip(state, known.state, strict=True)) else None
 
     def keep(self, function: Callable[..., Any], pickled: bytes, modules: Iterable[str]) -> None:
         """Remember a pickle, unless it holds what can change unseen."""
-        if type(function) is not FunctionType or function.__module__ != "__main__":
+        if type(function) is not FunctionType:
             return
-        names = tuple(sorted(_names(function.__code__)))
-        state = _state(function, names)
-        if state is not None:
-            self._last = Known(
-                function=function,
-                code=function.__code__,
-                names=names,
-                state=state,
-                pickled=pickled,
-                modules=frozenset(modules),
-                loaded=len(sys.modules),
-            )
+        names: tuple[str, ...] = ()
+        state = None
+        if function.__module__ == "__main__":
+            names = tuple(sorted(_names(function.__code__)))
+            state = _state(function, names)
+        if state is None and not is_importable(function):
+            return
+        if len(self._known) >= _KEPT or len(pickled) > _KEPT_BYTES:
+            self._known = {}
+        self._known[id(function)] = Known(
+            function=function,
+            code=function.__code__,
+            names=names,
+            state=state,
+            pickled=pickled,
+            modules=frozenset(modules),
+            loaded=len(sys.modules),
+        )
 
 
 def _names(code: CodeType) -> set[str]:

@@ -204,7 +204,7 @@ def load(data: bytes) -> Any:
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
     """Return whether the standard pickler can be used: nothing in it can refer to ``__main__``."""
-    if type(value) in _PLAIN:  # not subclasses, which a notebook's cell may have defined
+    if type(value) in _PLAIN or type(value) is Reference:  # not subclasses: a cell may define one
         return True
     if depth and type(value) in (tuple, list) and len(value) <= 64:
         return all(_is_plain(item, depth - 1) for item in value)
@@ -368,7 +368,7 @@ class Sendable:
 
 
 def _reduce_cache(cache: Any) -> Any:
-    if _is_importable(cache):
+    if is_importable(cache):
         return cache.__reduce__()
     options = cache.cache_parameters()
     state = {name: value for name, value in vars(cache).items() if name != "__wrapped__"}
@@ -394,8 +394,8 @@ def rebuilt_property(function: Callable[[Any], Any], name: str | None, doc: str 
     return made
 
 
-def _is_importable(value: Any) -> bool:
-    """Whether a module that workers can import holds it under its own name."""
+def is_importable(value: Any) -> bool:
+    """Return whether a module that workers can import holds it under its own name."""
     import cloudpickle
 
     name = getattr(value, "__module__", None) or "__main__"

@@ -200,6 +200,12 @@ def is_packet(body: bytes) -> bool:
     return body[: len(MAGIC)] in (MAGIC, OLD_MAGIC)
 
 
+def is_compressed(packet: bytes) -> bool:
+    """Return whether a packet's data is larger than it looks."""
+    flags = packet[len(MAGIC) : len(MAGIC) + 1]
+    return bool(flags and flags[0] & _COMPRESSED)
+
+
 def task_context(stream: str, task_id: str) -> str:
     """Return the context of what belongs to one task of the queue with that stream."""
     return f"{stream}\n{task_id}"  # a stream's name has no white space

@@ -97,6 +97,14 @@ class PlainCommands:
         """Ask how far what a task has yielded is; None when nothing was."""
         return ("HGET", self.keys.task(task_id), "items")
 
+    def result_of(self, task_id: str) -> Command:
+        """Ask for state and result in a task's record; None where missing."""
+        return ("HMGET", self.keys.task(task_id), "state", "result")
+
+    def result_size(self, task_id: str) -> Command:
+        """Ask how many bytes the result in a task's record has; 0 where there is none."""
+        return ("HSTRLEN", self.keys.task(task_id), "result")
+
     def edges(self, task_id: str) -> Command:
         """Ask which tasks and batches a task runs after, one a line; None for none."""
         return ("HGET", self.keys.task(task_id), "after")

@@ -348,7 +348,8 @@ _SHAPES: dict[str, Shape | None] = {
     "ZRANGEBYSCORE": _range,
     "XINFO": lambda x, command: command[1] == "STREAM" or _list(x, _consumers),
     **dict.fromkeys(
-        ("EXISTS", "EXPIRE", "HSET", "PUBLISH", "UNLINK", "XTRIM", "ZCARD", "ZREM"), _count
+        ("EXISTS", "EXPIRE", "HSET", "HSTRLEN", "PUBLISH", "UNLINK", "XTRIM", "ZCARD", "ZREM"),
+        _count,
     ),
 }
 """The replies of plain commands; those of others are not looked at."""

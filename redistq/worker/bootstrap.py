@@ -11,7 +11,6 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ..connection.broker import Broker, check_server
@@ -93,7 +92,7 @@ def with_function_calls(
     from ..functions.blobs import Blobs
     from ..functions.call import QueueStore, with_calls
     from ..functions.output import LogSink
-    from ..functions.results import TaskResults
+    from ..functions.results import ResultReader
     from ..functions.signing import Signer, key_from, user_key
 
     if key is None and (key := key_from(None)) is None and embedded:
@@ -108,7 +107,7 @@ def with_function_calls(
         keys = QueueKeys(without_priority(queue), clustered=clustered)
         blobs = next((s.blobs for s in stores.values() if s.logs_prefix == keys.logs_prefix), None)
         stream = QueueKeys(queue, clustered=clustered).stream
-        results = partial(TaskResults, broker, keys.stream, signer)
+        results = ResultReader(broker, keys.stream, signer)
         blobs = blobs or Blobs(broker, keys, signer)
         stores[queue] = QueueStore(blobs, keys.logs_prefix, stream, results)
     return with_calls(registry, signer, stores, LogSink(broker, queues[0].keys))

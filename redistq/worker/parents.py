@@ -38,9 +38,11 @@ class TaskParents:
         """Return the results of its parents in order, of a batch the list of its results; None for
         one that need not succeed and did not."""
         found = []
+        reader = self._reader()
+        reader.expect(reference for _, reference in self._edges())
         for policy, reference in self._edges():
             try:
-                found.append(self._reader().read(reference))
+                found.append(reader.read(reference))
             except RedistqError as error:
                 if policy == "s" or isinstance(error, ServerUnavailable):
                     raise
@@ -83,10 +85,10 @@ class TaskParents:
 
     def _reader(self) -> TaskResults:
         if self._results is None:
-            from ..functions.results import TaskResults
+            from ..functions.results import ResultReader, TaskResults
 
             stream = without_priority(self._queue.commands.keys.stream)
-            self._results = TaskResults(self._broker, stream, None)
+            self._results = TaskResults(ResultReader(self._broker, stream, None))
         return self._results
 
     def _ask(self, command: Any) -> Any:

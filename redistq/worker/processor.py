@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..connection.broker import Broker
-from ..handlers import Handler
+from ..handlers import Handler, LooksAhead
 from ..logger import logger
 from ..protocol.commands import Commands
 from .clock import ServerClock
@@ -113,6 +113,9 @@ class Processor:
             room,
             prefetch or Prefetch(settings.threads, has_sync=has_sync, has_loop=self._has_async),
         )
+        for handler in handlers.values():
+            if isinstance(handler.function, LooksAhead):
+                handler.function.look_by(self.runners.waiting)
         self._loop: EventLoopRunner | None = None
 
     @property

@@ -15,7 +15,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from functools import partial
 from queue import SimpleQueue
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..errors import RedistqError
+from ..handlers import Waiting
 from ..logger import logger
 from .executor import Executor
 from .limits import ThreadMaker
@@ -105,6 +106,11 @@ class Runners:
         """Run these before what waits, as they were taken."""
         self.ready.extendleft(reversed(tasks))
         self._wake(len(tasks))
+
+    def waiting(self) -> Iterator[Waiting]:
+        """Yield what waits now, in order."""
+        for entry, flat, queue in self.ready.copy():
+            yield entry, queue.name, flat
 
     def take_unstarted(self) -> list[Delivery]:
         """Return all that waits, which is no longer ours to run."""

@@ -31,10 +31,10 @@ from support.workers import command, until
 from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
 from redistq.errors import ModuleMissing, UntrustedPayload, WrongPython
 from redistq.functions.blobs import LARGE, MAX_BLOB_BYTES, Blobs, digest_of
-from redistq.functions.call import Call
 from redistq.functions.function import load_function
 from redistq.functions.pickling import PYTHON, dump, load
 from redistq.functions.signing import MAGIC, OLD_MAGIC, Signer, key_from, user_key
+from redistq.functions.written import Call
 
 
 @pytest.fixture(scope="module")

@@ -57,14 +57,29 @@ def cell() -> dict[str, Any]:
 
 
 def test_a_function_that_is_the_same_is_not_pickled_again(cell: dict[str, Any]) -> None:
-    """With plain globals, modules and closures; another function in between starts anew."""
+    """With plain globals, modules and closures; nor when others were sent in between."""
     functions = PickledFunctions()
     for name in ("plain", "counts", "annotated"):
         functions.keep(cell[name], b"pickle", {"json"})
         known = functions.get(cell[name])
         assert known is not None, name
         assert (known.pickled, known.modules) == (b"pickle", {"json"})
+    assert functions.get(cell["plain"]) is not None
+
+
+def test_few_are_remembered_and_large_ones_alone(cell: dict[str, Any]) -> None:
+    """A program that makes functions without end does not keep them all."""
+    functions = PickledFunctions()
+    functions.keep(cell["plain"], b"pickle", ())
+    for _ in range(70):
+        scope: dict[str, Any] = {"__name__": "__main__"}
+        exec("def other(): pass", scope)
+        functions.keep(scope["other"], b"pickle", ())
+        assert functions.get(scope["other"]) is not None
     assert functions.get(cell["plain"]) is None
+    functions.keep(cell["plain"], b"x" * 100_000, ())
+    assert functions.get(cell["plain"]) is not None
+    assert functions.get(scope["other"]) is None
 
 
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
@@ -131,9 +146,25 @@ def test_what_may_change_unseen_is_pickled_each_time(name: str, cell: dict[str, 
     assert functions.get(cell[name]) is None
 
 
-def test_functions_of_modules_and_other_callables_are_none_of_ours(cell: dict[str, Any]) -> None:
-    """They travel by reference, or hold a state."""
+def test_callables_that_are_no_functions_are_none_of_ours(cell: dict[str, Any]) -> None:
+    """They hold a state, or cost nothing to pickle."""
     functions = PickledFunctions()
-    for other in (json.dumps, len, dict, cell["plain"].__call__):
+    for other in (len, dict, cell["plain"].__call__):
         functions.keep(other, b"pickle", ())
         assert functions.get(other) is None
+
+
+def test_a_function_of_a_module_is_known_while_its_name_means_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It travels by its name: another one of that name, or none, and it would by its code."""
+    functions = PickledFunctions()
+    given = json.dumps
+    functions.keep(given, b"pickle", {"json"})
+    assert functions.get(given) is not None
+    monkeypatch.setattr(json, "dumps", json.loads)
+    assert functions.get(given) is None
+    functions.keep(given, b"pickle", {"json"})
+    assert functions.get(given) is None
+    monkeypatch.undo()
+    assert functions.get(given) is not None

@@ -23,9 +23,9 @@ from redistq.connection.broker import Broker
 from redistq.errors import PayloadTooLarge, UnknownTask, UntrustedPayload
 from redistq.functions import signing as packets
 from redistq.functions.blobs import digest_of
-from redistq.functions.call import CALL, Call
 from redistq.functions.pickling import PYTHON, dump, load
 from redistq.functions.signing import OLD_MAGIC, Kind, Signer
+from redistq.functions.written import CALL, Call
 from redistq.handlers import Registry
 from redistq.protocol.keys import PRIORITIES, at_priority
 from redistq.worker.bootstrap import with_function_calls

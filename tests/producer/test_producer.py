@@ -38,7 +38,7 @@ from redistq import (
 )
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
-from redistq.connection.connection import SocketTransport, Transport
+from redistq.connection.transport import SocketTransport, Transport
 from redistq.producer.operations import HABIT, RECENT
 from redistq.producer.results import INBOX_KEPT
 
@@ -824,6 +824,26 @@ def test_without_the_insides_it_knows_a_wire_uses_the_client_library(
             producer.get_result(producer.add_task("fails", "on purpose"), 10)
         assert type(producer.broker._idle[-1]._transport) is Transport
         assert processor_of(worker).lost == 0
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_some_small_calls_share_a_round_trip(
+    url: str, db: redis.Redis, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order; and all of them once more, should the connection end between, or one be refused."""
+    if not direct:
+        monkeypatch.setattr("redistq.connection.connection.transport_over", Transport)
+    with TaskProducer(url=url) as producer:
+        broker = producer.broker
+        for _ in range(2):
+            answers = broker.call_all([("ECHO", str(n)) for n in range(300)])
+            assert answers == [str(n).encode() for n in range(300)]
+            db.client_kill_filter(_type="normal", skipme=True)
+        db.set("text", "x")
+        commands = [("ECHO", "1"), ("HGET", "text", "field"), ("ECHO", "2")]
+        with pytest.raises(ConfigurationError):
+            broker.call_all(commands)
+        assert broker.call(("ECHO", "3")) == b"3"  # no answer of another call is left there
 
 
 def test_the_wire_of_a_plain_connection_is_direct(producer: TaskProducer) -> None:

@@ -632,7 +632,7 @@ def test_sockets_of_coroutine_libraries_keep_their_own_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """gevent and eventlet put their own sockets in place: a limit in the kernel is none there."""
-    from redistq.connection.connection import SocketTransport
+    from redistq.connection.transport import SocketTransport
 
     green = type("socket", (socket.socket,), {"__module__": "gevent._socket3"})
     for kind, timeout in ((green, 1.5), (socket.socket, None)):

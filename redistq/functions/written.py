@@ -1,0 +1,100 @@
+"""Function calls as they are written down: what a client packs and a worker opens.
+
+A call names its function by a blob, so that a function used ten thousand times travels once; so it
+does with large arguments. What its arguments need stands before their pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PayloadError
+from ..protocol.codec import dumps, loads
+from .blobs import Store, dump_parted
+from .function import load_here
+from .pickling import Seen, can_be_sent, dump, what_cannot
+from .references import Reference
+
+CALL = "redistq.call"
+"""The task name of function calls."""
+_WITH_NEEDS = 1
+"""The first byte of a call that says what it needs; a pickle begins with another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for an argument that is stored as a blob."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, or a chunk of calls of the same function, before it is packed.
+
+    With ``chunk`` set, ``args`` is a list of argument tuples and the result a list of results.
+    """
+
+    function: str
+    args: Any
+    kwargs: dict[str, Any]
+    chunk: bool = False
+    logs: bool = False
+
+    def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
+        """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).
+
+        Raises PayloadError naming what cannot be pickled.
+        """
+        fields = (self.function, self.args, self.kwargs, self.chunk, self.logs)
+        try:
+            return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
+        except PayloadError as error:
+            kind = "call" if self.chunk else "argument"
+            parts = {f"{kind} {i}": value for i, value in enumerate(self.args, 1)}
+            parts.update((f"argument {name}", value) for name, value in self.kwargs.items())
+            for name, value in parts.items():
+                if not can_be_sent(value):
+                    raise PayloadError(what_cannot(value, error.__cause__, name)) from error
+            raise
+
+    @classmethod
+    def unpickled(
+        cls,
+        data: bytes,
+        fetch: Callable[[str], bytes],
+        use: Callable[[str], None] | None = None,
+    ) -> Call:
+        """Return the call; ``fetch`` finds the parts that were left out, and ``use`` is called
+        first with the bundle of local modules that its arguments need."""
+        needs, data = needs_in(data)
+        if needs is not None and needs.modules and use is not None:
+            use(needs.modules)
+        return cls(*load_here(data, "an argument", fetch))
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a call's arguments need: a bundle of local modules ('' for none), and results."""
+
+    modules: str
+    results: tuple[Reference, ...]
+
+
+def with_needs(call: bytes, modules: str, results: Iterable[Reference]) -> bytes:
+    """Return a pickled call with what its arguments need before it: that is known without loading
+    any of them."""
+    text = dumps([modules, [(one.kind, one.lane, one.id, one.total) for one in results]])
+    return b"%c%d\n%b%b" % (_WITH_NEEDS, len(text), text, call)
+
+
+def needs_in(data: bytes) -> tuple[Needs | None, bytes]:
+    """Return what a call's arguments need, None where that is nothing, and its pickle."""
+    if data[0] != _WITH_NEEDS:
+        return None, data
+    at = data.index(b"\n") + 1
+    end = at + int(data[1 : at - 1])
+    modules, results = loads(data[at:end])
+    return Needs(modules, tuple(Reference(*one) for one in results)), data[end:]
