@@ -316,12 +316,11 @@ class DeathReports:
         """When there is something to report next (monotonic clock)."""
         return min((death.due for death in self._deaths), default=math.inf)
 
-    def add(self, member: ManagedProcess) -> None:
-        """Report a process from now on. What it was killed for ends; all else that it had started
-        is charged a recovery."""
-        started = member.scoreboard.running()
-        overdue = [late for late in member.overdue if late.entry in started]
-        self._deaths.append(_Death(member.consumer, started, overdue))
+    def add(self, consumer: str, started: list[str], overdue: Iterable[Overdue] = ()) -> None:
+        """Report a process from now on. Of what it had ``started`` the ``overdue``, for which it
+        was killed, ends; all else is charged a recovery."""
+        late = [attempt for attempt in overdue if attempt.entry in started]
+        self._deaths.append(_Death(consumer, started, late))
 
     def send_due(self) -> None:
         """Send the reports that are due."""

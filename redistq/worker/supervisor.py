@@ -292,7 +292,7 @@ class Supervisor:
         if not member.ready:
             member.heard.wait(1.0)  # its reason may be on the way
         started = member.scoreboard.running()
-        self._deaths.add(member)
+        self._deaths.add(member.consumer, started, member.overdue)
         self._restarts.count(member)
         child.let_go()
         if self._stopping.is_set():
@@ -436,7 +436,7 @@ class Supervisor:
             if member.child is not None:
                 clean = member.child.process.wait() == 0 and clean
                 member.child.let_go()
-            self._deaths.add(member)
+            self._deaths.add(member.consumer, member.scoreboard.running(), member.overdue)
             self.heartbeat.remove(member)
         self._deaths.send_last()
         return clean
