@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Unpack
 
 from .errors import RedistqError, UnknownTask
-from .protocol.options import TaskKeywords, listed
+from .protocol.options import Seconds, TaskKeywords, listed
 
 __all__ = ["TaskContext", "current_task"]
+
+RAISES: Any = object()
+"""Stands for no default of ``wait_for``: a wait that is over raises EventTimeout."""
 
 
 class Parents(Protocol):
@@ -64,6 +67,8 @@ class TaskContext:
     _parents: Parents | None = field(default=None, init=False, repr=False, compare=False)
     _running: Running | None = field(default=None, init=False, repr=False, compare=False)
     """What it says of itself while it runs; None where no worker runs it."""
+    _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
+    """What keeps its steps; None where no worker runs it."""
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Say how far the task is: for bars in notebooks, dashboards and terminals.
@@ -117,6 +122,66 @@ class TaskContext:
     def remaining(self) -> float:
         """Seconds until the next of the task's time limits; ``math.inf`` where it has none."""
         return math.inf if self._running is None else self._running.remaining
+
+    # -- durable steps ---------------------------------------------------------------------------
+
+    def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Return ``fn(*args, **kwargs)``; called once for this task, however often the task runs.
+
+        What it returns is kept on the server before this returns, and the next attempt is given it
+        instead of another call. A step that raises is not kept. Steps come in the same order in
+        each attempt, each under the same name: code between them may run again. JSON of up to 1 MB
+        (of a Client's function: what can be pickled), 1,000 steps and 16 MB a task.
+
+        With an ``async def`` function it returns what is to be awaited, as ``astep``.
+
+        Raises StepMismatch where an earlier attempt did another step, StepError where it cannot be
+        kept, and LeaseLost when another worker has the task.
+        """
+        return self._own_steps.step(name, fn, args, kwargs)
+
+    async def astep(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """As ``step``, for coroutines: an ``async def`` function is awaited, another runs in a
+        thread."""
+        return await self._own_steps.astep(name, fn, args, kwargs)
+
+    def sleep(self, seconds: Seconds) -> None:
+        """Let the task go on after so many seconds (or "90s", "1h", "7d"), in another attempt.
+
+        This one ends here, by Suspended, a BaseException to be let through; its thread, slot and
+        limits are free meanwhile. The next one runs the handler from its beginning, with the
+        results of the steps that are done, and comes past this point. It counts as no attempt.
+        """
+        self._own_steps.sleep(seconds)
+
+    async def asleep(self, seconds: Seconds) -> None:
+        """As ``sleep``, for coroutines."""
+        await self._own_steps.asleep(seconds)
+
+    def wait_for(self, event: str, timeout: Seconds | None = None, *, default: Any = RAISES) -> Any:
+        """Return what is sent with an event of that name: ``send_event`` of a producer or a client.
+
+        One that came before counts. Else this attempt ends here, as by ``sleep``, and the task goes
+        on when the event comes. After ``timeout`` seconds EventTimeout is raised, or ``default``
+        returned where it is given.
+        """
+        return self._own_steps.wait_for(event, timeout, default)
+
+    async def await_for(
+        self, event: str, timeout: Seconds | None = None, *, default: Any = RAISES
+    ) -> Any:
+        """As ``wait_for``, for coroutines."""
+        return await self._own_steps.await_for(event, timeout, default)
+
+    @property
+    def _own_steps(self) -> Steps:
+        if self._steps is None:
+            raise RedistqError(
+                "only a task that a worker runs has steps: this context was made by hand"
+            )
+        return self._steps
+
+    # -- other tasks -----------------------------------------------------------------------------
 
     @property
     def parents(self) -> list[str]:
@@ -186,6 +251,31 @@ class Running(Protocol):
     @property
     def remaining(self) -> float:
         """The seconds that remain."""
+
+
+class Steps(Protocol):
+    """What keeps the steps of a task; the worker's."""
+
+    def step(self, name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """See TaskContext."""
+
+    async def astep(self, name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """See TaskContext."""
+
+    def sleep(self, seconds: Any) -> None:
+        """See TaskContext."""
+
+    async def asleep(self, seconds: Any) -> None:
+        """See TaskContext."""
+
+    def wait_for(self, event: str, timeout: Any, default: Any) -> Any:
+        """See TaskContext."""
+
+    async def await_for(self, event: str, timeout: Any, default: Any) -> Any:
+        """See TaskContext."""
+
+    def use(self, codec: Any) -> None:
+        """Write and read steps as function calls do."""
 
 
 class Spawner(Protocol):

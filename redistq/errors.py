@@ -16,8 +16,10 @@ __all__ = [
     "CancelRequested",
     "ConfigurationError",
     "EmbeddedServerError",
+    "EventTimeout",
     "Fail",
     "InvalidDelay",
+    "LeaseLost",
     "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
@@ -29,6 +31,9 @@ __all__ = [
     "ServerFull",
     "ServerUnavailable",
     "Snooze",
+    "StepError",
+    "StepMismatch",
+    "Suspended",
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
@@ -291,6 +296,59 @@ class InvalidDelay(ConfigurationError, Fail):
     """The delay of a Retry or Snooze is no number of seconds.
 
     It ends the task that raised it as failed: another attempt would only meet it again.
+    """
+
+
+# Steps of a task.
+
+
+class StepError(ConfigurationError, Fail):
+    """A step cannot be kept: there are too many, it is too large, or stands within another.
+
+    It ends the task that raised it as failed: another attempt would only meet it again.
+    """
+
+
+class StepMismatch(StepError):
+    """The code asks for another step than the one that an earlier attempt did in this place.
+
+    ``number`` counts from 1; ``recorded`` is what was done there, ``wanted`` what is asked for now.
+    """
+
+    def __init__(self, number: int, recorded: str, wanted: str) -> None:
+        self.number = number
+        self.recorded = recorded
+        self.wanted = wanted
+        super().__init__(
+            f"step {number} of this task was {recorded} when an earlier attempt did it, and is "
+            f"{wanted} now: steps come in the same order each time, so add new ones behind those "
+            "that are done, or begin anew (replay with forget_steps=True)"
+        )
+
+
+class EventTimeout(RedistqError, TimeoutError):
+    """The event that a task waited for (``context.wait_for``) did not come in the time given."""
+
+    def __init__(self, event: str, timeout: float | None = None) -> None:
+        self.event = event
+        self.timeout = timeout
+        after = "in the time given" if timeout is None else f"within {timeout:g} s"
+        super().__init__(f"event {event!r} did not come {after}")
+
+
+class Suspended(BaseException):
+    """Raised by ``context.sleep`` and ``context.wait_for``: this attempt ends here, and the task
+    goes on later, in another.
+
+    Let it through. Not an Exception, so ``except Exception`` does not hold it up; ``finally`` and
+    ``with`` blocks end as with any other.
+    """
+
+
+class LeaseLost(BaseException):
+    """Raised by steps of a task that was taken from this worker: another one runs it now.
+
+    Let it through: what this attempt comes to does not count. Not an Exception, as Suspended.
     """
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import Snooze
+from .errors import Snooze, Suspended
 from .logger import logger
 
 log = logger("redistq.tracing")
@@ -64,7 +64,7 @@ class Tracing:
         """A span around a handler, the child of the one that created the task, whose context the
         task carries.
 
-        What the handler raises is recorded and makes it an error; a Snooze does not.
+        What the handler raises is recorded and makes it an error; what puts its task off does not.
         """
         span: Any = None
         with _no_trouble():
@@ -86,7 +86,7 @@ class Tracing:
             yield
         except BaseException as error:  # the user's function: it is only looked at
             with _no_trouble():
-                if issubclass(type(error), Snooze):
+                if issubclass(type(error), (Snooze, Suspended)):
                     span.set_attribute("redistq.snoozed", True)
                 else:
                     span.record_exception(error)

@@ -22,15 +22,18 @@ from ..connection.address import without_passwords
 from ..context import TaskContext
 from ..errors import (
     ConfigurationError,
+    LeaseLost,
     ModuleMissing,
     PayloadError,
     PayloadTooLarge,
     ResultTooLarge,
+    Suspended,
     UntrustedPayload,
     WrongPython,
 )
 from ..flows import FLOWS
 from ..handlers import Handler, LooksAhead, Registry, RetryPolicy, Waiting
+from ..protocol.keys import without_priority
 from .ahead import Lookahead
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .function import load_function, load_here
@@ -40,6 +43,7 @@ from .pickling import Seen, dump, error_by_value
 from .references import Reference, read_by
 from .results import ResultReader, TaskResults
 from .signing import Signer, is_old, task_context
+from .steps import SignedSteps
 from .written import CALL, Call, Ref, needs_in
 
 MAX_PICKLED_ERROR = 64 * 1024
@@ -78,6 +82,9 @@ class CallHandler(LooksAhead):
         # an old call could make of it the signed result of a task of today.
         task = task_context(store.stream, context.task_id)
         old = is_old(payload)
+        if context._steps is not None:
+            stream = without_priority(store.stream)
+            context._steps.use(SignedSteps(self._signer, stream, task, context.task_id))
         try:
             data, results = self._read(store, task, payload, context)
             read_by(results.read)
@@ -92,6 +99,8 @@ class CallHandler(LooksAhead):
                 return self._signer.pack("result", task, data, old=old)
             except PayloadTooLarge as error:
                 raise ResultTooLarge(error.size, error.limit) from None
+        except (Suspended, LeaseLost):
+            raise  # no fault: the task goes on later, or elsewhere
         except BaseException as error:  # the user's function; passed on with a report
             with contextlib.suppress(BaseException):  # the error's own methods; it has a traceback
                 context._report = self._report(error, output, task, old)

@@ -38,7 +38,7 @@ from ..system.private import ENV_KEY
 
 log = logger("redistq.pickling")
 
-Kind = Literal["call", "result", "error", "argument", "function", "modules"]
+Kind = Literal["call", "result", "error", "argument", "function", "modules", "step", "event"]
 """What a packet is; none is taken for another."""
 MAGIC = b"\0rq2"
 OLD_MAGIC = b"\0rq1"
@@ -60,6 +60,8 @@ _UNPACKED: dict[Kind, int] = {
     "argument": 4 * MAX_PACKET_BYTES,
     "function": 4 * MAX_PACKET_BYTES,
     "modules": 4 * MAX_PACKET_BYTES,
+    "step": DEFAULT_MAX_BYTES,
+    "event": DEFAULT_MAX_BYTES,
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""

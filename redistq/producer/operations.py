@@ -286,17 +286,17 @@ class ProducerOperations:
                 break
         return found
 
-    def _replay(self, ids: tuple[str, ...]) -> Operation[int]:
+    def _replay(self, ids: tuple[str, ...], anew: bool) -> Operation[int]:
         done: int = 0
         if ids:
             for part in portions(ids):
-                reply = yield self.commands.replay(part)
+                reply = yield self.commands.replay(part, anew=anew)
                 done += reply[0]
             return done
         before = yield from self._now_ms()
         offset = 0
         while True:
-            replayed, kept, dropped = yield self.commands.replay((), str(before), offset)
+            replayed, kept, dropped = yield self.commands.replay((), str(before), offset, anew)
             done += replayed
             offset += kept
             if replayed + kept + dropped < MAX_TASKS:

@@ -16,12 +16,14 @@ from ..flows import Flow, items_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
+from ..protocol.steps import EVENT_KEPT_S, StepStatus, event_body
 from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
 from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
 from .sansio import run, run_async
+from .steps import sending, steps_of
 from .task_graph import TaskGraph
 
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
@@ -167,9 +169,37 @@ class TaskProducer(ProducerOperations):
         """Return the newest failed tasks, with payload and error."""
         return run(self.broker, self._dead(limit))
 
-    def replay(self, *task_ids: str) -> int:
-        """Send dead letters again with a clean slate: these, or all; return how many went."""
-        return run(self.broker, self._replay(task_ids))
+    def replay(self, *task_ids: str, forget_steps: bool = False) -> int:
+        """Send dead letters again with a clean slate: these, or all; return how many went.
+
+        They go on after the steps that they have done; with ``forget_steps`` they begin anew.
+        """
+        return run(self.broker, self._replay(task_ids, forget_steps))
+
+    def send_event(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        task: str | None = None,
+        keep: Seconds = EVENT_KEPT_S,
+    ) -> int:
+        """Let the tasks go on that wait for an event of that name (``context.wait_for``); return
+        how many do by now.
+
+        It is kept for ``keep`` seconds (a week) for those that begin to wait later; of one name
+        the latest. With ``task`` it is a message to that task alone, kept until the task takes it,
+        in order. ``payload`` is JSON of up to 64 kB. Functions of a Client take signed events
+        alone: ``client.send_event``.
+
+        Raises UnknownTask, and RedistqError for a task that has ended.
+        """
+        operation = sending(self.commands, name, event_body(name, payload), task, keep)
+        return run(self.broker, operation)
+
+    def steps(self, task_id: str) -> list[StepStatus]:
+        """Return the steps that a task has done (``context.step`` and its kin), in order."""
+        return run(self.broker, steps_of(self.commands, task_id))
 
     def purge(self, *task_ids: str) -> int:
         """Delete dead letters for good: these, or all; return how many were deleted."""
@@ -314,9 +344,25 @@ class AsyncTaskProducer(ProducerOperations):
         """As TaskProducer.dead_letters."""
         return await run_async(self.broker, self._dead(limit))
 
-    async def replay(self, *task_ids: str) -> int:
+    async def replay(self, *task_ids: str, forget_steps: bool = False) -> int:
         """As TaskProducer.replay."""
-        return await run_async(self.broker, self._replay(task_ids))
+        return await run_async(self.broker, self._replay(task_ids, forget_steps))
+
+    async def send_event(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        task: str | None = None,
+        keep: Seconds = EVENT_KEPT_S,
+    ) -> int:
+        """As TaskProducer.send_event."""
+        operation = sending(self.commands, name, event_body(name, payload), task, keep)
+        return await run_async(self.broker, operation)
+
+    async def steps(self, task_id: str) -> list[StepStatus]:
+        """As TaskProducer.steps."""
+        return await run_async(self.broker, steps_of(self.commands, task_id))
 
     async def purge(self, *task_ids: str) -> int:
         """As TaskProducer.purge."""

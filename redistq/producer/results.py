@@ -27,6 +27,7 @@ from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
 from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
+from ..protocol.steps import why_put_off
 from ..protocol.waits import read_why
 from .diagnosis import ANY_NAME, Diagnosis, Wait
 from .sansio import NOTICE_S, Call, Inbox, Notification, Operation, ReadInbox
@@ -59,7 +60,8 @@ class TaskStatus:
 
     ``state`` is waiting, delayed, queued, running, succeeded, failed, cancelled or expired;
     ``running`` means handed to ``worker``, and ``waiting`` that it may not run yet. ``why`` says in
-    words what a waiting task waits for, and why a cancelled or expired one was.
+    words what a task waits for that waits, sleeps, or waits for an event, and why a cancelled or
+    expired one was.
     ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
     time; ``run_time`` is in seconds. ``error`` is the last error: type, message and traceback.
     """
@@ -193,6 +195,8 @@ class ResultWait:
 
     def _too_late(self, watched: Watched) -> Operation[ResultTimeout]:
         assert self._timeout is not None
+        if put_off := why_put_off(watched.record):
+            return ResultTimeout(self._task_id, self._timeout, watched.state, f"it {put_off}")
         reason = {"running": "", "waiting": _HELD}.get(watched.state, _NOBODY)
         if reason and self._timeout >= 1 and self._answered:  # a shorter wait does not ask
             reason = yield from self._why(watched)
@@ -264,8 +268,15 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
         payload=readable(payload) if payload else None,
-        why=(text("reason") or "") if watched.state in ("cancelled", "expired") else "",
+        why=_why_of(watched),
     )
+
+
+def _why_of(watched: Watched) -> str:
+    """Return in words why a task ended before it ran, or what one that was put off waits for."""
+    if watched.state in ("cancelled", "expired"):
+        return watched.record.get("reason", b"").decode("utf-8", "replace")
+    return why_put_off(watched.record)
 
 
 def letter_of(row: list[Any]) -> TaskStatus | None:

@@ -8,12 +8,14 @@ function calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import ConfigurationError, PayloadTooLarge
+from ..errors import ConfigurationError
 from .checks import seconds
+from .codec import encode_payload
 from .keys import check_line
 
 MOST_STEPS = 1_000
@@ -26,6 +28,8 @@ MAX_EVENT_BYTES = 64 * 1024
 """Bytes of what goes with an event."""
 EVENT_KEPT_S = 7 * 86_400.0
 """How long an event that is for all is kept for those that will wait for it."""
+FAR_MS = 2_500_000_000_000
+"""Times from here on, in ms, stand for no end: what waits without one is due in 31 years."""
 NO_EVENT = "-"
 """Stands for the mark of the last event where none was taken."""
 
@@ -113,19 +117,41 @@ def statuses(steps: dict[int, RecordedStep]) -> list[StepStatus]:
     ]
 
 
+def why_put_off(record: Mapping[str, bytes]) -> str:
+    """Return in words what a task waits for that sleeps, or waits for an event, by its record; ''
+    for any other."""
+    reason = record.get("reason", b"")
+    if reason not in (b"sleep", b"event") or record.get("state") != b"delayed":
+        return ""
+    until, _, wait = record.get("awaits", b"").decode("utf-8", "replace").partition(" ")
+    at = ""
+    if until.isdigit() and int(until) < FAR_MS:
+        moment = datetime.fromtimestamp(int(until) / 1000, UTC)
+        at = f" until {moment:%Y-%m-%d %H:%M:%S} UTC"
+    if reason == b"sleep":
+        return f"sleeps{at}"
+    event = wait.split(" ", 3)[-1]
+    return f"waits for event {event!r}" + (f",{at}" if at else "")
+
+
 def read_sent(reply: list[Any]) -> tuple[int, str]:
     """Return the answer of ``Commands.send_event``: how many tasks go on, and how the one stands
     for which it is."""
     return reply[0], reply[1].decode("utf-8", "replace")
 
 
-def checked_event(name: Any, body: bytes, keep: Any) -> int:
-    """Return how long an event is kept, in ms; raises ConfigurationError or PayloadTooLarge."""
+def event_body(name: str, payload: Any) -> bytes:
+    """Return the body of an event as JSON; raises ConfigurationError, PayloadError and
+    PayloadTooLarge."""
     check_line("the name of an event", name)
-    if len(body) > MAX_EVENT_BYTES:
-        advice = "store the data elsewhere and send a path or key"
-        raise PayloadTooLarge(len(body), MAX_EVENT_BYTES, advice)
+    return encode_payload(name, payload, MAX_EVENT_BYTES)
+
+
+def kept_ms(keep: Any) -> int:
+    """Return how long an event is kept, in ms; raises ConfigurationError."""
     kept = seconds("keep", keep, positive=True)
     if kept < 1:
-        raise ConfigurationError("keep is a second or more: who waits later finds the event by it")
+        raise ConfigurationError(
+            f"keep is a second or more, not {kept:g}: who waits later finds the event by it"
+        )
     return int(kept * 1000)

@@ -21,6 +21,7 @@ from ..context import TaskContext
 from ..errors import (
     CancelRequested,
     Fail,
+    LeaseLost,
     ResultError,
     ResultTooLarge,
     Retry,
@@ -36,12 +37,13 @@ from ..protocol.options import (
     milliseconds,
 )
 from . import limits
-from .outcome import ASKED_NOTE, RETRY, SETTLE, Outcome, note_of
+from .outcome import ASKED_NOTE, RETRY, SETTLE, SUSPEND, Outcome, note_of
 from .parents import TaskParents
 from .queues import WorkerQueue
 from .reporter import Report
 from .scoreboard import MAX_RETRY_MS
 from .spawn import Spawner
+from .steps import ServerSteps, Suspension, TaskSteps
 from .terms import BoundHandler, Terms
 
 log = logger("redistq.worker")
@@ -75,6 +77,7 @@ class Attempt:
         "queue",
         "recovered",
         "spawner",
+        "steps",
         "terms",
     )
 
@@ -90,6 +93,8 @@ class Attempt:
     """What the handler was given; None while it was given none."""
     spawner: Spawner | None
     """What keeps the tasks it spawns, where there is a context."""
+    steps: TaskSteps | None
+    """What it does once for its task, where there is a context."""
     asked: bool
     """Whether it was asked to end."""
     limit: limits.Limit | None
@@ -154,6 +159,8 @@ class Attempt:
             context.cancelled = True
         stream = self.queue.commands.keys.stream
         context._spawner = self.spawner = Spawner(stream, self.terms.batch)
+        store = ServerSteps(self.queue, handler.consumer, context.entry, task_id)
+        context._steps = self.steps = TaskSteps(store)
         queue = self.queue
         context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
         return context
@@ -193,6 +200,8 @@ class Attempt:
 
     def returned(self, result: Any, took: int, started: int) -> Outcome:
         """Return the outcome of a handler that returned ``result``."""
+        if self.steps is not None and (put_off := self.steps.ended(None)) is not None:
+            return self._suspended(put_off, took, started)
         if isinstance(result, FLOWS) and not self.handler.raw:
             return self._continued(result, took, started)
         try:
@@ -235,6 +244,8 @@ class Attempt:
         if self.spawner is not None:
             self.spawner.close()  # what it spawned is not added
         try:
+            if self.steps is not None and (put_off := self.steps.ended(error)) is not None:
+                return self._suspended(put_off, took, started)
             return self._judged(error, took, started)
         except BaseException as fault:  # the retry policy, or what the error itself says
             return self._unbooked(fault, error, took, started)
@@ -293,6 +304,18 @@ class Attempt:
         outcome.gate = self.terms.gate
         return outcome
 
+    def _suspended(self, suspension: Suspension, took: int, started: int) -> Outcome:
+        """Return the outcome of an attempt that puts its task off."""
+        if self.asked:
+            return self.cancelled("asked to end while it ran", took, started)
+        run_ms = f"{took / 1e6:.3f}"
+        name, attempt = self.handler.name, self.attempt
+        args = (self.entry, self.id, suspension.kind, name, attempt, run_ms, *suspension.args)
+        outcome = Outcome(SUSPEND, started, args, self.queue)
+        outcome.told = (self.terms.inbox, self.terms.batch)
+        outcome.gate = self.terms.gate
+        return outcome
+
     def _judged(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return what an attempt that raised comes to; raises what the error or its policy
         raises."""
@@ -303,6 +326,8 @@ class Attempt:
             why = error.args[0] if kind is CancelRequested and error.args else ""
             return self.cancelled(why or "asked to end while it ran", took, started)
         retries = self.terms.options.retries_or(policy.retries)
+        if issubclass(kind, LeaseLost):  # refused; should it not be, the task runs again
+            return self._again("snoozed", 0.001, b"", "LeaseLost", took, started)
         if issubclass(kind, Snooze):
             delay = max(checked_delay("Snooze", error.delay), 0.001)  # type: ignore[attr-defined]
             return self._again("snoozed", delay, b"", "Snooze", took, started)

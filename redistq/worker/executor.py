@@ -322,7 +322,7 @@ class Executor:
         run.attempt = attempt
         run.recovered = recovered
         run.asked = False
-        run.context = run.spawner = run.limit = None
+        run.context = run.spawner = run.steps = run.limit = None
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
             run.payload = payload if handler.raw else loads(payload)

@@ -16,6 +16,7 @@ from .spawn import Spawner
 
 SETTLE = "settle"
 RETRY = "retry"
+SUSPEND = "suspend"
 PARK = "park"
 CORRUPT = "quarantine"
 
@@ -76,7 +77,7 @@ class Outcome:
     @property
     def attempt(self) -> str:
         """Which attempt it was; empty where none was made."""
-        return _text(self.args[4]) if self.verb in (SETTLE, RETRY) else ""
+        return _text(self.args[4]) if self.verb in (SETTLE, RETRY, SUSPEND) else ""
 
     @classmethod
     def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:

@@ -34,7 +34,7 @@ from ..producer.limits import LimitOperations
 from ..producer.sansio import run
 from ..protocol.codec import dumps
 from ..protocol.commands import ASKED, MAX_TASKS, Commands, objects_to_content, words_of
-from .outcome import CORRUPT, PARK, RETRY, SETTLE, Outcome
+from .outcome import CORRUPT, PARK, RETRY, SETTLE, SUSPEND, Outcome
 from .queues import Held, Room, WorkerQueue
 from .scoreboard import Scoreboard
 from .spawn import written
@@ -283,6 +283,10 @@ class Settler:
         if retried:
             reply = self._broker.call(commands.retry(self._consumer, [o.args for o in retried]))
             self._refused(retried, reply)
+        suspended = [o for o in batch if o.verb is SUSPEND]
+        if suspended:
+            rows = [o.args for o in suspended]
+            self._refused(suspended, self._broker.call(commands.suspend(self._consumer, rows)))
         parked = [o for o in batch if o.verb is PARK]
         if parked:
             grace_ms = int(self._settings.unknown_grace * 1000)
