@@ -6,6 +6,7 @@ The worker has one thread and reads calls that wait in a paused queue.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import numpy
@@ -49,9 +50,10 @@ def held_up(client: Client, calls: list[tuple[Any, ...]]) -> list[TaskFuture]:
         client.submit(append, client.submit(list), 0).result(20)
     with producer_of(client) as producer:
         producer.pause()
+        until(lambda: wait([client.submit(list)], 0.1).not_done, "the worker has heard of it")
         futures = [client.submit(append, *args) for args in calls]
         length = ("XLEN", client.keys.stream)
-        until(lambda: client.broker.call(length) >= len(calls), "they are there")
+        until(lambda: client.broker.call(length) > len(calls), "they are there")
         producer.resume()
     return futures
 
