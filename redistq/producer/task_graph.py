@@ -8,7 +8,7 @@ from typing import Any
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..flows import Flow, Step, steps_of
-from ..handlers import handler_of
+from ..handlers import named_and_given
 from ..protocol.codec import encode_payload
 from ..protocol.commands import Commands
 from ..protocol.gate import Gate, edges_of, with_parents
@@ -56,16 +56,15 @@ class TaskGraph(Graph):
 
         ``after`` is an id that ``add`` returned, or that of any task of this queue, or a list of
         them: the task runs when these have succeeded. A mapping says of each whether that is
-        "success", "end" (of any kind) or "failure".
+        "success", "end" (of any kind) or "failure". An option that is None is not given: what the
+        handler says of it holds.
         """
         plan = self._open_plan
         if isinstance(type, str):
             name = type
         else:
-            handler = handler_of(type)
-            name = handler.name
-            if handler.gate:
-                options = {**handler.gate, **options}
+            name, found = named_and_given(type, options)
+            options = {**found}
         if name not in self._checked:
             check_line("a task's type", name)
             self._checked.add(name)

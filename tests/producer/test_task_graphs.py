@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -221,3 +222,22 @@ def test_flows_of_named_tasks(producer: TaskProducer) -> None:
     assert producer.get_result(nodes[-1], 20) == sum(range(30))
     with pytest.raises(TypeError, match="one payload"):
         sig("number", 1, 2)
+
+
+def test_none_is_what_the_handler_says(producer: TaskProducer) -> None:
+    """In a graph, alone and in a list alike; what is given comes before it."""
+    own = Registry()
+
+    @own.task(name="one", limits="own", retries=0)
+    def limited(payload: Any) -> Any: ...
+
+    def keys_of(options: dict[str, Any]) -> list[str]:
+        with producer.graph(f"limits-{len(options)}-{options.get('limits')}") as graph:
+            task_id = graph.add(limited, "a", delay="1h", **options)
+        ids = [task_id, producer.add_task(limited, "a", delay="1h", **options)]
+        opts = [producer.broker.call(("HGET", f"task:tasks:{i}", "opts")) for i in ids]
+        return [json.loads(text)["gate"] for text in opts]
+
+    assert keys_of({}) == ["k1 own"] * 2
+    assert keys_of({"limits": None}) == ["k1 own"] * 2
+    assert keys_of({"limits": "other"}) == ["k1 other"] * 2
