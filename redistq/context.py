@@ -65,6 +65,10 @@ class TaskContext:
     _report: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     """What the handler for function calls adds to the report of its failure."""
     _parents: Parents | None = field(default=None, init=False, repr=False, compare=False)
+    _batch: str = field(default="", init=False, repr=False, compare=False)
+    """The batch it belongs to; '' none."""
+    _made_by: str = field(default="", init=False, repr=False, compare=False)
+    """What is put behind the name of its result: which version of a batch's function made it."""
     _running: Running | None = field(default=None, init=False, repr=False, compare=False)
     """What it says of itself while it runs; None where no worker runs it."""
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from difflib import get_close_matches
@@ -25,7 +24,7 @@ from ..logger import logger
 from ..producer.gated import refusal
 from ..producer.operations import Wish, wish_of
 from ..protocol.commands import SETTLED, Commands
-from ..protocol.keys import batch_task_id, is_text
+from ..protocol.keys import batch_task_id
 from ..protocol.options import CallOptions, shown
 from ..protocol.plain_commands import portions
 from ..protocol.replies import read
@@ -35,6 +34,7 @@ from .awaiting import kept_awake, pass_on
 from .outcomes import BatchEnds
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, label, submit
+from .update import Updatable, functions_now
 from .waiting import BatchWait
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch(BatchArgument):
+class Batch(BatchArgument, Updatable):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
-    wait for it without polling; ``failures()`` is a DataFrame; ``retry_failed()`` and ``cancel()``
-    act. ``await batch`` gives its results. An interrupt ends a wait, never the work. Until it has
-    ended it keeps its client, and so the workers started there, even where nobody holds either.
+    wait for it without polling; ``failures()`` is a DataFrame; ``retry_failed()``, ``cancel()``
+    and ``update()`` act. ``await batch`` gives its results. An interrupt ends a wait, never the
+    work. Until it has ended it keeps its client, and so the workers started there, even where
+    nobody holds either.
     """
 
     def __init__(
@@ -77,6 +78,9 @@ class Batch(BatchArgument):
         self._progress = progress
         self._needs: list[str] = []
         """Functions and arguments that the server keeps for its tasks."""
+        self._options = CallOptions(priority=priority).kept(BATCH_TTL_S)
+        self._items: list[Any] | None = None
+        """Its items, where it was sent from here."""
         self._is_found = True
         """Whether it was there already, begun by a release that is not known."""
         self._is_wanted = False
@@ -127,7 +131,7 @@ class Batch(BatchArgument):
         if not isinstance(items, Iterable):
             hint = f"; range({items})?" if isinstance(items, int) else ""
             raise TypeError(f"map_batch takes the items of its calls, not {shown(items)}{hint}")
-        batch_id = _checked_name(name)
+        batch_id = resume.checked_name(name)
         if resume_how not in (True, False, "items"):
             raise ConfigurationError(f"resume is True, False or 'items', not {resume_how!r}")
         options = options.kept(BATCH_TTL_S)
@@ -136,14 +140,19 @@ class Batch(BatchArgument):
         calls = resume.CallNames.of(fn, all_items) if name else None
         batch = cls(session, options.priority, batch_id, len(all_items), progress)
         batch._needs = packed.needs
+        batch._options = options
+        batch._items = all_items
         batch._open(name or options.name or label(fn), bool(resume_how))
         batch._want()  # before its first call is there
         earlier = None
         if batch._is_found and calls is not None:
             states = batch._ends.states()
+            functions = functions_now(batch._queue, batch_id, batch.total, states)
             earlier = resume.compare(
-                batch._queue, batch_id, calls, states, items_alone=resume_how == "items"
+                batch._queue, batch_id, calls, states, resume_how == "items", functions
             )
+            if functions and len(earlier.reused) < batch.total:
+                batch._set_function(fn)
         if not batch._is_found and calls is not None:
             resume.remember(batch._queue, batch_id, calls.digests)
         batch._send(packed, earlier)
@@ -358,7 +367,7 @@ class Batch(BatchArgument):
 
     def failures(self) -> pd.DataFrame:
         """Return one row a failed task, indexed by its position: item, error, message, traceback,
-        attempts, task_id."""
+        attempts, task_id, version."""
         from .dataframes import failures_frame
 
         return failures_frame(self._ends.failures())
@@ -370,9 +379,13 @@ class Batch(BatchArgument):
         self._want()
         again = self._queue.replay(self._task_ids(failed))
         if again:
-            self._held = session
-            session.exchange.hold(self, begun=True)
+            self._go_on(session)
         return again
+
+    def _go_on(self, session: Session) -> None:
+        """Keep the session again: some of its tasks have yet to end."""
+        self._held = session
+        session.exchange.hold(self, begun=True)
 
     def cancel(self, *, running: Wish = None) -> int:
         """Cancel what no worker has yet; return how many tasks that were.
@@ -421,19 +434,6 @@ class Batch(BatchArgument):
         ]
         state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
         return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
-
-
-def _checked_name(name: str | None) -> str:
-    """Return the batch's id: its name, or a new one; raises ConfigurationError for no name."""
-    if name is not None and not isinstance(name, str):
-        raise ConfigurationError(f"a batch's name is text, not {shown(name)}")
-    batch_id = name or uuid.uuid4().hex[:12]
-    odd = any(c.isspace() for c in batch_id) or not is_text(batch_id)
-    if odd or not 0 < len(batch_id) <= 100:
-        raise ConfigurationError(
-            f"a batch's name is 1 to 100 characters without spaces, not {batch_id!r}"
-        )
-    return batch_id
 
 
 def _check_on_error(on_error: str) -> None:

@@ -135,6 +135,6 @@ def failures_frame(rows: dict[int, dict[str, Any]]) -> pd.DataFrame:
     pandas = _pandas()
     index = pandas.Index(list(rows), name="position")
     kinds = {"error": "str", "message": "str", "traceback": "str", "task_id": "str"}
-    columns = ["item", "error", "message", "traceback", "attempts", "task_id"]
+    columns = ["item", "error", "message", "traceback", "attempts", "task_id", "version"]
     frame = pandas.DataFrame(list(rows.values()), columns=columns, index=index)
-    return frame.astype({**kinds, "attempts": "int64"})
+    return frame.astype({**kinds, "attempts": "int64", "version": "int64"})

@@ -385,6 +385,7 @@ class BatchEnds:
                 "traceback": report.get("traceback", ""),
                 "attempts": int(watched.record.get("attempt", b"1")),
                 "task_id": batch_task_id(self._id, i),
+                "version": report.get("version", 1),
             }
         return rows
 

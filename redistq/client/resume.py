@@ -7,13 +7,15 @@ position, function and item must be what they were then.
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command
-from ..protocol.keys import ENDED, batch_task_id, new_task_id
+from ..protocol.keys import ENDED, batch_task_id, is_text, new_task_id
+from ..protocol.options import shown
 from .queues import ClientQueue
 from .sender import NewTask
 
@@ -37,7 +39,7 @@ class CallNames:
         """Return the names of these calls; raises PayloadError for what has no fingerprint."""
         from ..functions.fingerprint import fingerprint_of
 
-        function = fingerprint_of(fn, "the function")[:_DIGEST]
+        function = name_of_function(fn)
         return cls(
             function, [fingerprint_of(item, f"item {i}")[:_DIGEST] for i, item in enumerate(items)]
         )
@@ -46,6 +48,13 @@ class CallNames:
     def digests(self) -> list[bytes]:
         """The name of each call, by position."""
         return [self.function + item for item in self.items]
+
+
+def name_of_function(fn: Callable[..., Any]) -> bytes:
+    """Return what names a function in that; raises PayloadError for what has no fingerprint."""
+    from ..functions.fingerprint import fingerprint_of
+
+    return fingerprint_of(fn, "the function")[:_DIGEST]
 
 
 def remember(queue: ClientQueue, batch_id: str, digests: list[bytes]) -> None:
@@ -136,12 +145,17 @@ def compare(
     calls: CallNames,
     states: dict[int, str],
     items_alone: bool,
+    functions: Mapping[int, bytes],
 ) -> EarlierRun:
     """Return what of an earlier run under this name is the answer to these calls, and what is not.
+
+    ``functions`` names those that calls are of by now, by position, where the batch was updated.
 
     Raises ConfigurationError when it is still at work on other calls: they may be wanted.
     """
     stored = queue.broker.call(queue.commands.calls_of(batch_id)) or b""
+    if functions:
+        stored = _with_functions(stored, functions)
     earlier = EarlierRun.of(calls, stored, states, items_alone)
     if waiting := _still_at_work(queue, batch_id, earlier.others):
         why = "another version of the function" if earlier.function_changed else "other items"
@@ -155,6 +169,16 @@ def compare(
         known = [_UNKNOWN if i in earlier.others else d for i, d in enumerate(earlier.digests)]
         remember(queue, batch_id, known)
     return earlier
+
+
+def _with_functions(stored: bytes, functions: Mapping[int, bytes]) -> bytes:
+    """Return the names of calls with those of other functions put in."""
+    names = bytearray(stored)
+    for i, function in functions.items():
+        at = 2 * _DIGEST * i
+        if at < len(names):
+            names[at : at + _DIGEST] = function.ljust(_DIGEST, b"\0")[:_DIGEST]
+    return bytes(names)
 
 
 def _still_at_work(queue: ClientQueue, batch_id: str, indexes: Iterable[int]) -> int:
@@ -174,3 +198,16 @@ def adding(queue: ClientQueue, tasks: list[NewTask], conditions: list[str | None
         return queue.commands.enqueue(list(itertools.chain(*tasks)))
     rows = ((*task, one or "") for task, one in zip(tasks, conditions, strict=True))
     return queue.commands.enqueue_gated([*itertools.chain(*rows)])
+
+
+def checked_name(name: str | None) -> str:
+    """Return the batch's id: its name, or a new one; raises ConfigurationError for no name."""
+    if name is not None and not isinstance(name, str):
+        raise ConfigurationError(f"a batch's name is text, not {shown(name)}")
+    batch_id = name or uuid.uuid4().hex[:12]
+    odd = any(c.isspace() for c in batch_id) or not is_text(batch_id)
+    if odd or not 0 < len(batch_id) <= 100:
+        raise ConfigurationError(
+            f"a batch's name is 1 to 100 characters without spaces, not {batch_id!r}"
+        )
+    return batch_id

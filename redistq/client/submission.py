@@ -199,8 +199,10 @@ def batch_tasks(
     fn: Callable[..., Any],
     items: list[Any],
     options: CallOptions,
+    positions: Iterable[int] | None = None,
 ) -> BatchTasks:
-    """Pack one call an item; an item that cannot be pickled leaves nothing behind."""
+    """Pack one call an item, for all or for those at ``positions``; an item that cannot be pickled
+    leaves nothing behind."""
     queue = session.queue(options.priority)
     keep_s = keep_needs_s(options)
     needs: list[str] = []
@@ -210,7 +212,8 @@ def batch_tasks(
     shared = Shared()
     tasks: list[NewTask] = []
     conditions: dict[int, str] = {}
-    for index, item in enumerate(items):
+    for index in range(len(items)) if positions is None else positions:
+        item = items[index]
         task_id = batch_task_id(batch_id, index)
         call = Call(function, (item,), {}, False, options.logs)
         parents: Parents = {}

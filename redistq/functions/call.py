@@ -14,7 +14,7 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from .references import Reference, read_by
 from .results import ResultReader, TaskResults
 from .signing import Signer, is_old, task_context
 from .steps import SignedSteps
+from .versions import BatchVersions, version_in, versioned
 from .written import CALL, Call, Ref, needs_in
 
 MAX_PICKLED_ERROR = 64 * 1024
@@ -60,6 +61,8 @@ class QueueStore:
     """The queue's name on the server, to which the signatures of its tasks are bound."""
     results: ResultReader
     """Reads the results of other tasks of the queue."""
+    versions: BatchVersions
+    """Which versions of their functions the queue's batches are of."""
 
 
 class CallHandler(LooksAhead):
@@ -89,6 +92,10 @@ class CallHandler(LooksAhead):
             data, results = self._read(store, task, payload, context)
             read_by(results.read)
             call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
+            newest = store.versions.newest(context)
+            if newest is not None:
+                call = replace(call, function=newest.function)
+                context._made_by = versioned("", newest.number)
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
@@ -104,6 +111,8 @@ class CallHandler(LooksAhead):
         except BaseException as error:  # the user's function; passed on with a report
             with contextlib.suppress(BaseException):  # the error's own methods; it has a traceback
                 context._report = self._report(error, output, task, old)
+                if context._made_by:
+                    context._report["version"] = version_in(context._made_by.encode())
             raise
 
     def look_by(self, waiting: Callable[[], Iterable[Waiting]]) -> None:

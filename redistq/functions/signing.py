@@ -38,7 +38,9 @@ from ..system.private import ENV_KEY
 
 log = logger("redistq.pickling")
 
-Kind = Literal["call", "result", "error", "argument", "function", "modules", "step", "event"]
+Kind = Literal[
+    "call", "result", "error", "argument", "function", "modules", "step", "event", "version"
+]
 """What a packet is; none is taken for another."""
 MAGIC = b"\0rq2"
 OLD_MAGIC = b"\0rq1"
@@ -62,6 +64,7 @@ _UNPACKED: dict[Kind, int] = {
     "modules": 4 * MAX_PACKET_BYTES,
     "step": DEFAULT_MAX_BYTES,
     "event": DEFAULT_MAX_BYTES,
+    "version": DEFAULT_MAX_BYTES,
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""
@@ -211,6 +214,11 @@ def is_compressed(packet: bytes) -> bool:
 def task_context(stream: str, task_id: str) -> str:
     """Return the context of what belongs to one task of the queue with that stream."""
     return f"{stream}\n{task_id}"  # a stream's name has no white space
+
+
+def batch_context(stream: str, batch_id: str) -> str:
+    """Return the context of what belongs to one batch of the queue with that stream."""
+    return f"{stream}\n\n{batch_id}"  # no task's id begins with a line feed
 
 
 def _unpacked(kind: Kind, data: bytes) -> bytes:

@@ -205,6 +205,7 @@ BATCHES = Listing(
     ("finished_at", "time", "finished_ms"),
     ("took", "span", "took_ms"),
     ("expired", "count", "expired"),
+    ("version", "count", "version"),
     index="batch",
     labels={"state": ("running", "finished")},
 )

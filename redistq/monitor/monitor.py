@@ -279,7 +279,8 @@ class TaskMonitor(Followed):
         """Return batches, newest first.
 
         batch (index), name, state (running, finished), total, waiting (or running), succeeded,
-        failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs), expired.
+        failed, cancelled, retried, created_at, finished_at, took (both NaT while it runs), expired,
+        version (of its function).
         """
         return self._stamp(frames.frame(columns.BATCHES, self.records.batches(n)), n)
 

@@ -98,6 +98,8 @@ class BatchRow:
     expired: int = 0
     dependants: bool = False
     """Whether tasks depend on its end."""
+    version: int = 1
+    """The newest version of its function; the first is 1."""
 
     @property
     def settled(self) -> int:
@@ -355,6 +357,7 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
         finished_ms=int_or_none(fields.get("finished_ms", "")),
         expired=count("expired"),
         dependants=fields.get("dependants", "") == "1",
+        version=int_or_none(fields.get("version", "")) or 1,
     )
 
 

@@ -214,6 +214,13 @@ class Commands(PlainCommands):
         """Open a batch or find it; the answer is whether it was opened now, and its total."""
         return self._scripts.open_batch(batch=batch_id, name=name, total=total, ttl=ttl_ms)
 
+    def update_batch(self, batch_id: str, version: int, function: bytes, made: str) -> Command:
+        """Let a batch's calls be of that version of its function; the answer is the version, or
+        the one that another client has set, below zero, or 0 for no such batch."""
+        return self._scripts.update_batch(
+            batch=batch_id, version=version, function=function, made=made
+        )
+
     def hold(self, blob: str, client: str, ttl_ms: int, brief_ms: int) -> Command:
         """Keep a stored function or argument for a client; the answer is whether there is one."""
         return self._scripts.hold(name=blob, client=client, ttl=ttl_ms, brief=brief_ms)

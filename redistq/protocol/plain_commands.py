@@ -187,6 +187,16 @@ class PlainCommands:
         """Leave in a batch's record that the client with that inbox wants its results."""
         return ("HSET", self.keys.batch(batch_id), BATCH_CLIENT.decode() + inbox, "")
 
+    def batch_function(self, batch_id: str) -> Command:
+        """Ask for the function that a batch's calls are of since it was updated; None where it
+        was not. See functions/versions.py."""
+        return ("HGET", self.keys.batch(batch_id), "function")
+
+    def end_and_maker(self, task_id: str) -> Command:
+        """Ask for state, name and error in a task's record, of which the last two say which version
+        of a batch's function it was; None where missing."""
+        return ("HMGET", self.keys.task(task_id), "state", "name", "error")
+
     def settled_page(self, batch_id: str, start: str, limit: int) -> Command:
         """Ask for the ends of a batch's tasks from a place on, in the order in which they came."""
         return ("XRANGE", self.keys.settled(batch_id), start, "+", "COUNT", limit)

@@ -376,6 +376,7 @@ _SCRIPTS: dict[str, Shape] = {
     "promote": _only(lambda x: _row(x, _int, _int, _int, _flat)),
     "watch": _only(_watched),
     "replay": _three,
+    "update_batch": _only(_int),
     "open_batch": _only(lambda x: _row(x, _int, _int)),
     "snapshot": _only(_snapshot),
     "tick": _only(_tick),

@@ -51,6 +51,7 @@ VERBS = (
     "resubmit_gated",
     "purge",
     "open_batch",
+    "update_batch",
     "hold",
     "drop",
     "snapshot",

@@ -157,6 +157,7 @@ class Attempt:
         context._parents = TaskParents(self.queue, task_id)
         if self.asked:  # it may have been since the attempt began
             context.cancelled = True
+        context._batch = self.terms.batch
         stream = self.queue.commands.keys.stream
         context._spawner = self.spawner = Spawner(stream, self.terms.batch)
         store = ServerSteps(self.queue, handler.consumer, context.entry, task_id)
@@ -214,7 +215,8 @@ class Attempt:
             return self.end("failed", encode_error(error), note_of(error), took, started)
         except BaseException as fault:  # the result's own methods
             return self._unbooked(fault, None, took, started)
-        outcome = self.end("succeeded", body, "", took, started)
+        made_by = "" if self.context is None else self.context._made_by
+        outcome = self.end("succeeded", body, "", took, started, made_by=made_by)
         if self.spawner is not None:
             self.spawner.close()
             if self.spawner.children:
@@ -262,16 +264,23 @@ class Attempt:
         return self.end("expired", EXPIRED.encode(), "", 0, 0, ttl)
 
     def end(
-        self, state: str, body: bytes, note: str, took: int, started: int, ttl: str | None = None
+        self,
+        state: str,
+        body: bytes,
+        note: str,
+        took: int,
+        started: int,
+        ttl: str | None = None,
+        made_by: str = "",
     ) -> Outcome:
         """Return the outcome that ends the task in ``state``; its record is kept for ``ttl`` ms,
-        by default as long as a result."""
+        by default as long as a result. ``made_by`` is put behind its name."""
         terms = self.terms
         args = (
             self.entry,
             self.id,
             state,
-            self.handler.name,
+            self.handler.name + made_by,
             self.attempt,
             f"{took / 1e6:.3f}",
             body,

@@ -94,6 +94,7 @@ def with_function_calls(
     from ..functions.output import LogSink
     from ..functions.results import ResultReader
     from ..functions.signing import Signer, key_from, user_key
+    from ..functions.versions import BatchVersions
 
     if key is None and (key := key_from(None)) is None and embedded:
         from ..connection.embedded import default_home
@@ -106,10 +107,11 @@ def with_function_calls(
     for queue in settings.queues:
         keys = QueueKeys(without_priority(queue), clustered=clustered)
         blobs = next((s.blobs for s in stores.values() if s.logs_prefix == keys.logs_prefix), None)
-        stream = QueueKeys(queue, clustered=clustered).stream
+        own = QueueKeys(queue, clustered=clustered)
         results = ResultReader(broker, keys.stream, signer)
         blobs = blobs or Blobs(broker, keys, signer)
-        stores[queue] = QueueStore(blobs, keys.logs_prefix, stream, results)
+        versions = BatchVersions(broker, own, signer)
+        stores[queue] = QueueStore(blobs, keys.logs_prefix, own.stream, results, versions)
     return with_calls(registry, signer, stores, LogSink(broker, queues[0].keys))
 
 

@@ -92,6 +92,7 @@ def test_an_empty_batch_is_done(client: Client) -> None:
         "traceback",
         "attempts",
         "task_id",
+        "version",
     ]
 
 

@@ -338,6 +338,8 @@ def maintenance(world: World) -> Scene:
             world.commands.watch(VICTIM, "other"),
             world.commands.open_batch("c", "job", 3, int(TTL)),
             world.commands.open_batch("c", "job", 3, int(TTL)),
+            world.commands.update_batch("c", 2, b"packet", "made"),
+            world.commands.update_batch("c", 2, b"packet", "made"),
         ],
         ids,
     )

@@ -167,6 +167,7 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "finished_at": TIME,
             "took": SPAN,
             "expired": "int64",
+            "version": "int64",
         },
     ),
     "get_waiting": (
