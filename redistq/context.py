@@ -74,6 +74,31 @@ class TaskContext:
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     """What keeps its steps; None where no worker runs it."""
 
+    _items: Items | None = field(default=None, init=False, repr=False, compare=False)
+    """What it yields; None where no worker runs it."""
+
+    @property
+    def stream_position(self) -> int:
+        """How many items of this task's stream are there: of attempts before this one, which did
+        not come to its end, and of this one.
+
+        An attempt that asks for it before its first ``yield`` goes on from there. One that does
+        not ask begins anew: what was there is dropped with its first item.
+        """
+        return 0 if self._items is None else self._items.position()
+
+    def stream_bounds(
+        self, *, window: int | None = 16 * 1024 * 1024, keep: int = 64 * 1024 * 1024
+    ) -> None:
+        """Set how much of this task's stream is kept, in bytes; before its first ``yield``.
+
+        With ``window`` bytes that nobody has read the next ``yield`` waits (None: it never waits,
+        and items go unread). Of what was read, so much is kept for other readers that all are
+        ``keep`` bytes. Raises ConfigurationError for bounds that are no numbers of bytes.
+        """
+        if self._items is not None:
+            self._items.bound(window, keep)
+
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Say how far the task is: for bars in notebooks, dashboards and terminals.
 
@@ -235,6 +260,38 @@ class TaskContext:
                 "only a task that a worker runs can spawn others: this context was made by hand"
             )
         return self._spawner.spawn(type, payload, task_id, in_batch, options)
+
+
+class Items(Protocol):
+    """What an attempt yields, on its way to the server; the worker's."""
+
+    def position(self) -> int:
+        """Return the index of the next item."""
+
+    def bound(self, window: int | None, keep: int) -> None:
+        """Set how much is kept."""
+
+    def begin(
+        self,
+        encode: Callable[[Any], bytes],
+        join: Callable[[list[bytes], int, int], bytes],
+    ) -> None:
+        """Take items from now on; the server is asked first how far they are."""
+
+    def put(self, item: Any) -> None:
+        """Take an item; waits while there is no room."""
+
+    def put_now(self, item: Any) -> bool:
+        """Take an item; return whether there is room for the next."""
+
+    async def room(self) -> None:
+        """Wait for room, in an event loop."""
+
+    def end(self, *, failed: bool) -> int:
+        """Have all items on the server; return how many there are."""
+
+    async def aend(self, *, failed: bool) -> int:
+        """As ``end``, in an event loop."""
 
 
 class Running(Protocol):

@@ -20,6 +20,8 @@ __all__ = [
     "Fail",
     "InvalidDelay",
     "LeaseLost",
+    "ItemTooLarge",
+    "ItemsGone",
     "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
@@ -34,6 +36,7 @@ __all__ = [
     "StepError",
     "StepMismatch",
     "Suspended",
+    "StreamRestarted",
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
@@ -143,6 +146,49 @@ class ResultTooLarge(RedistqError, ValueError):
         super().__init__(
             f"the result is {size:,} bytes and the limit is {limit:,}; store it elsewhere and "
             "return a path or key, or raise max_result_bytes"
+        )
+
+
+class ItemTooLarge(RedistqError, ValueError):
+    """A task yielded more at a time than a stream takes; raised where it was yielded."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"an item that is yielded has at most {limit:,} bytes, and this one {size:,}; yield "
+            "smaller parts, or store it elsewhere and yield its path"
+        )
+
+
+class ItemsGone(RedistqError, LookupError):
+    """Items of a stream that were asked for are no longer kept; ``first`` is the first there is."""
+
+    def __init__(self, task_id: str, index: int, first: int) -> None:
+        self.task_id = task_id
+        self.index = index
+        self.first = first
+        super().__init__(
+            f"item {index} of task {task_id} is no longer kept: the oldest items go when there are "
+            f"many, and all of them with the task's result; the first there is has index {first} "
+            f"(start={first})"
+        )
+
+
+class StreamRestarted(RedistqError):
+    """A task that was read while it ran began anew: its items come again from the first on.
+
+    ``position`` is how many had been given. Read with ``restarts=True``, the stream yields this in
+    their place and goes on with the first of the new ones.
+    """
+
+    def __init__(self, task_id: str, position: int) -> None:
+        self.task_id = task_id
+        self.position = position
+        super().__init__(
+            f"task {task_id} began anew after {position} of its items were read: what it yields "
+            "comes again from the first item on. Read it again, or with restarts=True; a task that "
+            "begins at context.stream_position goes on where it was"
         )
 
 
@@ -346,7 +392,7 @@ class Suspended(BaseException):
 
 
 class LeaseLost(BaseException):
-    """Raised by steps of a task that was taken from this worker: another one runs it now.
+    """Raised by steps and at a ``yield`` of a task that was taken from this worker: another one runs it now.
 
     Let it through: what this attempt comes to does not count. Not an Exception, as Suspended.
     """

@@ -122,6 +122,8 @@ class Handler:
     result_ttl: float | None = None
     hard_timeout: float | None = None
     is_async: bool = False
+    streams: bool = False
+    """The function yields: its items are the task's stream."""
     wants_context: bool = False
     raw: bool = False
     """The function takes and returns bytes as they are, not JSON."""
@@ -139,16 +141,29 @@ class Handler:
         check_limits(options, f"task {name!r}")
         if not callable(function):
             raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        in_loop = _any(inspect.isasyncgenfunction, function)
+        is_async = in_loop or inspect.iscoroutinefunction(function)
+        is_async = is_async or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
         return cls(
             name,
             function,
             is_async=is_async,
+            streams=in_loop or _any(inspect.isgeneratorfunction, function),
             wants_context=_wants_context(name, function),
             **options,
         )
+
+
+def _any(is_one: Callable[[Any], bool], function: Any) -> bool:
+    """Return whether this holds for a function, what it wraps, or the call of an object."""
+    try:
+        inner = inspect.unwrap(function)
+    except ValueError:  # it wraps itself
+        inner = function
+    call = getattr(function, "__call__", None)  # noqa: B004 - an object that is called
+    return is_one(function) or is_one(inner) or is_one(call)
 
 
 def _wants_context(name: str, function: Callable[..., Any]) -> bool:

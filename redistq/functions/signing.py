@@ -39,7 +39,16 @@ from ..system.private import ENV_KEY
 log = logger("redistq.pickling")
 
 Kind = Literal[
-    "call", "result", "error", "argument", "function", "modules", "step", "event", "version"
+    "call",
+    "result",
+    "error",
+    "argument",
+    "function",
+    "modules",
+    "step",
+    "event",
+    "version",
+    "items",
 ]
 """What a packet is; none is taken for another."""
 MAGIC = b"\0rq2"
@@ -65,6 +74,7 @@ _UNPACKED: dict[Kind, int] = {
     "step": DEFAULT_MAX_BYTES,
     "event": DEFAULT_MAX_BYTES,
     "version": DEFAULT_MAX_BYTES,
+    "items": 4 * DEFAULT_MAX_BYTES,
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""

@@ -19,6 +19,7 @@ from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
 from ..protocol.steps import EVENT_KEPT_S, StepStatus, event_body
 from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
+from .items import AsyncItemStream, ItemReader, ItemStream
 from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
@@ -132,6 +133,26 @@ class TaskProducer(ProducerOperations):
         ``timeout`` seconds (None: no limit); the task goes on.
         """
         return run(self.broker, self._result(task_id, timeout))
+
+    def stream(
+        self,
+        task_id: str,
+        start: int | str = 0,
+        *,
+        restarts: bool = False,
+        timeout: float | None = None,
+    ) -> ItemStream:
+        """Return what a task yields, to iterate over: from the item with the index ``start`` on (or
+        the ``cursor`` of another stream), while it runs or after its end.
+
+        Each item comes as soon as it is there. The end is that of the task: TaskFailed or
+        TaskCancelled is raised after the items of one that did not succeed. Where the task begins
+        anew, StreamRestarted is raised; with ``restarts`` it is yielded, and the items come again.
+        ItemsGone: the oldest are no longer kept. ResultTimeout: nothing came for ``timeout``
+        seconds (None: no limit); the next item may be asked for again.
+        """
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout)
+        return ItemStream(reader, self.broker)
 
     def get_task(self, task_id: str) -> TaskStatus:
         """Return how a task stands; raises UnknownTask."""
@@ -320,6 +341,18 @@ class AsyncTaskProducer(ProducerOperations):
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""
         return await run_async(self.broker, self._result(task_id, timeout))
+
+    def stream(
+        self,
+        task_id: str,
+        start: int | str = 0,
+        *,
+        restarts: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncItemStream:
+        """As TaskProducer.stream, for ``async for``."""
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout)
+        return AsyncItemStream(reader, self.broker)
 
     async def get_task(self, task_id: str) -> TaskStatus:
         """As TaskProducer.get_task."""

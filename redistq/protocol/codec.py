@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from ..errors import PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
+from ..errors import ItemTooLarge, PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
 
 DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 MAX_TRACEBACK_CHARS = 16_000
@@ -151,6 +151,22 @@ def encode_result(result: Any, limit: int) -> bytes:
         ) from error
     if len(data) > limit:
         raise ResultTooLarge(len(data), limit)
+    return data
+
+
+def encode_item(item: Any, limit: int) -> bytes:
+    """Return what a handler yields as JSON; raises ResultError or ItemTooLarge."""
+    try:
+        data = dumps(item)
+        if not _is_flat(item):
+            _check_keys(item)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(
+            f"the handler yielded {type(item).__name__}, which cannot be written as JSON: "
+            f"{error}; yield plain values"
+        ) from error
+    if len(data) > limit:
+        raise ItemTooLarge(len(data), limit)
     return data
 
 

@@ -289,6 +289,12 @@ def read_stream(key: str, after: str, limit: int, block_ms: int) -> Command:
     return ("XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS", key, after)
 
 
+def read_streams(keys: Mapping[str, str], limit: int, block_ms: int) -> Command:
+    """The same for several streams, each with the last entry that was read."""
+    head = ("XREAD", "COUNT", limit, "BLOCK", block_ms, "STREAMS")
+    return (*head, *keys, *keys.values())
+
+
 def trim_stream(key: str, first: str) -> Command:
     """Delete the entries of a stream before that one."""
     return ("XTRIM", key, "MINID", first)

@@ -44,6 +44,7 @@ from .reporter import Report
 from .scoreboard import MAX_RETRY_MS
 from .spawn import Spawner
 from .steps import ServerSteps, Suspension, TaskSteps
+from .streaming import AttemptItems
 from .terms import BoundHandler, Terms
 
 log = logger("redistq.worker")
@@ -164,6 +165,7 @@ class Attempt:
         context._steps = self.steps = TaskSteps(store)
         queue = self.queue
         context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
+        context._items = AttemptItems(queue, self.entry, task_id, self.terms.ttl)
         return context
 
     def retry_ms_if_killed(self) -> int:

@@ -32,6 +32,7 @@ from ..protocol.commands import Commands
 from .clock import ServerClock
 from .executor import Executor
 from .fetcher import Fetcher
+from .item_writer import ItemWriter
 from .prefetch import Prefetch
 from .queues import Held, Room, queues_of
 from .reporter import Reporter
@@ -90,8 +91,10 @@ class Processor:
             settings, handlers, consumer, scoreboard, held, ServerClock(broker), self._thread
         )
         self.reporter = Reporter(broker, consumer)
+        self.item_writer = ItemWriter(broker, consumer)
         for queue in queues:
             queue.reporter = self.reporter
+            queue.item_writer = self.item_writer
         self.settler = Settler(
             settings, broker, queues, consumer, scoreboard, held, room, self._fail, self.reporter
         )
@@ -136,6 +139,7 @@ class Processor:
         self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self.settler.run, "settle"))
         self._threads.append(self._thread(self.reporter.run, "report"))
+        self._threads.append(self._thread(self.item_writer.run, "items"))
         self._threads.append(self._thread(self.fetcher.run, "fetch"))
         self.runners.start()
         for thread in self._threads:
@@ -159,6 +163,7 @@ class Processor:
         self._stopped.set()
         self.reporter.flush()  # what has not ended runs again, and goes on from there
         self.reporter.close()
+        self.item_writer.close()
         self.settler.give_up()
         self.executor.close()
         for thread in self._threads:

@@ -29,6 +29,7 @@ from ..protocol.homes import LONG_S, PAGE, Passing, entry_order
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
+    from .item_writer import ItemWriter
     from .reporter import Reporter
 
 log = logger("redistq.worker")
@@ -37,7 +38,10 @@ log = logger("redistq.worker")
 class WorkerQueue:
     """One queue of a worker process; equal to itself alone."""
 
-    __slots__ = ("_place", "_scoreboard", "broker", "commands", "gated_names", "name", "reporter")
+    __slots__ = (
+        *("_place", "_scoreboard", "broker", "commands", "gated_names", "item_writer", "name"),
+        "reporter",
+    )
 
     def __init__(
         self,
@@ -51,6 +55,8 @@ class WorkerQueue:
         self.broker = broker
         """The connection by which tasks read the results of others."""
         self.commands = commands
+        self.item_writer: ItemWriter | None = None
+        """What sends what its tasks yield."""
         self.reporter: Reporter | None = None
         """What sends how far its tasks are."""
         self._scoreboard = scoreboard
