@@ -19,9 +19,9 @@ __all__ = [
     "EventTimeout",
     "Fail",
     "InvalidDelay",
-    "LeaseLost",
     "ItemTooLarge",
     "ItemsGone",
+    "LeaseLost",
     "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
@@ -35,8 +35,8 @@ __all__ = [
     "Snooze",
     "StepError",
     "StepMismatch",
-    "Suspended",
     "StreamRestarted",
+    "Suspended",
     "TaskCancelled",
     "TaskExpired",
     "TaskFailed",
@@ -392,7 +392,8 @@ class Suspended(BaseException):
 
 
 class LeaseLost(BaseException):
-    """Raised by steps and at a ``yield`` of a task that was taken from this worker: another one runs it now.
+    """Raised by steps, and at a ``yield``, of a task that was taken from this worker: another one
+    runs it now.
 
     Let it through: what this attempt comes to does not count. Not an Exception, as Suspended.
     """
