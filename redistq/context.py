@@ -6,10 +6,11 @@ it is given by the worker, behind a protocol of this module; nothing here does.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Unpack
@@ -365,6 +366,17 @@ def serve_contexts(provider: Callable[[], TaskContext | None], *, thread: bool) 
         _here.provider = provider
     else:
         _provider.set(provider)
+
+
+@contextlib.contextmanager
+def as_current(context: TaskContext) -> Iterator[None]:
+    """Let ``current_task`` return that context in this thread, in this block."""
+    before = getattr(_here, "provider", None)
+    serve_contexts(lambda: context, thread=True)
+    try:
+        yield
+    finally:
+        _here.provider = before
 
 
 def current_task() -> TaskContext:

@@ -39,6 +39,7 @@ from .graph import CallGraph, submit_flow
 from .leftovers import leftovers_in, say_what_was_left
 from .scope import BatchScope
 from .session import ClientSettings, Session
+from .steps import SendsEvents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +181,7 @@ class BoundOptions(_Submitting):
         return f"{self._client!r}.options({self._options})"
 
 
-class Client(_Submitting, Executor):
+class Client(_Submitting, SendsEvents, Executor):
     """Runs functions on workers: an ``Executor`` whose work survives this process.
 
     ``Client()`` uses the server that ``settings.resolve`` finds (the embedded one at last);

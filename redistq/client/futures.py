@@ -25,6 +25,7 @@ from ..protocol.options import wait_seconds
 from . import outcomes
 from .awaiting import kept_awake, pass_on
 from .outcomes import Origin, decode_error, decode_result
+from .steps import WithSteps
 
 if TYPE_CHECKING:
     from .queues import ClientQueue
@@ -42,7 +43,7 @@ class Later:
 LATER = Later()
 
 
-class TaskFuture(Referable, Future[Any]):
+class TaskFuture(WithSteps, Referable, Future[Any]):
     """A submitted task's future result.
 
     As an argument of another call, anywhere in it, it stands for its result: that call runs when
@@ -246,10 +247,11 @@ class TaskFuture(Referable, Future[Any]):
         lines = outcomes.read_logs(session, self.task_id)
         return "\n".join(lines if lines else self.report.get("output", []))
 
-    def replay(self) -> TaskFuture:
-        """Send the failed task again, as it was; return a new future for it."""
+    def replay(self, *, forget_steps: bool = False) -> TaskFuture:
+        """Send the failed task again, as it was; return a new future for it. It goes on after the
+        steps that are done; with ``forget_steps`` it begins anew."""
         session = self._session
-        outcomes.replay(self.queue, self.task_id)
+        outcomes.replay(self.queue, self.task_id, forget_steps)
         again = TaskFuture(session, self.queue, self.task_id, self.name)
         again.origin = self.origin
         session.exchange.expect(again)

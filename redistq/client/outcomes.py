@@ -241,9 +241,9 @@ def _lines(fields: list[bytes]) -> Iterator[str]:
         yield fields[3].decode("utf-8", "replace")
 
 
-def replay(queue: ClientQueue, task_id: str) -> None:
+def replay(queue: ClientQueue, task_id: str, anew: bool = False) -> None:
     """Send a failed task again, as it was; raises RedistqError where it is no dead letter."""
-    if not queue.replay((task_id,)):
+    if not queue.replay((task_id,), anew):
         raise RedistqError(f"task {task_id} is no dead letter; only failed tasks are replayed")
 
 

@@ -110,9 +110,11 @@ class ClientQueue:
             words.update(zip(part, (word.decode() for word in reply), strict=True))
         return words
 
-    def replay(self, ids: Sequence[str]) -> int:
-        """Send these dead letters again; return how many went."""
-        return sum(self.broker.call(self.commands.replay(part))[0] for part in portions(ids))
+    def replay(self, ids: Sequence[str], anew: bool = False) -> int:
+        """Send these dead letters again, ``anew`` without the steps that they have done; return how
+        many went."""
+        calls = (self.commands.replay(part, anew=anew) for part in portions(ids))
+        return sum(self.broker.call(call)[0] for call in calls)
 
     def forget(self, ids: Sequence[str]) -> None:
         """Delete tasks that have ended: dead letters and records."""
