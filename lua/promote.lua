@@ -7,14 +7,18 @@
 --   1 history_max: events kept, about
 --   2 limit: most tasks moved by this call
 -- RETURN: moved, the next due time in ms (-1 when nothing waits), the server's time in ms, the broken: a
---   list of id, an error's words: its record cannot be read, and it is due again in five seconds
--- COST: one ZRANGEBYSCORE, one ZREM of nothing, one ZREM and, per task, HMGET + XADD + HSET + HDEL
+--   list of id, an error's words: its record cannot be read, and it is due again in five seconds; the
+--   schedules that are due: a list of name, record without its payload
+-- COST: one ZRANGEBYSCORE, one ZREM of nothing, one ZREM and, per task, HMGET + XADD + HSET + HDEL; one ZRANGE when
+--   nothing is due; per schedule HGET + ZADD
 -- WHY: the ZREM of nothing proves that ids can leave the set, and takes no memory, so a full server
 --   allows what follows. Each task is moved whole or not at all, and one whose record cannot be
 --   read holds up no other. All XADDs before the ZREM, so that nothing is lost in between. An id
 --   whose record does not say `delayed` has no business here and only leaves the set. Any number
 --   of schedulers may call it: the second to call finds nothing. A member that begins with a line feed is
---   no id but a timer: it leaves the set first, and what it says is followed up.
+--   no id but a timer: it leaves the set first, and what it says is followed up. That of the schedules
+--   stays: who calls is to compute and `fire` them, and they are due again soon if it dies before. Where it is
+--   missing, as when an older scheduler has taken it for another, it is put back when nothing is due.
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 local HISTORY_MAX, TTL, GROUP = ARGV[1], 86400000, nil
 local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
@@ -23,6 +27,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include whole
 --@include attempt
 --@include later
+--@include schedules
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', int(now), 'LIMIT', 0, ARGV[2])
 if #due > 0 then redis.call('ZREM', DELAYED, '') end
@@ -33,10 +38,14 @@ local function ready(id, record, kept)
   undoing('HSET', record, 'entry', '')
   redis.call('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
 end
-local leaving, broken, gated, asked, events, refused = {}, {}, {}, {}, {}, nil
+local leaving, broken, gated, asked, events, refused, rings = {}, {}, {}, {}, {}, nil, false
 -- The words of a timer, which begins with a line feed, are followed up; nothing is moved for it.
 local function is_timer(member)
   if string.byte(member) ~= 10 then return false end
+  if member == ALARM then
+    rings = true
+    return true
+  end
   redis.call('ZREM', DELAYED, member)
   local text = string.sub(member, 2)
   local ok, words = pcall(cjson.decode, text)
@@ -149,6 +158,39 @@ if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
   follow_up()
 end
 if refused then return redis.error_reply(refused) end
+-- The schedules that are due, each due again by and by until somebody has fired it.
+local fires = {}
+local function due_schedules()
+  local due_set = due_of(OF_LANE)
+  local names = redis.call('ZRANGEBYSCORE', due_set, '-inf', int(now), 'LIMIT', 0, 50)
+  for i = 1, #names do
+    local has, payload, value = schedule(names[i])
+    if not has or has.paused or has.lane ~= OF_LANE then
+      redis.call('ZREM', due_set, names[i])
+      if value and not has then
+        fires[#fires + 1] = names[i]
+        fires[#fires + 1] = ''
+      end
+    else
+      redis.call('ZADD', due_set, int(has.next > now and has.next or now + has.again), names[i])
+      if has.next <= now then
+        fires[#fires + 1] = names[i]
+        fires[#fires + 1] = string.sub(value, 1, -#payload - 2)
+      end
+    end
+  end
+  ring(OF_LANE)
+end
+if rings then
+  local ok, fault = pcall(due_schedules)
+  if not ok then
+    broken[#broken + 1] = ALARM
+    broken[#broken + 1] = said(fault)
+  end
+elseif #due == 0 then
+  local first = redis.pcall('ZRANGE', due_of(OF_LANE), 0, 0, 'WITHSCORES')
+  if first[2] then redis.pcall('ZADD', DELAYED, 'NX', first[2], ALARM) end
+end
 for i = 1, #broken, 2 do redis.call('ZADD', DELAYED, int(now + 5000), broken[i]) end
 local first = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
-return { moved, first[2] and tonumber(first[2]) or -1, now, broken }
+return { moved, first[2] and tonumber(first[2]) or -1, now, broken, fires }

@@ -22,12 +22,14 @@
 --   20 items_prefix
 --   21 event_prefix
 --   22 expecting_prefix
+--   23 schedules
+--   24 due
 -- ARGV:
 --   1 group
 --   2 consumer: a name that no other has
 --   3 channel: where schedulers listen
 -- RETURN: what is refused: a flat list of command, key or channel, the error's words
--- COST: some ninety commands, once a worker process
+-- COST: some hundred commands, once a worker process
 -- WHY: a right that is missing shows before a task is touched, not in the midst of one. ACL DRYRUN is not
 --   for everybody and not on every server: so each command is made, on each key, in a form that
 --   changes nothing (of what is not there; or with an argument that is refused, which a server
@@ -57,7 +59,7 @@ may('XINFO', 'GROUPS', STREAM)
 may('XINFO', 'CONSUMERS', STREAM, GROUP)
 may('PERSIST', TASK)
 for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, KEYS[17],
-  KEYS[22] .. NOBODY }) do
+  KEYS[22] .. NOBODY, KEYS[24] }) do
   may('ZADD', set, 'XX', 0, '')
   may('ZREM', set, '')
   may('ZRANGE', set, 0, 0)
@@ -65,7 +67,7 @@ for _, set in ipairs({ KEYS[2], KEYS[6], KEYS[9], KEYS[15], KEYS[16] .. NOBODY, 
   may('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', 0, 1)
 end
 may('ZSCORE', KEYS[9], '')
-for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY, KEYS[14], KEYS[18],
+for _, hash in ipairs({ TASK, KEYS[5], KEYS[7], WORKER, KEYS[11], KEYS[12] .. NOBODY, KEYS[14], KEYS[18], KEYS[23],
   'wishes:' .. STREAM .. ':' .. NOBODY }) do
   may('HGET', hash, '')
   may('HMGET', hash, '')

@@ -203,6 +203,17 @@ class UnknownTask(RedistqError, LookupError):
         )
 
 
+class UnknownSchedule(RedistqError, LookupError):
+    """There is no schedule of this name: it was never set, or was deleted."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"there is no schedule {name!r}; producer.schedules.all() lists those of the queue, "
+            f"producer.schedules.set({name!r}, cron=..., task=...) makes one"
+        )
+
+
 class UnknownBatch(UnknownTask):
     """No batch of this name is known: it was never started, or has been forgotten since."""
 

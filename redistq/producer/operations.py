@@ -43,6 +43,7 @@ from .gated import Addition, Fields, GatedTask, TaskId, not_stored
 from .limits import LimitOperations
 from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of
 from .sansio import Inbox, Operation
+from .schedules import ScheduleOperations
 
 TaskName = str | Callable[..., Any]
 Item = tuple[TaskName, Any] | Mapping[str, Any]
@@ -82,6 +83,7 @@ class ProducerOperations:
         self.timeout = seconds("timeout", timeout, positive=True)
         self._max_bytes = max_payload_bytes
         self._limits = LimitOperations(self.commands)
+        self._schedules = ScheduleOperations(self.commands, self._limits, max_payload_bytes)
         self._guess = WaiterGuess(self.keys)
         self._checked: str | None = None  # the name of the last new task, which can be one
         self._diagnosis = Diagnosis(self.commands, self.address)

@@ -24,6 +24,7 @@ from .limits import AsyncLimits, Limits
 from .operations import Item, ProducerOperations, TaskName, Wish
 from .results import TaskStatus
 from .sansio import run, run_async
+from .schedules import AsyncSchedules, Schedules
 from .steps import sending, steps_of
 from .task_graph import TaskGraph
 
@@ -50,6 +51,7 @@ class TaskProducer(ProducerOperations):
         super().__init__(redis_host, redis_port, db, stream, **options)
         self.broker = Broker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
         self.limits = Limits(self._limits, self.broker)
+        self.schedules = Schedules(self._schedules, self.broker)
 
     @listed(TaskKeywords)
     def add_task(
@@ -291,6 +293,7 @@ class AsyncTaskProducer(ProducerOperations):
 
         self.broker = AsyncBroker(self.address, slot_key=self.keys.stream, timeout=self.timeout)
         self.limits = AsyncLimits(self._limits, self.broker)
+        self.schedules = AsyncSchedules(self._schedules, self.broker)
 
     @listed(TaskKeywords)
     async def add_task(

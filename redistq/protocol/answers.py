@@ -49,13 +49,25 @@ class Promoted:
     """How many tasks became ready, when the next one is due (None: nothing waits), server time.
 
     ``broken`` are tasks that could not be moved, by id, with the error's words; they are due again
-    in some seconds.
+    in some seconds. ``schedules`` are those due, by name, as their records say: see schedules.py.
     """
 
     moved: int
     next_due_ms: int | None
     now_ms: int
     broken: dict[str, str] = field(default_factory=dict)
+    schedules: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What became of a schedule's occurrences: "fired", "stale" (somebody else did, or it has
+    changed), "unknown", or "fault", with the error's words. ``others`` are those of which no new
+    task is there."""
+
+    outcome: str
+    words: str
+    others: list[Answered] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

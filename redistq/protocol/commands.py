@@ -14,6 +14,7 @@ from typing import Any
 
 from . import scripts
 from .answers import Answered as Answered
+from .answers import Fired as Fired
 from .answers import HeartbeatReply as HeartbeatReply
 from .answers import Promoted as Promoted
 from .answers import Recovered as Recovered
@@ -47,6 +48,8 @@ EXPIRED = "not started by its deadline"
 """Why a task has expired."""
 CONTINUED = "continued"
 """What ``settle`` is told of a task that ends as one of its children does."""
+SCHEDULES_TIMER = '\n["schedules"]'
+"""The member of the delayed set that stands for the earliest schedule."""
 ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
 
@@ -252,8 +255,72 @@ class Commands(PlainCommands):
     @staticmethod
     def read_promote(reply: list[Any]) -> Promoted:
         """Return the answer of ``promote``."""
-        moved, due, now, broken = reply
-        return Promoted(moved, due if due >= 0 else None, now, _words(broken))
+        moved, due, now, broken, fires = reply
+        schedules = dict(zip(map(_text, fires[::2]), fires[1::2], strict=True)) if fires else {}
+        return Promoted(moved, due if due >= 0 else None, now, _words(broken), schedules)
+
+    # -- schedules -------------------------------------------------------------------------------
+
+    def set_schedule(
+        self,
+        name: str,
+        rule: str = "",
+        definition: str = "",
+        payload: bytes = b"",
+        *,
+        source: str = "",
+        paused: str = "",
+        next_ms: int | str = "",
+        anchor_ms: int | str = "",
+        again_ms: int | str = "",
+        most: int = 0,
+    ) -> Command:
+        """Make or change a schedule, pause it ("1") or let it go on ("0"); with the rule "-" delete
+        it. The answer is a word and the record as it was: see set_schedule.lua."""
+        return self._scripts.set_schedule(
+            name=name,
+            rule=rule,
+            definition=definition,
+            payload=payload,
+            source=source,
+            paused=paused,
+            next=next_ms,
+            anchor=anchor_ms,
+            again=again_ms,
+            most=most,
+        )
+
+    def fire(
+        self,
+        name: str,
+        occurrences: Iterable[tuple[str, int]],
+        *,
+        version: int | str = "",
+        expected_ms: int | str = "",
+        next_ms: int | str = "",
+        past_ms: int | str = "",
+        again_ms: int | str = "",
+        skipped: int = 0,
+        catches_up: bool = False,
+    ) -> Command:
+        """Add the tasks of occurrences (id, time in ms), and where a version is given move the
+        schedule's next time; ``read_fire`` reads the answer."""
+        return self._scripts.fire(
+            _flat(occurrences),
+            name=name,
+            version=version,
+            expected=expected_ms,
+            next=next_ms,
+            past=past_ms,
+            again=again_ms,
+            skipped=skipped,
+            catches_up=int(catches_up),
+        )
+
+    @classmethod
+    def read_fire(cls, reply: list[Any]) -> Fired:
+        """Return the answer of ``fire``."""
+        return Fired(_text(reply[0]), words_of(reply[1]), cls.read_gated(reply[2]))
 
     # -- workers ---------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ _BESIDE = frozenset(
     {"task", "dead", "history", "counters", "workers", "worker", "waiters", "inbox", "meta"}
     | {"batches", "batch", "settled", "graph", "blob", "logs", "wake", "client", "wishes"}
     | {"limits", "waiting", "shares", "unique", "dependants", "items"}
-    | {"event", "expecting"}
+    | {"event", "expecting", "schedules", "due"}
 )
 """What the keys beside the stream and the delayed set begin with."""
 _NAME = re.compile(r"[^{}!]*(?:\{[^{}!]+\}[^{}!]*)?(?:!(?:high|low))?")
@@ -153,6 +153,8 @@ class QueueKeys:
     items_prefix: str = field(init=False)
     event_prefix: str = field(init=False)
     expecting_prefix: str = field(init=False)
+    schedules: str = field(init=False)
+    due: str = field(init=False)
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,8 @@ class QueueKeys:
         put(self, "dependants_prefix", f"dependants:{base}:")
         put(self, "event_prefix", f"event:{base}:")
         put(self, "expecting_prefix", f"expecting:{base}:")
+        put(self, "schedules", f"schedules:{base}")
+        put(self, "due", f"due:{name}")
         put(self, "channel", f"wake:{name}")
 
     def task(self, task_id: str) -> str:

@@ -61,15 +61,20 @@ class GateKeywords(HandlerGate, total=False):
     after: Parents | None
 
 
-class TaskKeywords(GateKeywords, total=False):
-    """The options that a producer takes for a task; None: not given."""
+class ScheduleKeywords(HandlerKeywords, total=False):
+    """The options that a schedule takes for its tasks; None: not given."""
 
-    priority: int | None
     retries: int | None
-    delay: Seconds | None
     timeout: Seconds | None
     hard_timeout: Seconds | None
     result_ttl: Seconds | None
+
+
+class TaskKeywords(ScheduleKeywords, total=False):
+    """The options that a producer takes for a task; None: not given."""
+
+    after: Parents | None
+    delay: Seconds | None
 
 
 class CallKeywords(GateKeywords, total=False):

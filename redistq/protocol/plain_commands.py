@@ -165,6 +165,16 @@ class PlainCommands:
         """Ask for some of the hash of limits, and the place to go on from ('0' at the end)."""
         return ("HSCAN", self.keys.limits, cursor, "COUNT", limit)
 
+    # -- schedules -------------------------------------------------------------------------------
+
+    def schedule(self, name: str) -> Command:
+        """Ask for the record of a schedule; None where there is none. See schedules.py."""
+        return ("HGET", self.keys.schedules, name)
+
+    def schedules_page(self, cursor: str | bytes, limit: int = MAX_TASKS) -> Command:
+        """Ask for some of the schedules, and the place to go on from ('0' at the end)."""
+        return ("HSCAN", self.keys.schedules, cursor, "COUNT", limit)
+
     # -- batches ---------------------------------------------------------------------------------
 
     def newest_batches(self, limit: int) -> Command:

@@ -229,6 +229,11 @@ def _gated(x: Any, command: Sequence[Any]) -> bool:
     )
 
 
+def _fired(x: Any, command: Sequence[Any]) -> bool:
+    """A word, an error's words, and what was not simply added."""
+    return _row(x, _text, _text, lambda others: _gated(others, command))
+
+
 def _stored(x: Any, command: Sequence[Any]) -> bool:
     """As ``_refused``, with names; most often nothing, which costs each task that is added."""
     return x == [] or _refused(x, command, named=True)
@@ -373,7 +378,9 @@ _SCRIPTS: dict[str, Shape] = {
         lambda x: _row(x, _int, _int, _int, lambda at: _list(at, _int), _wishes, _text)
     ),
     "recover": _only(lambda x: _row(x, _int, _int, _int, _text, _flat)),
-    "promote": _only(lambda x: _row(x, _int, _int, _int, _flat)),
+    "promote": _only(lambda x: _row(x, _int, _int, _int, _flat, _flat)),
+    "set_schedule": _only(lambda x: _row(x, _text, _text)),
+    "fire": _fired,
     "watch": _only(_watched),
     "replay": _three,
     "update_batch": _only(_int),

@@ -1,4 +1,5 @@
-"""TaskScheduler: moves tasks from the delayed set to the stream when they are due.
+"""TaskScheduler: moves tasks from the delayed set to the stream when they are due, and fires
+schedules.
 
 Runs by itself or inside every worker's supervisor. It holds no task in memory and does not poll: it
 sleeps until the next due time that ``promote`` returned, or until a producer announces an earlier
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import Broker
 from ..logger import logger
-from ..protocol.commands import MAX_TASKS, Commands, Promoted
+from ..protocol.commands import MAX_TASKS, SCHEDULES_TIMER, Commands, Promoted
 from ..protocol.keys import DEFAULT_QUEUE, QueueKeys
+from .firing import Firing
 from .subscriber import POLL_S, Subscription, join_interrupted
 
 log = logger("redistq.scheduler")
@@ -25,7 +27,10 @@ LONGEST_SLEEP = 30.0
 
 
 class TaskScheduler:
-    """Moves due tasks to the stream until stopped. Connection arguments as TaskProducer's."""
+    """Moves due tasks to the stream, and adds those of schedules, until stopped.
+
+    Connection arguments as TaskProducer's.
+    """
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class TaskScheduler:
         self._stopping = threading.Event()
         self._subscription = self._new_subscription()
         self._server_ahead = 0.0  # seconds, of its clock before our monotonic one
+        self._firing = Firing(self._commands, self._broker.call)
         self._said: set[str] = set()  # tasks that could not be moved, and were named
 
     def start(self) -> TaskScheduler:
@@ -78,12 +84,14 @@ class TaskScheduler:
         self.stop()
 
     def promote_due(self) -> int:
-        """Move what is due now; return how many tasks that was. For tests and one-off runs."""
+        """Move what is due now, and what schedules add; return how many tasks that was. For tests
+        and one-off runs."""
         total = 0
         while True:
             done = self._promote_some()
-            total += done.moved
-            if done.moved + len(done.broken) < MAX_TASKS:
+            fired = self._firing.fire(done.schedules, done.now_ms)
+            total += done.moved + fired
+            if not done.schedules and done.moved + len(done.broken) < MAX_TASKS:
                 return total
 
     def _promote_some(self) -> Promoted:
@@ -92,8 +100,8 @@ class TaskScheduler:
             if task_id not in self._said:
                 self._said.add(task_id)
                 log.error(
-                    "task %s of %s is due, but its record cannot be read; it is tried again: %s",
-                    task_id,
+                    "%s of %s is due, but its record cannot be read; it is tried again: %s",
+                    "what is scheduled" if task_id == SCHEDULES_TIMER else f"task {task_id}",
                     self.keys.stream,
                     words,
                 )
@@ -124,7 +132,9 @@ class TaskScheduler:
             self._server_ahead = done.now_ms / 1000 - time.monotonic()
             if done.moved:
                 log.debug("promote: %d tasks of %s are due", done.moved, self.keys.stream)
-            if done.moved + len(done.broken) < MAX_TASKS:
+            if done.schedules:
+                self._firing.fire(done.schedules, done.now_ms)
+            elif done.moved + len(done.broken) < MAX_TASKS:
                 latest = time.monotonic() + LONGEST_SLEEP
                 if done.next_due_ms is None:
                     return latest

@@ -4,6 +4,7 @@ gate holds something else once. Whatever fails, no task is lost, and all end onc
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -221,8 +222,57 @@ def limit(world: GateWorld) -> Scene:
     return Scene(calls, ["1", "2", "3", "4", "5"])
 
 
+def scheduled(world: GateWorld, rule: str = '{"every": 1000}', name: str = "s") -> Command:
+    """A schedule whose tasks do not overlap is set."""
+    opts = gated("s", Gate({"a": 1}, unique=f"schedule:{name}").text)[3]
+    adds = {"task": "job", "opts": opts, "conditions": "", "catch_up": gated("s", A.text)[3]}
+    call = world.normal.commands.set_schedule
+    return call(
+        *(name, rule, json.dumps(adds), b'{"of":"%s"}' % name.encode()),
+        next_ms=1000,
+        anchor_ms=0,
+        again_ms=1000,
+        most=9,
+    )
+
+
+def fire(world: GateWorld) -> Scene:
+    """Occurrences of schedules that have room and have none."""
+    world.limit("a", "at_most=1")
+    for name in "12":
+        world.send("normal", scheduled(world, name=name))
+    fire = world.normal.commands.fire
+    calls = [fire(name, [(name, 1000)]) for name in "12"]
+    return Scene(calls, ["1", "2"], added=True)
+
+
+def set_schedule(world: GateWorld) -> Scene:
+    """A schedule is made, changed, paused, resumed and deleted, beside a task."""
+    world.add("1", gate=A)
+    commands = world.normal.commands
+    calls = [
+        scheduled(world),
+        scheduled(world, "{}"),
+        commands.set_schedule("s", paused="1", again_ms=1000),
+        commands.set_schedule("s", paused="0", next_ms=5000, anchor_ms=0, again_ms=1000),
+        scheduled(world),
+        commands.set_schedule("s", "-"),
+        scheduled(world),
+    ]
+    return Scene(calls, ["1"])
+
+
+def promote_schedules(world: GateWorld) -> Scene:
+    """Schedules are due, and tasks."""
+    world.send("normal", scheduled(world))
+    world.add("1", "2", gate=A, due="+60000")
+    world.pass_time()
+    return Scene([world.normal.commands.promote()], ["1", "2"])
+
+
 SCENES: list[Callable[[GateWorld], Scene]] = [
     *(enqueue, settle, settle_failed, retry, recover, park, cancel, promote, replay, resubmit),
+    *(fire, set_schedule, promote_schedules),
     *(limit, settle_returned, settle_last, settle_last_failed, cancel_returned),
 ]
 
@@ -370,6 +420,8 @@ KEYS = {
     "edges of p": "dependants:tasks:t:p",
     "edges of 1": "dependants:tasks:t:1",
     "edges of 3": "dependants:tasks:t:3",
+    "schedules": "schedules:tasks",
+    "due": "due:tasks",
     "delayed": "delayed:tasks",
     "waiters": "waiters:tasks",
     "task 1": "task:tasks:1",

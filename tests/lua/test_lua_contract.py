@@ -316,6 +316,8 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "create_group": lambda c, n: c.create_group(),
     "events": lambda c, n: c.events(("0-0",) * 3, [("x", "")] * n),
     "find": lambda c, n: c.find("stream", "", name="x", batch="y"),
+    "fire": lambda c, n: c.fire("x", [("x@1", 1)] * n, version=3, expected_ms=1, next_ms=2),
+    "set_schedule": lambda c, n: c.set_schedule("x", "{}", "{}", b"1", next_ms=5),
     "hold": lambda c, n: c.hold("x", "x", 654, 321),
     "open_batch": lambda c, n: c.open_batch("b", "x", 3, 654),
     "park": lambda c, n: c.park("me", 321, [("x",) * 3] * n),

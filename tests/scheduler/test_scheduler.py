@@ -158,7 +158,7 @@ def test_a_scheduler_survives_lost_connections_and_answers(server: Server, db: r
         TaskScheduler(url=proxy.url),
     ):
         until(lambda: listening(db), "the scheduler")
-        proxy.lose(lambda data: data.startswith(b"*4\r\n:1"))  # one was moved
+        proxy.lose(lambda data: data.startswith(b"*5\r\n:1"))  # one was moved
         first = producer.add_task("a", delay=0.1)
         until(lambda: ready(db) == [first], "the first")
         until(lambda: proxy.lost == 1, "its answer is lost")
