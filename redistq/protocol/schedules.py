@@ -18,7 +18,7 @@ from .checks import shown
 from .gate import Gate, Unique
 from .keys import check_line
 from .limits import Limit
-from .options import OPTIONS_OF_TASKS, TaskOptions, unknown_option
+from .options import OPTIONS_OF_TASKS, ScheduleKeywords, TaskOptions, unknown_option
 from .timing import ZONE, Timing, zone_of
 
 MISSED = ("skip", "once", "all")
@@ -35,8 +35,7 @@ MOST_AT_ONCE = 100
 LONGEST_NAME = 170
 """Longest name: the ids of its tasks are made of it."""
 WHOLE_DAY_MS = 86_400_000
-_NOT_TAKEN = frozenset({"delay", "execute_at", "after"})
-OPTIONS_OF_SCHEDULES = frozenset(OPTIONS_OF_TASKS - _NOT_TAKEN)
+OPTIONS_OF_SCHEDULES = frozenset(ScheduleKeywords.__annotations__)
 
 
 def check_name(name: Any) -> str:
@@ -86,11 +85,11 @@ class Definition:
         raises ConfigurationError."""
         check_line("a task's type", task)
         for option in given:
-            if option in _NOT_TAKEN:
-                raise ConfigurationError(
-                    f"a schedule has no {option}: its tasks are added when they are due"
-                )
             if option not in OPTIONS_OF_SCHEDULES:
+                if option in OPTIONS_OF_TASKS:
+                    raise ConfigurationError(
+                        f"a schedule has no {option}: its tasks are added when they are due"
+                    )
                 raise unknown_option("a schedule", option, OPTIONS_OF_SCHEDULES)
         own = given.get("unique") is not None
         overlap = ("allow" if own else "skip") if overlap is None else overlap
