@@ -42,6 +42,7 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include unstarted
 --@include follow_up
 --@include mark
+--@include again
 --@include uncount
 --@include forget
 local ids = {}
@@ -88,7 +89,7 @@ for i = 1, #ids do
       follow_up()
       return redis.error_reply(fault)
     end
-    if kept[9] then pcall(mark_parent, ids[i]) end
+    pcall(parent_again, ids[i], kept[9])
     replayed = replayed + 1
   elseif kept[6] == 'replay' and (not kept[1] or kept[1] == 'waiting') then
     replayed = replayed + 1 -- the same call sent again, or one that came second

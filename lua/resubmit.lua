@@ -48,6 +48,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include unstarted
 --@include follow_up
 --@include mark
+--@include again
 --@include uncount
 --@include forget
 --@include wake
@@ -116,7 +117,7 @@ redis.call('ZREM', DEAD, '')
 for at = 4, #ARGV, 7 do
   local record, due, when = TASK .. ARGV[at], 0, ARGV[at + 4]
   local kept = redis.pcall('HMGET', record, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers',
-    'steps', 'events')
+    'steps', 'events', 'after', 'read')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then
       follow_up()
@@ -135,7 +136,8 @@ for at = 4, #ARGV, 7 do
         follow_up()
         return redis.error_reply(fault)
       end
-      if kept[6] then pcall(mark_parent, ARGV[at]) end
+      pcall(parent_again, ARGV[at], kept[6])
+      if kept[9] and pcall(unread_of, ARGV[at], kept[9], kept[10]) then redis.call('HDEL', record, 'after') end
       if due ~= 0 and (earliest == 0 or due < earliest) then earliest = due end
     end
   end

@@ -44,6 +44,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include unstarted
 --@include follow_up
 --@include mark
+--@include again
 --@include accept
 --@include uncount
 --@include forget
@@ -72,10 +73,9 @@ local function again(task, kept, counted, anew)
     error('its unique key is taken by ' .. happened[2], 0)
   end
   redis.call('HSET', record, 'from', 'resubmit', 'resubmission', ARGV[4])
-  if kept[6] then
-    redis.call('HSET', record, 'readers', kept[6])
-    mark_parent(task.id)
-  end
+  if kept[9] or kept[10] then unread_of(task.id, kept[9], kept[10]) end
+  if kept[6] then redis.call('HSET', record, 'readers', kept[6]) end
+  parent_again(task.id, kept[6])
   if (kept[7] or kept[8]) and not anew then carry_steps(aside, record) end
   if kept[1] then redis.call('UNLINK', aside) end
   pcall(uncount, batch, ended)
@@ -90,7 +90,7 @@ for at = 5, #ARGV, 8 do
     conditions = ARGV[at + 7] }
   local when, position = ARGV[at + 4], (at + 3) / 8
   local kept = redis.pcall('HMGET', TASK .. task.id, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers',
-    'steps', 'events')
+    'steps', 'events', 'after', 'read')
   if kept.err then
     if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
     answer[#answer + 1] = { position, kept.err, task.id }

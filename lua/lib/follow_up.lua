@@ -139,7 +139,7 @@ local function ends_as(id, task, state)
   if gate ~= '' then closed(id, state, gate, false) end
   notify_all(id, state, body, option(task.opts, 'inbox'), unkept)
   tally_one(batch, id, state, int(NOW))
-  later('seen', ref_of(child))
+  later('seen', ref_of(child), ref_of(id)) -- two that read it are two timers
 end
 -- release(edge, what, state): a parent of this dependant has ended.
 local function release(edge, what, state)
@@ -158,9 +158,24 @@ local function release(edge, what, state)
     return error(fault, 0)
   end
 end
--- after(what, state): a task or batch has ended: its dependants are released, one by one.
+-- stands_now(what, state): how a task or batch has ended by now, which had ended in that state; nil where it runs
+-- again: who has not been released by then waits for its new end.
+local function stands_now(what, state)
+  local kind, ref = string.match(what, '^(%a):(.*)$')
+  local id = visit(ref)
+  if kind == 'b' then
+    local has = redis.call('HMGET', BATCH .. id, 'total', 'finished_ms', 'succeeded')
+    return not has[1] and state or has[2] and (has[3] == has[1] and 'succeeded' or 'failed')
+  end
+  local has = redis.call('HMGET', TASK .. id, 'state', 'entry')
+  return not (has[1] or has[2]) and state or ENDS[has[1]] and has[1]
+end
+-- after(what, state): a task or batch has ended: its dependants are released, one by one. `state` of a timer ends with
+-- a blank: it may be otherwise by now.
 local function after(what, state)
   local line = DEPENDANTS .. what
+  if string.sub(state, -1) == ' ' then state = stands_now(what, string.sub(state, 1, -2)) end
+  if not state then return end
   while true do
     if steps <= 0 then return later('after', what, state) end
     local edge = redis.call('LPOP', line)
@@ -184,12 +199,18 @@ local function seen(of)
     if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end
   end
 end
--- done_reading(ref): a task that has ended needs its parents' results no more.
+-- done_reading(ref): a task that has ended needs its parents' results no more, nor those of an earlier life.
 local function done_reading(ref)
   local lane, id = split(ref)
   go_to(lane)
-  local record = TASK .. id
-  local edges, kept, n = redis.call('HGET', record, 'after') or '', '', 0
+  local record, field = TASK .. id, 'after'
+  local has, kept, n = redis.call('HMGET', record, 'after', 'read', 'state'), '', 0
+  local edges = has[1] or ''
+  if has[2] then
+    field, edges = 'read', has[2]
+  elseif not ENDS[has[3]] then
+    return -- it runs again
+  end
   for from, parents_lane, parent_id in string.gmatch(edges, '()%at(!?%a*) ([^\n]*)') do
     n = n + 1
     if n > 200 then
@@ -201,9 +222,12 @@ local function done_reading(ref)
   end
   go_to(lane)
   steps = steps - math.ceil(n / 10)
-  if kept == '' then return redis.call('HDEL', record, 'after') end
-  redis.call('HSET', record, 'after', kept)
-  later('read', ref)
+  if kept ~= '' then
+    redis.call('HSET', record, field, kept)
+  else
+    redis.call('HDEL', record, field)
+  end
+  if kept ~= '' or field == 'read' then later('read', ref) end
 end
 -- keys(prefix, cursor): lets in what has room under all keys that begin so.
 local function keys(prefix, cursor)
@@ -254,6 +278,11 @@ local function one(kind, what, detail)
     if task then ended_unstarted(id, task, state, words) end
   end
 end
+-- put_off(due, kind, what, detail): a timer follows it up.
+local function put_off(due, kind, what, detail)
+  if kind == 'after' then detail = detail .. ' ' end
+  timer(due, cjson.encode({ kind, what, detail }))
+end
 -- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
 -- and what fails, a timer continues. Fails itself only where no timer can be kept.
 local function follow_up()
@@ -263,11 +292,11 @@ local function follow_up()
     local kind, what, detail = todo[at][1], todo[at][2], todo[at][3]
     at = at + 1
     if steps <= 0 then
-      timer(NOW, cjson.encode({ kind, what, detail }))
+      put_off(NOW, kind, what, detail)
     else
       steps = steps - 1
       local ok = pcall(one, kind, what, detail) and pcall(free)
-      if not ok then timer(NOW + 5000, cjson.encode({ kind, what, detail })) end
+      if not ok then put_off(NOW + 5000, kind, what, detail) end
     end
   end
   todo = {}

@@ -37,7 +37,7 @@ local function ended_unstarted(id, task, state, words)
   redis.pcall('HDEL', record, 'payload', 'opts', 'recovered', 'under', 'since_ms', 'place', 'parents', 'due',
     'continued', words == '' and 'reason' or '')
   local child = has[3] and string.match(has[3], '^%d+ %d+ (.*)$')
-  if child then later('seen', ref_of(child)) end -- it is not read any more
+  if child then later('seen', ref_of(child), ref_of(id)) end -- it is not read any more
   local event = has[4] and string.match(has[4], '^%d+ %d+ %d+ %S+ (.*)$')
   if event then redis.pcall('ZREM', 'expecting:' .. BASE .. ':' .. event, ref_of(id)) end
   if gate ~= '' then closed(id, state, gate, not task.was) end

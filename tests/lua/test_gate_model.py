@@ -16,16 +16,18 @@ from support.gate_model import (
     LIMIT_KEYS,
     ORDER_KEYS,
     UNIQUE_KEYS,
-    GateModel,
 )
+from support.gate_steps import GateModel
 from support.gate_walk import GateWalk
 from support.gate_world import FAR, Gate, GateWorld
+from support.mutants import bounded
 from support.servers import Server
 
 FLAVOURS = ("valkey", "redis62")
 some = st.integers(0, 7)
 lanes = st.sampled_from([1, 1, 0, 2])
 flags = st.booleans()
+batches = st.sampled_from([0, 0, True, 2, 3])
 delays = st.sampled_from([0, 60_000])
 gates = st.builds(
     Gate,
@@ -38,6 +40,7 @@ gates = st.builds(
     scope=st.sampled_from(["s", "t", "d60000"]),
     expires=st.sampled_from(["", "", "", FAR, "+1"]),
 ).filter(lambda gate: gate.text)
+plain = st.sampled_from([Gate(), Gate(), Gate({"a": 1}), Gate(order="o1"), Gate(group="g1")])
 parents = st.lists(st.tuples(some, st.sampled_from("ssef")), max_size=2)
 
 
@@ -53,7 +56,7 @@ class GateMachine(RuleBasedStateMachine):
         self.whole = True
 
     @rule(gate=gates, lane=lanes, after=parents, due=st.sampled_from(["", "", "+60000"]),
-          conflict=st.sampled_from(CONFLICTS), batch=flags)  # fmt: skip
+          conflict=st.sampled_from(CONFLICTS), batch=batches)  # fmt: skip
     def add(self, gate, lane, after, due, conflict, batch) -> None:  # type: ignore[no-untyped-def]
         """A new task."""
         conflict = conflict if gate.unique else ""
@@ -73,6 +76,23 @@ class GateMachine(RuleBasedStateMachine):
     def settle(self, pick: int, failed: bool, stale: bool, spawn: int) -> None:
         """A worker ends a task, or tries."""
         self._do("settle", pick, "failed" if failed else "succeeded", stale=stale, spawn=spawn)
+
+    @rule(pick=some, children=st.lists(plain, min_size=1, max_size=3), chained=flags, stale=flags,
+          after=parents, in_batch=flags, there=st.none() | some)  # fmt: skip
+    def give_back(self, pick, children, chained, stale, after, in_batch, there) -> None:  # type: ignore[no-untyped-def]
+        """A task returns others."""
+        self._do("give_back", pick, children, chained=chained, stale=stale,
+                 parents=after[:1], in_batch=in_batch, there=there)  # fmt: skip
+
+    @rule(pick=some)
+    def regate(self, pick: int) -> None:
+        """A name has a rule."""
+        self._do("regate", pick)
+
+    @rule(lane=lanes, total=st.integers(1, 3))
+    def open_batch(self, lane: int, total: int) -> None:
+        """A batch that others may wait for."""
+        self._do("open_batch", lane, total)
 
     @rule(pick=some)
     def succeed(self, pick: int) -> None:
@@ -99,32 +119,32 @@ class GateMachine(RuleBasedStateMachine):
         """A worker dies."""
         self._do("die", lane, consumer, started=started, limit=limit)
 
-    @rule(picks=st.lists(some, min_size=1, max_size=3))
-    def cancel(self, picks: list[int]) -> None:
+    @rule(picks=st.lists(some, min_size=1, max_size=3), wish=st.sampled_from(["", "ask", "force"]))
+    def cancel(self, picks: list[int], wish: str) -> None:
         """Tasks are cancelled."""
-        self._do("cancel", picks)
+        self._do("cancel", picks, wish)
 
     @rule(pick=some)
     def replay(self, pick: int) -> None:
         """A dead letter runs again."""
         self._do("replay", pick)
 
-    @rule(pick=some)
-    def resubmit(self, pick: int) -> None:
-        """An ended task is submitted again."""
-        self._do("resubmit", pick)
+    @rule(picks=st.lists(some, min_size=1, max_size=4), gated_again=flags, keep_edges=flags)
+    def resubmit(self, picks: list[int], gated_again: bool, keep_edges: bool) -> None:
+        """Ended tasks are submitted again, as a graph, too."""
+        self._do("resubmit", picks, gated_again=gated_again, keep_edges=keep_edges)
 
     @rule(time_passes=flags)
     def promote(self, time_passes: bool) -> None:
         """Schedulers do their work."""
         self._do("promote", time_passes=time_passes)
 
-    @rule(key=some, rule=st.integers(0, 9), lane=lanes)
+    @rule(key=st.integers(0, 7), rule=st.integers(0, 9), lane=lanes)
     def limit(self, key: int, rule: int, lane: int) -> None:
         """A rule changes."""
         self._do("set_limit", key, rule, lane)
 
-    @rule(key=st.integers(0, 8), paused=flags)
+    @rule(key=st.integers(0, 9), paused=flags)
     def pause(self, key: int, paused: bool) -> None:
         """A key is paused or resumed."""
         self._do("pause", key, paused=paused)
@@ -168,6 +188,16 @@ def test_no_history_breaks_the_gate(servers_by_flavour, flavour: str) -> None:  
     )
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_follows_is_the_same_by_timers(every_server: Server, seed: int) -> None:
+    """A walk in which three steps follow from a call, and timers do all others."""
+    world = GateWorld(every_server, mutants=bounded(3))
+    walk = GateWalk(world, seed)
+    walk.run(120)
+    assert len(walk.model.tasks) > 10
+    world.close()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_walks_conserve_every_gated_task(every_server: Server, seed: int) -> None:
     """A walk of 120 steps over three lanes; at its end everything ends, and nothing is left."""
@@ -181,7 +211,7 @@ def test_random_walks_conserve_every_gated_task(every_server: Server, seed: int)
 def test_the_walks_do_all_there_is(server: Server) -> None:
     """Over a few seeds a task waits for each reason, ends in each way, and meets each answer."""
     happened: set[str] = set()
-    for seed in range(12):
+    for seed in range(24):
         server.flush()
         world = GateWorld(server)
         walk = GateWalk(world, seed)
@@ -191,5 +221,7 @@ def test_the_walks_do_all_there_is(server: Server) -> None:
     assert {
         *(f"waits for {reason}" for reason in ("parents", "limit", "rate", "order", "paused")),
         *("succeeded", "failed", "cancelled", "expired", "again by hand"),
-        *("added", "joined", "replaced", "pushed", "again", "dropped"),
+        *("added", "joined", "replaced", "pushed", "again", "dropped", "regated", "returned"),
+        *("a graph again", "a batch succeeded", "a batch failed"),
+        *("ends as what it returned, succeeded", "ends as what it returned, failed"),
     } <= happened

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from support.mutants import Mutant, mutated
+from support.mutants import Mutant, first_failure, mutated
 from support.script_world import (
     LEASE_MS,
     TTL,
@@ -528,21 +528,11 @@ MUTANTS += [
 ]
 
 
-def caught_by(server: Server, mutants: dict[str, str]) -> str:
+def caught_by(server: Server, texts: dict[str, str]) -> str:
     """The first probe or walk that something is wrong for; empty when all pass."""
     scenes: list[tuple[str, Callable[[World], None]]] = [(p.__name__, p) for p in PROBES]
     scenes += [(f"walk {n}", lambda world, n=n: Walk(world, n).run(100)) for n in range(WALKS)]
-    with server.client() as admin:
-        for name, scene in scenes:
-            admin.flushall()
-            world = World(server, mutants=mutants)
-            try:
-                scene(world)
-            except (Broken, redis.exceptions.ResponseError) as error:
-                return f"{name}: {error}"
-            finally:
-                world.close()
-    return ""
+    return first_failure(server, lambda: World(server, mutants=texts), scenes)
 
 
 def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:

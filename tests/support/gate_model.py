@@ -1,48 +1,29 @@
-"""A model of the gate in plain Python, and the steps that are taken on it and on a real server.
+"""A model of the gate in plain Python.
 
-The model knows each task's gate, its parents, and how they ended; it does not know in which order
-the scripts let tasks in. After every step it reads what the server holds, asks `gate_checks` about
-what must always hold, and whether each change was one that this step may make.
-
-Every step takes small numbers, which say what it picks: a state machine draws them, and `GateWalk`
-rolls them.
+The model knows each task's gate, its parents, what it returned, and how these ended; it does not
+know in which order the scripts let tasks in. After every step it reads what the server holds, asks
+`gate_checks` about what must always hold, and whether each change was one that this step may make.
+The steps stand in `gate_steps`.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from support import gate_checks as checks
 from support.gate_checks import IN_STREAM, demand
-from support.gate_world import (
-    LANES,
-    Gate,
-    GateWorld,
-    Seen,
-    edge,
-    gated,
-    lane_of,
-    ref_of,
-)
-from support.script_world import (
-    LEASE_MS,
-    TTL,
-    Broken,
-    attempt_ended,
-    outcome,
-    payload_of,
-    resubmitted,
-)
+from support.gate_world import LANES, Gate, GateWorld, Seen, edge, options
+from support.script_world import TTL, Broken
 
 CONSUMERS = ("a", "b")
 LIMIT_KEYS = ("a", "b", "t:1", "t:2")
 ORDER_KEYS = ("o1", "o2")
 GROUPS = ("g1", "g2", "g3")
 UNIQUE_KEYS = ("u",)
-RULED = (*LIMIT_KEYS, "t:*", "group:g1", "o1")
+NAME_KEY = "name:job"
+RULED = (*LIMIT_KEYS, "t:*", "group:g1", "o1", NAME_KEY)
 RULES = (
     "at_most=1",
     "at_most=2",
@@ -58,6 +39,8 @@ RULES = (
 CONFLICTS = ("", "keep", "replace", "push 60000", "again", "again")
 ASKED = "asked to end; its worker is gone"
 NOT_STORED = ("joined", "replaced", "pushed")
+ENDLESS = "b"
+"""The batch of each lane that is never full."""
 
 
 def satisfied(policy: str, state: str) -> bool:
@@ -72,6 +55,28 @@ class Edge:
     policy: str
     parent: str
     met: bool | None = None
+    batch: bool = False
+    """Whether the parent is a batch."""
+
+    @property
+    def line(self) -> str:
+        """As the conditions of a task have it."""
+        return edge(self.parent, self.policy, "b" if self.batch else "t")
+
+
+@dataclass
+class Batch:
+    """A batch that ends: with so many tasks."""
+
+    total: int
+    members: list[str] = field(default_factory=list)
+    ended: str = ""
+    """How it stands since its last task has ended; '' before."""
+
+    @property
+    def full(self) -> bool:
+        """Whether it has all of its tasks."""
+        return len(self.members) >= self.total
 
 
 @dataclass
@@ -89,14 +94,26 @@ class Known:
     """Whether another has its unique key: it runs once more after that one."""
     in_line: bool = True
     """Whether it came in the order in which it was added: without parents, due time, priority."""
+    batch: str = ""
+    returned: str = ""
+    """What it returned, and ends as; '' once it has ended."""
+    as_returned: str = ""
+    """How that ended."""
+
+    @property
+    def opts(self) -> str:
+        """Its options, as they are sent."""
+        return options(self.gate.text, self.batch, after=bool(self.edges))
 
 
-class GateModel:
-    """The model, and the steps; all of them check what they did."""
+class Followed:
+    """The model of one queue, which follows what happens there."""
 
     def __init__(self, world: GateWorld) -> None:
         self.world = world
         self.tasks: dict[str, Known] = {}
+        self.batches: dict[str, Batch] = {}
+        """Those that end, by their refs."""
         self.held: list[tuple[str, str, str, dict[str, str]]] = []
         self.calls = 0
         self.happened: set[str] = set()
@@ -104,7 +121,7 @@ class GateModel:
             for consumer in CONSUMERS:
                 world.lanes[lane].register(consumer, names="other")
             commands = world.lanes[lane].commands
-            world.lanes[lane].call(commands.open_batch("b", "job", 1_000_000, int(TTL)))
+            world.lanes[lane].call(commands.open_batch(ENDLESS, "job", 1_000_000, int(TTL)))
         self.seen = world.look()
 
     # -- following -------------------------------------------------------------------------------
@@ -131,7 +148,10 @@ class GateModel:
         for ref, state in ended.items():
             if ref not in expected:
                 self._may_end(ref, state, dropped)
+            self.tasks[ref].returned = ""
         self._parents(now)
+        self._returned(now)
+        self._batches(now)
         self._limits(before, now)
         self._locks(now)
         self._arrivals(now)
@@ -140,13 +160,30 @@ class GateModel:
         return now
 
     def _resolve(self, ended: Mapping[str, str]) -> None:
+        over = dict(ended)
+        for of, batch in self.batches.items():
+            states = [self.seen.tasks[ref].state for ref in batch.members]
+            if (
+                batch.full
+                and not batch.ended
+                and all(self.seen.tasks[r].ended for r in batch.members)
+            ):
+                batch.ended = "succeeded" if set(states) == {"succeeded"} else "failed"
+                over[f"b:{of}"] = batch.ended
+                self.happened.add(f"a batch {batch.ended}")
         for known in self.tasks.values():
             for one in known.edges:
-                if one.met is None and one.parent in ended:
-                    one.met = satisfied(one.policy, ended[one.parent])
+                name = f"b:{one.parent}" if one.batch else one.parent
+                if one.met is None and name in over:
+                    one.met = satisfied(one.policy, over[name])
+            if known.returned in over:
+                known.as_returned = over[known.returned]
 
     def _may_end(self, ref: str, state: str, dropped: Sequence[str]) -> None:
         known = self.tasks[ref]
+        if known.returned and state == known.as_returned:
+            self.happened.add(f"ends as what it returned, {state}")
+            return
         if state == "cancelled" and (ref in dropped or any(e.met is False for e in known.edges)):
             return
         reason = self.seen.tasks[ref].record.get("reason", "")
@@ -170,7 +207,34 @@ class GateModel:
             demand(all(e.met is not False for e in known.edges), f"{ref!r} lives without its need")
             ready = all(e.met for e in known.edges)
             waits = task.place == "waiting" and task.record["reason"] == "parents"
+            waits = waits and not known.returned
             demand(waits != ready, f"{ref!r} is {task.place}; all its parents have ended: {ready}")
+
+    def _returned(self, now: Seen) -> None:
+        for ref, known in self.tasks.items():
+            task = now.tasks[ref]
+            demand(
+                bool(known.returned) == ("continued" in task.record),
+                f"{ref!r} returned {known.returned!r}, its record: {task.record}",
+            )
+            if not known.returned:
+                continue
+            waits = task.place == "waiting" and task.record["reason"] == "parents"
+            demand(waits, f"{ref!r} returned {known.returned!r}, and is {task.place}")
+            over = now.tasks[known.returned].ended
+            demand(not over or checks.busy(now, "after"), f"{ref!r} waits for what has ended")
+
+    def _batches(self, now: Seen) -> None:
+        for of, batch in self.batches.items():
+            says = now.batches[of]
+            for state in checks.ENDS:
+                count = sum(now.tasks[ref].state == state for ref in batch.members)
+                said = int(says.get(state, 0))
+                demand(said == count, f"the batch {of!r} counts {said} {state}, has {count}")
+            demand(int(says["total"]) == batch.total, f"{of!r} has {batch.total} tasks: {says}")
+            demand(bool(batch.ended) == ("finished_ms" in says), f"{of!r} {batch.ended}: {says}")
+            if batch.ended and not checks.busy(now, "after"):
+                demand(f"b:{of}" not in now.edges, f"{of!r} has ended, and has edges")
 
     @staticmethod
     def _limits(before: Seen, now: Seen) -> None:
@@ -202,7 +266,7 @@ class GateModel:
                 known.started = known.started or task.place in IN_STREAM
                 if known.started and earlier:
                     raise Broken(f"{ref!r} started before {earlier!r}, which came before it")
-                if not known.started and not task.ended:
+                if not known.started and not task.ended and not checks.ending(now, ref):
                     earlier = earlier or ref
         for ref, known in self.tasks.items():
             known.started = known.started or now.tasks[ref].place in IN_STREAM
@@ -215,7 +279,7 @@ class GateModel:
         second = world.send(lane, command)
         other = world.look()
         demand(not same_answer or first == second, f"answered {first}, sent again {second}")
-        changes = different(one, other)
+        changes = different(one, other) if not one.timers else []  # else it goes on with them
         demand(not changes, f"sent again it changed something: {changes}")
         return first
 
@@ -223,355 +287,49 @@ class GateModel:
         """Refs of all tasks."""
         return list(self.tasks)
 
-    # -- adding ----------------------------------------------------------------------------------
+    # -- what waits for what ---------------------------------------------------------------------
 
-    def add(
-        self,
-        gates: Sequence[Gate],
-        *,
-        lane: int = 1,
-        parents: Sequence[tuple[int, str]] = (),
-        due: str = "",
-        conflict: str = "",
-        batch: bool = False,
-    ) -> None:
-        """New tasks of one lane with gates; ``parents`` pick among the latest tasks."""
-        where = LANES[lane % 3]
-        edges = self._edges(parents)
-        fields: list[str] = []
-        refs = []
-        for gate in gates:
-            id = f"t{len(self.tasks) + len(refs)}"
-            refs.append((ref_of(where, id), gate))
-            lines = [edge(e.parent, e.policy) for e in edges]
-            fields += gated(id, gate.text, lines, conflict, due, "b" if batch else "")
-        command = self.world.lanes[where].commands.enqueue_gated(fields)
-        if conflict.startswith("push"):
-            reply = self.world.send(where, command)
-        else:
-            reply = self.twice(where, command, same_answer=False)
-        self._added(refs, reply, edges, due)
+    def needs(self, ref: str) -> Iterator[str]:
+        """What a task waits for: tasks, and batches as ``b:`` and their refs."""
+        known = self.tasks[ref]
+        for one in known.edges:
+            if one.met is None:
+                yield f"b:{one.parent}" if one.batch else one.parent
+        if known.returned:
+            yield known.returned
 
-    def _edges(self, parents: Sequence[tuple[int, str]]) -> list[Edge]:
-        latest = self.ids()[-8:]
+    def reach(self, names: Sequence[str]) -> set[str]:
+        """All that these wait for, and themselves."""
+        found: set[str] = set()
+        left = list(names)
+        while left:
+            name = left.pop()
+            if name in found:
+                continue
+            found.add(name)
+            if name.startswith("b:"):
+                left += self.batches[name[2:]].members
+            elif name in self.tasks:
+                left += self.needs(name)
+        return found
+
+    def edges_to(self, picks: Sequence[tuple[int, str]], avoid: Sequence[str] = ()) -> list[Edge]:
+        """Edges at some of the latest tasks and batches, but for those that wait for ``avoid``."""
+        latest = [*self.ids()[-8:], *(f"b:{of}" for of in list(self.batches)[-3:])]
         found: dict[str, Edge] = {}
-        for pick, policy in parents:
-            if latest:
-                parent = latest[pick % len(latest)]
-                task = self.seen.tasks[parent]
-                met = satisfied(policy, task.state) if task.ended else None
-                found[parent] = Edge(policy, parent, met)
+        for pick, policy in picks:
+            if latest and not self.reach([name := latest[pick % len(latest)]]) & set(avoid):
+                found[name] = self.edge_to(name, policy)
         return list(found.values())
 
-    def _added(
-        self, refs: Sequence[tuple[str, Gate]], reply: Any, edges: Sequence[Edge], due: str
-    ) -> None:
-        said = {item[0]: item for item in reply if isinstance(item, list)}
-        demand(len(said) == len(reply), f"new tasks were called known: {reply}")
-        dropped = []
-        for position, (ref, gate) in enumerate(refs, 1):
-            word = said[position][1] if position in said else ""
-            self.happened.add(word.partition(" ")[0] or "added")
-            if word in NOT_STORED:
-                self._stands(ref, gate, said[position])
-                continue
-            if word and word not in ("dropped", "again"):
-                demand(word.startswith("too heavy"), f"{ref!r} was refused: {word}")
-                continue
-            if word == "dropped":
-                dropped.append(ref)
-            in_line = not (edges or due or gate.priority) and word != "again"
-            self.tasks[ref] = Known(gate, copy.deepcopy(list(edges)), in_line=in_line)
-            if word == "again":
-                value = self.seen.unique[gate.unique]
-                holder = value.partition(" ")[2] if value[0] == "d" else value[1:]
-                self.tasks[holder].shared = True
-                self.tasks[ref].edges.append(Edge("e", holder))
-        self.follow(dropped=dropped)
-
-    def _stands(self, ref: str, gate: Gate, said: Sequence[Any]) -> None:
-        word = said[1]
-        stands = next((r for r in self.tasks if lane_of(r)[1] == said[2]), said[2])
-        known = self.tasks.get(stands)
-        demand(gate.unique and known, f"{ref!r} was {word}: {stands!r} is nobody")
-        if word == "replaced" and known:
-            lane, id = lane_of(stands)
-            self.world.lanes[lane].payloads[id] = payload_of(lane_of(ref)[1])
-            known.in_line = False
-
-    # -- workers ---------------------------------------------------------------------------------
-
-    def fetch(self, lane: int, consumer: int, count: int) -> None:
-        """A worker reads."""
-        where, who = LANES[lane % 3], CONSUMERS[consumer % 2]
-        for entry, fields in self.world.fetch(who, count, where):
-            self.held.append((where, who, entry, fields))
-        self.follow()
-
-    def _pick(self, pick: int, stale: bool) -> tuple[str, str, str, dict[str, str]] | None:
-        there = self.held[-20:]
-        if not stale:
-            there = [h for h in there if self._owns(h)]
-        return there[pick % len(there)] if there else None
-
-    def _owns(self, held: tuple[str, str, str, dict[str, str]]) -> bool:
-        lane, consumer, entry, fields = held
-        task = self.seen.tasks[ref_of(lane, fields["id"])]
-        return task.fields.get("entry") == entry and task.fields.get("consumer") == consumer
-
-    def settle(self, pick: int, state: str, *, stale: bool = False, spawn: int = 0) -> None:
-        """A worker ends a task; with it come children."""
-        held = self._pick(pick, stale)
-        if held is None:
-            return
-        lane, consumer, entry, fields = held
-        ref, owns = ref_of(lane, fields["id"]), self._owns(held)
-        row = outcome(
-            entry,
-            fields["id"],
-            state,
-            attempt=fields["attempt"],
-            body="{}",
-            batch="b" if '"batch"' in fields["opts"] else "",
-        )
-        new = [f"t{len(self.tasks) + n}" for n in range(spawn if state == "succeeded" else 0)]
-        gate = Gate({"a": 1})
-        children = [(1, gated(id, gate.text)) for id in new]
-        command = self.world.settling(row, consumer=consumer, lane=lane, children=children)
-        reply = self.twice(lane, command)
-        if owns:
-            demand(reply == [], f"{consumer!r} has {ref!r}, its settlement: {reply}")
-            for id in new:
-                self.tasks[ref_of(lane, id)] = Known(gate)
-        self.follow({ref: state} if owns else {}, dropped=[ref_of(lane, id) for id in new])
-
-    def retry(self, pick: int, state: str, delay_ms: int, *, stale: bool = False) -> None:
-        """An attempt failed, or a task sleeps."""
-        held = self._pick(pick, stale)
-        if held is None:
-            return
-        lane, consumer, entry, fields = held
-        row = attempt_ended(
-            entry, fields["id"], state, attempt=fields["attempt"], delay_ms=delay_ms
-        )
-        owns = self._owns(held)
-        reply = self.twice(lane, self.world.lanes[lane].commands.retry(consumer, [row]))
-        asked = reply == [[1, "asked to end"]]
-        demand(not owns or asked or reply == [], f"an own retry was answered {reply}")
-        self.tasks[ref_of(lane, fields["id"])].tried |= owns and not asked
-        self._not_in_line(ref_of(lane, fields["id"]), delay_ms)
-        self.follow()
-
-    def _not_in_line(self, ref: str, delay_ms: int) -> None:
-        if delay_ms and not self.tasks[ref].gate.order:
-            self.tasks[ref].in_line = False
-
-    def park(self, pick: int, grace_ms: int) -> None:
-        """A worker does not know the name."""
-        held = self._pick(pick, stale=False)
-        if held is None:
-            return
-        lane, consumer, entry, fields = held
-        ref = ref_of(lane, fields["id"])
-        command = self.world.lanes[lane].commands.park(
-            consumer, grace_ms, [(entry, fields["id"], fields["name"])]
-        )
-        (word,) = self.twice(lane, command)
-        said = ("parked", "dead", [1, "asked to end"])
-        demand(word in said, f"{ref!r} is this worker's, and was {word}")
-        self.follow({ref: "failed"} if word == "dead" else {})
-
-    def release(self, pick: int) -> None:
-        """Unstarted work goes back."""
-        held = self._pick(pick, stale=False)
-        if held is None:
-            return
-        lane, consumer, entry, _ = held
-        self.twice(lane, self.world.lanes[lane].commands.release(consumer, [entry.encode()]))
-        self.follow()
-
-    def die(self, lane: int, consumer: int, *, started: bool, limit: int = 200) -> None:
-        """A worker is dead: what it had goes back, or is a dead letter."""
-        where, who = LANES[lane % 3], CONSUMERS[consumer % 2]
-        commands = self.world.lanes[where].commands
-        tasks = {
-            ref: task
-            for ref, task in self.seen.tasks.items()
-            if lane_of(ref)[0] == where and task.fields.get("consumer") == who
-        }
-        running = [t.fields["entry"] for t in tasks.values()] if started else []
-        asked = self.world.db.hkeys(f"wishes:{self.world.lanes[where].keys.stream}:{who}")
-        worn = {
-            ref: "failed"
-            for ref, task in tasks.items()
-            if started and int(task.fields["recovered"]) >= 1 and task.fields["entry"] not in asked
-        }
-        more, first = True, {}
-        while more:
-            reply = self.world.send(
-                where, commands.recover(1, consumer=who, started=running, limit=limit)
-            )
-            more = bool(reply[2])
-            first = worn if not more else {}
-            if more:
-                checks.check(self.world.look())
-        self.follow(first)
-        self.world.lanes[where].register(who, names="other")
-
-    # -- others ----------------------------------------------------------------------------------
-
-    def cancel(self, picks: Sequence[int]) -> None:
-        """Tasks of any place are cancelled, all of one lane."""
-        if not self.tasks:
-            return
-        refs = [self.ids()[pick % len(self.tasks)] for pick in picks]
-        lane = lane_of(refs[0])[0]
-        mine = list(dict.fromkeys(r for r in refs if lane_of(r)[0] == lane))
-        command = self.world.lanes[lane].commands.cancel([lane_of(r)[1] for r in mine], int(TTL))
-        before = self.seen
-        words = self.world.send(lane, command)
-        expected = {}
-        for ref, word in zip(mine, words, strict=True):
-            task = before.tasks[ref]
-            if task.place == "pending":
-                demand(word == "running", f"{ref!r} runs, and was {word}")
-            elif task.ended:
-                demand(word == task.state, f"{ref!r} was {task.state}, and is {word}")
-            elif word == "cancelled":
-                expected[ref] = "cancelled"
-            else:  # the end of another of these has ended or started it, in the same call
-                demand(len(mine) > 1, f"{ref!r} is {task.place}, and was {word}")
-        self.follow(expected)
-        one = self.seen
-        self.world.send(lane, command)
-        again = self.world.look()
-        changed = [r for r in mine if again.tasks[r].state != one.tasks[r].state and len(mine) == 1]
-        demand(not changed, f"cancelled again, {changed} changed")
-        self.follow(
-            {
-                r: "cancelled"
-                for r in mine
-                if again.tasks[r].state == "cancelled" and not one.tasks[r].ended
-            }
-        )
-
-    def replay(self, pick: int) -> None:
-        """A dead letter runs again."""
-        dead = [ref for ref, task in self.seen.tasks.items() if task.state == "failed"]
-        if not dead:
-            return
-        ref = dead[pick % len(dead)]
-        lane, id = lane_of(ref)
-        reply = self.world.send(lane, self.world.lanes[lane].commands.replay([id]))
-        demand(reply == [1, 0, 0], f"the replay of {ref!r} was answered {reply}")
-        self._again(ref)
-
-    def _again(self, ref: str) -> None:
-        known = self.tasks[ref]
-        self.tasks[ref] = replace(
-            known, replays=known.replays + 1, edges=[], started=False, in_line=False
-        )
-        self.happened.add("again by hand")
-        self.seen.tasks[ref].places = ["nowhere"]
-        self.follow()
-
-    def resubmit(self, pick: int) -> None:
-        """An ended task of the batch runs again, with the gate that it is given now."""
-        refs = [
-            ref
-            for ref, task in self.seen.tasks.items()
-            if task.state in ("failed", "cancelled") and '"batch"' in task.record.get("opts", "")
-        ]
-        if not refs:
-            return
-        ref = refs[pick % len(refs)]
-        lane, id = lane_of(ref)
-        opts = self.seen.tasks[ref].record["opts"]
-        self.calls += 1
-        row = (*resubmitted(id, opts=opts), "")
-        command = self.world.lanes[lane].commands.resubmit_gated(f"call-{self.calls}", [row])
-        reply = self.twice(lane, command)
-        if reply:
-            why = reply[0][1]
-            refused = why.startswith(("too heavy", "its unique key is taken"))
-            demand(refused, f"the resubmission of {ref!r} was answered {reply}")
-            self.follow()
-        else:
-            self._again(ref)
-
-    def promote(self, *, time_passes: bool) -> None:
-        """Schedulers run timers and move what is due."""
-        if time_passes:
-            self.world.pass_time()
-        self.world.promote()
-        self.follow()
-
-    def set_limit(self, key: int, rule: int, lane: int = 1) -> None:
-        """A rule changes."""
-        where = LANES[lane % 3]
-        command = self.world.lanes[where].commands.limit(
-            RULED[key % len(RULED)], RULES[rule % len(RULES)]
-        )
-        self.twice(where, command, same_answer=False)
-        self.follow()
-
-    def pause(self, key: int, *, paused: bool) -> None:
-        """A key is paused or resumed."""
-        names = (*RULED, "o2", "group:g2")
-        command = self.world.normal.commands.limit(
-            names[key % len(names)], "", paused="1" if paused else "0"
-        )
-        self.twice("normal", command)
-        self.follow()
-
-    def penalize(self, key: int) -> None:
-        """A key lets nobody in for a while."""
-        self.world.limit(LIMIT_KEYS[key % len(LIMIT_KEYS)], penalty=60_000)
-        self.follow()
-
-    def beat(self) -> None:
-        """Workers beat."""
-        for world in self.world.lanes.values():
-            world.call(world.commands.heartbeat(LEASE_MS, [(c, "=") for c in CONSUMERS]))
-
-    # -- the end ---------------------------------------------------------------------------------
-
-    def drain(self) -> None:
-        """No rule and no pause is left, and a well-behaved worker ends it all."""
-        for key in (*RULED, "o2", "group:g2", "group:g3"):
-            self.world.limit(key, "-", paused="0")
-        self.follow()
-        for lane in range(3):
-            for consumer in range(2):
-                self.die(lane, consumer, started=False)
-        for _ in range(100):
-            self.promote(time_passes=True)
-            if all(task.ended for task in self.seen.tasks.values()):
-                break
-            for lane in range(3):
-                self.fetch(lane, 0, 50)
-            for held in [h for h in self.held if self._owns(h)]:
-                lane, consumer, entry, fields = held
-                if self._owns(held):
-                    batch = "b" if '"batch"' in fields["opts"] else ""
-                    row = outcome(entry, fields["id"], attempt=fields["attempt"], batch=batch)
-                    reply = self.world.settle(row, consumer=consumer, lane=lane)
-                    demand(reply == [], f"outcomes of the only worker were refused: {reply}")
-                    self.follow({ref_of(lane, fields["id"]): "succeeded"})
-        left = [ref for ref, task in self.seen.tasks.items() if not task.ended]
-        demand(not left, f"{left} never end: {[self.seen.tasks[r].record for r in left]}")
-        self.conserved()
-
-    def conserved(self) -> None:
-        """The law of conservation, lane by lane, with history, counters and payloads."""
-        for lane, world in self.world.lanes.items():
-            world.check(
-                {
-                    lane_of(ref)[1]: known.replays
-                    for ref, known in self.tasks.items()
-                    if lane_of(ref)[0] == lane
-                }
-            )
+    def edge_to(self, name: str, policy: str) -> Edge:
+        """One edge, as its parent stands."""
+        if name.startswith("b:"):
+            state = self.batches[name[2:]].ended
+            return Edge(policy, name[2:], satisfied(policy, state) if state else None, batch=True)
+        task = self.seen.tasks.get(name)
+        met = satisfied(policy, task.state) if task and task.ended else None
+        return Edge(policy, name, met)
 
 
 def different(one: Seen, other: Seen) -> list[str]:

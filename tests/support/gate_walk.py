@@ -1,4 +1,4 @@
-"""Random walks over the gate: the steps of `gate_model` in an order that a seed gives."""
+"""Random walks over the gate: the steps of `gate_steps` in an order that a seed gives."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.gate_model import (
     LIMIT_KEYS,
     ORDER_KEYS,
     UNIQUE_KEYS,
-    GateModel,
 )
+from support.gate_steps import GateModel
 from support.gate_world import FAR, Gate, GateWorld
 
 
@@ -28,7 +28,9 @@ class GateWalk:
             *[self._retry] * 2,
             *[self._limit] * 2,
             *[self._promote] * 2,
+            *[self._return] * 3,
             *(self._pause, self._cancel, self._replay, self._other, self._die),
+            *(self._batch, self._regate, self._again),
         ]
 
     def run(self, steps: int) -> None:
@@ -69,7 +71,7 @@ class GateWalk:
             parents=parents,
             due=chance.choice(["", "+60000"] if gate.unique else ["", "", "", "+60000"]),
             conflict=chance.choice(CONFLICTS) if gate.unique else "",
-            batch=self._maybe(0.4),
+            batch=chance.choice([0, 0, True, 2 + self._n(), 2 + self._n()]),
         )
 
     def _fetch(self) -> None:
@@ -98,13 +100,35 @@ class GateWalk:
         self.model.promote(time_passes=self._maybe(0.7))
 
     def _cancel(self) -> None:
-        self.model.cancel([self._n() for _ in range(self.random.randint(1, 3))])
+        picks = [self._n() for _ in range(self.random.randint(1, 3))]
+        self.model.cancel(picks, self.random.choice(["", "", "ask", "force"]))
 
     def _replay(self) -> None:
-        if self._maybe(0.5):
-            self.model.replay(self._n())
-        else:
-            self.model.resubmit(self._n())
+        self.model.replay(self._n())
+
+    def _again(self) -> None:
+        picks = [self._n() for _ in range(self.random.randint(1, 4))]
+        self.model.resubmit(picks, gated_again=self._maybe(0.8), keep_edges=self._maybe(0.5))
+
+    def _batch(self) -> None:
+        self.model.open_batch(self._n(), self.random.randint(1, 4))
+
+    def _regate(self) -> None:
+        self.model.regate(self._n())
+
+    def _return(self) -> None:
+        chance = self.random
+        gates = [self._gate() if self._maybe(0.4) else Gate() for _ in range(chance.randint(1, 3))]
+        gates = [Gate(g.limits, g.order, g.group, g.weight, g.priority) for g in gates]
+        self.model.give_back(
+            self._n(),
+            gates,
+            chained=self._maybe(0.5),
+            parents=[(self._n(), chance.choice("sse"))] if self._maybe(0.3) else [],
+            stale=self._maybe(0.2),
+            in_batch=self._maybe(0.3),
+            there=self._n() if self._maybe(0.15) else None,
+        )
 
     def _other(self) -> None:
         if self._maybe(0.5):

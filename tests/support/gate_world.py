@@ -152,6 +152,8 @@ class Seen:
     shares: dict[str, float]
     unique: dict[str, str]
     edges: dict[str, list[str]]
+    batches: dict[str, dict[str, str]]
+    """What each batch says of itself, by its ref."""
     timers: dict[tuple[str, ...], float]
     """What a timer says, and when it is due."""
     tasks: dict[str, SeenTask]
@@ -296,6 +298,13 @@ class GateWorld:
             for n in names
             if n.startswith(world.keys.task_prefix)
         ]
+        batches = [
+            (ref_of(lane, n[len(prefix) :]), n)
+            for lane, world in self.lanes.items()
+            for prefix in (world.keys.batch(""),)
+            for n in names
+            if n.startswith(prefix)
+        ]
         pipe = self.db.pipeline(transaction=False)
         pipe.time().hgetall(keys.limits).zrange(keys.waiting, 0, -1, withscores=True)
         pipe.zrange(keys.shares, 0, -1, withscores=True).hgetall(keys.unique)
@@ -307,7 +316,7 @@ class GateWorld:
             pipe.zrange(world.keys.delayed, 0, -1, withscores=True).xrange(world.keys.stream)
             pipe.xpending_range(world.keys.stream, world.keys_group, "-", "+", 100_000)
             pipe.xinfo_groups(world.keys.stream)
-        for _, n in records:
+        for _, n in [*records, *batches]:
             pipe.hgetall(n)
         answers = iter(pipe.execute())
         seconds, micros = next(answers)
@@ -319,6 +328,7 @@ class GateWorld:
             unique=next(answers),
             lines={n[len(keys.waiting_prefix) :]: dict(next(answers)) for n in lines},
             edges={n[len(keys.dependants_prefix) :]: next(answers) for n in edges},
+            batches={},
             timers={},
             tasks={},
             orphans=[],
@@ -327,6 +337,7 @@ class GateWorld:
         for ref, _ in records:
             record = next(answers)
             seen.tasks[ref] = SeenTask(record, [], record)
+        seen.batches = {ref: next(answers) for ref, _ in batches}
         for lane, (delayed, entries, pending, groups) in lanes.items():
             self._place(seen, lane, delayed, entries, pending, groups[0]["last-delivered-id"])
         for ref in seen.waiting:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from redistq.protocol import scripts
+from support.servers import Server
+
+
+class _World(Protocol):
+    def close(self) -> None: ...
+
+
+W = TypeVar("W", bound=_World)
 
 
 @dataclass(frozen=True)
@@ -28,3 +38,35 @@ def mutated(mutant: Mutant) -> dict[str, str]:
             assert not mutant.verbs, f"{verb} has no {mutant.old!r} any more: renew the mutant"
     assert changed, f"no script has {mutant.old!r} any more: renew the mutant"
     return changed
+
+
+def bounded(steps: int, texts: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The scripts (those of ``texts`` in place of their own), but from a call so few steps follow,
+    and timers do the rest."""
+    found = dict(texts or {})
+    for verb in scripts.VERBS:
+        text = found.get(verb) or scripts.load(verb).text
+        less = text.replace("local steps = 200", f"local steps = {steps}")
+        less = less.replace("steps = steps + 5 * done", "").replace("n > 200", "n > 1")
+        if less != text:
+            found[verb] = less
+    assert len(found) > 10, "the bounds have another form now"
+    return found
+
+
+def first_failure(
+    server: Server, make: Callable[[], W], scenes: Iterable[tuple[str, Callable[[W], None]]]
+) -> str:
+    """The first scene, each in an empty world of its own, that something is wrong for; empty when
+    all pass."""
+    with server.client() as admin:
+        for name, scene in scenes:
+            admin.flushall()
+            world = make()
+            try:
+                scene(world)
+            except Exception as error:
+                return f"{name}: {type(error).__name__}: {error}"
+            finally:
+                world.close()
+    return ""
