@@ -86,6 +86,8 @@ CHANGES = (
     # A call that has begun is finished: one second of sleep shows as much as ten.
     (r"(sleep\)?)\(10\)", r"\1(1)"),
     (r"\[10\] \* 100", "[1] * 100"),
+    # Marked as failing with joblib's own backend; it passes with ours.
+    (r'@pytest\.mark\.xfail\(reason="https://github\.com/joblib/loky/pull/255"\)\n', ""),
     (r"(?m)^(pytestmark = |@)pytest\.mark\.(thread_unsafe|no_cover).*$", ""),
 )
 

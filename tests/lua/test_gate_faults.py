@@ -15,7 +15,7 @@ import pytest
 import redis
 from support import gate_checks
 from support.gate_checks import demand
-from support.gate_world import ENDS, Gate, GateWorld, edge, gated
+from support.gate_world import ENDS, Gate, GateWorld, edge, gated, options
 from support.script_world import TTL, Broken, attempt_ended, outcome, resubmitted
 from support.servers import Server
 
@@ -209,6 +209,35 @@ def resubmit(world: GateWorld) -> Scene:
     return Scene([call], ["1", "2"], replays={"1": 1, "2": 1})
 
 
+def resubmit_graph(world: GateWorld) -> Scene:
+    """A graph again: a failure, and those that were cancelled by it, each after the one before."""
+    world.normal.call(world.normal.commands.open_batch("b", "job", 9, int(TTL)))
+    world.add("1", gate=Gate({"a": 1}, unique="u"), batch="b")
+    world.add("2", gate=A, after=[edge("1")], batch="b")
+    world.add("3", after=[edge("2")], batch="b")
+    world.add("child", after=[edge("1", "f"), edge("3", "e")])
+    row = outcome(entry_of(world, "1"), "1", "failed", body="{}", batch="b")
+    demand(world.settle(row) == [], "refused")
+    made = {"1": ("", Gate({"a": 1}, unique="u").text), "2": ("st 1", A.text), "3": ("st 2", "")}
+    rows = [
+        (*resubmitted(id, opts=options(gate, "b", after=bool(after))), after)
+        for id, (after, gate) in made.items()
+    ]
+    call = world.normal.commands.resubmit_gated("c", rows)
+    return Scene([call], ["1", "2", "3", "child"], replays=dict.fromkeys("123", 1))
+
+
+def regate(world: GateWorld) -> Scene:
+    """Tasks whose name has a rule go back to wait under it; others take their room."""
+    world.limit("a", "at_most=2")
+    world.add("1", "2", "3", gate=A)
+    world.add("4", "5", gate=Gate(order="o"))
+    read = {f["id"]: entry for entry, f in world.fetch("w", 100)}
+    world.limit("name:job", "at_most=1")
+    entries = [read[id].encode() for id in "124"]
+    return Scene([world.normal.commands.regate("w", entries)], ["1", "2", "3", "4", "5"])
+
+
 def limit(world: GateWorld) -> Scene:
     """A limit is raised, and a paused key resumed."""
     world.limit("a", "at_most=1")
@@ -273,7 +302,8 @@ def promote_schedules(world: GateWorld) -> Scene:
 SCENES: list[Callable[[GateWorld], Scene]] = [
     *(enqueue, settle, settle_failed, retry, recover, park, cancel, promote, replay, resubmit),
     *(fire, set_schedule, promote_schedules),
-    *(limit, settle_returned, settle_last, settle_last_failed, cancel_returned),
+    *(limit, regate, resubmit_graph, settle_returned, settle_last),
+    *(settle_last_failed, cancel_returned),
 ]
 
 # -- faults --------------------------------------------------------------------------------------
@@ -348,7 +378,7 @@ def conserved(world: GateWorld, scene: Scene, *, history: bool) -> None:
 
 def drain(world: GateWorld, scene: Scene, *, history: bool, figures: bool) -> None:
     """Everything ends; the gate is left empty, where its own figures were not what was broken."""
-    for key in "ab":
+    for key in ("a", "b", "name:job"):
         world.limit(key, "-", paused="0")
     for consumer in ("w", "other"):
         while world.normal.recover(consumer=consumer, started=[], max_recoveries=99).more:

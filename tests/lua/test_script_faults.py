@@ -180,6 +180,15 @@ def park_all(world: World) -> Scene:
     return Scene([world.commands.park("w", MINUTE, [(read[id], id, "job") for id in ids])], ids)
 
 
+def regate(world: World) -> Scene:
+    """Tasks whose name has a rule go back to wait under it."""
+    ids = with_batch(world, "a", VICTIM, "b")
+    world.call(world.commands.limit("name:job", "at_most=9"))
+    read = fetched(world)
+    entries = [read[id].encode() for id in ids]
+    return Scene([world.commands.regate("w", entries)], ids)
+
+
 def quarantine(world: World) -> Scene:
     """An entry that is no task, among tasks."""
     world.db.xadd(world.keys.stream, {"odd": "1"})
@@ -349,7 +358,7 @@ SCENES: list[Callable[[World], Scene]] = [
     *(enqueue, enqueue_later, promote, settle, settle_failed, retry, report, release),
     *(park, park_all),
     *(suspend, steps_kept, event_sent),
-    *(quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
+    *(regate, quarantine, recover, recover_reported, cancel, cancel_delayed, replay),
     append_items,
     *(resubmit, resubmit_later, maintenance),
 ]
