@@ -277,10 +277,10 @@ def test_replaying_all_comes_to_an_end(world: World) -> None:
         world.call(world.commands.quarantine("w", entry, "no task"))
     bury(world, "a", "b")
     before, offset, rounds = str(world.now_ms()), 0, 0
-    head = world.commands.replay([])[:-3]
+    head = world.commands.replay([])[:-4]
     done = 0
     while True:
-        replayed, kept, dropped = world.call((*head, 2, before, offset))
+        replayed, kept, dropped = world.call((*head, 2, before, offset, 0))
         rounds, done, offset = rounds + 1, done + replayed, offset + kept
         if replayed + kept + dropped == 0:
             break
