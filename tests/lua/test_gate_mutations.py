@@ -306,8 +306,8 @@ MUTANTS = [
     ),
     Mutant(
         "replaced after its start",
-        "elseif has[4] and stands == 'waiting' then",
-        "elseif false then",
+        "elseif (has[4] and stands == 'waiting') or",
+        "elseif",
     ),
     Mutant(
         "a deadline for what has returned",
