@@ -15,11 +15,11 @@
 --   5 full: 1 sends whole errors, else their type and the start of their message
 --   6 id: of the task whose history is wanted, else ''
 -- RETURN: the server's time in ms, rows, next ('' at the end). A row of pending: entry, consumer,
---   idle ms, deliveries, id, name, attempt, recovered, start of the payload; of delayed,
+--   idle ms, deliveries, id, name, attempt, recovered, start of the payload, progress ('' none); of delayed,
 --   waiting and dead: id, due, since or died ms, details as a flat list (of waiting also `lane` and `line`:
 --   how many are before it under its key); of history: entry, fields as a flat list. Timers among the
 --   delayed are passed over
--- COST: one range read and one record a row, of waiting also a ZRANK; nothing that grows with the queue
+-- COST: one range read and one record a row (of pending two), of waiting also a ZRANK; nothing that grows with the queue
 -- WHY: rows and the records they name are of one instant and come in one round trip. A page is
 --   bounded, so that looking never holds up work.
 local STREAM, DELAYED, DEAD, TASK, HISTORY = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -39,7 +39,8 @@ if KIND == 'pending' then
   for i = 1, seen do
     local task = read(page[i][1]) or {}
     rows[i] = { page[i][1], page[i][2], page[i][3], page[i][4], task.id or '', task.name or '',
-      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200) }
+      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200),
+      look('', 'HGET', TASK .. (task.id or ''), 'progress') or '' }
     after = page[i][1]
   end
 elseif KIND == 'history' then

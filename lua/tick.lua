@@ -21,17 +21,18 @@
 --   5 running: most entries in workers' hands, over all workers
 --   6 dead_limit: most dead letters, the newest
 --   7 batches_limit: most batches, the newest
---   8 held: entries in workers' hands whose details the caller has, each between spaces
+--   8 held: entries in workers' hands whose details the caller has, as JSON: entry to id
 --   9 limits_limit: most limit keys, those under which most tasks wait
 --   for each known dead letter (2): id, died_ms
 -- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
 --   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
---   recovered, start of the payload (the last five empty when they are known); dead letters: id,
+--   recovered, start of the payload (these five empty when they are known), progress ('' none); dead letters: id,
 --   died_ms, details as a flat list (none when they are known); batches: id, fields as a flat list;
 --   reasons of the 100 oldest waiting tasks, a flat list of reason, count; limit keys: a list of key, the
 --   key or pattern whose rule holds ('' none), its rule, slots in use, how many wait, the theoretical
 --   arrival time of its rate in ms and paused since in ms ('' none)
--- COST: snapshot; one entry read an event, running task, dead letter and batch listed; one record a waiting
+-- COST: snapshot; one entry read an event, running task, dead letter and batch listed, and the progress of each
+--   running task; one record a waiting
 --   task looked at, the 100 oldest (and newest, where there are many limit keys); HLEN, one HMGET of the
 --   limit keys looked at and one a key listed; nothing that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
@@ -54,6 +55,8 @@ local now = now_ms()
 local numbers, workers = figures(tonumber(ARGV[2]))
 local events = look({}, 'XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
   'COUNT', ARGV[4])
+local text = ARGV[8]
+local held = cjson.decode(text)
 local busy, running, left = {}, {}, tonumber(ARGV[5])
 for i = 1, #workers do
   if workers[i][2] >= now and workers[i][3] > 0 then busy[#busy + 1] = workers[i] end
@@ -68,10 +71,11 @@ for i = 1, #busy do
   local page = look({}, 'XPENDING', STREAM, GROUP, '-', '+', math.min(share, left), consumer)
   for j = 1, #page do
     local entry = page[j][1]
-    local task = not string.find(ARGV[8], ' ' .. entry .. ' ', 1, true) and read(entry) or {}
+    local task = not held[entry] and read(entry) or {}
+    local progress = look('', 'HGET', TASK .. (task.id or held[entry] or ''), 'progress') or ''
     running[#running + 1] = { entry, consumer, page[j][3],
       string.find(started, ' ' .. entry .. ' ', 1, true) and 1 or 0, task.id or '', task.name or '',
-      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200) }
+      task.attempt or '', task.recovered or '', string.sub(task.payload or '', 1, 200), progress }
   end
   left = left - #page
 end

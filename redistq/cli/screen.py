@@ -20,12 +20,13 @@ from ..dashboard.feed import (
     View,
     alerts,
     limit_now,
+    progress_said,
     rate_now,
     rates,
     rule_said,
     why_waiting,
 )
-from ..display.text import clean, clock, duration, look, one_line, plural
+from ..display.text import clean, clock, duration, gauge, look, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import Tick, workers_of
@@ -324,13 +325,19 @@ class Screen:
         assert self.tick is not None
         wide = width >= 110
         if name == "running":
+            last: list[tuple[str, int, str]] = [(row.preview if wide else row.worker, 0, "dim")]
+            if row.progress is not None:
+                part = row.progress.fraction
+                drawn = "" if part is None else gauge(part, 10 if not wide else 20)
+                said = progress_said(row.progress, self.tick.now_ms)
+                last = [(drawn, len(drawn) + 1 if drawn else 1, "green"), (said, 0, "")]
             return columns(
                 width,
                 (mark + row.name, 26 if not wide else 40, ""),
                 (row.id, 21, "dim"),
                 (duration(self.tick.now_ms - row.since_ms), 10, ""),
-                (f"try {row.attempt}", 7, ""),
-                (row.preview if wide else row.worker, 0, "dim"),
+                *([(f"try {row.attempt}", 7, "")] if row.progress is None or wide else []),
+                *last,
             )
         if name == "limits":
             used = f"{row.in_use:,}" + ("" if row.at_most is None else f"/{row.at_most:,}")

@@ -28,6 +28,7 @@ from ..display.text import (
     clean,
     clock,
     duration,
+    number,
     one_line,
     plural,
 )
@@ -38,6 +39,7 @@ from ..monitor.rows import Event
 from ..monitor.tick import Tick, condition
 from ..protocol.commands import WorkerRow
 from ..protocol.limits import DOOR, LimitState
+from ..protocol.progress import Progress
 
 log = logger("redistq.dashboard")
 
@@ -220,6 +222,17 @@ def title(name: str) -> str:
     if name.startswith(CALL_PREFIX):
         return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
     return clean(name) or "(no name)"
+
+
+def progress_said(progress: Progress, now_ms: int) -> str:
+    """Return how far a task is, in words."""
+    said = number(progress.done)
+    if progress.total is not None:
+        said += f" of {number(progress.total)} ({progress.fraction or 0.0:.0%})"
+    if progress.eta_s is not None and progress.done < (progress.total or 0):
+        left_ms = progress.eta_s * 1000 - (now_ms - progress.at * 1000)
+        said += f", {duration(max(left_ms, 0.0))} left"
+    return f"{said} · {clean(progress.text, NAME_CHARS)}" if progress.text else said
 
 
 def rates(trail: Sequence[Point], span_ms: int = 2_000) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ from ..display.html import (
     MUTED,
     RULE,
     Html,
+    bar,
     block,
     join,
     mark,
@@ -25,6 +26,7 @@ from ..display.html import (
     tag,
 )
 from ..display.text import (
+    CANCELLED,
     DELAYED,
     FAILED,
     LINE_CHARS,
@@ -44,6 +46,7 @@ from ..monitor.rows import BatchRow, DeadLetter, Running
 from ..monitor.tick import Tick, running_of, slots_of
 from ..protocol.commands import WorkerRow
 from ..protocol.limits import LimitState
+from ..protocol.progress import Progress
 from .feed import (
     CALL_PREFIX,
     EVENTS_SHOWN,
@@ -52,6 +55,7 @@ from .feed import (
     alerts,
     beat_age,
     limit_now,
+    progress_said,
     rate_now,
     rates,
     rule_said,
@@ -255,10 +259,19 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
                 ),
             )
         )
+        if task.progress is not None:
+            lines.append(_progress(task.progress, now_ms))
     more = pending - len(shown)
     if more > 0:
         lines.append(tag("div", f"and {more:,} more in hand", style=MUTED))
     return join(lines) if lines else tag("span", "–", style=MUTED)
+
+
+def _progress(progress: Progress, now_ms: int) -> Html:
+    said = progress_said(progress, now_ms)
+    if progress.fraction is None:
+        return tag("div", said, style=MUTED)
+    return tag("div", bar([(progress.fraction, RUNNING.color)], said))
 
 
 def _payload(name: str, preview: str) -> str:
@@ -352,10 +365,15 @@ def batches(view: View) -> Html:
 def _batch(row: BatchRow, now_ms: int) -> tuple[str, ...]:
     share = row.settled / row.total if row.total else 0.0
     said = f"{row.settled:,} of {row.total:,} ({share:.0%})"
-    bar = tag("progress", said, value=str(row.settled), max=str(max(row.total, 1)))
+    total = max(row.total, 1)
+    parts = [
+        (row.succeeded / total, SUCCEEDED.color),
+        (row.failed / total, FAILED.color),
+        ((row.cancelled + row.expired) / total, CANCELLED.color),
+    ]
     return (
         clean(row.name or row.id),
-        join([bar, " ", said]),
+        bar(parts, said),
         f"{row.succeeded:,}",
         f"{row.failed:,}",
         f"{row.retried:,}",

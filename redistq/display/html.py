@@ -129,6 +129,22 @@ def mono(text: str) -> Html:
     return tag("span", text, style=style)
 
 
+def bar(parts: Iterable[tuple[float, str]], said: str) -> Html:
+    """Return a bar with parts of it, from 0 to 1, in their colours, and what it says beside it."""
+    filled = (
+        tag("span", style=f"display:block;height:100%;width:{share:.2%};background:{color}")
+        for share, color in parts
+        if share > 0
+    )
+    frame = tag(
+        "span",
+        *filled,
+        style="display:inline-flex;width:120px;height:8px;border-radius:2px;overflow:hidden;"
+        "background:#7f7f7f40;vertical-align:middle;margin-right:8px",
+    )
+    return tag("span", frame, said, style="white-space:nowrap")
+
+
 def mark(text: str, color: str) -> Html:
     """Return words underlined in a colour."""
     return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")

@@ -56,6 +56,18 @@ def iso(ms: float) -> str:
     return datetime.fromtimestamp(round(ms) / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+def number(value: float) -> str:
+    """Return a number to read: 1,234 or 0.25."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def gauge(fraction: float, width: int) -> str:
+    """Return a bar of so many characters that shows a part, from 0 to 1."""
+    eighths = round(max(0.0, min(fraction, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width, "░")
+
+
 def plural(count: int, word: str) -> str:
     """Return a count with its noun: '1 task', '2,000 tasks'."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")

@@ -107,6 +107,9 @@ PENDING = Listing(
     ("deliveries", "count", "deliveries"),
     ("entry", "text", "entry"),
     ("payload", "text", "preview"),
+    ("done", "real", lambda row: row.progress and row.progress.done),
+    ("total", "real", lambda row: row.progress and row.progress.total),
+    ("progress", "text", lambda row: row.progress.text if row.progress else ""),
 )
 """Of ``PendingRow``."""
 

@@ -117,7 +117,7 @@ class EventReader:
         else:
             yield from self._told_before()
         _, rows, _ = yield self._commands.browse("pending", 200)
-        for entry, worker, _, _, task_id, name, attempt, _, _ in rows:
+        for entry, worker, _, _, task_id, name, attempt, *_ in rows:
             if _place(text_of(entry)) <= _place(self._places[2]):
                 self._begun(*map(text_of, (task_id, name, worker, attempt)))
 

@@ -31,6 +31,7 @@ from .rows import (
     fields_of,
     int_or_none,
     preview_of,
+    progress_since,
     read_batch,
     read_dead,
     read_error,
@@ -74,7 +75,8 @@ class Inspector:
         """Return tasks handed to workers and not settled, oldest first."""
         found = []
         for now_ms, row in self._pages("pending", n):
-            entry, worker, idle, deliveries, task_id, name, attempt, recovered, payload = row
+            entry, worker, idle, deliveries, task_id, name, attempt, recovered, payload = row[:9]
+            since_ms = now_ms - int(idle)
             found.append(
                 PendingRow(
                     entry=text_of(entry),
@@ -84,10 +86,11 @@ class Inspector:
                     attempt=int_or_none(text_of(attempt)) or 1,
                     recovered=int_or_none(text_of(recovered)) or 0,
                     queued_ms=int(entry.split(b"-", 1)[0]),
-                    since_ms=now_ms - int(idle),
+                    since_ms=since_ms,
                     held_ms=int(idle),
                     deliveries=int(deliveries),
                     preview=preview_of(payload),
+                    progress=progress_since(row[9], since_ms),
                 )
             )
         return found

@@ -105,7 +105,8 @@ class TaskMonitor(Followed):
                 raise ConfigurationError(f"{name} is a whole number, at least 1: {value!r}")
         held = self._held
         known = self._dead
-        reply = self.broker.call(self.commands.tick(after or "", known, held=held, **most))
+        ids = {entry: task.id for entry, task in held.items()}
+        reply = self.broker.call(self.commands.tick(after or "", known, held=ids, **most))
         tick = read_tick(reply, after or "", events, held, known)
         # Payloads and tracebacks are sent once. Replaced as a whole: another thread sees one or the
         # other.

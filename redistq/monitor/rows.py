@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..protocol.progress import Progress, read_progress
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -52,7 +54,8 @@ class Running:
 
     ``started`` says that the worker's last heartbeat (one every third of a lease) listed it as
     being run; otherwise it was handed over and has started since, or starts within moments.
-    ``preview`` is the start of the payload's JSON.
+    ``preview`` is the start of the payload's JSON, ``progress`` how far it is, as its handler says
+    it (None: it says nothing).
     """
 
     entry: str
@@ -64,6 +67,7 @@ class Running:
     since_ms: int
     started: bool
     preview: str
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ class BatchRow:
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A task in a worker's hands: ``since_ms`` is when it was handed over."""
+    """A task in a worker's hands: ``since_ms`` is when it was handed over, ``progress`` how far it
+    is, as its handler says it."""
 
     entry: str
     id: str
@@ -137,6 +142,7 @@ class PendingRow:
     held_ms: int
     deliveries: int
     preview: str
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,12 +308,18 @@ def read_event(entry: bytes, flat: list[bytes]) -> Event:
 
 
 def read_running(row: list[Any], now_ms: int, held: Mapping[str, Running]) -> Running:
-    entry, worker, idle, started, task_id, name, attempt, recovered, preview = row
+    entry, worker, idle, started, task_id, name, attempt, recovered, preview, said = row
+    since_ms = now_ms - int(idle)
+    progress = progress_since(said, since_ms)
     before = held.get(text_of(entry))
     if before is not None and not task_id:
         # An entry never changes; only its holder, and for how long it has it, are new.
         return replace(
-            before, worker=text_of(worker), since_ms=now_ms - int(idle), started=bool(started)
+            before,
+            worker=text_of(worker),
+            since_ms=since_ms,
+            started=bool(started),
+            progress=progress,
         )
     return Running(
         entry=text_of(entry),
@@ -316,10 +328,18 @@ def read_running(row: list[Any], now_ms: int, held: Mapping[str, Running]) -> Ru
         worker=text_of(worker),
         attempt=int_or_none(text_of(attempt)) or 1,
         recovered=int_or_none(text_of(recovered)) or 0,
-        since_ms=now_ms - int(idle),
+        since_ms=since_ms,
         started=bool(started),
         preview=preview_of(preview),
+        progress=progress,
     )
+
+
+def progress_since(raw: bytes | str, since_ms: int) -> Progress | None:
+    """Return how far a task is that is in a worker's hands since then; what was said before is of
+    an attempt that has ended."""
+    found = read_progress(raw)
+    return found if found is not None and found.at * 1000 >= since_ms - 1 else None
 
 
 def read_dead(task_id: str, died_ms: int, fields: Mapping[str, str]) -> DeadLetter:

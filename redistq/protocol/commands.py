@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -20,6 +20,7 @@ from .answers import Promoted as Promoted
 from .answers import Recovered as Recovered
 from .answers import Refused as Refused
 from .answers import Watched as Watched
+from .codec import dumps
 from .keys import DEFAULT_GROUP, QueueKeys
 from .keys import SETTLED as SETTLED
 from .plain_commands import MAX_TASKS as MAX_TASKS
@@ -534,7 +535,7 @@ class Commands(PlainCommands):
         after: str,
         known_dead: Iterable[tuple[str, int]],
         *,
-        held: Iterable[str] = (),
+        held: Mapping[str, str] | None = None,
         workers: int,
         events: int,
         running: int,
@@ -542,7 +543,8 @@ class Commands(PlainCommands):
         batches: int,
         limits: int = 8,
     ) -> Command:
-        """All of one dashboard refresh; ``tick.read_tick`` reads the answer."""
+        """All of one dashboard refresh; ``held`` are entries in workers' hands that are known, with
+        their ids. ``tick.read_tick`` reads the answer."""
         return self._scripts.tick(
             _flat(known_dead),
             after=after,
@@ -552,7 +554,7 @@ class Commands(PlainCommands):
             dead_limit=dead,
             batches_limit=batches,
             limits_limit=limits,
-            held=f" {' '.join(held)} ",
+            held=dumps(held or {}),
         )
 
     def browse(

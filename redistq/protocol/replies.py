@@ -163,7 +163,7 @@ def _letter(x: Any) -> bool:
 
 
 def _pending(x: Any) -> bool:
-    return _row(x, _entry, _text, _int, _int, *(_text,) * 5)
+    return _row(x, _entry, _text, _int, _int, *(_text,) * 6)
 
 
 def _information(x: Any) -> bool:
@@ -360,7 +360,7 @@ _SHAPES: dict[str, Shape | None] = {
 """The replies of plain commands; those of others are not looked at."""
 
 _SCRIPTS: dict[str, Shape] = {
-    **dict.fromkeys(("settle", "retry", "suspend"), _refused),
+    **dict.fromkeys(("settle", "retry", "suspend", "report"), _refused),
     **dict.fromkeys(("enqueue", "resubmit", "resubmit_gated"), _stored),
     "enqueue_gated": _gated,
     "limit": _only(_text),

@@ -32,7 +32,7 @@ LISTINGS = {
     "recent": "finished_at task_id name state attempt worker queued_at started_at "
     "wait_s run_s note",
     "pending": "task_id name state worker attempt recovered queued_at since held_s "
-    "deliveries entry payload",
+    "deliveries entry payload done total progress",
     "delayed": "task_id name state due_at due_in_s reason attempt recovered error_type payload",
     "dead": "task_id name state died_at error_type error attempt worker run_s payload traceback",
     "failures": "error_type name count first_at last_at example_id error",

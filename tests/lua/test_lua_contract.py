@@ -137,7 +137,7 @@ def test_only_safe_commands_are_used(verb: str) -> None:
     decoded = set(re.findall(r"cjson\.decode\b[^\n]*", text))
     if "if field == 'error'" in text or "== 'error' and" in text:
         decoded.discard("cjson.decode, value)")
-    # What is called text is a timer's words, or gates as workers send them.
+    # What is called text is a timer's words, or what workers and monitors say: gates, ids by entry.
     assert decoded <= {"cjson.decode, opts)", "cjson.decode, text)", "cjson.decode(text)"}
 
 

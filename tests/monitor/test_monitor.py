@@ -107,6 +107,9 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "deliveries": "int64",
             "entry": TEXT,
             "payload": TEXT,
+            "done": "Float64",
+            "total": "Float64",
+            "progress": TEXT,
         },
     ),
     "get_delayed": (
