@@ -37,6 +37,7 @@ from .batch import Batch
 from .futures import TaskFuture, flattened, in_order
 from .graph import CallGraph, submit_flow
 from .leftovers import leftovers_in, say_what_was_left
+from .schedules import Scheduling
 from .scope import BatchScope
 from .session import ClientSettings, Session
 from .steps import SendsEvents
@@ -48,7 +49,7 @@ LocalWorkers = TaskWorker
 """What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""
 
 
-class _Submitting:
+class _Submitting(Scheduling):
     """What can be done with a Client and with ``client.options(...)`` alike."""
 
     _options: CallOptions

@@ -29,6 +29,7 @@ from ..functions.function import load_function, load_here
 from ..functions.pickling import load
 from ..functions.references import read_by
 from ..functions.results import ResultReader, TaskResults, result_in
+from ..functions.scheduled import opened
 from ..functions.signing import Signer
 from ..functions.written import Call, Ref
 from ..protocol.codec import loads
@@ -280,7 +281,7 @@ def whole_call(
 ) -> Call:
     """Return the call that a task's payload holds, with its large arguments put in."""
     fetch = session.blobs.argument
-    data = session.signer.unpack("call", queue.context_of(task_id), payload, old=old)
+    data = opened(session.signer, queue.keys.stream, task_id, payload, old=old)
     call = Call.unpickled(data, fetch)
 
     def real(value: Any) -> Any:

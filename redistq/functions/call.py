@@ -42,6 +42,7 @@ from .output import LogSink, TaskOutput, captured
 from .pickling import Seen, dump, error_by_value
 from .references import Reference, read_by
 from .results import ResultReader, TaskResults
+from .scheduled import opened
 from .signing import Signer, is_old, task_context
 from .steps import SignedSteps
 from .versions import BatchVersions, version_in, versioned
@@ -127,7 +128,7 @@ class CallHandler(LooksAhead):
         ahead = self._ahead
         if ahead is not None and (known := ahead.take(context)) is not None:
             return known.data, TaskResults(store.results, known.needed, known.found)
-        data = self._signer.unpack("call", task, payload, old=True)
+        data = opened(self._signer, store.stream, context.task_id, payload)
         needs, _ = needs_in(data)
         if needs is None or not needs.results:
             return data, TaskResults(store.results)

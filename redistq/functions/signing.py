@@ -49,6 +49,7 @@ Kind = Literal[
     "event",
     "version",
     "items",
+    "scheduled",
 ]
 """What a packet is; none is taken for another."""
 MAGIC = b"\0rq2"
@@ -75,6 +76,7 @@ _UNPACKED: dict[Kind, int] = {
     "event": DEFAULT_MAX_BYTES,
     "version": DEFAULT_MAX_BYTES,
     "items": 4 * DEFAULT_MAX_BYTES,
+    "scheduled": 32 * DEFAULT_MAX_BYTES,
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""

@@ -6,7 +6,7 @@ out. What fires them is every scheduler of the queue's workers: see scheduler/fi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -93,9 +93,11 @@ class ScheduleOperations:
         *,
         paused: bool | None = None,
         source: str,
+        keeps: Sequence[str] = (),
     ) -> Operation[Schedule]:
         """Make or change a schedule, whose payload is encoded already; return it as it stands. One
-        that is the same already goes on undisturbed."""
+        that is the same already goes on undisturbed. It ``keeps`` what is stored under these names;
+        raises LookupError where one is not there."""
         state = "" if paused is None else str(int(paused))
         while True:
             now_ms = read_time((yield TIME))
@@ -112,7 +114,10 @@ class ScheduleOperations:
                 anchor_ms=anchor_ms,
                 again_ms=timing.again_ms(next_ms, anchor_ms),
                 most=MOST_SCHEDULES,
+                keeps=keeps,
             )
+            if word == b"missing":
+                raise LookupError(f"what schedule {name!r} needs is not on the server")
             if word == b"full":
                 raise ConfigurationError(
                     f"schedule {name!r} was not set: a queue has at most {MOST_SCHEDULES:,}; "

@@ -275,6 +275,7 @@ class Commands(PlainCommands):
         anchor_ms: int | str = "",
         again_ms: int | str = "",
         most: int = 0,
+        keeps: Iterable[str] = (),
     ) -> Command:
         """Make or change a schedule, pause it ("1") or let it go on ("0"); with the rule "-" delete
         it. The answer is a word and the record as it was: see set_schedule.lua."""
@@ -289,6 +290,7 @@ class Commands(PlainCommands):
             anchor=anchor_ms,
             again=again_ms,
             most=most,
+            keeps="\n".join(keeps),
         )
 
     def fire(

@@ -204,7 +204,7 @@ class Schedule:
 
     def written(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
-        fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("timing", "payload")}
+        fields = {n: getattr(self, n) for n in Schedule.__slots__ if n not in ("timing", "payload")}
         return {**fields, "rule": self.rule, "cron": self.timing.cron, "tz": self.timing.tz}
 
 

@@ -22,12 +22,13 @@ def shift(db: redis.Redis, name: str, by_ms: int, *fields: str) -> dict[str, Any
     when it fires next, and, unless other fields are named, from when its interval counts and what
     was done. Back by a day is as if nothing had run for a day."""
     value: Any = db.hget("schedules:tasks", name)
-    line, _, payload = value.partition("\n")
+    # The payload of a function is no text: it comes and goes as it is.
+    line, _, payload = value.encode("utf-8", "surrogateescape").partition(b"\n")
     found: dict[str, Any] = json.loads(line)
     for field in fields or ("next", "anchor", "past"):
         if found[field]:
             found[field] += by_ms
-    db.hset("schedules:tasks", name, json.dumps(found) + "\n" + payload)
+    db.hset("schedules:tasks", name, json.dumps(found).encode() + b"\n" + payload)
     db.zadd("due:tasks", {name: found["next"]})
     first: Any = db.zrange("due:tasks", 0, 0, withscores=True)
     db.zadd("delayed:tasks", {SCHEDULES_TIMER: first[0][1]})
