@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..context import TaskContext, as_current, serve_contexts
 from ..errors import RedistqError
 from ..functions.blobs import BLOB_TTL_S
+from ..functions.scheduled import opened
 from ..functions.steps import SignedSteps, signed_event
 from ..functions.written import Call
 from ..producer.sansio import run
@@ -211,7 +212,7 @@ def _send_again(session: Session, queue: ClientQueue, task_id: str, fn: Callable
             "with another function"
         )
     context = queue.context_of(task_id)
-    data = session.signer.unpack("call", context, record["payload"], old=True)
+    data = opened(session.signer, queue.keys.stream, task_id, record["payload"])
     call = Call.unpickled(data, session.blobs.argument)
     keep_s = BLOB_TTL_S
     needs: list[str] = []

@@ -261,3 +261,20 @@ def test_what_cannot_be_is_said_at_the_call(lone: Client) -> None:
     with pytest.raises(TypeError):
         lone.every(HOUR)("report")  # type: ignore[type-var]
     assert list(lone.schedules) == []
+
+
+def test_one_that_failed_goes_on_with_a_mended_function(client: Client) -> None:
+    """Its call is that of the schedule, and what is sent again is its own."""
+
+    def broken() -> None:
+        raise ValueError("broken")
+
+    client.every(HOUR)(broken)
+    future = client.schedules["broken"].run_now()
+    with pytest.raises(ValueError, match="broken"):
+        future.result(20)
+    with pytest.raises(ValueError, match="broken"):
+        future.rerun_here()
+    mended = future.continue_with(lambda: "mended")
+    assert mended.result(20) == "mended"
+    client.schedules.delete("broken")
