@@ -53,7 +53,7 @@ elseif KIND == 'history' then
 else
   local first = tonumber(FROM == '' and 0 or FROM)
   local verb, key = 'ZRANGE', DELAYED
-  local fields = { 'name', 'attempt', 'recovered', 'reason', 'error' }
+  local fields = { 'name', 'attempt', 'recovered', 'reason', 'error', 'awaits' }
   if KIND == 'dead' then
     verb, key, fields = 'ZREVRANGE', DEAD, { 'name', 'attempt', 'worker', 'run_ms', 'error', 'entry' }
   elseif KIND == 'waiting' then

@@ -22,7 +22,7 @@ from ..protocol.commands import WISHES
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
-from . import events, limits, tables
+from . import events, limits, steps, tables
 from .listings import LISTINGS
 
 EXIT_OK = 0
@@ -82,6 +82,7 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     _add_verbs(add)
     limits.add_to(add, where, _positive)
     events.add_to(add)
+    steps.add_to(add)
     _add_servers(add)
     return top
 

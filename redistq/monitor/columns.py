@@ -120,11 +120,12 @@ DELAYED = Listing(
     ("due_at", "time", "due_ms"),
     ("due_in", "span", "due_in_ms"),
     ("reason", "label", "reason"),
+    ("event", "label", "event"),
     ("attempt", "count", "attempt"),
     ("recovered", "count", "recovered"),
     ("error_type", "label", "error_type"),
     ("payload", "text", "preview"),
-    labels={"reason": ("delay", "retry", "snooze", "unknown")},
+    labels={"reason": ("delay", "retry", "snooze", "sleep", "event", "unknown")},
 )
 """Of ``DelayedRow``."""
 

@@ -18,6 +18,7 @@ from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
 from ..protocol.plain_commands import TIME, read_time
+from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
 from .rows import (
     BatchRow,
@@ -108,6 +109,7 @@ class Inspector:
                     due_ms=due,
                     due_in_ms=due - now_ms,
                     reason=fields.get("reason", ""),
+                    event=awaited_event(fields.get("reason", ""), fields.get("awaits", "")),
                     attempt=int_or_none(fields.get("attempt", "")) or 1,
                     recovered=int_or_none(fields.get("recovered", "")) or 0,
                     error_type=read_error(fields.get("error", ""))["type"],
@@ -228,6 +230,8 @@ class Inspector:
             why = read_why(self._broker.call(self._commands.why(task_id))).words()
         elif watched.state in ("cancelled", "expired"):
             why = record.get("reason", "")
+        elif watched.state == "delayed":
+            why = why_put_off(watched.record)
         return _history_of(task_id, watched, record, events, why)
 
     def _pages(

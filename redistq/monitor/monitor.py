@@ -171,9 +171,9 @@ class TaskMonitor(Followed):
     def get_delayed(self, n: int = 100) -> pd.DataFrame:
         """Return tasks that wait for their time, the next due first.
 
-        task_id, name, state, due_at, due_in (negative: late), reason (delay, retry, snooze,
-        unknown: no worker has a handler for it), attempt, recovered, error_type (of a retry),
-        payload (its start).
+        task_id, name, state, due_at, due_in (negative: late), reason (delay, retry, snooze, sleep,
+        event, unknown: no worker has a handler for it), event (which one it waits for), attempt,
+        recovered, error_type (of a retry), payload (its start).
         """
         return self._stamp(frames.frame(columns.DELAYED, self.records.delayed(n)), n)
 

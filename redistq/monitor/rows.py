@@ -147,14 +147,16 @@ class PendingRow:
 
 @dataclass(frozen=True, slots=True)
 class DelayedRow:
-    """A task that waits for its time. ``reason`` is delay, retry, snooze or unknown (no worker here
-    has a handler for it); ``due_in_ms`` is negative when it is late."""
+    """A task that waits for its time. ``reason`` is delay, retry, snooze, sleep, event (its name is
+    ``event``) or unknown (no worker here has a handler for it); ``due_in_ms`` is negative when it
+    is late."""
 
     id: str
     name: str
     due_ms: int
     due_in_ms: int
     reason: str
+    event: str
     attempt: int
     recovered: int
     error_type: str

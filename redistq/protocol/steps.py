@@ -134,6 +134,11 @@ def why_put_off(record: Mapping[str, bytes]) -> str:
     return f"waits for event {event!r}" + (f",{at}" if at else "")
 
 
+def awaited_event(reason: str, awaits: str) -> str:
+    """Return the name of the event that a task waits for, by its record; '' for none."""
+    return awaits.split(" ", 4)[-1] if reason == "event" and awaits.count(" ") >= 4 else ""
+
+
 def read_sent(reply: list[Any]) -> tuple[int, str]:
     """Return the answer of ``Commands.send_event``: how many tasks go on, and how the one stands
     for which it is."""

@@ -33,7 +33,8 @@ LISTINGS = {
     "wait_s run_s note",
     "pending": "task_id name state worker attempt recovered queued_at since held_s "
     "deliveries entry payload done total progress",
-    "delayed": "task_id name state due_at due_in_s reason attempt recovered error_type payload",
+    "delayed": "task_id name state due_at due_in_s reason event attempt recovered error_type "
+    "payload",
     "dead": "task_id name state died_at error_type error attempt worker run_s payload traceback",
     "failures": "error_type name count first_at last_at example_id error",
     "batches": "batch name state total waiting succeeded failed cancelled retried created_at "

@@ -121,6 +121,7 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "due_at": TIME,
             "due_in": SPAN,
             "reason": LABEL,
+            "event": LABEL,
             "attempt": "int64",
             "recovered": "int64",
             "error_type": LABEL,
