@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .client.client import Client, LocalWorkers
     from .client.futures import TaskFuture
     from .client.graph import CallGraph
-    from .context import TaskContext, current_task
+    from .context import TaskContext, current_task, track
     from .dashboard import Dashboard
     from .errors import (
         CancelRequested,
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .producer.task_graph import TaskGraph
     from .protocol.gate import Unique
     from .protocol.limits import limit
+    from .protocol.progress import Progress
     from .scheduler import TaskScheduler
     from .worker import TaskWorker
 
@@ -96,6 +97,7 @@ __all__ = [
     "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
+    "Progress",
     "RedistqError",
     "Registry",
     "ResultError",
@@ -140,6 +142,7 @@ __all__ = [
     "map_reduce",
     "sig",
     "task",
+    "track",
 ]
 
 _HOMES = {
@@ -151,6 +154,8 @@ _HOMES = {
     "Registry": "handlers",
     "TaskContext": "context",
     "current_task": "context",
+    "track": "context",
+    "Progress": "protocol.progress",
     "task": "handlers",
     "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, TypeVar, Unpack
 
 from .errors import RedistqError, UnknownTask
 from .protocol.options import Seconds, TaskKeywords, listed
 
-__all__ = ["TaskContext", "current_task"]
+T = TypeVar("T")
+
+__all__ = ["TaskContext", "current_task", "track"]
 
 RAISES: Any = object()
 """Stands for no default of ``wait_for``: a wait that is over raises EventTimeout."""
@@ -394,3 +397,24 @@ def current_task() -> TaskContext:
             "them in; a thread that a handler starts is given the context by it"
         )
     return found
+
+
+def track(items: Iterable[T], total: float | None = None, text: str = "") -> Iterator[T]:
+    """Yield the items, and say of the running task how many of them are done, as tqdm does of a
+    loop: see TaskContext.progress. Outside a task it only yields them.
+
+    ``total`` is how many there are, where they do not say it themselves.
+    """
+    provider = _provider.get() or getattr(_here, "provider", None)
+    context = None if provider is None else provider()
+    if context is None:
+        yield from items
+        return
+    if total is None:
+        total = operator.length_hint(items, 0) or None
+    done = 0
+    context.progress(done, total, text)
+    for item in items:
+        yield item
+        done += 1
+        context.progress(done, total, text)

@@ -32,6 +32,7 @@ from . import resume
 from .arguments import BatchArgument
 from .awaiting import kept_awake, pass_on
 from .outcomes import BatchEnds
+from .progress import batch_bar
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, label, submit
 from .update import Updatable, functions_now
@@ -280,6 +281,11 @@ class Batch(BatchArgument, Updatable):
             pass
         return self
 
+    def show(self, timeout: float | None = None) -> Batch:
+        """Wait as ``wait`` does, and draw how far it is wherever this runs; return the batch."""
+        self._progress = True
+        return self.wait(timeout)
+
     def results(self, timeout: float | None = None, on_error: str = "raise") -> list[Any]:
         """Return all results in the order of the items.
 
@@ -428,7 +434,8 @@ class Batch(BatchArgument, Updatable):
             counts = self.counts()
         except Exception as error:  # broad: a picture is no place for a traceback
             return panel(f"Batch {self.id}", escape(error), [])
-        rows = [
+        rows: list[tuple[str, str]] = [("", batch_bar(counts))]
+        rows += [
             (name, f"{counts[name]:,}")
             for name in ("waiting", "succeeded", "failed", "cancelled", "retried")
         ]

@@ -25,6 +25,7 @@ from ..protocol.options import wait_seconds
 from . import outcomes
 from .awaiting import kept_awake, pass_on
 from .outcomes import Origin, decode_error, decode_result
+from .progress import WithProgress, progress_rows
 from .steps import WithSteps
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Later:
 LATER = Later()
 
 
-class TaskFuture(WithSteps, Referable, Future[Any]):
+class TaskFuture(WithSteps, WithProgress, Referable, Future[Any]):
     """A submitted task's future result.
 
     As an argument of another call, anywhere in it, it stands for its result: that call runs when
@@ -301,6 +302,8 @@ class TaskFuture(WithSteps, Referable, Future[Any]):
         rows = [("task", tag("code", self.task_id)), ("function", escape(self.name))]
         if state == "failed":
             rows.append(("error", escape(_short(super().exception(0), 300))))
+        elif state == "pending" and self._held is not None:
+            rows += progress_rows(self)
         elif state == "succeeded":
             value = super().result(0)
             text = "on the server" if value is LATER else _short(value, 300)

@@ -37,6 +37,7 @@ from ..protocol.options import (
     wait_seconds,
 )
 from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
+from ..protocol.progress import Progress, read_progress
 from ..protocol.waits import read_why
 from .diagnosis import Diagnosis
 from .gated import Addition, Fields, GatedTask, TaskId, not_stored
@@ -215,6 +216,9 @@ class ProducerOperations:
             words = read_why((yield self.commands.why(task_id))).words()
             return replace(status, why=words)
         return status
+
+    def _progress(self, task_id: str) -> Operation[Progress | None]:
+        return read_progress((yield self.commands.progress(task_id)))
 
     def _result(self, task_id: str, timeout: float | None) -> Operation[Any]:
         timeout = wait_seconds(timeout)

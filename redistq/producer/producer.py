@@ -16,6 +16,7 @@ from ..flows import Flow, items_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
+from ..protocol.progress import Progress
 from ..protocol.steps import EVENT_KEPT_S, StepStatus, event_body
 from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
@@ -159,6 +160,11 @@ class TaskProducer(ProducerOperations):
     def get_task(self, task_id: str) -> TaskStatus:
         """Return how a task stands; raises UnknownTask."""
         return run(self.broker, self._status(task_id))
+
+    def progress(self, task_id: str) -> Progress | None:
+        """Return how far a task is, as its handler said last: done, total, text, since; None while
+        it has said nothing. See TaskContext.progress."""
+        return run(self.broker, self._progress(task_id))
 
     def cancel(self, *task_ids: str, running: Wish = None) -> dict[str, str]:
         """Cancel tasks that wait; return, per id, 'cancelled', 'running' (left alone), the state
@@ -360,6 +366,10 @@ class AsyncTaskProducer(ProducerOperations):
     async def get_task(self, task_id: str) -> TaskStatus:
         """As TaskProducer.get_task."""
         return await run_async(self.broker, self._status(task_id))
+
+    async def progress(self, task_id: str) -> Progress | None:
+        """As TaskProducer.progress."""
+        return await run_async(self.broker, self._progress(task_id))
 
     async def cancel(self, *task_ids: str, running: Wish = None) -> dict[str, str]:
         """As TaskProducer.cancel."""

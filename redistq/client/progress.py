@@ -1,0 +1,136 @@
+"""How far a call is: asked for, and drawn as a bar until the call has ended.
+
+``WithProgress`` is a part of TaskFuture. Bars are tqdm's: in a notebook a widget, elsewhere a line
+of the terminal. Without tqdm nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..display.html import Html, bar, escape
+from ..display.notebook import in_kernel
+from ..display.text import RUNNING, clean, look, number
+from ..protocol.keys import ENDED
+from ..protocol.options import wait_seconds
+from ..protocol.progress import Progress, read_progress
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ..errors import ResultTimeout
+    from .queues import ClientQueue
+
+LOOK_S = 0.25
+"""How often a bar looks: a worker says no more often how far its tasks are."""
+TEXT_CHARS = 40
+
+
+class WithProgress:
+    """What a future can say of its task while it runs."""
+
+    if TYPE_CHECKING:
+        queue: ClientQueue
+        task_id: str
+        name: str
+
+        def done(self) -> bool: ...
+        def _timed_out(self, timeout: float | None) -> ResultTimeout: ...
+
+    def progress(self) -> Progress | None:
+        """Return how far the task is, as it said last: done, total, text, since (one look at the
+        server); None while it has said nothing. See TaskContext.progress."""
+        raw = self.queue.broker.call(self.queue.commands.progress(self.task_id))
+        return read_progress(raw)
+
+    def show(self, timeout: float | None = None) -> Self:
+        """Draw how far the task is, with the time left, until it has ended; return the future.
+
+        Raises ResultTimeout after ``timeout`` seconds. How it ended, ``result`` says.
+        """
+        limit = wait_seconds(timeout)
+        end = None if limit is None else time.monotonic() + limit
+        drawn = TaskBar(self.name or self.task_id)
+        try:
+            while not self.done():
+                drawn.draw(self.progress())
+                left = LOOK_S if end is None else min(LOOK_S, end - time.monotonic())
+                if left <= 0:
+                    raise self._timed_out(timeout)
+                concurrent.futures.wait([self], timeout=left)  # type: ignore[arg-type]
+            drawn.draw(self.progress())
+        finally:
+            drawn.close()
+        return self
+
+
+def progress_rows(future: WithProgress) -> list[tuple[str, Html]]:
+    """Return what a still picture of a future says of how far it is."""
+    try:
+        found = future.progress()
+    except Exception:  # broad: a picture is no place for a traceback
+        return []
+    if found is None:
+        return []
+    said = number(found.done)
+    if found.total is not None:
+        said += f" of {number(found.total)} ({found.fraction:.0%})"
+    said += f" · {clean(found.text, TEXT_CHARS)}" if found.text else ""
+    parts = [(found.fraction, RUNNING.color)] if found.fraction is not None else []
+    return [("progress", bar(parts, said) if parts else escape(said))]
+
+
+def batch_bar(counts: dict[str, int]) -> Html:
+    """Return a still bar of a batch, by the counts of its tasks."""
+    total = max(counts["total"], 1)
+    ended = counts["total"] - counts["waiting"]
+    parts = [(counts.get(state, 0) / total, look(state).color) for state in ENDED]
+    return bar(parts, f"{ended:,} of {counts['total']:,} ({ended / total:.0%})")
+
+
+class TaskBar:
+    """One task's bar; it appears with the first thing that the task says."""
+
+    def __init__(self, label: str) -> None:
+        self._label = clean(label)
+        self._bar: Any = None
+        self._since = 0.0
+
+    def draw(self, progress: Progress | None) -> None:
+        """Draw how far it is."""
+        if progress is None:
+            return
+        if self._bar is None or progress.since != self._since or progress.total != self._bar.total:
+            self._open(progress)
+        if self._bar is None:
+            return
+        self._bar.n = progress.done
+        self._bar.set_postfix_str(clean(progress.text, TEXT_CHARS), refresh=False)
+        self._bar.refresh()
+
+    def _open(self, progress: Progress) -> None:
+        """Begin the bar, or begin it again: another attempt, or another total."""
+        try:
+            if in_kernel():
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
+        except ImportError:
+            return
+        self._since = progress.since
+        if self._bar is not None:
+            self._bar.reset(total=progress.total)
+        else:
+            self._bar = tqdm(
+                total=progress.total, desc=self._label, dynamic_ncols=True, file=sys.stderr
+            )
+        # The rate is that of the attempt since it began, however late the bar is opened.
+        self._bar.start_t = time.time() - max(progress.at - progress.since, 0.0)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
