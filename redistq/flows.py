@@ -12,12 +12,14 @@ the list of its results); a named task reads it, ``context.results()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import ConfigurationError
 from .protocol.keys import new_task_id
+from .protocol.limits import Limit
+from .protocol.options import CallOptions, TaskOptions
 
 Task = str | Callable[..., Any]
 """A named task's name, or a function."""
@@ -167,6 +169,52 @@ def _add(
     for part in flow.parts:
         ends += _add(steps, part, after, as_list)[0]
     return tuple(ends), True
+
+
+def taking(step: Step, before: Sequence[Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:
+    """Return the arguments of a flow's task, and what else it runs after: a function takes the
+    results of those before it as its last argument, a named task reads them."""
+    signature = step.signature
+    if isinstance(signature.task, str) or not before:
+        return signature.args, before
+    last = list(before) if step.as_list else before[0]
+    return (*signature.args, last), ()
+
+
+def steps_to_one(flow: Flow) -> list[Step]:
+    """Return the tasks of a flow that takes the place of the task which returned it; raises
+    ConfigurationError for one that could not end that."""
+    steps, ends = steps_of(flow)
+    if len(ends) != 1:
+        raise ConfigurationError(
+            f"a flow that a handler returns ends in one task, and this one in {len(ends)}: end "
+            "it with a chord, chord(group(...), callback), whose callback reads the results"
+        )
+    if any("task_id" in step.signature.given for step in steps):
+        raise ConfigurationError(
+            "tasks of a flow that a handler returns have ids of their own: leave out task_id"
+        )
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTask:
+    """One task of a flow that a function call returned, ready to be sent."""
+
+    id: str
+    name: str
+    payload: bytes
+    options: TaskOptions | CallOptions
+    gate: str | None
+    conditions: str
+    limits: tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFlow:
+    """A flow that a function call returned, ready to be sent: its last task ends the call's."""
+
+    tasks: list[PackedTask]
 
 
 def items_of(flow: Flow) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from joblib.parallel import (
 
 from .client.client import Client
 from .client.futures import TaskFuture, cancel_all
-from .client.submission import label
 from .errors import PayloadError
+from .functions.packing import label
 from .functions.pickling import dump, load
 from .system.interpreter import limited
 

@@ -20,6 +20,7 @@ from .. import slots
 from ..display.html import badge, escape, panel
 from ..display.notebook import say
 from ..errors import ConfigurationError, UnknownBatch
+from ..functions.packing import label
 from ..logger import logger
 from ..producer.gated import refusal
 from ..producer.operations import Wish, wish_of
@@ -34,7 +35,7 @@ from .awaiting import kept_awake, pass_on
 from .outcomes import BatchEnds
 from .progress import batch_bar
 from .sender import payload_bytes
-from .submission import BatchTasks, batch_tasks, check_function, label, submit
+from .submission import BatchTasks, batch_tasks, check_function, submit
 from .update import Updatable, functions_now
 from .waiting import BatchWait
 

@@ -6,8 +6,7 @@ names.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +71,6 @@ def check_conflict(gate: CallGate | None) -> None:
             "what a function call is given is signed for that call alone, and replaces nothing: "
             "conflict is 'keep' or 'again'; named tasks can be replaced"
         )
-
-
-def arguments_of(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Return the arguments of a call by their names, of which keys are made."""
-    try:
-        return inspect.signature(fn).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        return dict(kwargs)  # what cannot be called so fails where it runs
 
 
 def prepare(session: Session, parents: Parents) -> None:

@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..flows import Flow, Signature, Step, steps_of
+from ..flows import Flow, Signature, Step, steps_of, taking
+from ..functions.packing import Shared, arguments_of, keep_needs_s, label
 from ..functions.pickling import Parents
 from ..functions.references import Kind, Referable, Reference
 from ..functions.written import CALL, Call
@@ -19,9 +20,8 @@ from ..protocol.codec import encode_payload
 from ..protocol.options import CallOptions
 from .batch import Batch
 from .futures import TaskFuture
-from .gates import arguments_of, gate_of, prepare
-from .packing import Shared
-from .submission import check_function, keep_needs_s, label, submit, task_options
+from .gates import gate_of, prepare
+from .submission import check_function, submit, task_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -276,16 +276,6 @@ def named_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         kind = "task" if isinstance(value, Referable) else type(value).__name__
         whole.update(b"%b %d %b" % (kind.encode(), len(data), data))
     return fingerprint_of((args, kwargs), "the arguments") if kwargs else whole.digest()
-
-
-def taking(step: Step, before: Sequence[Any]) -> tuple[tuple[Any, ...], Sequence[Any]]:
-    """Return the arguments of a flow's task, and what else it runs after: a function takes the
-    results of those before it as its last argument, a named task reads them."""
-    signature = step.signature
-    if isinstance(signature.task, str) or not before:
-        return signature.args, before
-    last = list(before) if step.as_list else before[0]
-    return (*signature.args, last), ()
 
 
 def submit_flow(session: Session, flow: Flow, options: CallOptions) -> Any:

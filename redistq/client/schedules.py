@@ -20,6 +20,7 @@ from ..display.notebook import say, shell
 from ..errors import ConfigurationError, PayloadTooLarge, UnknownSchedule
 from ..functions.blobs import MAX_BLOB_BYTES, Blobs
 from ..functions.function import load_function
+from ..functions.packing import Packer, label
 from ..functions.scheduled import call_and_source, packed
 from ..functions.signing import Kind
 from ..functions.written import CALL, Call
@@ -33,8 +34,7 @@ from ..protocol.options import CallOptions, Seconds
 from ..protocol.schedules import Definition, Schedule, check_name
 from ..protocol.timing import ZONE, Timing
 from .futures import TaskFuture
-from .packing import Packer
-from .submission import check_function, label
+from .submission import check_function
 
 if TYPE_CHECKING:
     from .client import Client

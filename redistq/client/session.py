@@ -27,6 +27,7 @@ from ..connection.address import Address
 from ..connection.broker import Broker
 from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.blobs import Blobs
+from ..functions.packing import Packer
 from ..functions.signing import Signer
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
@@ -34,7 +35,6 @@ from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import TaskFuture, disown
-from .packing import Packer
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
 from .results import ResultListener

@@ -6,7 +6,6 @@ encode.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import tracing
 from ..errors import ConfigurationError
-from ..functions.blobs import BLOB_TTL_S
+from ..functions.packing import Shared, arguments_of, keep_needs_s, label
 from ..functions.pickling import Parents
 from ..functions.written import CALL, Call
 from ..protocol.codec import encode_payload
 from ..protocol.keys import batch_task_id, new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
 from .futures import TaskFuture
-from .gates import CallGate, arguments_of, check_conflict, gate_of, prepare
-from .packing import Shared
+from .gates import CallGate, check_conflict, gate_of, prepare
 from .queues import ClientQueue
 from .sender import NewTask, Outgoing
 
@@ -243,19 +241,6 @@ def task_options(
     home = settings.home.name if is_call and not settings.shared else None
     trace = None if tracing.active is None else tracing.active.context()
     return options.written(inbox=inbox, batch=batch, gate=gate, home=home, trace=trace)
-
-
-def keep_needs_s(options: CallOptions) -> float:
-    """Return how long what a call needs is kept on the server: a week from when it is due."""
-    return BLOB_TTL_S + (options.delay or 0)
-
-
-def label(fn: Any) -> str:
-    """Return what monitors call a function."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    name = str(getattr(fn, "__qualname__", type(fn).__name__)).replace("\n", " ")
-    return name.replace("<locals>.", "")[-150:]
 
 
 def check_function(fn: Any, where: str) -> None:

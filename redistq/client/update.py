@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, PayloadError, UnknownBatch
+from ..functions.packing import keep_needs_s
 from ..functions.versions import LOOK_S, Version, version_in
 from ..protocol.codec import loads
 from ..protocol.keys import batch_task_id, new_task_id
@@ -22,7 +23,7 @@ from ..protocol.plain_commands import portions
 from .queues import ClientQueue
 from .resume import name_of_function
 from .sender import payload_bytes
-from .submission import batch_tasks, check_function, keep_needs_s
+from .submission import batch_tasks, check_function
 
 if TYPE_CHECKING:
     from .outcomes import BatchEnds

@@ -20,7 +20,7 @@ from ..handlers import Waiting
 from .references import Reference
 from .results import SMALL, ResultReader
 from .signing import Signer, is_compressed, task_context
-from .written import CALL, needs_in
+from .written import CALL, Needs, needs_in
 
 MOST_CALLS = 64
 """Calls whose results are read together."""
@@ -33,10 +33,10 @@ _LOOKED_AT = 4 * MOST_CALLS
 
 @dataclass(frozen=True, slots=True)
 class KnownCall:
-    """A call that has not started: as it was packed, what it needs, and what of that was read."""
+    """A call that is not loaded yet: what it needs, its pickle, and the results that were read."""
 
-    data: bytes
-    needed: tuple[Reference, ...]
+    needs: Needs
+    pickled: bytes
     found: Mapping[Reference, bytes]
 
 
@@ -70,15 +70,16 @@ class Lookahead:
             others = list(self._others(waiting, context.queue, stream))
             if not others:
                 return {}
-            results = dict.fromkeys(itertools.chain(needed, *(refs for _, _, refs in others)))
+            more = (needs.results for _, needs, _ in others)
+            results = dict.fromkeys(itertools.chain(needed, *more))
             found = self._read(reader, [one for one in results if one.kind == "call"])
-            for entry, data, refs in others:
-                self._known[entry] = KnownCall(data, refs, found)
+            for entry, needs, pickled in others:
+                self._known[entry] = KnownCall(needs, pickled, found)
             return found
 
     def _others(
         self, waiting: Mapping[bytes, tuple[str, list[bytes]]], queue: str, stream: str
-    ) -> Iterator[tuple[str, bytes, tuple[Reference, ...]]]:
+    ) -> Iterator[tuple[str, Needs, bytes]]:
         """Yield those calls of a queue that wait, need results and are not known yet."""
         calls = results = 0
         for entry, (where, flat) in itertools.islice(waiting.items(), _LOOKED_AT):
@@ -87,12 +88,12 @@ class Lookahead:
             try:
                 context = task_context(stream, flat[1].decode())
                 data = self._signer.unpack("call", context, flat[5], old=True)
-                needs, _ = needs_in(data)
+                needs, pickled = needs_in(data)
             except Exception:  # broad: whatever is wrong with it shows when it runs
                 continue
-            if needs is None or not needs.results:
+            if not needs.results:
                 continue
-            yield entry.decode(), data, needs.results
+            yield entry.decode(), needs, pickled
             calls += 1
             results += len(needs.results)
             if calls >= MOST_CALLS or results >= MOST_RESULTS:

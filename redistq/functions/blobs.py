@@ -147,6 +147,14 @@ class Blobs:
                     self._unneeded.add(name)
         self._drop_unneeded()
 
+    def leave(self, needs: Iterable[str]) -> None:
+        """Count one use less of what others need from now on: it is kept for its time."""
+        with self._lock:
+            for name in needs:
+                self._users[name] -= 1
+                if not self._users[name]:
+                    del self._users[name]
+
     def keep_for_replay(self, needs: Iterable[str]) -> None:
         """Keep what failed tasks need for as long as they are kept themselves."""
         ttl_ms = DEAD_TTL_S * 1000

@@ -31,10 +31,11 @@ from ..errors import (
     UntrustedPayload,
     WrongPython,
 )
-from ..flows import FLOWS
+from ..flows import FLOWS, Flow, PackedFlow
 from ..handlers import Handler, LooksAhead, Registry, RetryPolicy, Waiting
+from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.keys import without_priority
-from .ahead import Lookahead
+from .ahead import KnownCall, Lookahead
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
 from .function import load_function, load_here
 from .local_modules import Shipped
@@ -79,7 +80,7 @@ class CallHandler(LooksAhead):
         self._lock = threading.Lock()
         self._ahead: Lookahead | None = None
 
-    def __call__(self, payload: bytes, context: TaskContext) -> bytes:
+    def __call__(self, payload: bytes, context: TaskContext) -> bytes | PackedFlow:
         output = None
         store = self._stores[context.queue]
         # The answer to a call that is bound to no task is bound to none either: else whoever has
@@ -90,9 +91,12 @@ class CallHandler(LooksAhead):
             stream = without_priority(store.stream)
             context._steps.use(SignedSteps(self._signer, stream, task, context.task_id))
         try:
-            data, results = self._read(store, task, payload, context)
-            read_by(results.read)
-            call = Call.unpickled(data, store.blobs.argument, partial(self._use, store.blobs))
+            known = self._open(store, task, payload, context)
+            if known.needs.answers:  # what it comes to is that task's result, or its error
+                task = task_context(store.stream, known.needs.answers)
+            read_by(TaskResults(store.results, known.needs.results, known.found).read)
+            fetch, use = store.blobs.argument, partial(self._use, store.blobs)
+            call = Call.loaded(known.needs, known.pickled, fetch, use)
             newest = store.versions.newest(context)
             if newest is not None:
                 call = replace(call, function=newest.function)
@@ -102,6 +106,11 @@ class CallHandler(LooksAhead):
             output = TaskOutput(key, self._sink if call.logs else None)
             with captured(output):
                 result = self._make(call, function, store.blobs, context)
+            if isinstance(result, FLOWS):
+                if old:
+                    _no_flow(result)
+                answers = known.needs.answers or context.task_id
+                return self._packed_flow(result, store, answers)
             data = _dump_result(result)
             try:
                 return self._signer.pack("result", task, data, old=old)
@@ -120,22 +129,27 @@ class CallHandler(LooksAhead):
         """See what waits in this process by that function, to read ahead what it needs."""
         self._ahead = Lookahead(self._signer, waiting)
 
-    def _read(
+    def _open(
         self, store: QueueStore, task: str, payload: bytes, context: TaskContext
-    ) -> tuple[bytes, TaskResults]:
-        """Return a call as it was packed, and what reads the results that it needs: those of many
-        calls that wait here are read together."""
+    ) -> KnownCall:
+        """Return a call, not loaded yet; what many that wait here need is read together."""
         ahead = self._ahead
         if ahead is not None and (known := ahead.take(context)) is not None:
-            return known.data, TaskResults(store.results, known.needed, known.found)
-        data = opened(self._signer, store.stream, context.task_id, payload)
-        needs, _ = needs_in(data)
-        if needs is None or not needs.results:
-            return data, TaskResults(store.results)
+            return known
+        packet = opened(self._signer, store.stream, context.task_id, payload)
+        needs, pickled = needs_in(packet)
         found: Mapping[Reference, bytes] = {}
-        if ahead is not None:
+        if ahead is not None and needs.results:
             found = ahead.look(context, needs.results, store.results, store.stream)
-        return data, TaskResults(store.results, needs.results, found)
+        return KnownCall(needs, pickled, found)
+
+    def _packed_flow(self, flow: Flow, store: QueueStore, answers: str) -> PackedFlow:
+        """Return the tasks of a flow, whose calls are signed here as a client would sign them."""
+        from .continued import packed
+        from .packing import Packer
+
+        packer = Packer(store.blobs, self._signer, DEFAULT_MAX_BYTES)
+        return packed(flow, packer, store.blobs, store.stream, answers)
 
     def _make(
         self, call: Call, function: Callable[..., Any], blobs: Blobs, context: TaskContext
@@ -143,10 +157,10 @@ class CallHandler(LooksAhead):
         if not call.chunk:
             args = tuple(self._resolve(a, blobs) for a in call.args)
             kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
-            return _value(_finish(function(*args, **kwargs), context))
+            return _finish(function(*args, **kwargs), context)
         shared: dict[str, Any] = {}
         return [
-            _value(
+            _no_flow(
                 _finish(
                     function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs),
                     context,
@@ -232,13 +246,13 @@ def import_local_modules() -> None:
         local_modules = Shipped()
 
 
-def _value(result: Any) -> Any:
-    """Return the result; raises ConfigurationError for a flow, which only named handlers return."""
+def _no_flow(result: Any) -> Any:
+    """Return the result; raises ConfigurationError for a flow, which would take the place of one
+    task."""
     if isinstance(result, FLOWS):
         raise ConfigurationError(
-            f"a function that a Client sends cannot return a flow, {result!r:.60}: its result is "
-            "signed for its own task; send the flow with client.run(flow), or return it from a "
-            "named handler, @task"
+            f"one of several calls in a task cannot return a flow, {result!r:.60}, nor can a call "
+            "that was sent by the last release: send them one by one (chunksize=1)"
         )
     return result
 

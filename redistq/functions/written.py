@@ -6,7 +6,7 @@ does with large arguments. What its arguments need stands before their pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,32 +69,50 @@ class Call:
     ) -> Call:
         """Return the call; ``fetch`` finds the parts that were left out, and ``use`` is called
         first with the bundle of local modules that its arguments need."""
-        needs, data = needs_in(data)
-        if needs is not None and needs.modules and use is not None:
+        return cls.loaded(*needs_in(data), fetch, use)
+
+    @classmethod
+    def loaded(
+        cls,
+        needs: Needs,
+        pickled: bytes,
+        fetch: Callable[[str], bytes],
+        use: Callable[[str], None] | None = None,
+    ) -> Call:
+        """The same, of what ``needs_in`` returned."""
+        if needs.modules and use is not None:
             use(needs.modules)
-        return cls(*load_here(data, "an argument", fetch))
+        return cls(*load_here(pickled, "an argument", fetch))
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a call's arguments need: a bundle of local modules ('' for none), and results."""
+    """What is known of a call before it is loaded."""
 
-    modules: str
-    results: tuple[Reference, ...]
+    modules: str = ""
+    """The bundle of local modules that its arguments need; '' for none."""
+    results: tuple[Reference, ...] = ()
+    """The results that stand in its arguments."""
+    answers: str = ""
+    """The id of the task that ends as this call does, for it returned a flow of which this is the
+    last; '' for none."""
 
 
-def with_needs(call: bytes, modules: str, results: Iterable[Reference]) -> bytes:
-    """Return a pickled call with what its arguments need before it: that is known without loading
-    any of them."""
-    text = dumps([modules, [(one.kind, one.lane, one.id, one.total) for one in results]])
+NO_NEEDS = Needs()
+
+
+def with_needs(call: bytes, needs: Needs) -> bytes:
+    """Return a pickled call with what is known of it before it: nothing is loaded to know that."""
+    results = [(one.kind, one.lane, one.id, one.total) for one in needs.results]
+    text = dumps([needs.modules, results, needs.answers])
     return b"%c%d\n%b%b" % (_WITH_NEEDS, len(text), text, call)
 
 
-def needs_in(data: bytes) -> tuple[Needs | None, bytes]:
-    """Return what a call's arguments need, None where that is nothing, and its pickle."""
+def needs_in(data: bytes) -> tuple[Needs, bytes]:
+    """Return what is known of a call, and its pickle."""
     if data[0] != _WITH_NEEDS:
-        return None, data
+        return NO_NEEDS, data
     at = data.index(b"\n") + 1
     end = at + int(data[1 : at - 1])
-    modules, results = loads(data[at:end])
-    return Needs(modules, tuple(Reference(*one) for one in results)), data[end:]
+    modules, results, answers = loads(data[at:end])
+    return Needs(modules, tuple(Reference(*one) for one in results), answers), data[end:]

@@ -29,7 +29,7 @@ from ..errors import (
     TimeLimitExceeded,
     checked_delay,
 )
-from ..flows import FLOWS, Flow
+from ..flows import FLOWS, Flow, PackedFlow
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
@@ -205,7 +205,7 @@ class Attempt:
         """Return the outcome of a handler that returned ``result``."""
         if self.steps is not None and (put_off := self.steps.ended(None)) is not None:
             return self._suspended(put_off, took, started)
-        if isinstance(result, FLOWS) and not self.handler.raw:
+        if type(result) is PackedFlow or (isinstance(result, FLOWS) and not self.handler.raw):
             return self._continued(result, took, started)
         try:
             if self.handler.raw:
@@ -226,18 +226,19 @@ class Attempt:
                 outcome.size += self.spawner.size
         return outcome
 
-    def _continued(self, flow: Flow, took: int, started: int) -> Outcome:
+    def _continued(self, flow: Flow | PackedFlow, took: int, started: int) -> Outcome:
         """Return the outcome of a handler that returned a flow: it takes the task's place."""
         if self.asked:
             return self.cancelled("asked to end while it ran", took, started)
         spawner = self.spawner or Spawner(self.queue.commands.keys.stream, self.terms.batch)
         try:
-            last = spawner.spawn_flow(flow, self.id.decode())
+            last = spawner.spawn_flow(flow, self.id.decode(), self.terms.options.home)
         except BaseException as fault:  # what is in the flow, which the user wrote
             log.warning("task %s returned a flow that is none: %s", self.id.decode(), fault)
             return self.end("failed", encode_error(fault), note_of(fault), took, started)
         spawner.close()
-        outcome = self.end(CONTINUED, last.encode(), "", took, started)
+        made_by = "" if self.context is None else self.context._made_by
+        outcome = self.end(CONTINUED, last.encode(), "", took, started, made_by=made_by)
         outcome.told = (self.terms.inbox, self.terms.batch)
         outcome.spawned = spawner
         outcome.size += spawner.size

@@ -14,14 +14,14 @@ from typing import Any
 
 from .. import tracing
 from ..errors import ConfigurationError, RedistqError
-from ..flows import Flow, items_of, steps_of
+from ..flows import Flow, PackedFlow, PackedTask, items_of, steps_to_one
 from ..handlers import named_and_given
 from ..producer.gated import TaskId
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.gate import Gate
 from ..protocol.keys import check_line, new_task_id
 from ..protocol.limits import Limit
-from ..protocol.options import NO_OPTIONS, OPTIONS_OF_GATE, TaskOptions, gate_of
+from ..protocol.options import NO_OPTIONS, OPTIONS_OF_GATE, CallOptions, TaskOptions, gate_of
 
 MOST_SPAWNED = 1_000
 """Tasks that one attempt may spawn: the call that settles it adds them all in one step."""
@@ -66,11 +66,7 @@ class Spawner:
                 "this task has ended: what it spawns travels with its end, so spawn before it "
                 "returns, or add tasks with a TaskProducer"
             )
-        if len(self.children) >= MOST_SPAWNED:
-            raise ConfigurationError(
-                f"a task spawns at most {MOST_SPAWNED:,} others: let each of some tasks spawn a "
-                "part of them, or add them with TaskProducer.add_tasks"
-            )
+        self._check_room()
         if isinstance(type, str):
             name = type
         else:
@@ -82,43 +78,52 @@ class Spawner:
             check_line("a task_id", task_id)
         new_id = task_id or new_task_id()
         batch = self._batch or None if in_batch else None
-        trace = None
-        if tracing.active is not None:
-            trace = tracing.active.created(new_id, name, self._stream)
         gate = None if OPTIONS_OF_GATE.isdisjoint(given) else Gate.of(given, payload, self._stream)
         text, conditions = (None, "") if gate is None else (gate.text, gate.conditions)
-        opts = options.written(gate=text, batch=batch, trace=trace)
-        size = len(data) + len(opts) + len(conditions)
+        limits = () if gate is None else gate.limits
+        self._keep(PackedTask(new_id, name, data, options, text, conditions, limits), batch, None)
+        return TaskId.of(new_id, self._stream)
+
+    def _check_room(self) -> None:
+        if len(self.children) >= MOST_SPAWNED:
+            raise ConfigurationError(
+                f"a task spawns at most {MOST_SPAWNED:,} others: let each of some tasks spawn a "
+                "part of them, or add them with TaskProducer.add_tasks"
+            )
+
+    def _keep(self, task: PackedTask, batch: str | None, home: str | None) -> None:
+        trace = None
+        if tracing.active is not None:
+            trace = tracing.active.created(task.id, task.name, self._stream)
+        options = task.options
+        opts = options.written(gate=task.gate, batch=batch, home=home, trace=trace)
+        size = len(task.payload) + len(opts) + len(task.conditions)
         if self.size + size > MOST_BYTES:
             raise ConfigurationError(
                 f"what a task spawns is {MOST_BYTES:,} bytes at most, for it travels in one call: "
                 "store the data elsewhere and pass a path or key, or add the tasks with "
                 "TaskProducer.add_tasks"
             )
-        if gate is not None:
-            self.limits.update(gate.limits)
+        self.limits.update(task.limits)
         self.size += size
-        self.children.append((new_id, name, data, opts, options.due if given else "", conditions))
-        return TaskId.of(new_id, self._stream)
+        fields = (task.id, task.name, task.payload, opts, options.due)
+        self.children.append((*fields, task.conditions))
 
-    def spawn_flow(self, flow: Flow, task_id: str) -> str:
+    def spawn_flow(self, flow: Flow | PackedFlow, task_id: str, home: str | None) -> str:
         """Keep the tasks of a flow that takes the place of the task that runs; return the id of the
-        last, as which that one ends. Raises as ``spawn``, and ConfigurationError for a flow that
-        could not end it."""
-        steps, ends = steps_of(flow)
-        if len(ends) != 1:
-            raise ConfigurationError(
-                f"a flow that a handler returns ends in one task, and this one in {len(ends)}: end "
-                "it with a chord, chord(group(...), callback), whose callback reads the results"
-            )
-        if any("task_id" in step.signature.given for step in steps):
-            raise ConfigurationError(
-                "tasks of a flow that a handler returns have ids of their own: leave out task_id"
-            )
+        last, as which that one ends. Its function calls belong to ``home``. Raises as ``spawn``,
+        and ConfigurationError for a flow that could not end it."""
         last = ""
-        for item in items_of(flow):
-            name, payload, new_id = item.pop("type"), item.pop("payload"), item.pop("task_id")
-            last = self.spawn(name, payload, new_id, False, item)
+        if isinstance(flow, PackedFlow):
+            for task in flow.tasks:
+                self._check_room()
+                self._keep(task, None, home if isinstance(task.options, CallOptions) else None)
+                last = task.id
+        else:
+            steps_to_one(flow)
+            for item in items_of(flow):
+                name, payload, new_id = item.pop("type"), item.pop("payload"), item.pop("task_id")
+                last = self.spawn(name, payload, new_id, False, item)
         if any(line[:1] == "u" for line in gate_of(self.children[-1][3]).split("\n")):
             raise ConfigurationError(
                 "the last task of a flow that a handler returns is not unique: where its key is "

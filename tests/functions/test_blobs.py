@@ -194,3 +194,13 @@ def test_many_threads_share_arguments(client: Client) -> None:
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(work, range(120))) == {2}
     assert not session(client).blobs._users.keys() & session(client).blobs._unneeded
+
+
+def test_what_was_left_to_others_is_kept_for_its_time(clean: Client) -> None:
+    """A worker that sends calls of a flow does not see when they have ended."""
+    blobs = session(clean).blobs
+    needs: list[str] = []
+    name = blobs.put("argument", b"left", needs=needs)
+    blobs.leave(needs)
+    assert name not in blobs._users
+    assert clean.broker.call(("TTL", clean.keys.blob(name))) > 6 * 86_400

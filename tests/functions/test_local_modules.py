@@ -355,3 +355,25 @@ def test_a_call_from_within_a_task_sends_what_the_task_was_sent_with(
         return "" if bundle is None else bundle.data.decode("latin-1")
 
     assert "('v1', x)" in client.submit(text_that_would_be_sent).result(20)
+
+
+def test_a_flow_that_a_task_returns_has_the_modules_of_the_task(
+    client: Client, folder: Folder
+) -> None:
+    """Its worker signs and sends what it was sent itself, whatever the file is by then."""
+    folder.write(
+        "flowing.py",
+        """
+        from redistq import chain
+        def step(x): return x + 1
+        def go(x): return chain(lambda: step(x), step)
+        """,
+    )
+    flowing = importlib.import_module("flowing")
+    assert client.submit(flowing.go, 1).result(20) == 3
+    folder.write("flowing.py", "def step(x): return 'newer'\ndef go(x): return step(x)\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the file is newer than the module
+        assert client.submit(flowing.go, 1).result(20) == 3
+    reload(flowing)
+    assert client.submit(flowing.go, 1).result(20) == "newer"

@@ -12,8 +12,6 @@ import redis
 from support.workers import history, processor_of, registered, until
 
 from redistq import (
-    Client,
-    ConfigurationError,
     Registry,
     Retry,
     TaskCancelled,
@@ -165,19 +163,6 @@ def test_a_flow_that_cannot_end_the_task_fails_it(
     with pytest.raises(TaskFailed, match=words):
         producer.get_result(producer.add_task("flow", name, retries=0), timeout=10)
     assert producer.snapshot().counters == {"failed": 1}
-
-
-def test_a_function_of_a_client_cannot_return_a_flow(url: str) -> None:
-    """The error says what to do; a named handler that a client calls may."""
-    with TaskWorker(url=url, task_handlers=registry), Client(url=url) as client:
-        client.start_workers(1)
-        with pytest.raises(ConfigurationError, match=r"client\.run\(flow\)") as caught:
-            client.submit(_returns_a_flow).result(timeout=20)
-        assert "named handler" in str(caught.value)
-
-
-def _returns_a_flow() -> Any:
-    return sig("number", 1)
 
 
 def test_an_answer_that_is_lost_adds_the_flow_once(

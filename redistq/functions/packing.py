@@ -1,24 +1,27 @@
 """Packer: makes a signed packet of a call, and stores what is large beside it.
 
-Each session has one. A function used ten thousand times, or an argument that many calls share,
-crosses to the server once.
+Each client has one, and each worker, for calls of the flows that functions return. A function used
+ten thousand times, or an argument that many calls share, crosses to the server once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PayloadTooLarge
-from ..functions.blobs import LARGE, Blobs, dump_parted
-from ..functions.function import Known, PickledFunctions, pickled_function, warn_of_generators
-from ..functions.local_modules import KEPT_BUNDLES, bundle_of
-from ..functions.pickling import Parents, Seen, dump
-from ..functions.references import Referable
-from ..functions.signing import Signer
-from ..functions.written import Call, Ref, with_needs
+from ..protocol.options import CallOptions
+from .blobs import BLOB_TTL_S, LARGE, Blobs, dump_parted
+from .function import Known, PickledFunctions, pickled_function, warn_of_generators
+from .local_modules import KEPT_BUNDLES, bundle_of
+from .pickling import Parents, Seen, dump
+from .references import Referable
+from .signing import Signer
+from .written import Call, Needs, Ref, with_needs
 
 
 @dataclass(slots=True)
@@ -115,13 +118,16 @@ class Packer:
         needs: list[str],
         shared: Shared | None = None,
         parents: Parents | None = None,
+        answers: str = "",
     ) -> bytes:
         """Return a call as the payload of the task that ``context`` names, and of no other.
 
         Large arguments, and large parts of arguments, go to the server under their content's name;
         ``shared`` remembers what calls have in common. What the server keeps for this one is added
-        to ``needs``, and the tasks whose results stand in it to ``parents``. Raises
-        PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
+        to ``needs``, and the tasks whose results stand in it to ``parents``. ``answers`` is the id
+        of the task that ends as this call does, where it is another.
+
+        Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
         shared = shared or Shared()
         packing = _Packing(self._blobs, keep_s, needs, shared, Seen(parents))
@@ -133,8 +139,8 @@ class Packer:
         if len(data) > LARGE:
             data = packing.pickled(call, sure=True, parted=True)
         modules = self.store_modules(packing.seen.modules, keep_s, needs, shared)
-        if modules or parents:
-            data = with_needs(data, modules, parents or ())
+        if modules or parents or answers:
+            data = with_needs(data, Needs(modules, tuple(parents or ()), answers))
         packet = self._signer.pack("call", context, data)
         if len(packet) > self._max_bytes:
             raise PayloadTooLarge(len(packet), self._max_bytes)
@@ -220,3 +226,26 @@ def _looks_large(value: Any) -> bool:
         total = usage(index=True)
         return int(total if isinstance(total, int) else total.sum()) >= LARGE
     return False
+
+
+def keep_needs_s(options: CallOptions) -> float:
+    """Return how long what a call needs is kept on the server: a week from when it is due."""
+    return BLOB_TTL_S + (options.delay or 0)
+
+
+def label(fn: Any) -> str:
+    """Return what monitors call a function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = str(getattr(fn, "__qualname__", type(fn).__name__)).replace("\n", " ")
+    return name.replace("<locals>.", "")[-150:]
+
+
+def arguments_of(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the arguments of a call by their names, of which keys are made."""
+    try:
+        return inspect.signature(fn).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return dict(kwargs)  # what cannot be called so fails where it runs
