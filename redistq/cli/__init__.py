@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 from ..system.streams import written
 
-_USAGE = """usage: redistq {worker,monitor,dashboard,events} ...
+_USAGE = """usage: redistq {worker,monitor,dashboard,events,schedules} ...
 
   worker      run the tasks of a queue              (redistq worker --help)
   monitor     look at a queue, pause it, replay     (redistq monitor --help)
   dashboard   a live screen in this terminal; with --serve, a web page
   events      what happens to tasks, event by event (redistq events --help)
+  schedules   periodic tasks: seen, set, run now    (redistq schedules --help)
 
   --version   say which redistq this is
 """
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .monitor import main as monitor
 
         return monitor(["dashboard", *rest], prog="redistq")
-    if command == "events":
+    if command in ("events", "schedules"):
         from .monitor import main as monitor
 
         return monitor(args, prog="redistq")

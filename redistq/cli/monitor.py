@@ -22,7 +22,7 @@ from ..protocol.commands import WISHES
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
-from . import events, limits, steps, tables
+from . import events, limits, schedules, steps, tables
 from .listings import LISTINGS
 
 EXIT_OK = 0
@@ -81,6 +81,7 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     task.add_argument("id", help="the task's id")
     _add_verbs(add)
     limits.add_to(add, where, _positive)
+    schedules.add_to(add, where, form, _positive)
     events.add_to(add)
     steps.add_to(add)
     _add_servers(add)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..protocol.keys import PRIORITIES
 from ..protocol.limits import EXCESS, ON_FAILURE
+from ..protocol.schedules import MISSED, OVERLAP
 from ..protocol.waits import REASONS
 
 Source = str | Callable[[Any], Any]
@@ -168,6 +169,28 @@ LIMITS = Listing(
     },
 )
 """Of ``LimitRow``."""
+
+SCHEDULES = Listing(
+    ("schedule", "text", "schedule.name"),
+    ("task", "label", "schedule.task"),
+    ("rule", "text", "schedule.rule"),
+    ("state", "label", "state"),
+    ("next_at", "time", "next_ms"),
+    ("next_in", "span", "next_in_ms"),
+    ("last_at", "time", "last_ms"),
+    ("last_state", "state", lambda row: row.last_state or None),
+    ("last_id", "text", "schedule.last_id"),
+    ("fired", "count", "schedule.fired"),
+    ("skipped", "count", "schedule.skipped"),
+    ("missed", "label", "schedule.missed"),
+    ("overlap", "label", "schedule.overlap"),
+    ("queue", "label", "schedule.queue"),
+    ("source", "label", "schedule.source"),
+    ("fault", "text", "schedule.fault"),
+    index="schedule",
+    labels={"state": ("active", "paused"), "missed": MISSED, "overlap": OVERLAP},
+)
+"""Of ``ScheduleRow``."""
 
 DEAD = Listing(
     ("task_id", "text", "id"),

@@ -39,6 +39,7 @@ from .rows import (
     read_event,
     text_of,
 )
+from .schedules import ScheduleRow, read_rows
 from .waits import GraphRow, LimitRow, WaitingRow, read_waiting
 
 FACTS_PAGE = 1000
@@ -142,6 +143,11 @@ class Inspector:
         now_ms = read_time(self._broker.call(TIME))
         states = most_waiting_first(states_of(facts).values())
         return [LimitRow(state, now_ms) for state in states[: n and _count(n)]]
+
+    def schedules(self, n: int | None = None) -> list[ScheduleRow]:
+        """Return the schedules of the queue, of all its priorities, the next first, paused ones
+        last; at most ``n`` (None: all)."""
+        return read_rows(self._broker, self._commands, n and _count(n))
 
     def dead(self, n: int = 100, *, full: bool = True) -> list[DeadLetter]:
         """Return failed tasks that are kept, newest first; without ``full``, no tracebacks."""

@@ -22,6 +22,7 @@ from . import columns, frames
 from .events import Followed
 from .inspector import EVENTS_MAX, Inspector
 from .rows import DeadLetter, Running
+from .schedules import Scheduled
 from .tick import STATS_EVENTS, Tick, read_tick, stats_of, workers_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskMonitor"]
 
 
-class TaskMonitor(Followed):
+class TaskMonitor(Followed, Scheduled):
     """Looks at one queue; safe to use from several threads. Connection arguments: TaskProducer's.
 
     ``get_...`` methods return DataFrames with fixed columns, dtypes and order, also when there is
