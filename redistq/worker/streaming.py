@@ -28,6 +28,7 @@ from ..protocol.items import CHUNK_BYTES, Standing
 from ..protocol.options import count
 
 if TYPE_CHECKING:
+    from .collecting import Collected
     from .item_writer import ItemWriter
     from .queues import WorkerQueue
 
@@ -43,6 +44,8 @@ WINDOW = 16 * 1024 * 1024
 KEEP = 64 * 1024 * 1024
 LIFE_MS = 30 * 86_400_000
 """How long items are kept after the last of them, while their task has not ended."""
+COLLECTED_MS = 86_400_000
+"""The same, at least, where all of them are in the result."""
 ID_TTL_MS = 60_000
 """How long they are kept where the task's result is not: as long as its id."""
 PAUSES_S = (0.02, 0.25)
@@ -60,7 +63,10 @@ Join = Callable[[list[bytes], int, int], bytes]
 class AttemptItems:
     """What one attempt yields, as its context knows it."""
 
-    __slots__ = ("_asked", "_queue", "_standing", "_ttl", "entry", "id", "keep", "open", "window")
+    __slots__ = (
+        *("_asked", "_collected", "_queue", "_standing", "_ttl", "entry", "id", "keep", "open"),
+        "window",
+    )
 
     def __init__(self, queue: WorkerQueue, entry: bytes, task_id: str, ttl: str) -> None:
         """``ttl`` is how long a result of the task is kept, ms."""
@@ -69,6 +75,7 @@ class AttemptItems:
         self.id = task_id
         self._ttl = ttl
         self._asked = False
+        self._collected: Collected | None = None
         self._standing: Standing | None = None
         self.window: int | None = WINDOW
         self.keep = KEEP
@@ -79,6 +86,8 @@ class AttemptItems:
 
     def position(self) -> int:
         """See TaskContext.stream_position."""
+        if self._collected is not None:
+            return len(self._collected.items)
         if self.open is not None and self.open.generation:
             return self.open.position
         self._asked = True
@@ -95,11 +104,24 @@ class AttemptItems:
 
     def begin(self, encode: Encode, join: Join) -> None:
         """Take items from now on; asks the server how far they are."""
+        writer = self._writer()
+        self._load()
+        self.open = Yielded(self, self._queue, writer, encode, join)
+
+    def collect(self, encode: Encode, join: Join) -> Collected:
+        """Take items from now on that are all in the task's result."""
+        from .collecting import Collected
+
+        writer = self._writer()
+        self._collected = collected = Collected(self, self._queue, writer, encode, join)
+        writer.watch(collected)
+        return collected
+
+    def _writer(self) -> ItemWriter:
         writer = self._queue.item_writer
         if writer is None:
             raise RedistqError("this worker cannot stream what tasks yield")
-        self._load()
-        self.open = Yielded(self, self._queue, writer, encode, join)
+        return writer
 
     def _load(self) -> Standing:
         if self._standing is None:
@@ -113,12 +135,14 @@ class AttemptItems:
         """Return the generation and index of this attempt's first item, and whether there are
         items of an attempt before that it has to drop, or follows on."""
         standing = self._load()
-        if self._asked and standing.generation:
+        if self._asked and standing.generation and self._collected is None:
             return standing.generation, standing.next, True
         return standing.generation + 1, 0, standing.next > 0
 
     def life_ms(self, has_succeeded: bool) -> int:
         """Return how long the items are kept from now on."""
+        if self._collected is not None:  # all of them are in the result
+            return max(int(self._ttl), COLLECTED_MS)
         if not has_succeeded:
             return LIFE_MS
         return int(self._ttl) or ID_TTL_MS
@@ -232,7 +256,7 @@ class Yielded:
     def put(self, item: Any) -> None:
         """See AttemptItems.put."""
         if not self.put_now(item):
-            self._wait(self._has_room, math.inf)
+            self._wait(self.has_room, math.inf)
 
     def put_now(self, item: Any) -> bool:
         """See AttemptItems.put_now."""
@@ -258,7 +282,8 @@ class Yielded:
         self.index = self._first
         self.generation = generation
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Return whether it is not far ahead of the server."""
         return self._put - self._sent < MOST_AHEAD // 2
 
     def _wait(self, ready: Callable[[], bool], until: float) -> None:
@@ -271,9 +296,13 @@ class Yielded:
         if self.fault is not None:
             raise self.fault
 
+    def wait_for_room(self, until: float) -> None:
+        """Wait until it is not far ahead, or that time has come (monotonic)."""
+        self._wait(self.has_room, until)
+
     async def room(self) -> None:
         """See AttemptItems.room."""
-        await self._await(self._has_room)
+        await self._await(self.has_room)
 
     async def _await(self, ready: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
@@ -325,6 +354,11 @@ class Yielded:
             return False
         self._writer.add(self)
         return True
+
+    def drop(self) -> None:
+        """Send nothing more."""
+        self.done = True
+        self._writer.forget(self)
 
     def _leave(self) -> None:
         if not self.done and self.fault is None:
