@@ -76,6 +76,8 @@ class FutureReader(ItemReader):
         return None
 
     def _found(self, page: Page) -> list[Any]:
+        if _are_of_another_attempt(page):
+            return []
         try:
             return super()._found(page)
         except ItemsGone as error:
@@ -92,8 +94,8 @@ class FutureReader(ItemReader):
         standing = page.standing
         if isinstance(result, list):
             marker: list[Any] = []
-            if standing.entry != page.entry and self.generation:
-                marker = self._restart(0)  # of an attempt before, and this one's are here
+            if _are_of_another_attempt(page) and self.generation:
+                marker = self._restart(0)
             rest = result[self.index :]
             self.index = max(self.index, len(result))
             return marker + rest
@@ -105,6 +107,13 @@ class FutureReader(ItemReader):
                 f"{type(result).__name__}"
             )
         return []
+
+
+def _are_of_another_attempt(page: Page) -> bool:
+    """Return whether the items that are there are not those of the attempt that has succeeded:
+    those are in its result alone."""
+    standing = page.standing
+    return page.state == "succeeded" and standing.generation > 0 and standing.entry != page.entry
 
 
 class FutureStream(ItemStream, AsyncIterator[Any]):
