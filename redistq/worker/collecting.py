@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectionLost, RedistqError
 from ..logger import logger
-from .streaming import LATEST_S, PATIENCE_S, Encode, Join, Yielded
+from .item_buffer import LATEST_S, PATIENCE_S, Encode, Join, Yielded
 
 if TYPE_CHECKING:
     from .item_writer import ItemWriter

@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
-from .streaming import MOST_TAKEN, Yielded
+from .item_buffer import MOST_TAKEN, Yielded
 
 if TYPE_CHECKING:
     from .collecting import Collected
