@@ -1,0 +1,149 @@
+"""Figures of long work: what tasks that run for long, or again and again, cost. Targets beside.
+
+Usage: python benchmarks/long_work.py [--only NAME ...] [--json FILE] [--quick]
+
+It starts servers of its own (nothing on disk), runs one scenario after another and prints a table.
+What is compared is measured in turns, several times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import redis
+from support.servers import Server
+
+from redistq import Client, TaskContext, TaskProducer, TaskWorker, current_task
+
+ROWS: list[dict[str, Any]] = []
+KEY = "for benchmarks only"
+
+
+def row(name: str, value: float, unit: str, most: float | None = None, note: str = "") -> None:
+    """One line of the table, printed as soon as it is known; a target below 0 is the least."""
+    met = None if most is None else value <= most if most >= 0 else value >= -most
+    target = "" if most is None else f"{'<=' if most >= 0 else '>='} {abs(most):,g}"
+    ROWS.append(
+        {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
+    )
+    mark = {True: "ok  ", False: "MISS", None: "    "}[met]
+    print(f"{mark} {name:<52} {value:>11,.3f} {unit:<8} {target:<10} {note}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """What stands beside a median."""
+    return f"{min(values):,.3f} to {max(values):,.3f}"
+
+
+# -- durable steps -------------------------------------------------------------------------------
+
+
+def nothing() -> None:
+    """A step whose cost is the queue's own."""
+
+
+async def anothing() -> None:
+    """The same for coroutines."""
+
+
+def stepping(payload: int, context: TaskContext) -> list[float]:
+    """So many steps; how long each took, in ms."""
+    took = []
+    for number in range(payload):
+        began = time.perf_counter()
+        context.step(f"step {number}", nothing)
+        took.append(1e3 * (time.perf_counter() - began))
+    return took
+
+
+async def astepping(payload: int, context: TaskContext) -> list[float]:
+    """The same, asynchronous."""
+    took = []
+    for number in range(payload):
+        began = time.perf_counter()
+        await context.astep(f"step {number}", anothing)
+        took.append(1e3 * (time.perf_counter() - began))
+    return took
+
+
+def stepping_call(count: int) -> list[float]:
+    """The same as a function of a client, whose steps are signed."""
+    return stepping(count, current_task())
+
+
+def sleeping(payload: int, context: TaskContext) -> float:
+    """So many sleeps of a millisecond; when the first began, by this machine's clock."""
+    began: float = context.step("began", time.monotonic)
+    for _ in range(payload):
+        context.sleep(0.001)
+    return 1e3 * (time.monotonic() - began) / payload
+
+
+def steps(server: Server, count: int, rounds: int) -> None:
+    """A step of a handler, of a coroutine and of a function call; a sleep, with its wake."""
+    handlers = {"stepping": stepping, "astepping": astepping, "sleeping": sleeping}
+    url = server.unix_url
+    taken: dict[str, list[float]] = {}
+    with (
+        TaskProducer(url=url, stream="steps") as producer,
+        TaskWorker(url=url, stream="steps", task_handlers=handlers, processes=1),
+        Client(url, queue="calls", signing_key=KEY) as client,
+    ):
+        client.start_workers(1)
+        kinds: dict[str, Callable[[], list[float]]] = {
+            "a step": lambda: producer.get_result(producer.add_task("stepping", count), 60),
+            "a step, async": lambda: producer.get_result(producer.add_task("astepping", count), 60),
+            "a step of a call": lambda: client.submit(stepping_call, count).result(60),
+        }
+        for number in range(rounds + 1):
+            for kind, run in kinds.items():
+                median = statistics.median(run()[1:])
+                if number:  # the first is warm-up
+                    taken.setdefault(kind, []).append(median)
+        slept = [
+            producer.get_result(producer.add_task("sleeping", count // 10), 120)
+            for _ in range(rounds)
+        ]
+    for kind, values in taken.items():
+        row(kind, statistics.median(values), "ms", 0.6, spread(values))
+    row("a sleep of 1 ms, until the task runs again", statistics.median(slept), "ms", None)
+
+
+def main() -> None:
+    """Run the scenarios that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="names of scenarios")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    args = parser.parse_args()
+    logging.getLogger("redistq").setLevel(logging.ERROR)  # that these servers keep nothing
+    scale, rounds = (10, 2) if args.quick else (1, 3)
+    with Server() as server:
+        print(
+            f"valkey {server.version}, Python {platform.python_version()}, redis-py "
+            f"{redis.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+        )
+        scenarios: dict[str, Callable[[], None]] = {
+            "steps": lambda: steps(server, 900 // scale, rounds),
+        }
+        for name, scenario in scenarios.items():
+            if not args.only or name in args.only:
+                scenario()
+    if args.json:
+        args.json.write_text(json.dumps(ROWS, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
