@@ -1,8 +1,8 @@
-"""Figures of time and long work: progress, checkpoints, time limits; each beside its target.
+"""Figures of long work: what tasks that run for long, or again and again, cost. Targets beside.
 
 Usage: python benchmarks/long_work.py [--only NAME ...] [--json FILE] [--quick]
 
-It starts a server of its own (nothing on disk), runs one scenario after another and prints a table.
+It starts servers of its own (nothing on disk), runs one scenario after another and prints a table.
 What is compared is measured in turns, several times.
 """
 
@@ -20,135 +20,105 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import redis
-from control import ROWS, Bench, row, spread
 from support.servers import Server
 
-from redistq import TaskContext, TaskProducer, TaskWorker
+from redistq import Client, TaskContext, TaskProducer, TaskWorker, current_task
 
-# -- handlers ------------------------------------------------------------------------------------
+ROWS: list[dict[str, Any]] = []
+KEY = "for benchmarks only"
 
 
-def loop(payload: int, context: TaskContext) -> list[float]:
-    """Nanoseconds of one call: of progress, of a checkpoint, and of a loop that calls nothing."""
-    clock = time.perf_counter_ns
-    none = clock()
+def row(name: str, value: float, unit: str, most: float | None = None, note: str = "") -> None:
+    """One line of the table, printed as soon as it is known; a target below 0 is the least."""
+    met = None if most is None else value <= most if most >= 0 else value >= -most
+    target = "" if most is None else f"{'<=' if most >= 0 else '>='} {abs(most):,g}"
+    ROWS.append(
+        {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
+    )
+    mark = {True: "ok  ", False: "MISS", None: "    "}[met]
+    print(f"{mark} {name:<52} {value:>11,.3f} {unit:<8} {target:<10} {note}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """What stands beside a median."""
+    return f"{min(values):,.3f} to {max(values):,.3f}"
+
+
+# -- durable steps -------------------------------------------------------------------------------
+
+
+def nothing() -> None:
+    """A step whose cost is the queue's own."""
+
+
+async def anothing() -> None:
+    """The same for coroutines."""
+
+
+def stepping(payload: int, context: TaskContext) -> list[float]:
+    """So many steps; how long each took, in ms."""
+    took = []
+    for number in range(payload):
+        began = time.perf_counter()
+        context.step(f"step {number}", nothing)
+        took.append(1e3 * (time.perf_counter() - began))
+    return took
+
+
+async def astepping(payload: int, context: TaskContext) -> list[float]:
+    """The same, asynchronous."""
+    took = []
+    for number in range(payload):
+        began = time.perf_counter()
+        await context.astep(f"step {number}", anothing)
+        took.append(1e3 * (time.perf_counter() - began))
+    return took
+
+
+def stepping_call(count: int) -> list[float]:
+    """The same as a function of a client, whose steps are signed."""
+    return stepping(count, current_task())
+
+
+def sleeping(payload: int, context: TaskContext) -> float:
+    """So many sleeps of a millisecond; when the first began, by this machine's clock."""
+    began: float = context.step("began", time.monotonic)
     for _ in range(payload):
-        pass
-    began = clock()
-    for done in range(payload):
-        context.progress(done, payload)
-    said = clock()
-    for done in range(payload // 10):
-        context.checkpoint(done)
-    saved = clock()
-    return [
-        (said - began - (began - none)) / payload,
-        (saved - said) / (payload // 10),
-        (began - none) / payload,
-    ]
+        context.sleep(0.001)
+    return 1e3 * (time.monotonic() - began) / payload
 
 
-def says(payload: float, context: TaskContext) -> int:
-    """Says as often as it can for so many seconds how far it is."""
-    end = time.monotonic() + payload
-    done = 0
-    while time.monotonic() < end:
-        done += 1
-        context.progress(done, None, "rows")
-        if not done % 100:
-            time.sleep(0.001)  # others run too
-    return done
-
-
-def noop(payload: Any) -> Any:
-    """The task whose cost is the queue's own."""
-    return payload
-
-
-def limited(payload: Any, context: TaskContext) -> float:
-    """Nanoseconds of giving oneself more time."""
-    began = time.perf_counter_ns()
-    for _ in range(1_000):
-        context.extend(0.001)
-    return (time.perf_counter_ns() - began) / 1_000
-
-
-HANDLERS: dict[str, Callable[..., Any]] = {
-    "loop": loop,
-    "says": says,
-    "noop": noop,
-    "limited": limited,
-}
-
-
-# -- scenarios -----------------------------------------------------------------------------------
-
-
-def calls(bench: Bench, count: int, rounds: int) -> None:
-    """What saying something costs the handler that says it."""
-    queue = bench.queue()
-    said, saved, extended = [], [], []
-    with worker(bench, queue) as producer:
-        for _ in range(rounds):
-            found = producer.get_result(producer.add_task("loop", count), 120)
-            said.append(found[0] / 1000)
-            saved.append(found[1] / 1000)
-            task_id = producer.add_task("limited", timeout=60)
-            extended.append(producer.get_result(task_id, 60) / 1000)
-    row("context.progress, a call", statistics.median(said), "us", 1.0, spread(said))
-    row("context.checkpoint, a call", statistics.median(saved), "us", note=spread(saved))
-    row("context.extend, a call", statistics.median(extended), "us", note=spread(extended))
-
-
-def reports(bench: Bench, seconds: float, tasks: int) -> None:
-    """How many calls of reports a process makes while several tasks say all the time how far they
-    are."""
-    queue = bench.queue()
-    with worker(bench, queue, thread_count=tasks) as producer:
-        bench.db.config_resetstat()
-        ids = [producer.add_task("says", seconds) for _ in range(tasks)]
-        done = sum(producer.get_result(task_id, seconds + 60) for task_id in ids)
-        stats: dict[str, Any] = bench.db.info("commandstats")
-    made = stats["cmdstat_evalsha"]["calls"] - 2 * tasks  # each was added and settled
-    note = f"{tasks} tasks, {done:,} calls of progress; heartbeats included"
-    row("script calls of a process that reports", made / seconds, "a s", 4.5, note)
-
-
-def untouched(bench: Bench, count: int) -> None:
-    """Commands of a plain task: none is there for what it does not use."""
-    queue = bench.queue()
-    with worker(bench, queue) as producer:
-        bench.db.config_resetstat()
-        producer.add_tasks([("noop", k) for k in range(count)])
-        bench.until(queue, count)
-        stats: dict[str, Any] = bench.db.info("commandstats")
-    inside = sum(row["calls"] for row in stats.values()) / count
-    row("commands of a plain task, all counted", inside, "", note=f"{count:,} tasks")
-
-
-def worker(bench: Bench, queue: str, **options: Any) -> Any:
-    """A producer, and a worker of this file's handlers that is warm."""
-    return _Working(bench, queue, {"processes": 1, "thread_count": 4, **options})
-
-
-class _Working:
-    def __init__(self, bench: Bench, queue: str, options: dict[str, Any]) -> None:
-        url = bench.server.unix_url
-        self._producer = TaskProducer(url=url, stream=queue, timeout=60)
-        self._worker = TaskWorker(url=url, stream=queue, task_handlers=HANDLERS, **options)
-
-    def __enter__(self) -> TaskProducer:
-        self._worker.start()
-        self._producer.get_result(self._producer.add_task("noop"), 60)
-        return self._producer
-
-    def __exit__(self, *_: object) -> None:
-        self._worker.stop()
-        self._producer.close()
+def steps(server: Server, count: int, rounds: int) -> None:
+    """A step of a handler, of a coroutine and of a function call; a sleep, with its wake."""
+    handlers = {"stepping": stepping, "astepping": astepping, "sleeping": sleeping}
+    url = server.unix_url
+    taken: dict[str, list[float]] = {}
+    with (
+        TaskProducer(url=url, stream="steps") as producer,
+        TaskWorker(url=url, stream="steps", task_handlers=handlers, processes=1),
+        Client(url, queue="calls", signing_key=KEY) as client,
+    ):
+        client.start_workers(1)
+        kinds: dict[str, Callable[[], list[float]]] = {
+            "a step": lambda: producer.get_result(producer.add_task("stepping", count), 60),
+            "a step, async": lambda: producer.get_result(producer.add_task("astepping", count), 60),
+            "a step of a call": lambda: client.submit(stepping_call, count).result(60),
+        }
+        for number in range(rounds + 1):
+            for kind, run in kinds.items():
+                median = statistics.median(run()[1:])
+                if number:  # the first is warm-up
+                    taken.setdefault(kind, []).append(median)
+        slept = [
+            producer.get_result(producer.add_task("sleeping", count // 10), 120)
+            for _ in range(rounds)
+        ]
+    for kind, values in taken.items():
+        row(kind, statistics.median(values), "ms", 0.6, spread(values))
+    row("a sleep of 1 ms, until the task runs again", statistics.median(slept), "ms", None)
 
 
 def main() -> None:
@@ -158,18 +128,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     args = parser.parse_args()
-    logging.getLogger("redistq").setLevel(logging.ERROR)  # that this server keeps nothing
-    scale, rounds = (10, 2) if args.quick else (1, 5)
+    logging.getLogger("redistq").setLevel(logging.ERROR)  # that these servers keep nothing
+    scale, rounds = (10, 2) if args.quick else (1, 3)
     with Server() as server:
-        bench = Bench(server)
         print(
             f"valkey {server.version}, Python {platform.python_version()}, redis-py "
             f"{redis.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
         )
         scenarios: dict[str, Callable[[], None]] = {
-            "calls": lambda: calls(bench, 1_000_000 // scale, rounds),
-            "reports": lambda: reports(bench, 2.0 if args.quick else 10.0, 4),
-            "untouched": lambda: untouched(bench, 20_000 // scale),
+            "steps": lambda: steps(server, 900 // scale, rounds),
         }
         for name, scenario in scenarios.items():
             if not args.only or name in args.only:

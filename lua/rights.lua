@@ -83,7 +83,7 @@ local line = KEYS[19] .. NOBODY
 if may('RPUSH', line, '') then redis.pcall('DEL', line) end
 may('LPOP', line)
 may('GET', KEYS[21] .. NOBODY)
-may('PEXPIREAT', KEYS[22] .. NOBODY, 1)
+may('PEXPIRE', KEYS[22] .. NOBODY, 1)
 may('TYPE', WORKER)
 may('EXISTS', KEYS[7])
 may('PTTL', KEYS[12] .. NOBODY)

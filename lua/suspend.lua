@@ -16,7 +16,7 @@
 --     has taken), last (the event of that name that it took last; '-' none)
 -- RETURN: the attempts that were refused, as retry answers them
 -- COST: XACK and XDEL of nothing, one EXISTS; per attempt XPENDING + XRANGE + HMGET + HSET twice + ZADD + XADD of
---   history + HINCRBY + XACK + XDEL + HDEL; of an event HGET + GET, ZADD + ZRANGE + ZREVRANGE + PEXPIREAT; per gated
+--   history + HINCRBY + XACK + XDEL + HDEL; of an event HGET + GET, ZADD + ZRANGE + ZREVRANGE + PEXPIRE; per gated
 --   task and key HINCRBY + HMGET, and what follows
 -- WHY: the step is written as the task is put off, so no crash can do one without the other. An event that came since
 --   it was looked for is taken here, and the task goes on at once. It is no attempt more: see a snooze. Keys are
@@ -67,7 +67,7 @@ local function listed(id, event, due)
   redis.call('ZADD', list, int(due), named(id))
   undoing('ZREM', list, named(id))
   local last = redis.call('ZREVRANGE', list, 0, 0, 'WITHSCORES')
-  redis.call('PEXPIREAT', list, int(tonumber(last[2]) + DAY_MS))
+  redis.call('PEXPIRE', list, int(tonumber(last[2]) - now + DAY_MS))
 end
 local function put_off(at, task)
   local entry, id, event, record = ARGV[at], task.id, ARGV[at + 7], TASK .. task.id

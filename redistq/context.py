@@ -282,6 +282,13 @@ class Items(Protocol):
     ) -> None:
         """Take items from now on; the server is asked first how far they are."""
 
+    def collect(
+        self,
+        encode: Callable[[Any], bytes],
+        join: Callable[[list[bytes], int, int], bytes],
+    ) -> Collecting:
+        """Take items that are all in the task's result, from now on."""
+
     def put(self, item: Any) -> None:
         """Take an item; waits while there is no room."""
 
@@ -296,6 +303,15 @@ class Items(Protocol):
 
     async def aend(self, *, failed: bool) -> int:
         """As ``end``, in an event loop."""
+
+
+class Collecting(Protocol):
+    """Items that are all in the result, which readers have before; the worker's."""
+
+    items: list[Any]
+
+    def end(self, *, failed: bool) -> None:
+        """No more come."""
 
 
 class Running(Protocol):

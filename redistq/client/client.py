@@ -34,7 +34,7 @@ from ..protocol.options import (
 from ..worker.worker import TaskWorker
 from . import submission
 from .batch import Batch
-from .futures import TaskFuture, flattened, in_order
+from .futures import StreamFuture, TaskFuture, flattened, in_order
 from .graph import CallGraph, submit_flow
 from .leftovers import leftovers_in, say_what_was_left
 from .schedules import Scheduling
@@ -70,6 +70,20 @@ class _Submitting(Scheduling):
         PayloadError naming what cannot be pickled, and RuntimeError after ``shutdown``.
         """
         return submission.submit(self._client._session, fn, args, kwargs, self._options)
+
+    def stream(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> StreamFuture:
+        """Call a generator function on a worker; return a future whose items can be iterated over
+        as they come, ``for item in client.stream(fn, ...)``, or with ``async for``.
+
+        Its result is how many items there are: all of them are in its stream, from any kernel
+        (``client.future(task_id).stream()``), as long as a result is kept. The function waits while
+        much of what it has yielded was not read by anybody. Otherwise as ``submit``, where a
+        generator's result is the list of its items.
+        """
+        session = self._client._session
+        future = submission.submit(session, fn, args, kwargs, self._options, kind=StreamFuture)
+        assert isinstance(future, StreamFuture)
+        return future
 
     def map(
         self,

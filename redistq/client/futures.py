@@ -11,7 +11,7 @@ import reprlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from .awaiting import kept_awake, pass_on
 from .outcomes import Origin, decode_error, decode_result
 from .progress import WithProgress, progress_rows
 from .steps import WithSteps
+from .stream import WithStream
 
 if TYPE_CHECKING:
     from .queues import ClientQueue
@@ -44,7 +45,7 @@ class Later:
 LATER = Later()
 
 
-class TaskFuture(WithSteps, WithProgress, Referable, Future[Any]):
+class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
     """A submitted task's future result.
 
     As an argument of another call, anywhere in it, it stands for its result: that call runs when
@@ -61,6 +62,8 @@ class TaskFuture(WithSteps, WithProgress, Referable, Future[Any]):
     """Functions and arguments that the server keeps for the call, until it has succeeded."""
     keep_briefly = False
     """Whether a large result need not stay on the server once it is here."""
+    is_stream = False
+    """Whether the call was sent to be streamed: its result is how many items there are."""
     is_parent = False
     """Whether another task needs its result; a large one stays on the server then."""
     ended_at = 0.0
@@ -309,6 +312,18 @@ class TaskFuture(WithSteps, WithProgress, Referable, Future[Any]):
             text = "on the server" if value is LATER else _short(value, 300)
             rows.append(("result", escape(text)))
         return panel("TaskFuture", badge(state), rows)
+
+
+class StreamFuture(TaskFuture):
+    """The future of a call that is streamed: iterating over it gives its items as they come."""
+
+    is_stream = True
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.stream()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self.stream()
 
 
 _shortener = reprlib.Repr()

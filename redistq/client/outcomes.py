@@ -81,14 +81,14 @@ def decode_result(
     ``old``: the last release's packets will do. Raises UntrustedPayload for any other result, and
     UnknownTask for one that was not kept.
     """
-    return result_in(signer, context, task_id, body, origin, old=old, unpickle=_unpickled)
+    return result_in(signer, context, task_id, body, origin, old=old, unpickle=unpickled)
 
 
-def _unpickled(data: bytes) -> Any:
+def unpickled(data: bytes, read: Callable[[bytes], Any] = load) -> Any:
     """Return the object that a worker sent. Its own code runs here; where that raises what would
     end this process or the thread that reads for all futures, PayloadError is raised instead."""
     try:
-        return load(data)
+        return read(data)
     except Exception:  # broad: the object's own code; its error is the task's, and raised as it is
         raise
     except BaseException as end:  # broad: what would end the process, turned into an error
@@ -112,7 +112,7 @@ def decode_error(
     if pickled := report.pop("pickle", None):
         try:
             packet = base64.b64decode(pickled)
-            own = _unpickled(signer.unpack("error", context, packet, old=old))
+            own = unpickled(signer.unpack("error", context, packet, old=old))
             # What would end this process (SystemExit and its kin) is reported, not raised.
             if isinstance(own, Exception):
                 error = own

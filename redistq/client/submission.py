@@ -35,12 +35,13 @@ def submit(
     kwargs: dict[str, Any],
     options: CallOptions,
     after: Any = (),
+    kind: type[TaskFuture] = TaskFuture,
 ) -> TaskFuture:
     """Send one call, or one named task; see Client.submit. It runs after others, whose results
-    it does not take, too."""
+    it does not take, too. ``kind`` is that of the future: one of a stream has it streamed."""
     if isinstance(fn, str):
-        return _submit_named(session, fn, args, kwargs, options, after)
-    check_function(fn, "submit")
+        return _submit_named(session, fn, args, kwargs, options, after, kind)
+    check_function(fn, "stream" if kind.is_stream else "submit")
     queue = session.queue(options.priority)
     packer = session.packer
     keep_s = keep_needs_s(options)
@@ -48,11 +49,13 @@ def submit(
     function = packer.store_function(fn, keep_s, needs)
     for_function = len(needs)
     cached = options.cache is not None
-    task_id = _cached_id(session, queue, fn, args, kwargs) if cached else new_call_id()
-    call = Call(function, args, kwargs, False, options.logs)
+    task_id = new_call_id()
+    if cached:
+        task_id = _cached_id(session, queue, fn, args, kwargs, kind.is_stream)
+    call = Call(function, args, kwargs, False, options.logs, kind.is_stream)
     parents: Parents = {}
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
-    future = TaskFuture(session, queue, task_id, options.name or label(fn))
+    future = kind(session, queue, task_id, options.name or label(fn))
     if len(needs) > for_function:  # a function alone need not be stored again for the next call
         future.needs = needs
     named = arguments_of(fn, args, kwargs) if options.gate else {}
@@ -67,11 +70,14 @@ def _cached_id(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    is_stream: bool,
 ) -> str:
     """Return the id of a cached call, by which its result is found again in its queue."""
     from ..functions.fingerprint import fingerprint
 
     code = fingerprint(fn, args, kwargs)
+    if is_stream:  # its result is another one
+        code = f"{code} stream"
     # A notification in the inbox, which all priorities share, has the task's id alone.
     if queue.priority != "normal":
         code = f"{code}!{queue.priority}"
@@ -85,6 +91,7 @@ def _submit_named(
     kwargs: dict[str, Any],
     options: CallOptions,
     after: Any,
+    kind: type[TaskFuture],
 ) -> TaskFuture:
     if kwargs or len(args) > 1:
         raise TypeError("a named task takes one payload: client.submit('name', payload)")
@@ -96,7 +103,7 @@ def _submit_named(
     given = args[0] if args else None
     payload = encode_payload(name, given, session.settings.max_payload_bytes)
     queue = session.queue(options.priority)
-    future = TaskFuture(session, queue, new_task_id(), name)
+    future = kind(session, queue, new_task_id(), name)
     future.origin = "named"
     future.task_name = name
     gate = gate_of(queue, options, given, {}, after)

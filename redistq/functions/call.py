@@ -46,6 +46,7 @@ from .results import ResultReader, TaskResults
 from .scheduled import opened
 from .signing import Signer, is_old, task_context
 from .steps import SignedSteps
+from .streams import CallItems, collected, collected_async, streamed
 from .versions import BatchVersions, version_in, versioned
 from .written import CALL, Call, Ref, needs_in
 
@@ -105,7 +106,7 @@ class CallHandler(LooksAhead):
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
             with captured(output):
-                result = self._make(call, function, store.blobs, context)
+                result = self._make(call, function, store.blobs, context, task)
             if isinstance(result, FLOWS):
                 if old:
                     _no_flow(result)
@@ -152,12 +153,22 @@ class CallHandler(LooksAhead):
         return packed(flow, packer, store.blobs, store.stream, answers)
 
     def _make(
-        self, call: Call, function: Callable[..., Any], blobs: Blobs, context: TaskContext
+        self,
+        call: Call,
+        function: Callable[..., Any],
+        blobs: Blobs,
+        context: TaskContext,
+        task: str,
     ) -> Any:
         if not call.chunk:
             args = tuple(self._resolve(a, blobs) for a in call.args)
             kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
-            return _finish(function(*args, **kwargs), context)
+            result = function(*args, **kwargs)
+            if call.stream:
+                return self._streamed(result, context, task)
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                return _finish(result, context, CallItems(self._signer, task))
+            return _finish(result, context)
         shared: dict[str, Any] = {}
         return [
             _no_flow(
@@ -168,6 +179,12 @@ class CallHandler(LooksAhead):
             )
             for args in call.args
         ]
+
+    def _streamed(self, result: Any, context: TaskContext, task: str) -> int:
+        if inspect.iscoroutine(result):
+            result = _run(context, result)
+        how = CallItems(self._signer, task)
+        return streamed(result, context, how, partial(_run, context))
 
     def _resolve(self, argument: Any, blobs: Blobs, shared: dict[str, Any] | None = None) -> Any:
         if type(argument) is not Ref:
@@ -257,14 +274,18 @@ def _no_flow(result: Any) -> Any:
     return result
 
 
-def _finish(result: Any, context: TaskContext) -> Any:
+def _finish(result: Any, context: TaskContext, how: CallItems | None = None) -> Any:
     if inspect.iscoroutine(result):
-        return asyncio.run(_interruptible(result, context))
+        return _run(context, result)
     if inspect.isgenerator(result):
-        return list(result)
+        return collected(result, context, how)
     if inspect.isasyncgen(result):
-        return asyncio.run(_interruptible(_collect(result), context))
+        return _run(context, collected_async(result, context, how))
     return result
+
+
+def _run(context: TaskContext, work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(_interruptible(work, context))
 
 
 async def _interruptible(work: Coroutine[Any, Any, Any], context: TaskContext) -> Any:
@@ -285,10 +306,6 @@ async def _interruptible(work: Coroutine[Any, Any, Any], context: TaskContext) -
         return await work
     finally:
         context._interrupt = None
-
-
-async def _collect(items: Any) -> list[Any]:
-    return [item async for item in items]
 
 
 def _dump_result(result: Any) -> bytes:

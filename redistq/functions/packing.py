@@ -169,7 +169,7 @@ class _Packing:
         else:
             args = tuple([self._stored(a, sure) for a in call.args])
         kwargs = {name: self._stored(a, sure) for name, a in call.kwargs.items()}
-        slim = Call(call.function, args, kwargs, call.chunk, call.logs)
+        slim = Call(call.function, args, kwargs, call.chunk, call.logs, call.stream)
         return slim.pickled(self._store if parted else None, self.seen)
 
     def _store(self, part: Any) -> str:

@@ -34,7 +34,8 @@ class Ref:
 class Call:
     """One call, or a chunk of calls of the same function, before it is packed.
 
-    With ``chunk`` set, ``args`` is a list of argument tuples and the result a list of results.
+    With ``chunk`` set, ``args`` is a list of argument tuples and the result a list of results. With
+    ``stream`` set what it yields is its stream, and the result how many items there are.
     """
 
     function: str
@@ -42,13 +43,16 @@ class Call:
     kwargs: dict[str, Any]
     chunk: bool = False
     logs: bool = False
+    stream: bool = False
 
     def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
         """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).
 
         Raises PayloadError naming what cannot be pickled.
         """
-        fields = (self.function, self.args, self.kwargs, self.chunk, self.logs)
+        fields: tuple[Any, ...] = (self.function, self.args, self.kwargs, self.chunk, self.logs)
+        if self.stream:  # a worker of an earlier release cannot make such a call
+            fields = (*fields, True)
         try:
             return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
         except PayloadError as error:

@@ -31,7 +31,7 @@ from ..protocol.options import MAX_COUNT, count, shown, wait_seconds
 from ..protocol.plain_commands import Command, read_streams
 from ..protocol.replies import UNREADABLE, unexpected
 from .results import LOOK_AGAIN_S, outcome
-from .sansio import Inbox, Operation, ReadInbox, run, run_async
+from .sansio import NOTICE_S, Inbox, Operation, ReadInbox, run, run_async
 
 if TYPE_CHECKING:
     from ..connection.async_broker import AsyncBroker
@@ -109,13 +109,23 @@ class ItemReader:
         self._watched = -math.inf  # when the inbox was left to be notified
         self._state = "queued"
         self._answered = 0.0
+        self._asked: float | None = None  # since when the next items are waited for
+        self.patient = True
+        """Whether ``page`` waits as long as it takes, or returns no items after NOTICE_S."""
 
     def page(self) -> Operation[list[Any] | None]:
         """Return the next items, one or more; None at the end of a task that has succeeded.
 
         Raises TaskFailed, TaskCancelled, UnknownTask, StreamRestarted, ItemsGone or ResultTimeout.
         """
-        started = self._answered = time.monotonic()
+        self._answered = time.monotonic()
+        started = self._asked = self._asked or self._answered
+        items = yield from self._next(started)
+        if items is None or items:
+            self._asked = None
+        return items
+
+    def _next(self, started: float) -> Operation[list[Any] | None]:
         while True:
             try:
                 page = read_page((yield self._question()))
@@ -135,6 +145,8 @@ class ItemReader:
                 continue
             if chunk is not None and (items := self._items_of([chunk])):
                 return items
+            if chunk is None and not self.patient:
+                return []
 
     def _bear(self, error: ServerUnavailable, started: float) -> None:
         """Raise the error once the server has been away for too long."""
@@ -239,7 +251,10 @@ class ItemReader:
                 raise UnknownTask(self._task_id)
         left = math.inf if self._timeout is None else started + self._timeout - time.monotonic()
         if left <= 0:
+            self._asked = None
             raise ResultTimeout(self._task_id, self._timeout or 0.0, self._state)
+        if not self.patient:
+            left = min(left, NOTICE_S)
         key = self._commands.keys.items(self._task_id)
         after = f"{self.generation}-{self._known - 1}" if self._known else "0-0"
         chunk: Chunk | None = yield ReadNext(self.inbox, left, key, after)
@@ -272,8 +287,6 @@ class _Items:
             return
         self._left = iter(page)
         self._count = len(page)
-        if page and isinstance(page[0], StreamRestarted):
-            self._count = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of task {self._reader._task_id} at {self.position}>"
@@ -299,7 +312,7 @@ class ItemStream(_Items, Iterator[Any]):
             return item
         while not self._ended:
             try:
-                self._take(run(self._broker, self._reader.page()))
+                self._take(self._page())
             except ResultTimeout:
                 raise  # it may be asked again
             except Exception:
@@ -310,6 +323,9 @@ class ItemStream(_Items, Iterator[Any]):
                 return item
         self.close()
         raise StopIteration
+
+    def _page(self) -> list[Any] | None:
+        return run(self._broker, self._reader.page())
 
     def close(self) -> None:
         """End the reading; the task goes on. Safe to call twice."""

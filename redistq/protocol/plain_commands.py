@@ -105,6 +105,10 @@ class PlainCommands:
         """Ask how many bytes the result in a task's record has; 0 where there is none."""
         return ("HSTRLEN", self.keys.task(task_id), "result")
 
+    def items_read(self, task_id: str) -> Command:
+        """Ask whether, and how far, somebody reads what a task yields; None for nobody."""
+        return ("HGET", self.keys.task(task_id), "items_read")
+
     def edges(self, task_id: str) -> Command:
         """Ask which tasks and batches a task runs after, one a line; None for none."""
         return ("HGET", self.keys.task(task_id), "after")

@@ -23,9 +23,10 @@ from ..errors import (
 )
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
-from .streaming import MOST_TAKEN, Yielded
+from .item_buffer import MOST_TAKEN, Yielded
 
 if TYPE_CHECKING:
+    from .collecting import Collected
     from .queues import WorkerQueue
 
 log = logger("redistq.worker")
@@ -50,6 +51,7 @@ class ItemWriter:
         self._consumer = consumer
         self._active: dict[Yielded, None] = {}  # of which something is to be sent, or was just now
         self._open: dict[Yielded, None] = {}
+        self._watched: dict[Collected, None] = {}
         self._bell = threading.Event()
         self._closed = False
         self._pause_s = 0.0
@@ -70,6 +72,15 @@ class ItemWriter:
         self._active.pop(items, None)
         self._open.pop(items, None)
 
+    def watch(self, collected: Collected) -> None:
+        """Send items of a call that has them all in its result, once somebody reads."""
+        self._watched[collected] = None
+        self._bell.set()
+
+    def unwatch(self, collected: Collected) -> None:
+        """Send nothing more of these."""
+        self._watched.pop(collected, None)
+
     def close(self) -> None:
         """End the thread."""
         self._closed = True
@@ -79,11 +90,18 @@ class ItemWriter:
         """Send until ``close``: what the writer's own thread does."""
         while not self._closed:
             self._bell.clear()
-            wait = self._send_due()
+            wait = min(self._feed(), self._send_due())
             if wait > 0:
                 self._bell.wait(min(wait, LOOK_S))
             if time.monotonic() - self._looked > LOOK_S:
                 self._renew()
+
+    def _feed(self) -> float:
+        """Look for readers of what is in results; return the seconds until the next look."""
+        first = math.inf
+        for collected in list(self._watched):
+            first = min(first, collected.feed(time.monotonic()))
+        return first - time.monotonic()
 
     def _send_due(self) -> float:
         """Send what is due; return the seconds until something is."""
