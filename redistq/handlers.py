@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from .context import TaskContext
 from .errors import ConfigurationError
@@ -19,7 +19,8 @@ from .logger import logger
 from .protocol.gate import handler_gate
 from .protocol.keys import check_line
 from .protocol.options import (
-    HandlerKeywords,
+    DeclaredKeywords,
+    TaskDecoratorKeywords,
     check_limits,
     checked,
     count,
@@ -27,6 +28,9 @@ from .protocol.options import (
     seconds,
     unknown_option,
 )
+
+if TYPE_CHECKING:
+    from .protocol.declared import Declared
 
 __all__ = ["Handler", "Registry", "default_registry", "task"]
 
@@ -36,6 +40,7 @@ ExceptionTypes = tuple[type[BaseException], ...]
 MAX_FACTOR = 1000.0
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARK = "__redistq_handler__"
+_OF_SCHEDULES = frozenset(DeclaredKeywords.__annotations__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ class Handler:
     """The function takes and returns bytes as they are, not JSON."""
     gate: Mapping[str, Any] | None = None
     """When a task may run that is added by the function itself: what ``@task`` says of it."""
+    declared: Declared | None = None
+    """When it is to run by itself."""
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
@@ -243,6 +250,7 @@ class Registry(Mapping[str, Handler]):
                 result_ttl=marked.result_ttl,
                 hard_timeout=marked.hard_timeout,
                 gate=marked.gate,
+                declared=marked.declared,
             )
         else:
             handler = Handler.of(name, called, **options)
@@ -273,9 +281,9 @@ class Registry(Mapping[str, Handler]):
         timeout: float | None = None,
         hard_timeout: float | None = None,
         result_ttl: float | None = None,
-        **gate: Unpack[HandlerKeywords],
+        **options: Unpack[TaskDecoratorKeywords],
     ) -> Callable[[Function], Function]: ...
-    @listed(HandlerKeywords)
+    @listed(TaskDecoratorKeywords)
     def task(
         self,
         function: Function | None = None,
@@ -291,7 +299,7 @@ class Registry(Mapping[str, Handler]):
         timeout: float | None = None,
         hard_timeout: float | None = None,
         result_ttl: float | None = None,
-        **gate: Unpack[HandlerKeywords],
+        **options: Unpack[TaskDecoratorKeywords],
     ) -> Any:
         """Register the decorated function as a handler; the function itself stays as it was.
 
@@ -300,6 +308,10 @@ class Registry(Mapping[str, Handler]):
         ``group``, ``unique``, ``expires`` and ``priority`` hold for tasks that are added by the
         function itself, ``producer.add_task(function, payload)``; names in braces in their keys
         are looked up in the payload: ``limits="tenant:{tenant}"``.
+
+        ``cron`` or ``every`` let it run by itself, with ``payload``: the first worker that starts
+        with it sets the schedule, of the task's name; ``tz``, ``missed`` and ``overlap`` are those
+        of producer.schedules.set.
 
         What it returns is the task's result, JSON; a flow (``sig``, ``chain``, ``chord`` …) takes
         the task's place instead, which ends as the flow's last task does.
@@ -310,8 +322,10 @@ class Registry(Mapping[str, Handler]):
                 f"@task takes its options by name: write @task({wanted}), "
                 f"not @task({function!r:.200})"
             )
-        if unknown := gate.keys() - HandlerKeywords.__annotations__.keys():
+        if unknown := options.keys() - TaskDecoratorKeywords.__annotations__.keys():
             raise unknown_option("@task", sorted(unknown)[0], _TASK_OPTIONS)
+        declared = _declared({n: v for n, v in options.items() if n in _OF_SCHEDULES})
+        gate = {n: v for n, v in options.items() if n not in _OF_SCHEDULES}
         asked = handler_gate(gate, "a task") if gate else None
         policy = RetryPolicy(
             retries=retries,
@@ -331,6 +345,7 @@ class Registry(Mapping[str, Handler]):
                 hard_timeout=hard_timeout,
                 result_ttl=result_ttl,
                 gate=asked or None,
+                declared=declared,
             )
             try:
                 setattr(function, _MARK, handler)
@@ -396,6 +411,15 @@ def named_and_given(
     return handler.name, given
 
 
+def _declared(given: Mapping[str, Any]) -> Declared | None:
+    """Return the schedule that ``@task`` declares; None for none. Raises ConfigurationError."""
+    if not given:
+        return None
+    from .protocol.declared import Declared
+
+    return Declared.of(given)
+
+
 def _origin(handler: Handler) -> tuple[Any, Any]:
     """The same function defined again (a cell run twice, a module reloaded) replaces itself."""
     function = handler.function
@@ -404,7 +428,7 @@ def _origin(handler: Handler) -> tuple[Any, Any]:
 
 _TASK_OPTIONS = (
     *("name", "retries", "backoff", "backoff_cap", "jitter", "retry_on", "never_retry"),
-    *("timeout", "hard_timeout", "result_ttl", *HandlerKeywords.__annotations__),
+    *("timeout", "hard_timeout", "result_ttl", *TaskDecoratorKeywords.__annotations__),
 )
 
 default_registry = Registry()

@@ -293,6 +293,11 @@ class Commands(PlainCommands):
             keeps="\n".join(keeps),
         )
 
+    def deploy(self, program: str, deploy: str, step: str) -> Command:
+        """Ask whether the schedules that a program declares are newer than those that are there
+        ("ask"), or say that they are there now ("done"); the answer is a word."""
+        return self._scripts.deploy(program=program, deploy=deploy, step=step)
+
     def fire(
         self,
         name: str,

@@ -61,6 +61,21 @@ class GateKeywords(HandlerGate, total=False):
     after: Parents | None
 
 
+class DeclaredKeywords(TypedDict, total=False):
+    """What ``@task`` takes for a schedule that is declared in code; None: not given."""
+
+    cron: str | None
+    every: Seconds | None
+    tz: str | None
+    payload: Any
+    missed: str | None
+    overlap: str | None
+
+
+class TaskDecoratorKeywords(HandlerKeywords, DeclaredKeywords, total=False):
+    """The options of ``@task`` that are no option of its handler."""
+
+
 class ScheduleKeywords(HandlerKeywords, total=False):
     """The options that a schedule takes for its tasks; None: not given."""
 

@@ -155,6 +155,10 @@ class PlainCommands:
         """Announce to workers what ``set_paused`` has set."""
         return ("PUBLISH", self.keys.channel, "paused" if paused else "resumed")
 
+    def deploys(self, programs: Iterable[str]) -> Command:
+        """Ask for the deploys of each program whose schedules were declared; None for none."""
+        return ("HMGET", self.keys.meta, *(f"deploys:{program}" for program in programs))
+
     def history_page(self, newest: str, oldest: str, limit: int) -> Command:
         """Ask for ends of attempts from an entry back to another, the newest first."""
         return ("XREVRANGE", self.keys.history, newest, oldest, "COUNT", limit)

@@ -52,6 +52,7 @@ VERBS = (
     "resubmit",
     "resubmit_gated",
     "purge",
+    "deploy",
     "open_batch",
     "update_batch",
     "hold",

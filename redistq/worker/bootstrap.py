@@ -20,6 +20,7 @@ from ..logger import logger
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
 from ..system.private import ENV_KEY
+from .declaring import declare_schedules
 from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -145,6 +146,7 @@ def announce(
     for queue, commands in zip(settings.queues, queues, strict=True):
         reply = broker.call(commands.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))
+    declare_schedules(broker, queues, handlers)
     return details
 
 

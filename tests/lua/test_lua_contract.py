@@ -309,6 +309,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "heartbeat": lambda c, n: c.heartbeat(789, [("w", "=")] * n),
     "browse": lambda c, n: c.browse("pending", 10),
     "cancel": lambda c, n: c.cancel(["x"] * n, 654),
+    "deploy": lambda c, n: c.deploy("app", "v1", "ask"),
     "drop": lambda c, n: c.drop(["x"] * n, "x", 654),
     "enqueue": lambda c, n: c.enqueue(["x"] * 5 * n),
     "enqueue_gated": lambda c, n: c.enqueue_gated(["x"] * 6 * n),
