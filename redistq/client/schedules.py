@@ -34,7 +34,7 @@ from ..protocol.options import CallOptions, Seconds
 from ..protocol.schedules import Definition, Schedule, check_name
 from ..protocol.timing import ZONE, Timing
 from .futures import TaskFuture
-from .submission import check_function
+from .submission import check_function, queue_and_call
 
 if TYPE_CHECKING:
     from .client import Client
@@ -90,22 +90,13 @@ def set_function(
     paused: bool | None,
 ) -> Schedule:
     """Let a function be called at those times; return the schedule as it stands."""
-    queue = session.queue(options.priority)
-    if options.delay is not None or options.cache is not None:
-        raise ConfigurationError("a schedule has no delay and no cache: it says when it runs")
-    given = {
-        "retries": options.retries,
-        "timeout": options.timeout,
-        "hard_timeout": options.hard_timeout,
-        "result_ttl": options.result_ttl,
-        **options.gate,
-    }
+    queue, _ = queue_and_call(session, options, "")
     task = f"{CALL}:{options.name or label(fn)}"
     made, limits = Definition.of(
         name,
         task,
         {},
-        {option: value for option, value in given.items() if value is not None},
+        options.of_schedule(),
         stream=queue.keys.stream,
         missed=missed,
         overlap=overlap,
@@ -121,7 +112,7 @@ def set_function(
         # A packer of its own: what the client's has sent may be another's, and go.
         packer = Packer(_Kept(session, name), session.signer, session.settings.max_payload_bytes)
         function = packer.store_function(fn, STORED_S, needs)
-        data = Call(function, (), {}, False, options.logs).pickled()
+        _, data = queue_and_call(session, options, function)
         packet = packed(session.signer, queue.keys.stream, name, data, source)
         try:
             return run(

@@ -234,6 +234,15 @@ def batch_tasks(
     return BatchTasks(tasks, needs, conditions)
 
 
+def queue_and_call(
+    session: Session, options: CallOptions, function: str
+) -> tuple[ClientQueue, bytes]:
+    """Return the queue of calls with these options, and the call of a stored function without
+    arguments, before it is packed."""
+    call = Call(function, (), {}, False, options.logs)
+    return session.queue(options.priority), call.pickled()
+
+
 def task_options(
     session: Session,
     options: CallOptions,

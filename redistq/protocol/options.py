@@ -288,6 +288,14 @@ class CallOptions:
         """Return these options with results kept so long, where none is set."""
         return self if self.result_ttl is not None else replace(self, result_ttl=seconds)
 
+    def of_schedule(self) -> dict[str, Any]:
+        """Return these options as a schedule takes them for its tasks; raises ConfigurationError
+        for those that say when a call runs."""
+        if self.delay is not None or self.cache is not None:
+            raise ConfigurationError("a schedule has no delay and no cache: it says when it runs")
+        whole = {**{name: getattr(self, name) for name in _IN_ENTRIES}, **self.gate}
+        return {name: value for name, value in whole.items() if value is not None}
+
     @property
     def result_is_kept(self) -> bool:
         """Return whether the result is to be there after its client has it."""
