@@ -249,7 +249,8 @@ def test_messages_to_one_task_come_in_order(world: World) -> None:
     assert sent(world, b"", "nobody") == (0, "unknown")
     entry = again(world)
     world.settle("w", outcome(entry, "a"))
-    assert sent(world, b"", "a") == (0, "succeeded")
+    assert sent(world, b"", "a", "m5") == (0, "succeeded")
+    assert world.record("a")["events:paid"] == "3 m4"
     world.check({"a": 0})
 
 
@@ -273,9 +274,22 @@ def test_a_wait_that_is_over_is_over(world: World) -> None:
     sent(world)
     assert expected(world, entry)[1].kind == "timeout"  # type: ignore[union-attr]
     assert waiting_for(world) == []
+    assert "awaits" not in world.record("a")
+    assert expected(world, entry, number=2, timeout_ms=MINUTE, last="ax") == ("none", None)
     word, step = expected(world, entry, number=2, timeout_ms=0, last="ax")
     assert (word, step.kind) == ("done", "timeout")  # type: ignore[union-attr]
     assert expected(world, entry, consumer="v")[0] == "lost"
+
+
+def test_a_task_that_runs_takes_its_event_itself(world: World) -> None:
+    """One whose time is over, and which runs again, is put off by nobody else."""
+    entry = running(world)
+    world.suspend("w", put_off(entry, "a", event="paid"))
+    entry = again(world)
+    assert sent(world) == (0, "")
+    assert steps(world)[1].kind == "wait"
+    assert expected(world, entry)[1].kind == "event"  # type: ignore[union-attr]
+    world.check({"a": 0})
 
 
 def test_who_waits_no_more_leaves_the_list(world: World) -> None:

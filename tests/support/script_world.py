@@ -417,6 +417,9 @@ class Walk:
             *[self._fetch] * 5,
             *[self._settle] * 4,
             *[self._retry] * 2,
+            *[self._suspend] * 2,
+            self._step,
+            self._send_event,
             self._park,
             self._release,
             *[self._promote] * 2,
@@ -537,6 +540,29 @@ class Walk:
                 for _, entry, f in held
             ]
             self._send(self.world.commands.retry(held[0][0], rows))
+
+    def _suspend(self) -> None:
+        if held := self._some_held():
+            event = self.random.choice(["", "paid", "paid"])
+            number = self.random.randint(1, 3)
+            rows = [
+                put_off(entry, f["id"], event=event, number=number, attempt=f["attempt"])
+                for _, entry, f in held
+            ]
+            self._send(self.world.commands.suspend(held[0][0], rows))
+
+    def _step(self) -> None:
+        for consumer, entry, f in self._some_held():
+            task = (entry, f["id"])
+            calls = self.world.commands
+            self._send(calls.step(consumer, task, self.random.randint(1, 3), "s", "1.0", b"1"))
+            self._send(calls.expect(consumer, task, self.random.randint(1, 3), "paid", 0, "-", 0))
+
+    def _send_event(self) -> None:
+        mark = str(self.random.random())
+        for task in ("", *self._some_ids()[:1]):
+            command = self.world.commands.send_event("paid", mark, b"1", 60_000, task)
+            self._send(command)
 
     def _park(self) -> None:
         if held := self._some_held():
