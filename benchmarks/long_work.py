@@ -121,6 +121,74 @@ def steps(server: Server, count: int, rounds: int) -> None:
     row("a sleep of 1 ms, until the task runs again", statistics.median(slept), "ms", None)
 
 
+# -- progress, checkpoints and time limits -------------------------------------------------------
+
+
+def loop(payload: int, context: TaskContext) -> list[float]:
+    """Microseconds of a call of progress, and of a checkpoint."""
+    clock = time.perf_counter_ns
+    none = clock()
+    for _ in range(payload):
+        pass
+    began = clock()
+    for done in range(payload):
+        context.progress(done, payload)
+    said = clock()
+    for done in range(payload // 10):
+        context.checkpoint(done)
+    saved = clock()
+    said_ns = (said - began - (began - none)) / payload
+    return [said_ns / 1000, (saved - said) / (payload // 10) / 1000]
+
+
+def says(payload: float, context: TaskContext) -> int:
+    """Says as often as it can for so many seconds how far it is."""
+    end = time.monotonic() + payload
+    done = 0
+    while time.monotonic() < end:
+        done += 1
+        context.progress(done, None, "rows")
+        if not done % 100:
+            time.sleep(0.001)  # others run too
+    return done
+
+
+def extends(payload: int, context: TaskContext) -> float:
+    """Microseconds of giving oneself more time."""
+    began = time.perf_counter_ns()
+    for _ in range(payload):
+        context.extend(0.001)
+    return (time.perf_counter_ns() - began) / payload / 1000
+
+
+def progress(server: Server, count: int, seconds: float, rounds: int) -> None:
+    """What saying how far it is costs a handler, and how many calls a process makes for it."""
+    handlers = {"loop": loop, "says": says, "extends": extends}
+    options = {"url": server.unix_url, "stream": "progress"}
+    said, saved, extended = [], [], []
+    with (
+        TaskProducer(**options) as producer,
+        TaskWorker(**options, task_handlers=handlers, processes=1, thread_count=4),
+        server.client() as db,
+    ):
+        for _ in range(rounds):
+            a, b = producer.get_result(producer.add_task("loop", count), 120)
+            said.append(a)
+            saved.append(b)
+            task_id = producer.add_task("extends", 1_000, timeout=60)
+            extended.append(producer.get_result(task_id, 60))
+        db.config_resetstat()
+        ids = [producer.add_task("says", seconds) for _ in range(4)]
+        done = sum(producer.get_result(task_id, seconds + 60) for task_id in ids)
+        stats: Any = db.info("commandstats")
+    calls = stats["cmdstat_evalsha"]["calls"] - 8  # four tasks were added and settled
+    row("context.progress, a call", statistics.median(said), "us", 1.0, spread(said))
+    row("context.checkpoint, a call", statistics.median(saved), "us", None, spread(saved))
+    row("context.extend, a call", statistics.median(extended), "us", None, spread(extended))
+    note = f"four tasks, {done:,} calls of progress; heartbeats included"
+    row("script calls of a process that reports", calls / seconds, "a s", 4.5, note)
+
+
 def main() -> None:
     """Run the scenarios that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -136,6 +204,7 @@ def main() -> None:
             f"{redis.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
         )
         scenarios: dict[str, Callable[[], None]] = {
+            "progress": lambda: progress(server, 1_000_000 // scale, 20.0 / scale, rounds),
             "steps": lambda: steps(server, 900 // scale, rounds),
         }
         for name, scenario in scenarios.items():

@@ -38,6 +38,8 @@ PERIOD_S = 0.3
 CALLS_A_SECOND = 4
 """Most calls of one process in a second, but for checkpoints of attempts that end."""
 _NOT_READ = object()
+_UNCHANGING = (int, str, type(None))
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 Key = tuple[bytes, "WorkerQueue"]
 
@@ -98,7 +100,7 @@ class Report:
     def save(self, cursor: Any) -> None:
         """See TaskContext.checkpoint."""
         try:
-            body = json.dumps(cursor, separators=(",", ":"), allow_nan=False).encode()
+            body = _encode(cursor).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(
                 f"a checkpoint is JSON, such as a number, text, list or dict: {error}"
@@ -108,7 +110,8 @@ class Report:
                 f"a checkpoint has at most {MAX_CHECKPOINT:,} bytes as JSON, not {len(body):,}; "
                 "keep the data elsewhere, and where they are in the checkpoint"
             )
-        self.cursor_ = json.loads(body)  # what the handler changes later was not saved
+        # What the handler changes later was not saved.
+        self.cursor_ = cursor if type(cursor) in _UNCHANGING else json.loads(body)
         self.checkpoint = body
         if not self.unsent:
             self._wants()
