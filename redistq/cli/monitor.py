@@ -118,6 +118,8 @@ def _add_verbs(add: Callable[..., Any]) -> None:
         p.add_argument(option, action="store_true", dest="all", help=f"all {all_of_them}")
         if run is _cancel:
             _add_where(p)
+        elif run is _replay:
+            p.add_argument("--forget-steps", action="store_true", help="from their start")
         p.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -317,7 +319,12 @@ def _resume(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _replay(monitor: TaskMonitor, args: argparse.Namespace) -> int:
-    return _on_dead(monitor, args, monitor.replay, "replayed", "Send", "again")
+    anew: bool = args.forget_steps
+
+    def replay(*ids: str) -> int:
+        return monitor.producer.replay(*ids, forget_steps=anew)
+
+    return _on_dead(monitor, args, replay, "replayed", "Send", "again")
 
 
 def _purge(monitor: TaskMonitor, args: argparse.Namespace) -> int:

@@ -101,3 +101,14 @@ def test_listings_say_what_a_task_waits_for(farm: Farm, run: Run) -> None:
         assert words in farm.producer.get_task(task_id).why
     (row,) = [r for r in json.loads(run("delayed", "--json")[1]) if r["task_id"] == waits]
     assert row["event"] == "order 7: paid"
+
+
+def test_dead_letters_go_on_or_begin_anew(farm: Farm, run: Run) -> None:
+    """`replay` keeps the steps that are done, unless it is asked to forget them."""
+    task_id = put_off(farm)
+    for options, steps in (((), 2), (("--forget-steps",), 0)):
+        farm.client.zadd("delayed:tasks", {task_id: 1}, xx=True)
+        farm.call(farm.commands.promote())
+        farm.settle("w1", farm.fetch("w1"), error={"type": "E", "message": "", "traceback": ""})
+        assert run("replay", task_id, *options)[0] == 0
+        assert len(farm.producer.steps(task_id)) == steps

@@ -83,3 +83,29 @@ def test_everything_that_waits_is_let_in(cluster: str) -> None:
         limit = producer.limits.get("k")
         assert (limit.in_use, limit.waiting) == (0, 0)
         assert producer.snapshot().waiting == 0
+
+
+def durable(payload: Any, context: TaskContext) -> Any:
+    """A step, a sleep and an event."""
+    made = context.step("made", lambda: payload)
+    context.sleep(0.05)
+    return [made, context.wait_for("go", 20)]
+
+
+def test_steps_and_events(cluster: str) -> None:
+    """In two lanes, which share their events."""
+    handlers = {"durable": durable}
+    with (
+        TaskProducer(url=cluster, stream="jobs") as producer,
+        TaskProducer(url=cluster, stream="jobs!high") as urgent,
+        TaskWorker(url=cluster, queues=["jobs!high", "jobs"], task_handlers=handlers, lease=2),
+    ):
+        one, two = producer.add_task("durable", 1), urgent.add_task("durable", 2)
+        deadline = time.monotonic() + 20
+        while len(producer.steps(one)) + len(urgent.steps(two)) < 6:
+            assert time.monotonic() < deadline, "they do not wait"
+            time.sleep(0.01)
+        assert producer.send_event("go", "one", task=one) == 1
+        assert producer.get_result(one, 20) == [1, "one"]
+        assert producer.send_event("go", "all") == 1
+        assert urgent.get_result(two, 20) == [2, "all"]

@@ -57,6 +57,12 @@ def later(payload, context):
         raise Snooze(0.05)
     return "awake"
 
+@task
+def durable(payload, context):
+    made = context.step("made", lambda: payload)
+    context.sleep(0.05)
+    return [made, context.wait_for("go", 20), context.wait_for("never", 0, default=None)]
+
 @task(retries=0)
 def doomed(payload): raise ValueError("always")
 
@@ -159,6 +165,7 @@ def tour_of_tasks(producer: TaskProducer, db: redis.Redis, folder: str) -> None:
     assert result("flaky") == 2
     assert result("later", folder) == "awake"
     assert result("kills_once", folder) == "again"
+    tour_of_steps(producer)
     assert len(producer.add_tasks([("quick", n) for n in range(50)])) == 50
     producer.add_task("nobody-has-it")
     dead = producer.add_task("doomed")
@@ -189,6 +196,16 @@ def tour_of_tasks(producer: TaskProducer, db: redis.Redis, folder: str) -> None:
     # A worker of another machine that died: its lease runs out.
     db.zadd("workers:tasks", {"gone": 1})
     until(lambda: "gone" not in registered(db), "the dead worker is taken off", 20)
+
+
+def tour_of_steps(producer: TaskProducer) -> None:
+    """Steps, sleeps and events."""
+    for task in (None, "durable-1"):
+        task_id = producer.add_task("durable", 1, task_id=f"durable-{1 if task else 0}")
+        until(lambda t=task_id: len(producer.steps(t)) == 3, "it waits")
+        assert producer.send_event("go", "went", task=task) == 1
+        assert producer.get_result(task_id, timeout=20) == [1, "went", None]
+        producer.broker.call(("DEL", producer.keys.event_prefix + "go"))
 
 
 async def tour_with_await(url: str) -> None:

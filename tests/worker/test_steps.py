@@ -27,6 +27,7 @@ from redistq import (
     TaskFailed,
     TaskProducer,
     TaskWorker,
+    Unique,
     UnknownTask,
     limit,
 )
@@ -162,6 +163,44 @@ def conversation(payload: Any, context: TaskContext) -> list[Any]:
     except EventTimeout as error:
         found.append(str(error))
     return found
+
+
+@registry.task
+def in_turn(payload: Any, context: TaskContext) -> None:
+    """Notes when it begins, sleeps, and notes its end."""
+    context.step("begin", note, f"{payload} begins")
+    context.sleep(0.1)
+    context.step("end", note, f"{payload} ends")
+
+
+@registry.task(timeout=0.8)
+def long_in_all(payload: Any, context: TaskContext) -> int:
+    """Half a second of work, three times, with a sleep between."""
+    for number in range(3):
+        context.step(f"work {number}", lambda: threading.Event().wait(0.5))
+        context.sleep(0.01)
+    return 3
+
+
+@registry.task
+def has_cursor(payload: Any, context: TaskContext) -> Any:
+    """Saves where it is before it sleeps."""
+    before = context.cursor
+    context.checkpoint({"at": 5})
+    context.sleep(0.01)
+    return [before, context.step("cursor", lambda: context.cursor)]
+
+
+@registry.task
+def works_long(payload: Any, context: TaskContext) -> None:
+    """A step that takes until it is interrupted."""
+
+    def forever() -> None:
+        note("started")
+        while True:
+            threading.Event().wait(0.01)
+
+    context.step("forever", forever)
 
 
 @pytest.fixture
@@ -366,6 +405,49 @@ def test_a_limit_is_free_while_a_task_sleeps(producer: TaskProducer, worker: Tas
     for task_id in ids:
         producer.get_result(task_id, 10)
     assert producer.limits.get("alone").in_use == 0
+
+
+def test_a_strict_order_is_kept_while_its_first_sleeps(
+    producer: TaskProducer, worker: TaskWorker
+) -> None:
+    """Nobody overtakes it."""
+    ids = [producer.add_task("in_turn", n, order="one") for n in range(3)]
+    for task_id in ids:
+        producer.get_result(task_id, 10)
+    assert made == [f"{n} {word}" for n in range(3) for word in ("begins", "ends")]
+
+
+def test_a_task_that_sleeps_has_started(producer: TaskProducer, worker: TaskWorker) -> None:
+    """Another of its unique key replaces neither its payload nor its time."""
+    first = producer.add_task("order", {"sleep": 60}, unique="one")
+    until(lambda: producer.get_task(first).state == "delayed", "it sleeps")
+    due = producer.broker.call(("ZSCORE", producer.keys.delayed, first))
+    for conflict in ("replace", "push"):
+        other = producer.add_task("order", {}, unique=Unique("one", conflict=conflict), delay=1)
+        assert (other, other.outcome) == (first, "joined")
+    assert producer.get_task(first).payload == {"sleep": 60}
+    assert producer.broker.call(("ZSCORE", producer.keys.delayed, first)) == due
+
+
+def test_a_time_limit_is_for_each_attempt(producer: TaskProducer, worker: TaskWorker) -> None:
+    """One of 0.8 s, and a second and a half of work in three attempts."""
+    assert producer.get_result(producer.add_task("long_in_all"), 20) == 3
+
+
+def test_a_checkpoint_is_there_after_a_sleep(producer: TaskProducer, worker: TaskWorker) -> None:
+    """It is on the server before the task is put off."""
+    assert producer.get_result(producer.add_task("has_cursor"), 10) == [{"at": 5}, {"at": 5}]
+
+
+def test_a_step_is_interrupted_when_its_task_is_to_end(
+    producer: TaskProducer, worker: TaskWorker
+) -> None:
+    """It is not kept, and the task ends as cancelled."""
+    task_id = producer.add_task("works_long")
+    until(lambda: made, "the step runs")
+    assert producer.cancel(task_id, running="ask") == {task_id: "asked"}
+    until(lambda: producer.get_task(task_id).state == "cancelled", "it ends")
+    assert producer.steps(task_id) == []
 
 
 def test_replay_goes_on_after_the_steps_or_forgets_them(
