@@ -23,6 +23,7 @@
 --   7 batches_limit: most batches, the newest
 --   8 held: entries in workers' hands whose details the caller has, as JSON: entry to id
 --   9 limits_limit: most limit keys, those under which most tasks wait
+--   10 schedules_limit: most schedules, the next ones
 --   for each known dead letter (2): id, died_ms
 -- RETURN: figures (see snapshot); events, newest first, as XREVRANGE answers; running: a list of
 --   entry, consumer, idle ms, started (1 when the last heartbeat listed it), id, name, attempt,
@@ -30,11 +31,13 @@
 --   died_ms, details as a flat list (none when they are known); batches: id, fields as a flat list;
 --   reasons of the 100 oldest waiting tasks, a flat list of reason, count; limit keys: a list of key, the
 --   key or pattern whose rule holds ('' none), its rule, slots in use, how many wait, the theoretical
---   arrival time of its rate in ms and paused since in ms ('' none)
+--   arrival time of its rate in ms and paused since in ms ('' none); schedules: a list of name, record without
+--   its payload, state of the last task ('' unknown)
 -- COST: snapshot; one entry read an event, running task, dead letter and batch listed, and the progress of each
 --   running task; one record a waiting
 --   task looked at, the 100 oldest (and newest, where there are many limit keys); HLEN, one HMGET of the
---   limit keys looked at and one a key listed; nothing that grows with the queue
+--   limit keys looked at and one a key listed; HLEN and, where there are schedules, ZRANGE three times and HGET + HMGET a
+--   schedule listed; nothing that grows with the queue
 -- WHY: one script, because what a worker runs is known only after the workers are, and because a
 --   second round trip would show another instant. A failed task may carry 20 kB of traceback and
 --   an entry a payload of megabytes: the caller says which ones it has, and they are not read again.
@@ -51,6 +54,7 @@ local TASK, WAITING, LIMITS = KEYS[9], KEYS[12], KEYS[13]
 --@include ref
 --@include limit_row
 --@include waits
+--@include agenda
 local now = now_ms()
 local numbers, workers = figures(tonumber(ARGV[2]))
 local events = look({}, 'XREVRANGE', HISTORY, '+', ARGV[3] == '' and '-' or '(' .. ARGV[3],
@@ -80,7 +84,7 @@ for i = 1, #busy do
   left = left - #page
 end
 local known = {}
-for at = 10, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
+for at = 11, #ARGV, 2 do known[ARGV[at]] = ARGV[at + 1] end
 local members, dead = look({}, 'ZREVRANGE', DEAD, 0, tonumber(ARGV[6]) - 1, 'WITHSCORES'), {}
 for i = 1, #members, 2 do
   local flat = {}
@@ -92,4 +96,4 @@ end
 local ids, batches = look({}, 'ZREVRANGE', KEYS[10], 0, tonumber(ARGV[7]) - 1), {}
 for i = 1, #ids do batches[i] = { ids[i], look({}, 'HGETALL', KEYS[11] .. ids[i]) } end
 local reasons, keys = waits(100, tonumber(ARGV[9]))
-return { numbers, events, running, dead, batches, reasons, keys }
+return { numbers, events, running, dead, batches, reasons, keys, agenda(tonumber(ARGV[10])) }

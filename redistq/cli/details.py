@@ -5,8 +5,12 @@ Used by the screen. It asks through the monitor, and returns plain lines.
 
 from __future__ import annotations
 
+from itertools import islice
+
+from ..dashboard.agenda import last_said, next_said
 from ..dashboard.feed import limit_now, rule_said
-from ..display.text import clean, clock, duration, one_line
+from ..display.text import clean, clock, duration, iso, one_line
+from ..monitor.agenda import ScheduleRow
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event, Running
 from ..protocol.limits import LimitState
@@ -16,10 +20,15 @@ WAITING_READ = 200
 
 
 def describe(
-    monitor: TaskMonitor, row: Event | Running | DeadLetter | LimitState, now_ms: int
+    monitor: TaskMonitor, row: Event | Running | DeadLetter | LimitState | ScheduleRow, now_ms: int
 ) -> list[str]:
     """Return what is known of a row of the screen. Raises RedistqError."""
-    lines = _limit(monitor, row, now_ms) if isinstance(row, LimitState) else _task(monitor, row.id)
+    if isinstance(row, LimitState):
+        lines = _limit(monitor, row, now_ms)
+    elif isinstance(row, ScheduleRow):
+        lines = _schedule(row, now_ms)
+    else:
+        lines = _task(monitor, row.id)
     return [clean(line.expandtabs(4), 1000) for line in lines]
 
 
@@ -55,3 +64,23 @@ def _limit(monitor: TaskMonitor, limit: LimitState, now_ms: int) -> list[str]:
         if task.under == limit.key:
             lines.append(f"{task.id}  {task.name}  {task.reason}  {duration(task.waited_ms)}")
     return lines
+
+
+def _schedule(row: ScheduleRow, now_ms: int) -> list[str]:
+    """Return a schedule: its next times, and what became of the last one."""
+    schedule = row.schedule
+    lines = [
+        f"{schedule.name}  {schedule.rule}",
+        f"{next_said(row, now_ms)}; adds {schedule.task} to {schedule.queue}",
+        f"missed: {schedule.missed}, overlap: {schedule.overlap}, by {schedule.source}",
+        f"{schedule.fired:,} fired, {schedule.skipped:,} skipped",
+        "",
+    ]
+    if schedule.last_id:
+        lines.append(f"last: {schedule.last_id}  {last_said(row, now_ms)}  {row.last_state}")
+    if schedule.fault:
+        lines.append(f"fault: {one_line(schedule.fault)}")
+    times = schedule.timing.times(max(now_ms, schedule.past_ms), schedule.anchor_ms)
+    if not schedule.paused:
+        lines += ["next:", *(f"  {iso(at)}" for at in islice(times, 5))]
+    return [*lines, "", f"payload: {schedule.payload[:400].decode('utf-8', 'replace')}"]

@@ -1,8 +1,8 @@
 """The live screen of ``redistq monitor dashboard``: a queue in a terminal, a few times a second.
 
 One call to the server a picture. Keys: q quit, p pause or resume, r send dead letters again (asks
-first), P pause or resume the limit key aimed at, arrows move, Tab changes the list, Enter shows a
-task or a limit, Esc goes back. Where output is no
+first), P pause or resume the limit key or schedule aimed at, n run the schedule now, arrows move,
+Tab changes the list, Enter shows a task, a limit or a schedule, Esc goes back. Where output is no
 terminal it prints one picture. The terminal is put back however the screen ends.
 """
 
@@ -19,20 +19,17 @@ from ..dashboard.feed import (
     Feed,
     View,
     alerts,
-    limit_now,
-    progress_said,
     rate_now,
     rates,
-    rule_said,
     why_waiting,
 )
-from ..display.text import clean, clock, duration, gauge, look, one_line, plural
+from ..display.text import clean, clock, duration, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import Tick, workers_of
 from ..system.interpreter import require
 from .details import describe
-from .tables import STYLES
+from .rows import row_line
 from .tables import console as console_for
 from .terminal import Keys, Line, columns, drawn, figures, fit, spark
 
@@ -44,12 +41,18 @@ NOTICE_S = 4.0
 HEADINGS = {
     "running": "In hand",
     "limits": "Limits",
+    "schedules": "Schedules",
     "recent": "Recent",
     "dead": "Dead letters",
 }
-LISTS = ("running", "limits", "recent", "dead")
+LISTS = ("running", "limits", "schedules", "recent", "dead")
+OPTIONAL = ("limits", "schedules")
+"""Lists that are there once there is something in them."""
 HELP = "q quit  p pause/resume  r retry dead  ↑↓ move  Tab list  Enter show"
-HELP_LIMITS = "q quit  p pause queue  P pause/resume key  ↑↓ move  Tab list  Enter show"
+HELPS = {
+    "limits": "q quit  p pause queue  P pause/resume key  ↑↓ move  Tab list  Enter show",
+    "schedules": "q quit  P pause/resume schedule  n run now  ↑↓ move  Tab list  Enter show",
+}
 
 
 def feed_of(monitor: TaskMonitor) -> Feed:
@@ -63,6 +66,7 @@ def feed_of(monitor: TaskMonitor) -> Feed:
         running=RUNNING_KEPT,
         batches=1,
         limits=LIMITS_KEPT,
+        schedules=LIMITS_KEPT,
     )
 
 
@@ -98,6 +102,8 @@ class Screen:
             return list(self.tick.running)
         if name == "limits":
             return [limit for limit in self.tick.limits if limit.has_rule or limit.waiting]
+        if name == "schedules":
+            return list(self.tick.schedules)
         return list(self.feed.recent) if name == "recent" else list(self.tick.dead)
 
     # -- keys ------------------------------------------------------------------------------------
@@ -114,6 +120,8 @@ class Screen:
             self._pause()
         elif key == "P" and self.focus == "limits":
             self._pause_key()
+        elif key in ("P", "n") and self.focus == "schedules":
+            self._change_schedule(key)
         elif key == "r":
             dead = self.tick.snapshot.dead if self.tick else 0
             if dead:
@@ -132,7 +140,7 @@ class Screen:
 
     def _turn(self, step: int) -> None:
         """Go to the next list; limits are one only where there are some."""
-        lists = [name for name in LISTS if name != "limits" or self.rows(name)]
+        lists = [name for name in LISTS if name not in OPTIONAL or self.rows(name)]
         at = lists.index(self.focus) if self.focus in lists else 0
         self.focus = lists[(at + step) % len(lists)]
 
@@ -166,6 +174,22 @@ class Screen:
             else:
                 self.monitor.producer.limits.pause(limit.key)
             self.say(f"{clean(limit.key)} is {'resumed' if limit.paused else 'paused'}")
+            self.feed.refresh()
+
+    def _change_schedule(self, key: str) -> None:
+        rows = self.rows("schedules")
+        if not rows:
+            return
+        schedule = rows[min(self.at["schedules"], len(rows) - 1)].schedule
+        schedules = self.monitor.producer.schedules
+        with self._trying():
+            if key == "n":
+                self.say(f"{clean(schedules.run_now(schedule.name))} is there")
+            else:
+                change = schedules.resume if schedule.paused else schedules.pause
+                change(schedule.name)
+                done = "resumed" if schedule.paused else "paused"
+                self.say(f"{clean(schedule.name)} is {done}")
             self.feed.refresh()
 
     def _show(self) -> None:
@@ -261,7 +285,7 @@ class Screen:
             return [(f" {clean(self.notice, 300)} ", "reverse")]
         if self.detail is not None:
             return [("Esc back  ↑↓ move", "dim")]
-        return [(HELP_LIMITS if self.focus == "limits" else HELP, "dim")]
+        return [(HELPS.get(self.focus, HELP), "dim")]
 
     def _body(self, width: int, room: int, live: bool) -> list[Line]:
         assert self.tick is not None
@@ -292,10 +316,11 @@ class Screen:
     def _shares(self, room: int) -> dict[str, int]:
         """Return how many lines each list gets: its heading and what it needs, then the rest."""
         needs = {name: len(self.rows(name)) + 1 for name in LISTS}
-        if needs["limits"] == 1:
-            needs["limits"] = 0  # a queue without limits is not told of them
+        for name in OPTIONAL:
+            if needs[name] == 1:
+                needs[name] = 0  # a queue without limits is not told of them
         shares = {name: min(needs[name], max(2, room // 5)) for name in LISTS}
-        for name in (self.focus, "recent", "dead", "running", "limits"):
+        for name in (self.focus, "recent", "dead", "running", "limits", "schedules"):
             left = room - sum(shares.values())
             shares[name] += max(0, min(left, needs[name] - shares[name]))
         return shares
@@ -317,55 +342,9 @@ class Screen:
         first = max(0, min(at - (share - 1) // 2, len(rows) - (share - 1)))
         for i, row in enumerate(rows[first : first + share - 1], first):
             mark = "▸ " if focused and i == at else "  "
-            line = self._row(name, row, mark, width)
+            line = row_line(name, row, mark, width, self.tick.now_ms)
             lines.append([(text, f"{s} reverse") for text, s in line] if mark != "  " else line)
         return lines
-
-    def _row(self, name: str, row: Any, mark: str, width: int) -> Line:
-        assert self.tick is not None
-        wide = width >= 110
-        if name == "running":
-            last: list[tuple[str, int, str]] = [(row.preview if wide else row.worker, 0, "dim")]
-            if row.progress is not None:
-                part = row.progress.fraction
-                drawn = "" if part is None else gauge(part, 10 if not wide else 20)
-                said = progress_said(row.progress, self.tick.now_ms)
-                last = [(drawn, len(drawn) + 1 if drawn else 1, "green"), (said, 0, "")]
-            return columns(
-                width,
-                (mark + row.name, 26 if not wide else 40, ""),
-                (row.id, 21, "dim"),
-                (duration(self.tick.now_ms - row.since_ms), 10, ""),
-                *([(f"try {row.attempt}", 7, "")] if row.progress is None or wide else []),
-                *last,
-            )
-        if name == "limits":
-            used = f"{row.in_use:,}" + ("" if row.at_most is None else f"/{row.at_most:,}")
-            return columns(
-                width,
-                (mark + row.key, 26 if not wide else 40, ""),
-                (f"{used} in use", 14, ""),
-                (f"{row.waiting:,} waiting", 14, ""),
-                (limit_now(row, self.tick.now_ms), 0 if not wide else 30, ""),
-                (rule_said(row) if wide else "", 0, "dim"),
-            )
-        if name == "recent":
-            seen = look(row.state)
-            return columns(
-                width,
-                (mark + clock(row.finished_ms), 11, ""),
-                (f"{seen.glyph} {seen.word}", 12, STYLES.get(row.state, "")),
-                (row.name, 22 if not wide else 40, ""),
-                (f"ran {duration(row.run_ms)}", 12, ""),
-                (row.note or (row.worker if wide else ""), 20 if not wide else 26, ""),
-                (row.id if wide else "", 0, "dim"),
-            )
-        return columns(
-            width,
-            (mark + clock(row.died_ms), 11, ""),
-            (row.name, 18 if not wide else 40, ""),
-            (f"{row.error_type}: {row.error}", 0, "red"),
-        )
 
 
 def _moved(at: int, key: str, last: int) -> int:

@@ -36,7 +36,7 @@ from ..errors import RedistqError
 from ..logger import logger
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import Event
-from ..monitor.tick import Tick, condition
+from ..monitor.tick import LATE_MS, Tick, condition
 from ..protocol.commands import WorkerRow
 from ..protocol.limits import DOOR, LimitState
 from ..protocol.progress import Progress
@@ -306,6 +306,12 @@ def alerts(view: View) -> list[tuple[str, str]]:
         late = duration(now.late_ms)
         what = "timer" if shot.next_due_ms is None else "delayed task"
         found.append((WARNING, f"⚠ A {what} is {late} late: no scheduler moves it."))
+    if tick.schedules and not now.late_ms and not now.paused:
+        first = tick.schedules[0]
+        late_ms = tick.now_ms - first.schedule.next_ms
+        if late_ms > LATE_MS and not first.schedule.paused and not first.schedule.fault:
+            words = f"⚠ Schedule {clean(first.schedule.name)} is {duration(late_ms)} late: no "
+            found.append((WARNING, f"{words}scheduler fires it. Start a worker: {start}"))
     if not found and now.empty:
         ready = plural(len(now.living), "worker")
         found.append((QUEUED.color, f"✔ Nothing waits and nothing runs. {ready} ready."))

@@ -47,6 +47,7 @@ from ..monitor.tick import Tick, running_of, slots_of
 from ..protocol.commands import WorkerRow
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
+from .agenda import schedules as schedules
 from .feed import (
     CALL_PREFIX,
     EVENTS_SHOWN,
@@ -429,6 +430,7 @@ def page(view: View) -> Html:
         notice(view),
         workers(view),
         limits(view),
+        schedules(view),
         batches(view),
         recent(view),
         failures(view),

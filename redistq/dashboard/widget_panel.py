@@ -23,7 +23,7 @@ from . import page
 from .feed import LETTERS_SHOWN, Feed, View, line
 from .page import letter
 from .refresher import refresher
-from .widgets import KeyChoice, close, ipywidgets, update
+from .widgets import KeyChoice, ScheduleChoice, close, ipywidgets, update
 
 GONE_AFTER_S = 4.0
 """So long must a dashboard that was seen have no view before it counts as cleared away."""
@@ -32,7 +32,7 @@ UNSEEN_AFTER_S = 10.0
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
-PARTS = ("head", "notice", "workers", "limits", "batches", "recent", "failed")
+PARTS = ("head", "notice", "workers", "limits", "schedules", "batches", "recent", "failed")
 BUTTONS = (
     ("pause", "Pause", "Let no worker start another task", "pause"),
     ("retry", "Retry failed", "Send every dead letter again", "ask retry"),
@@ -82,7 +82,7 @@ class WidgetPanel:
         self.notice = ""
         self.audience = Audience()
         self.letters = Letters()
-        self.widgets, self.keys = build(self._command, self.letters)
+        self.widgets, self.keys, self.agenda = build(self._command, self.letters)
         self._refresh = refresh
         self._outlet = Outlet()
         self._commands: deque[str] = deque()
@@ -130,6 +130,7 @@ class WidgetPanel:
         update(self.widgets["notice"], value=str(page.notice(view)))
         update(self.widgets["workers"], value=str(page.workers(view)))
         update(self.widgets["limits"], value=str(page.limits(view)))
+        update(self.widgets["schedules"], value=str(page.schedules(view)))
         update(self.widgets["batches"], value=str(page.batches(view)))
         update(self.widgets["recent"], value=str(page.recent(view)))
         update(self.widgets["failed"], value=str(page.failures(view)))
@@ -162,6 +163,7 @@ class WidgetPanel:
             disabled=busy or not waiting,
         )
         self.keys.render(view, busy)
+        self.agenda.render(view, busy)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -225,6 +227,10 @@ class WidgetPanel:
             self._work = self._toggle_pause()
         elif verb == "key" and what and self._work is None:
             self._work = self._toggle_key(what)
+        elif verb == "schedule" and what and self._work is None:
+            self._work = self._toggle_schedule(what)
+        elif verb == "run" and what and self._work is None:
+            self._work = self._run_now(what)
 
     def _ask(self, what: str) -> None:
         shot = self.feed.tick.snapshot if self.feed.tick else None
@@ -279,6 +285,23 @@ class WidgetPanel:
             limits.pause(key)
         return f"{self._now()} {key} is {'resumed' if paused else 'paused'}."
 
+    def _toggle_schedule(self, name: str) -> Progress:
+        yield ""
+        paused = self.agenda.is_paused(name)
+        schedules = self.feed.monitor.producer.schedules
+        if paused:
+            schedules.resume(name)
+        else:
+            schedules.pause(name)
+        return f"{self._now()} Schedule {name} is {'resumed' if paused else 'paused'}."
+
+    def _run_now(self, name: str) -> Progress:
+        yield ""
+        task_id = self.feed.monitor.producer.schedules.run_now(name)
+        if task_id.outcome == "joined":
+            return f"{self._now()} {task_id} has not ended, and no other runs beside it."
+        return f"{self._now()} {task_id} is added."
+
     def _retry_all(self) -> Progress:
         yield "Sending failed tasks again …"
         count = self.feed.monitor.replay()
@@ -327,9 +350,11 @@ def _unstarted(shot: Snapshot) -> int:
     return shot.ready + shot.delayed + shot.waiting
 
 
-def build(on_command: Callable[[str], None], letters: Letters) -> tuple[dict[str, Any], KeyChoice]:
-    """Return the widgets by name, and the choice of limit keys; ``root`` holds the others as they
-    are laid out.
+def build(
+    on_command: Callable[[str], None], letters: Letters
+) -> tuple[dict[str, Any], KeyChoice, ScheduleChoice]:
+    """Return the widgets by name, and the choices of limit keys and of schedules; ``root`` holds
+    the others as they are laid out.
 
     ``on_command`` is called with a button's command, in any thread.
     """
@@ -363,6 +388,9 @@ def build(on_command: Callable[[str], None], letters: Letters) -> tuple[dict[str
     )
     keys = KeyChoice(button, on_command)
     found |= {"key": keys.choice, "key_pause": keys.button, "keys": keys.box}
+    agenda = ScheduleChoice(button, on_command)
+    found |= {"schedule": agenda.choice, "schedule_pause": agenda.pause}
+    found |= {"schedule_run": agenda.run, "agenda": agenda.box}
     found["letters"] = w.VBox(letters.slots, layout=w.Layout(width="100%"))
     order = [
         "head",
@@ -372,6 +400,8 @@ def build(on_command: Callable[[str], None], letters: Letters) -> tuple[dict[str
         "workers",
         "limits",
         "keys",
+        "schedules",
+        "agenda",
         "batches",
         "recent",
         "failed",
@@ -380,7 +410,7 @@ def build(on_command: Callable[[str], None], letters: Letters) -> tuple[dict[str
         [*(found[name] for name in order), found["letters"]],
         layout=w.Layout(width="100%", padding="4px 8px"),
     )
-    return found, keys
+    return found, keys, agenda
 
 
 class Letters:

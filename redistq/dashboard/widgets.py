@@ -1,15 +1,17 @@
 """What the live dashboard does with widgets of any kind: set what has changed, and close them.
 
-Used by the panel; ``KeyChoice`` is its control for the limit keys. ipywidgets is imported when the
+Used by the panel; ``KeyChoice`` and ``ScheduleChoice`` are its controls for limit keys and
+schedules. ipywidgets is imported when the
 first widget is made.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..monitor.agenda import ScheduleRow
 from ..protocol.limits import LimitState
 from ..system.interpreter import require
 from .feed import View
@@ -91,3 +93,56 @@ class KeyChoice:
         """Return whether a key was paused when it was last looked at."""
         limit = self._limits.get(key or "")
         return limit is not None and limit.paused_ms is not None
+
+
+class ScheduleChoice:
+    """One schedule of those that are shown, with buttons that pause or resume it and run it now.
+
+    ``on_command`` is called with ``schedule NAME`` or ``run NAME``, in any thread. A schedule stays
+    chosen while others come and go.
+    """
+
+    def __init__(self, button: Callable[..., Any], on_command: Callable[[str], None]) -> None:
+        w = ipywidgets()
+        self.choice = w.Dropdown(
+            options=[],
+            description="Schedule",
+            style={"description_width": "initial"},
+            layout=w.Layout(width="auto", min_width="16em"),
+        )
+        self.pause = button("Pause schedule", "Let it fire no more", "")
+        self.run = button("Run now", "Add its task at once, beside its times", "")
+        self.pause.on_click(lambda _: on_command(f"schedule {self.choice.value or ''}"))
+        self.run.on_click(lambda _: on_command(f"run {self.choice.value or ''}"))
+        self.box = w.HBox(
+            [self.choice, self.pause, self.run],
+            layout=w.Layout(display="none", flex_flow="row wrap"),
+        )
+        self._paused: dict[str, bool] = {}
+
+    def render(self, view: View, busy: bool) -> None:
+        """Offer the schedules of a view; nothing is shown where there are none."""
+        rows = view.tick.schedules if view.tick else ()
+        self._paused = {name: row.schedule.paused for name, row in sorted(_by_name(rows).items())}
+        names = tuple(self._paused)
+        if tuple(self.choice.options) != names:
+            chosen = self.choice.value
+            self.choice.options = names
+            self.choice.value = chosen if chosen in names else next(iter(names), None)
+        paused = self.is_paused(self.choice.value)
+        update(
+            self.pause,
+            description="Resume schedule" if paused else "Pause schedule",
+            tooltip="Let it fire at its next time" if paused else "Let it fire no more",
+            disabled=busy or not names,
+        )
+        update(self.run, disabled=busy or not names)
+        update(self.box.layout, display="flex" if names else "none")
+
+    def is_paused(self, name: str | None) -> bool:
+        """Return whether a schedule was paused when it was last looked at."""
+        return self._paused.get(name or "", False)
+
+
+def _by_name(rows: Iterable[ScheduleRow]) -> dict[str, ScheduleRow]:
+    return {row.schedule.name: row for row in rows}

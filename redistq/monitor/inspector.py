@@ -20,6 +20,7 @@ from ..protocol.limits import states_of
 from ..protocol.plain_commands import TIME, read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
+from .agenda import ScheduleRow
 from .rows import (
     BatchRow,
     ConsumerRow,
@@ -39,7 +40,7 @@ from .rows import (
     read_event,
     text_of,
 )
-from .schedules import ScheduleRow, read_rows
+from .schedules import read_rows
 from .waits import GraphRow, LimitRow, WaitingRow, read_waiting
 
 FACTS_PAGE = 1000

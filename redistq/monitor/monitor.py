@@ -16,7 +16,7 @@ from ..producer.clearing import lanes_of, purge
 from ..producer.operations import Wish
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
-from ..protocol.keys import COUNTED, DEFAULT_QUEUE
+from ..protocol.keys import COUNTED, DEFAULT_QUEUE, without_priority
 from ..protocol.plain_commands import TIME, read_time
 from . import columns, frames
 from .events import Followed
@@ -87,6 +87,7 @@ class TaskMonitor(Followed, Scheduled):
         dead: int = 10,
         batches: int = 8,
         limits: int = 8,
+        schedules: int = 8,
     ) -> Tick:
         """Return all that one refresh of a dashboard shows, in one call: see Tick.
 
@@ -100,6 +101,7 @@ class TaskMonitor(Followed, Scheduled):
             "dead": dead,
             "batches": batches,
             "limits": limits,
+            "schedules": schedules,
         }
         for name, value in most.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -108,7 +110,7 @@ class TaskMonitor(Followed, Scheduled):
         known = self._dead
         ids = {entry: task.id for entry, task in held.items()}
         reply = self.broker.call(self.commands.tick(after or "", known, held=ids, **most))
-        tick = read_tick(reply, after or "", events, held, known)
+        tick = read_tick(reply, after or "", events, held, known, without_priority(self.queue))
         # Payloads and tracebacks are sent once. Replaced as a whole: another thread sees one or the
         # other.
         self._held = {task.entry: task for task in tick.running}

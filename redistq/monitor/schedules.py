@@ -1,20 +1,19 @@
-"""The schedules of a queue as records and as a DataFrame: when each fires, and what became of it.
+"""The schedules of a queue, all of them: as records, and as a DataFrame.
 
-Used by TaskMonitor, the command line and the live screen.
+Used by TaskMonitor and the command line; dashboards read some with each tick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..connection.broker import Broker
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
 from ..protocol.plain_commands import TIME, read_time
-from ..protocol.schedules import Schedule, read_all
+from ..protocol.schedules import read_all
 from . import columns, frames
+from .agenda import ScheduleRow, in_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,45 +22,6 @@ if TYPE_CHECKING:
 
 PAGE = 500
 """Schedules asked for in one call."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRow:
-    """A schedule as it stands, with the state of its last task ('' for none that is known)."""
-
-    schedule: Schedule
-    last_state: str
-    now_ms: int
-
-    @property
-    def state(self) -> str:
-        """Whether it fires: active or paused."""
-        return "paused" if self.schedule.paused else "active"
-
-    @property
-    def next_ms(self) -> int | None:
-        """When it fires next; None while it is paused."""
-        return None if self.schedule.paused else self.schedule.next_ms
-
-    @property
-    def next_in_ms(self) -> int | None:
-        """In how many ms; below 0 when it is late."""
-        return None if self.next_ms is None else self.next_ms - self.now_ms
-
-    @property
-    def last_ms(self) -> int | None:
-        """The time of the last occurrence that ran; None for none."""
-        return self.schedule.last_ms or None
-
-
-def rows_of(
-    schedules: Sequence[Schedule], states: Sequence[str], now_ms: int
-) -> tuple[ScheduleRow, ...]:
-    """Return schedules with the states of their last tasks, the next first, paused ones last."""
-    made = [ScheduleRow(*pair, now_ms) for pair in zip(schedules, states, strict=True)]
-    return tuple(
-        sorted(made, key=lambda r: (r.schedule.paused, r.schedule.next_ms, r.schedule.name))
-    )
 
 
 def read_rows(broker: Broker, commands: Commands, n: int | None) -> list[ScheduleRow]:
@@ -76,7 +36,7 @@ def read_rows(broker: Broker, commands: Commands, n: int | None) -> list[Schedul
             break
     schedules = list(read_all(found.items(), without_priority(commands.keys.stream)).values())
     now_ms = read_time(broker.call(TIME))
-    order = rows_of(schedules, [""] * len(schedules), now_ms)[:n]
+    order = in_order(ScheduleRow(schedule, "", now_ms) for schedule in schedules)[:n]
     lanes = {queue: _lane(commands, queue) for queue in {row.schedule.queue for row in order}}
     asked = [row for row in order if row.schedule.last_id]
     watches = [lanes[row.schedule.queue].watch(row.schedule.last_id) for row in asked]

@@ -16,6 +16,7 @@ from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.keys import COUNTED, ENDED
 from ..protocol.limits import LimitState
 from ..protocol.waits import read_limit, read_reasons
+from .agenda import ScheduleRow, read_agenda
 from .rows import (
     BatchRow,
     DeadLetter,
@@ -62,7 +63,7 @@ class Tick:
     ``cursor`` is the ``after`` of the next tick. ``running`` is what living workers hold, a fair
     share of each; ``dead`` the newest dead letters and ``batches`` the newest batches, newest
     first. ``reasons`` counts why the oldest hundred of the waiting tasks wait, and ``limits`` are
-    the limit keys under which most wait.
+    the limit keys under which most wait; ``schedules`` those that fire next, of all priorities.
     """
 
     snapshot: Snapshot
@@ -74,6 +75,7 @@ class Tick:
     batches: tuple[BatchRow, ...] = field(default=())
     reasons: dict[str, int] = field(default_factory=dict)
     limits: tuple[LimitState, ...] = field(default=())
+    schedules: tuple[ScheduleRow, ...] = field(default=())
 
     @property
     def now_ms(self) -> int:
@@ -325,9 +327,11 @@ def read_tick(
     limit: int,
     held: Mapping[str, Running],
     known: Mapping[tuple[str, int], DeadLetter],
+    base: str = "",
 ) -> Tick:
-    """Return ``Commands.tick``'s answer; ``held`` and ``known`` are what was not sent again."""
-    figures, events, running, dead, batches, reasons, limits = reply
+    """Return ``Commands.tick``'s answer; ``held`` and ``known`` are what was not sent again,
+    ``base`` the queue's name without a priority."""
+    figures, events, running, dead, batches, reasons, limits, schedules = reply
     snapshot = Commands.read_snapshot(figures)
     read = tuple(read_event(entry, flat) for entry, flat in reversed(events))
     letters = []
@@ -346,4 +350,5 @@ def read_tick(
         batches=tuple(read_batch(text_of(row[0]), fields_of(row[1])) for row in batches),
         reasons=read_reasons(reasons),
         limits=tuple(map(read_limit, limits)),
+        schedules=read_agenda(schedules, base, snapshot.now_ms),
     )

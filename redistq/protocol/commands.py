@@ -549,6 +549,7 @@ class Commands(PlainCommands):
         dead: int,
         batches: int,
         limits: int = 8,
+        schedules: int = 8,
     ) -> Command:
         """All of one dashboard refresh; ``held`` are entries in workers' hands that are known, with
         their ids. ``tick.read_tick`` reads the answer."""
@@ -561,6 +562,7 @@ class Commands(PlainCommands):
             dead_limit=dead,
             batches_limit=batches,
             limits_limit=limits,
+            schedules_limit=schedules,
             held=dumps(held or {}),
         )
 

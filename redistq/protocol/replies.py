@@ -296,6 +296,7 @@ def _tick(x: Any) -> bool:
         lambda batches: _list(batches, lambda batch: _row(batch, _text, _flat)),
         _flat,
         lambda keys: _list(keys, _limit),
+        lambda rows: _list(rows, lambda row: _row(row, _text, _text, _text)),
     )
 
 

@@ -462,6 +462,34 @@ def test_a_limit_is_paused_from_the_screen(farm: Farm, screen: Any) -> None:
     assert terminal.ends() == 0
 
 
+def test_a_schedule_is_changed_from_the_screen(farm: Farm, screen: Any) -> None:
+    """Its list is there once there are schedules; P pauses the one aimed at, n runs it now, Enter
+    shows its next times."""
+    terminal = screen()
+    terminal.shows("queued 0")
+    assert "Schedules" not in terminal.text
+    farm.producer.schedules.set("nightly", cron="0 3 * * *", task="work")
+    terminal.shows("Schedules (1)")
+    terminal.shows("At 03:00 every day")
+    for _ in range(3):  # recent, dead, in hand, schedules
+        terminal.press(b"\t")
+    terminal.shows("n run now")
+    terminal.press(b"n")
+    terminal.shows("is there")
+    terminal.shows("queued 1")
+    terminal.press(b"P")
+    terminal.shows("nightly is paused")
+    terminal.shows("‖ paused")
+    terminal.press(b"P")
+    terminal.shows("nightly is resumed")
+    terminal.press(b"\r")
+    terminal.shows("missed: once, overlap: skip, by api")
+    terminal.shows("next:")
+    terminal.press(b"\x1b")
+    terminal.press(b"q")
+    assert terminal.ends() == 0
+
+
 def test_figures_move(farm: Farm, screen: Any) -> None:
     """What is added while the screen is up appears by itself."""
     terminal = screen()

@@ -137,6 +137,7 @@ def test_the_rights_in_the_guide_are_enough_for_everything(
     with guarded.client() as db:
         with TaskProducer(url=url) as producer:
             tour_of_tasks(producer, db, folder)
+        tour_of_schedules(url)
         asyncio.run(tour_with_await(url))
         with Client(url, signing_key=KEY) as client:
             tour_of_calls(client)
@@ -151,6 +152,25 @@ def test_the_rights_in_the_guide_are_enough_for_everything(
     granted = [word[1:] for word in rules() if word.startswith("+")]
     needless = [name for name in granted if not {name, name.partition("|")[0]} & used]
     assert needless == []
+
+
+def tour_of_schedules(url: str) -> None:
+    """Every way of a periodic task, and a scheduler that fires."""
+    with (
+        TaskProducer(url=url) as producer,
+        TaskScheduler(url=url),
+        TaskMonitor(url=url) as monitor,
+    ):
+        schedules = producer.schedules
+        schedules.set("s", every=0.2, task="quick", limits="scheduled")
+        until(lambda: schedules["s"].fired >= 1, "it fires")
+        schedules.pause("s")
+        schedules.resume("s")
+        schedules.run_now("s")
+        assert len(schedules.backfill("s", time.time() - 5, time.time())) > 20
+        assert set(schedules.all()) == {"s"}
+        assert len(monitor.tick().schedules) == len(monitor.records.schedules()) == 1
+        schedules.delete("s")
 
 
 def tour_of_tasks(producer: TaskProducer, db: redis.Redis, folder: str) -> None:

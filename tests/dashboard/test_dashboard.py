@@ -23,10 +23,13 @@ from redistq.dashboard.feed import Feed, Point, View, alerts, line, plain, rates
 from redistq.display import html
 from redistq.display.text import LOOKS, WARNING, clean, duration
 from redistq.errors import ServerUnavailable
+from redistq.monitor.agenda import ScheduleRow
 from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
 from redistq.monitor.tick import Tick
 from redistq.protocol.commands import Snapshot, WorkerRow
 from redistq.protocol.limits import LimitState
+from redistq.protocol.schedules import Schedule
+from redistq.protocol.timing import Timing
 
 NOW = 1_790_000_000_000
 HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
@@ -179,6 +182,41 @@ def test_sparklines_are_pictures_with_words() -> None:
     sources = [str(value) for name, value in reader.attributes if name == "src"]
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert html.svg([], NOW, "#000000").startswith("<svg")
+
+
+def scheduled(name: str, **more: Any) -> ScheduleRow:
+    """A schedule that fires in five minutes."""
+    state = more.pop("last_state", "")
+    fields = {"timing": Timing(every_ms=90_000), "task": "x", "missed": "once", "overlap": "skip"}
+    fields |= {"paused": False, "next_ms": NOW + 300_000, "version": 1, "queue": "q"}
+    return ScheduleRow(Schedule(name=name, **{**fields, **more}), state, NOW)
+
+
+def test_schedules_say_when_they_fire_and_how_the_last_one_ended() -> None:
+    """Rule, next time, last task; a hostile name is text, and a queue without any is told of
+    none."""
+    rows = (
+        scheduled("late", next_ms=NOW - 60_000),
+        scheduled("report", fired=3, skipped=1, last_ms=NOW - 90_000, last_state="failed"),
+        scheduled("broken", next_ms=NOW, fault="WRONGTYPE it holds something else"),
+        scheduled(EVIL, next_ms=NOW - 5),
+        scheduled("off", paused=True),
+    )
+    reader = Reader(page.schedules(view(tick(schedules=rows))))
+    text = re.sub(r"\s+", " ", reader.text)
+    for part in (
+        "late every 90 s ⚠ 1 min late – 0 0",
+        "report every 90 s in 5 min",
+        "✖ failed 3 1",
+        "broken every 90 s ⚠ WRONGTYPE it holds something else",
+        "due now",
+        "off every 90 s ‖ paused – 0 0",
+    ):
+        assert part in text, (part, text)
+    assert "script" not in reader.tags
+    assert page.schedules(view()) == ""
+    said = [words for _, words in alerts(view(tick(schedules=rows)))]
+    assert any("Schedule late is 1 min late: no scheduler fires it" in words for words in said)
 
 
 def test_limits_say_how_full_they_are() -> None:
@@ -631,6 +669,31 @@ def test_a_limit_key_is_paused_and_resumed(producer: TaskProducer, stage: Stage)
     panel.widgets["key_pause"].click()
     wait(lambda: panel.widgets["key_pause"].description == "Pause key", "it is not resumed")
     wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
+
+
+def test_a_schedule_is_paused_resumed_and_run(producer: TaskProducer, stage: Stage) -> None:
+    """The one that is chosen; without schedules nothing is offered."""
+    panel = opened(producer).panel
+    wait(lambda: "Nothing waits" in panel.widgets["head"].value, "it does not show")
+    assert panel.widgets["agenda"].layout.display == "none"
+    assert panel.widgets["schedules"].value == ""
+    producer.schedules.set("nightly", cron="0 3 * * *", task="x")
+    producer.schedules.set("hourly", every="1h", task="x")
+    wait(lambda: panel.widgets["schedule"].options == ("hourly", "nightly"), "none is offered")
+    panel.widgets["schedule"].value = "nightly"
+    panel.widgets["schedule_pause"].click()
+    wait(lambda: panel.widgets["schedule_pause"].description == "Resume schedule", "not paused")
+    assert "Schedule nightly is paused" in panel.widgets["notice"].value
+    assert "‖ paused" in panel.widgets["schedules"].value
+    assert producer.schedules["nightly"].paused
+    panel.widgets["schedule_pause"].click()
+    wait(lambda: panel.widgets["schedule_pause"].description == "Pause schedule", "not resumed")
+    panel.widgets["schedule_run"].click()
+    wait(lambda: "is added" in panel.widgets["notice"].value, "it is not run")
+    assert producer.schedules["nightly"].fired == 1
+    wait(lambda: "queued" in panel.widgets["schedules"].value, "its last task is not shown")
+    panel.widgets["schedule_run"].click()
+    wait(lambda: "has not ended" in panel.widgets["notice"].value, "it is run twice")
 
 
 def test_a_button_pressed_while_the_server_is_away_says_so(

@@ -66,3 +66,40 @@ def test_a_frame_shows_how_each_stands(url: str, db: redis.Redis) -> None:
     assert frame.rule["bad"] == "At 00:00 on the first day of January (UTC)" or frame.rule["bad"]
     assert list(frame.fired) == [1, 0, 1, 1, 0]
     assert frame.last_id["good"].startswith("good@now-")
+
+
+def test_a_tick_has_the_next_ones(url: str, db: redis.Redis) -> None:
+    """Of all priorities, the next first, as many as are asked for; of few also those that are
+    paused. What its keys hold otherwise hides nothing else."""
+    with TaskMonitor(url=url) as monitor, TaskProducer(url=url, stream="tasks!low") as low:
+        assert monitor.tick().schedules == ()
+        schedules = monitor.producer.schedules
+        for n in range(12):
+            schedules.set(f"s{n:02}", every=3600 + n, task="job")
+        low.schedules.set("low", every=60, task="job")
+        schedules.set("off", every=1, task="job", paused=True)
+        task_id = schedules.run_now("s03")
+        tick = monitor.tick(schedules=50)
+        assert [row.schedule.name for row in tick.schedules] == [
+            *("low", *(f"s{n:02}" for n in range(12)), "off"),
+        ]
+        assert tick.schedules[0].schedule.queue == "tasks!low"
+        by_name = {row.schedule.name: row for row in tick.schedules}
+        assert by_name["s03"].last_state == "queued"
+        assert by_name["off"].next_ms is None
+        db.xgroup_create("tasks", "workers", "0")
+        db.xreadgroup("workers", "w", {"tasks": ">"})
+        assert by_name["s03"].schedule.last_id == task_id
+        few = monitor.tick(schedules=5).schedules
+        assert len(few) == 5
+        states = {r.schedule.name: r.last_state for r in monitor.tick(schedules=9).schedules}
+        assert states["s03"] == "running"
+        for key in ("schedules:tasks", "due:tasks", f"task:tasks:{task_id}"):
+            db.rename(key, "aside")
+            db.set(key, "something else")
+            assert monitor.tick().snapshot.delayed == 0
+            db.rename("aside", key)
+        db.hset("schedules:tasks", "bad", "nonsense")
+        db.zadd("due:tasks", {"bad": 1})
+        assert "bad" not in {row.schedule.name for row in monitor.tick(schedules=50).schedules}
+        assert "bad" not in monitor.schedules.index
