@@ -107,3 +107,38 @@ def test_edits_reach_workers_through_autoreload(kernel_in: Start, tmp_path: Path
         text = text.replace(old, new)
         write(file, text, n)
         assert kernel.run(look).strip() == shown
+
+
+def test_a_schedule_outlives_its_kernel_and_comes_back_in_another(
+    kernel_in: Start, tmp_path: Path
+) -> None:
+    """A cell is run every so often, with the module beside it; its source is the next cell of
+    another kernel, after the first was killed."""
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "helper.py", "def who(): return 'helper of a'\n", 0)
+    begin = "from redistq import Client; client = Client(queue='mornings')"
+    first = kernel_in("a")
+    cell = (
+        "import helper\n\n@client.every('0 6 * * mon', tz='Europe/Berlin')\n"
+        "def report():\n    # every Monday\n    return helper.who()\n"
+    )
+    assert "Error" not in first.run(f"{begin}\n")
+    said = first.run(cell)
+    assert "Error" not in said
+    first.kill()
+    second = kernel_in("a")
+    # Workers of its folder serve what belongs there.
+    ran = second.run(
+        f"{begin}\nw = client.start_workers(1)\n"
+        "print(client.schedules['report'].run_now().result(60))"
+    )
+    assert "helper of a" in ran
+    message = second.send("text = client.schedules['report'].open()")
+    second.output(message)
+    reply = second.client.get_shell_msg(timeout=60)
+    while reply["parent_header"].get("msg_id") != message:
+        reply = second.client.get_shell_msg(timeout=60)
+    (payload,) = reply["content"]["payload"]
+    assert payload["source"] == "set_next_input"
+    assert payload["text"].startswith("@client.every('0 6 * * mon', tz='Europe/Berlin')")
+    assert "# every Monday" in payload["text"]

@@ -349,6 +349,8 @@ def maintenance(world: World) -> Scene:
             world.commands.open_batch("c", "job", 3, int(TTL)),
             world.commands.update_batch("c", 2, b"packet", "made"),
             world.commands.update_batch("c", 2, b"packet", "made"),
+            world.commands.deploy("app", "v1", "ask"),
+            world.commands.deploy("app", "v1", "done"),
         ],
         ids,
     )

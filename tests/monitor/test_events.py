@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from support.script_world import World, attempt_ended, outcome
 from support.servers import Server
 
-from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
+from redistq import ConfigurationError, TaskContext, TaskMonitor, TaskProducer, TaskWorker
 from redistq.handlers import Registry
 from redistq.monitor import events as module
 from redistq.monitor.events import EventReader, TaskEvent
@@ -355,3 +356,30 @@ def test_programs_follow_a_queue(url: str) -> None:
         assert [event.type for event in told] == kinds
         row = json.loads(told[-1].json())
         assert (row["type"], row["id"], row["state"]) == ("ended", bad, "failed")
+
+
+def test_what_handlers_say_of_their_progress_is_told(url: str) -> None:
+    """From ``context.progress`` to the program that listens."""
+    registry, go_on = Registry(), threading.Event()
+
+    @registry.task(name="long")
+    def long(payload: Any, context: TaskContext) -> None:
+        context.progress(3, 10, "the third")
+        go_on.wait(20)
+
+    with (
+        TaskProducer(url=url) as producer,
+        TaskMonitor(url=url) as monitor,
+        TaskWorker(url=url, task_handlers=registry),
+    ):
+        task_id = producer.add_task("long")
+        told = []
+        for event in monitor.events("0", interval=0.01):
+            told.append(event)
+            if event.type == "progress":
+                assert (event.done, event.total, event.text) == (3, 10, "the third")
+                go_on.set()
+            if event.final:
+                break
+        assert [event.type for event in told] == ["added", "started", "progress", "ended"]
+        assert {event.id for event in told} == {task_id}
