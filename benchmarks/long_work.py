@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import redis
 from support.servers import Server
 
-from redistq import Client, TaskContext, TaskProducer, TaskWorker, current_task
+from redistq import Client, TaskContext, TaskMonitor, TaskProducer, TaskWorker, current_task
 
 ROWS: list[dict[str, Any]] = []
 KEY = "for benchmarks only"
@@ -189,6 +189,65 @@ def progress(server: Server, count: int, seconds: float, rounds: int) -> None:
     row("script calls of a process that reports", calls / seconds, "a s", 4.5, note)
 
 
+# -- events, and another function under a batch --------------------------------------------------
+
+
+def noop(value: Any = None) -> Any:
+    """The call whose cost is the queue's own."""
+    return value
+
+
+def events(server: Server, count: int) -> None:
+    """What a look costs the server while nothing happens, and how fast one that is behind is told;
+    those who work are asked nothing (tests/test_costs.py)."""
+    registry = {"noop": noop}
+    options = {"url": server.unix_url, "stream": "events"}
+    with (
+        TaskProducer(**options) as producer,
+        TaskMonitor(**options) as monitor,
+        TaskWorker(**options, task_handlers=registry, processes=1, thread_count=4),
+        server.client() as db,
+    ):
+        producer.add_tasks([("noop", n) for n in range(count)])
+        producer.drain(120)
+        began = time.perf_counter()
+        told = list(monitor.events(follow=False))
+        took = time.perf_counter() - began
+        row("events told to one that is behind", len(told) / took, "a s", None, f"{len(told):,}")
+        producer.pause()
+        cursor, looks = told[-1].cursor, 500
+        db.config_resetstat()
+        for _ in range(looks):
+            assert not list(monitor.events(cursor, follow=False))
+        stats: Any = db.info("commandstats")["cmdstat_evalsha"]
+        row(
+            "a look while nothing happens, of the server", stats["usec"] / stats["calls"], "us", 100
+        )
+
+
+def update(server: Server, count: int, rounds: int) -> None:
+    """A fan-out whose function is changed while it runs, beside one whose function is not; and how
+    long the change takes to hold for every item that starts."""
+    plain, changed, held = [], [], []
+    with Client(server.unix_url, queue="update", signing_key=KEY) as client:
+        client.start_workers(2)
+        client.map_batch(noop, range(1_000), progress=False).wait(60)
+        for _ in range(rounds):
+            began = time.perf_counter()
+            client.map_batch(noop, range(count), progress=False).wait(300)
+            plain.append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            batch = client.map_batch(noop, range(count), progress=False)
+            asked = time.perf_counter()
+            batch.update(abs)
+            held.append(1e3 * (time.perf_counter() - asked))
+            batch.wait(300)
+            changed.append(count / (time.perf_counter() - began))
+    row("calls of a batch", statistics.median(plain), "a s", None, spread(plain))
+    row("the same, updated while it runs", statistics.median(changed), "a s", None, spread(changed))
+    row("batch.update, until it holds", statistics.median(held), "ms", 200, spread(held))
+
+
 def main() -> None:
     """Run the scenarios that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,6 +265,8 @@ def main() -> None:
         scenarios: dict[str, Callable[[], None]] = {
             "progress": lambda: progress(server, 1_000_000 // scale, 20.0 / scale, rounds),
             "steps": lambda: steps(server, 900 // scale, rounds),
+            "events": lambda: events(server, 9_000 // scale),
+            "update": lambda: update(server, 10_000 // scale, rounds),
         }
         for name, scenario in scenarios.items():
             if not args.only or name in args.only:

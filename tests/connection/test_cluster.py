@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from support.servers import Server, available, free_port
 
-from redistq import TaskCancelled, TaskContext, TaskProducer, TaskWorker, Unique
+from redistq import (
+    Client,
+    TaskCancelled,
+    TaskContext,
+    TaskMonitor,
+    TaskProducer,
+    TaskWorker,
+    Unique,
+)
+from redistq.handlers import Registry
 
 
 @pytest.fixture(params=available())
@@ -109,3 +118,40 @@ def test_steps_and_events(cluster: str) -> None:
         assert producer.get_result(one, 20) == [1, "one"]
         assert producer.send_event("go", "all") == 1
         assert urgent.get_result(two, 20) == [2, "all"]
+
+
+def test_what_happens_is_told_and_functions_run_at_their_times(cluster: str) -> None:
+    """Events, schedules in code and of a client, and another function under a batch."""
+    registry = Registry()
+
+    @registry.task(name="tick", every=0.2)
+    def tick(payload: Any) -> None:
+        pass
+
+    key = "a signing key for tests only"
+    with (
+        Client(cluster, queue="jobs", signing_key=key, shared=True) as client,
+        TaskWorker(
+            url=cluster,
+            queue="jobs",
+            task_handlers=registry,
+            signing_key=key.encode().hex(),
+            threads=2,
+        ),
+        TaskMonitor(url=cluster, stream="jobs") as monitor,
+    ):
+
+        def report() -> str:
+            return "made"
+
+        client.every("0 6 * * mon", tz="Europe/Berlin")(report)
+        assert client.schedules["report"].run_now().result(20) == "made"
+        batch = client.options(delay=0.3).map_batch(lambda n: n, range(5), progress=False)
+        assert batch.update(lambda n: -n) == 2
+        assert batch.results(20) == [0, -1, -2, -3, -4]
+        assert set(batch.versions().values()) == {2}
+        client.schedules.delete("report")
+        assert client.schedules["tick"].source.startswith("code ")
+        ends = {event.id for event in monitor.events(follow=False) if event.final}
+        assert len(ends) >= 6
+        client.schedules.delete("tick")
