@@ -98,6 +98,8 @@ class EventReader:
             self._places = _checked(since)
             if len(self._places) > 3:
                 self._skip = int(self._places.pop())
+        self._goes_on = since is not None
+        """Whether tasks may come of which another reader has told."""
         self._began = [_place(place)[0] for place in self._places[1:]]
         """The ms of the cursor's entries: what came later in these is not known."""
         self._told: OrderedDict[str, tuple[bool, str]] = OrderedDict()
@@ -110,12 +112,10 @@ class EventReader:
     # -- commands --------------------------------------------------------------------------------
 
     def preparing(self) -> Generator[Command, Any, None]:
-        """Yield commands that are sent first, and take their answers: what a reader remembers that
-        goes on after a cursor."""
+        """Yield commands that are sent first, and take their answers: where the queue stands, and
+        what runs."""
         if not self._places[0]:
             self._read((yield self._command()))
-        else:
-            yield from self._told_before()
         _, rows, _ = yield self._commands.browse("pending", 200)
         for entry, worker, _, _, task_id, name, attempt, *_ in rows:
             if _place(text_of(entry)) <= _place(self._places[2]):
@@ -140,7 +140,11 @@ class EventReader:
 
     def look(self) -> Generator[Command, Any, list[TaskEvent]]:
         """Yield the command of one look, and take its answer; return what has happened."""
-        return self._read((yield self._command()))
+        reply = yield self._command()
+        if self._goes_on and (reply[1] or reply[3]):
+            self._goes_on = False
+            yield from self._told_before()
+        return self._read(reply)
 
     # -- answers ---------------------------------------------------------------------------------
 
