@@ -50,8 +50,13 @@ local function is_timer(member)
   local text = string.sub(member, 2)
   local ok, words = pcall(cjson.decode, text)
   if ok and type(words) == 'table' then
-    local apart = words[1] == 'oldest' and asked or words[1] == 'event' and events
-    if apart then apart[#apart + 1] = words[2] else later(words[1], words[2], words[3]) end
+    if words[1] == 'oldest' then
+      asked[#asked + 1] = words[2]
+    elseif words[1] == 'event' then
+      events[#events + 1] = words
+    else
+      later(words[1], words[2], words[3])
+    end
   end
   return true
 end
@@ -142,7 +147,7 @@ if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
   end
   for i = 1, #asked do pcall(ask_oldest, asked[i]) end
   for i = 1, #events do
-    if not pcall(reach_all, events[i], 200) then timer(NOW + 5000, cjson.encode({ 'event', events[i], '' })) end
+    if not pcall(reach_all, events[i][2], events[i][3], 200) then timer(NOW + 5000, cjson.encode(events[i])) end
   end
   go_to(HOME)
   for i = 1, #gated do

@@ -10,9 +10,10 @@
 --   6 limit: most tasks that this call lets go on; the others go on by a timer
 -- RETURN: how many tasks go on by it now; of one task how it stands ('' all): 'unknown', how it ended, or 'full': it
 --   has 1,000 messages that it has not taken
--- COST: SET, ZRANGE, and per task that goes on HMGET, HGET + GET, HGET + HSET, ZADD, HDEL + ZREM twice and PUBLISH;
+-- COST: GET, EXISTS, RENAME + SET, ZRANGE, and per task that goes on HMGET, HGET + GET, HGET + HSET, ZADD, HDEL + ZREM twice and PUBLISH;
 --   to one task HMGET + HSET, then the same
--- WHY: what is for all is one value a name, the latest, and found by those that begin to wait later. What is for
+-- WHY: what is for all is one value a name, the latest, and found by those that begin to wait later. Those that wait
+--   when it is sent are put apart: one that has taken it and waits again must not be met on the way. What is for
 --   one task is kept in its record, in order, as long as the task is there. It is in the record of each task that goes
 --   on before that one is due: the next attempt finds it there, whatever has been sent since.
 local STREAM, DELAYED, TASK = KEYS[1], nil, nil
@@ -27,8 +28,16 @@ local NOW = now_ms()
 --@include reach
 local name, mark, body, task = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
 if task == '' then
-  redis.call('SET', 'event:' .. BASE .. ':' .. name, mark .. '\n' .. body, 'PX', ARGV[4])
-  return { reach_all(name, tonumber(ARGV[6])), '' }
+  local key, waiting = 'event:' .. BASE .. ':' .. name, 'expecting:' .. BASE .. ':' .. name
+  local going = waiting .. '\n' .. mark
+  if string.sub(look('', 'GET', key) or '', 1, #mark + 1) ~= mark .. '\n' then
+    if redis.call('EXISTS', waiting) == 1 then redis.call('RENAME', waiting, going) end
+    redis.call('SET', key, mark .. '\n' .. body, 'PX', ARGV[4])
+  end
+  local ok, count = pcall(reach_all, name, going, tonumber(ARGV[6]))
+  if ok then return { count, '' } end
+  timer(NOW + 5000, cjson.encode({ 'event', name, going }))
+  return error(count, 0)
 end
 -- Where that task is: in this lane, else in another.
 for _, lane in ipairs({ HOME, '', '!high', '!low' }) do

@@ -16,15 +16,14 @@ local function reach(ref, name)
   redis.pcall('PUBLISH', 'wake:' .. STREAM, int(NOW))
   return true
 end
--- reach_all(name, limit): the event that is kept for all reaches so many of those that wait for it, and a timer those
--- that are left. Answers how many.
-local function reach_all(name, limit)
-  local waiting, count = 'expecting:' .. BASE .. ':' .. name, 0
-  local refs = look({}, 'ZRANGE', waiting, 0, limit - 1)
+-- reach_all(name, going, limit): so many of those that waited for an event when it was sent go on, by that list of
+-- them, and by a timer those that are left. Answers how many.
+local function reach_all(name, going, limit)
+  local count, refs = 0, look({}, 'ZRANGE', going, 0, limit - 1)
   for i = 1, #refs do
     if reach(refs[i], name) then count = count + 1 end
-    redis.call('ZREM', waiting, refs[i])
+    redis.call('ZREM', going, refs[i])
   end
-  if #refs == limit then timer(NOW, cjson.encode({ 'event', name, '' })) end
+  if #refs == limit then timer(NOW, cjson.encode({ 'event', name, going })) end
   return count
 end

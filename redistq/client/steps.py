@@ -146,6 +146,9 @@ class LocalSteps(TaskSteps):
         super().__init__(store, codec)
         self._events = events
 
+    def _check_thread(self, name: str, twin: str) -> None:
+        """In a notebook a loop runs that may be held up: its user waits for this."""
+
     def _sleep(self, number: int, wait_ms: int) -> None:
         if self._known(number, "sleep", "sleep") is None:
             print(f"context.sleep: {wait_ms / 1000:g} s, passed over here")

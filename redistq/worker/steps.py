@@ -100,7 +100,7 @@ class ServerSteps:
         self._queue = queue
         self._consumer = consumer
         self._task = (entry, task_id)
-        self._gave_up = threading.Event()
+        self._gave_up = False
 
     def recall(self) -> tuple[int, dict[int, RecordedStep]]:
         """See StepStore."""
@@ -124,7 +124,7 @@ class ServerSteps:
 
     def give_up(self) -> None:
         """See StepStore."""
-        self._gave_up.set()
+        self._gave_up = True
 
     def _ask(self, command: Any) -> Any:
         """Return the server's answer, however long it is away: what a step came to must not be
@@ -137,10 +137,10 @@ class ServerSteps:
             try:
                 return broker.call(command)
             except ServerUnavailable as error:
-                if self._gave_up.is_set():
+                if self._gave_up:
                     raise
                 log.warning("a step of task %s waits for the server: %s", self._task[1], error)
-                self._gave_up.wait(pause)
+                time.sleep(pause)
                 pause = min(2 * pause, _PAUSES_S[1])
 
 
@@ -186,7 +186,7 @@ class TaskSteps:
         """See TaskContext.step."""
         if inspect.iscoroutinefunction(fn):
             return self.astep(name, fn, args, kwargs)
-        _check_thread("step", "astep")
+        self._check_thread("step", "astep")
         number = self._claim(name)
         self._read()
         known = self._known(number, "step", name)
@@ -243,7 +243,7 @@ class TaskSteps:
 
     def sleep(self, seconds: Any) -> None:
         """See TaskContext.sleep."""
-        _check_thread(_SLEEP, "asleep")
+        self._check_thread(_SLEEP, "asleep")
         wait_ms = _milliseconds(seconds)
         number = self._claim(_SLEEP)
         self._read()
@@ -269,7 +269,7 @@ class TaskSteps:
 
     def wait_for(self, event: str, timeout: Any, default: Any) -> Any:
         """See TaskContext.wait_for."""
-        _check_thread("wait_for", "await_for")
+        self._check_thread("wait_for", "await_for")
         wait_ms = None if timeout is None else _milliseconds(timeout)
         number = self._claim(event)
         self._read()
@@ -359,6 +359,17 @@ class TaskSteps:
             raise StepMismatch(number, _said(was, step.name), _said(kind, name))
         return step
 
+    def _check_thread(self, name: str, twin: str) -> None:
+        """Raise RedistqError in an event loop, which must not wait for a server."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise RedistqError(
+            f"context.{name} waits for the server, and this is an event loop: "
+            f"await context.{twin}(...) instead"
+        )
+
     def _put_off(self, suspension: Suspension) -> Suspended:
         self.suspension = suspension
         what = f"waits for event {suspension.event!r}" if suspension.event else "sleeps"
@@ -385,15 +396,3 @@ def _said(kind: str, name: str) -> str:
 
 def _milliseconds(seconds: Any) -> int:
     return math.ceil(checked_seconds("the time to wait", seconds) * 1000)
-
-
-def _check_thread(name: str, twin: str) -> None:
-    """Raise RedistqError in an event loop, which must not wait for a server."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RedistqError(
-        f"context.{name} waits for the server, and this is an event loop: "
-        f"await context.{twin}(...) instead"
-    )

@@ -171,6 +171,12 @@ def test_debug_runs_the_call_here_with_its_steps(
     with pytest.raises(ValueError, match="between"):
         future.debug()
     assert stopped
+
+    async def in_a_loop() -> None:  # as in a cell of a notebook
+        with pytest.raises(ValueError, match="between"):
+            future.debug(post_mortem=False)
+
+    asyncio.run(in_a_loop())
     asynchronous = failed(client, tmp_path / "b", ajob)
     with pytest.raises(ValueError, match="between"):
         asyncio.run(asynchronous.debug(post_mortem=False))

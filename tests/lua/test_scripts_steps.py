@@ -317,6 +317,33 @@ def test_more_than_one_call_lets_go_on_are_let_go_on_by_a_timer(world: World) ->
     world.check(dict.fromkeys(ids, 0))
 
 
+def test_who_waits_again_is_not_met_on_the_way(world: World) -> None:
+    """A task that has taken an event and waits for the next one stays in the list, while that event
+    still reaches others, or is sent again; the next one reaches it."""
+    ids = [f"t{i}" for i in range(250)]
+    world.add(*ids)
+    rows = [put_off(entry, f["id"], event="paid") for entry, f in world.fetch("w", 250)]
+    for at in range(0, 250, 125):
+        assert world.suspend("w", *rows[at : at + 125]) == []
+    assert sent(world, mark="one") == (200, "")
+    (timer,) = [m for m in world.db.zrange(world.keys.delayed, 0, -1) if m[:1] == b"\n"]
+    world.db.zrem(world.keys.delayed, timer)  # it is late
+    assert world.promote().moved == 200
+    (entry, fields), *_ = world.fetch("w", 1)
+    again = put_off(entry, fields["id"], event="paid", number=2, last="aone")
+    assert world.suspend("w", again) == []
+    world.db.zadd(world.keys.delayed, {timer: 1})
+    assert world.promote().moved == 0
+    assert sent(world, mark="one") == (0, "")
+    while world.promote().moved:
+        pass
+    assert waiting_for(world) == [fields["id"].encode()]
+    assert sent(world, mark="two") == (1, "")
+    assert steps(world, fields["id"])[2].word == "atwo"
+    assert world.db.keys("expecting:*") == []
+    world.check(dict.fromkeys(ids, 0))
+
+
 def test_lanes_share_events(world: World) -> None:
     """A task of another priority waits for the same event, and is found by its id."""
     from redistq.protocol.keys import QueueKeys

@@ -27,6 +27,7 @@ PROBES: list[Callable[[World], None]] = [
     probes.test_a_task_that_runs_takes_its_event_itself,
     probes.test_who_waits_no_more_leaves_the_list,
     probes.test_more_than_one_call_lets_go_on_are_let_go_on_by_a_timer,
+    probes.test_who_waits_again_is_not_met_on_the_way,
     probes.test_lanes_share_events,
     probes.test_a_gated_task_gives_its_keys_back_while_it_sleeps,
     probes.test_a_full_server_takes_steps,
@@ -41,6 +42,15 @@ PROBES: list[Callable[[World], None]] = [
 FENCE = "if #pending(ARGV[3], ARGV[3], 1, CONSUMER) == 0 then return"
 WAITS = "if has[1] ~= 'delayed' or has[2] ~= 'event' then return false end\n"
 MUTANTS = [
+    Mutant(
+        "send: once more",
+        "~= mark .. '\\n' then\n    if redis",
+        "then\n    if redis",
+        ("send_event",),
+    ),
+    Mutant(
+        "send: nobody is put apart", "redis.call('RENAME', waiting, going)", "", ("send_event",)
+    ),
     Mutant("step: anybody's", FENCE, "if false then return", ("step",)),
     Mutant("step: whoever has it", "ARGV[3], 1, CONSUMER)", "ARGV[3], 1)", ("step",)),
     Mutant("step: a full server refuses", "redis.call('XDEL', STREAM, '0-0')\n", "", ("step",)),
@@ -60,7 +70,7 @@ MUTANTS = [
         "reach: not woken", "redis.call('ZADD', DELAYED, 'XX', int(NOW), id)", "", ("send_event",)
     ),
     Mutant("reach: the rest never", "if #refs == limit then", "if false then", ("send_event",)),
-    Mutant("promote: forgets events", "words[1] == 'event' and events", "false", ("promote",)),
+    Mutant("promote: forgets events", "events[#events + 1] = words", "words = nil", ("promote",)),
     Mutant("send: twice", "if before ~= mark then", "if true then", ("send_event",)),
     Mutant("send: without bounds", ">= 1000", ">= 1001", ("send_event",)),
     Mutant(

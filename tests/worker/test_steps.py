@@ -31,7 +31,7 @@ from redistq import (
     UnknownTask,
     limit,
 )
-from redistq.errors import Suspended
+from redistq.errors import LeaseLost, Suspended
 
 registry = Registry()
 made: list[Any] = []
@@ -201,6 +201,31 @@ def works_long(payload: Any, context: TaskContext) -> None:
             threading.Event().wait(0.01)
 
     context.step("forever", forever)
+
+
+@registry.task
+def loses(payload: Any, context: TaskContext) -> Any:
+    """Its task is taken from its worker while the first attempt is in a step."""
+
+    def step() -> str:
+        if context.recovered == 0:
+            assert context._steps is not None
+            queue = context._steps._store._queue  # type: ignore[attr-defined]
+            recover = queue.commands.recover(10, consumer=context.worker, started=[context.entry])
+            queue.broker.call(recover)
+        return f"recovered {context.recovered}"
+
+    try:
+        return context.step("lost", step)
+    except LeaseLost as error:
+        caught.append(error)
+        raise
+
+
+@registry.task
+def waits_for_ever(payload: Any, context: TaskContext) -> Any:
+    """For an event without a time limit."""
+    return context.wait_for("some day")
 
 
 @pytest.fixture
@@ -448,6 +473,26 @@ def test_a_step_is_interrupted_when_its_task_is_to_end(
     assert producer.cancel(task_id, running="ask") == {task_id: "asked"}
     until(lambda: producer.get_task(task_id).state == "cancelled", "it ends")
     assert producer.steps(task_id) == []
+
+
+def test_a_step_of_a_task_that_was_taken_away_is_not_kept(
+    producer: TaskProducer, worker: TaskWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attempt stops at once, and what it came to does not count."""
+    task_id = producer.add_task("loses")
+    assert producer.get_result(task_id, 20) == "recovered 1"
+    assert [type(error) for error in caught] == [LeaseLost]
+    until(lambda: "the lease was lost" in caplog.text, "the late outcome is refused")
+
+
+def test_a_wait_may_have_no_end(producer: TaskProducer, worker: TaskWorker) -> None:
+    """It is no due task for decades, and the queue goes on beside it."""
+    task_id = producer.add_task("waits_for_ever")
+    until(lambda: producer.get_task(task_id).state == "delayed", "it waits")
+    assert producer.get_task(task_id).why == "waits for event 'some day'"
+    assert producer.get_result(producer.add_task("order", {"sleep": 0.01}), 10)
+    assert producer.send_event("some day", "came") == 1
+    assert producer.get_result(task_id, 10) == "came"
 
 
 def test_replay_goes_on_after_the_steps_or_forgets_them(
