@@ -154,9 +154,8 @@ def test_streams_of_killed_workers_are_whole(
                 command = start(REDISTQ_SIGNING_KEY=KEY)
             assert readers.faults == []
         readers.end(120)
-    print(
-        f"{KILLS} kills, {readers.streams} streams, {readers.items} items, {readers.restarts} restarts"
-    )
+    print(f"{KILLS} kills: {readers.streams} streams of {readers.items} items")
+    print(f"{readers.restarts} began anew under their readers")
     assert readers.faults == []
     assert readers.streams > KILLS / 4
     recovered = int(db.hget("counters:tasks", "recovered") or 0)
