@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,74 @@ def update(server: Server, count: int, rounds: int) -> None:
     row("batch.update, until it holds", statistics.median(held), "ms", 200, spread(held))
 
 
+# -- streams -------------------------------------------------------------------------------------
+
+
+def yielding(payload: int) -> Iterator[int]:
+    """So many small items."""
+    yield from range(payload)
+
+
+async def ayielding(payload: int) -> AsyncIterator[int]:
+    """The same in the event loop."""
+    for number in range(payload):
+        yield number
+
+
+def yielding_rows(payload: int) -> Iterator[dict[str, Any]]:
+    """The same as rows of a table."""
+    for number in range(payload):
+        yield {"id": number, "name": "somebody", "score": number / 7}
+
+
+def paced(payload: int) -> Iterator[float]:
+    """When each item was made, by the clock of this machine; ten a second."""
+    for _ in range(payload):
+        time.sleep(0.1)
+        yield time.monotonic()
+
+
+def streams(server: Server, count: int, rounds: int) -> None:
+    """Items a second from a handler, a coroutine and a function to one reader elsewhere; how long
+    a lone item is under way."""
+    handlers = {"yielding": yielding, "ayielding": ayielding, "rows": yielding_rows, "paced": paced}
+    url = server.unix_url
+    rates: dict[str, list[float]] = {}
+    with (
+        TaskProducer(url=url, stream="items") as producer,
+        TaskWorker(url=url, stream="items", task_handlers=handlers, processes=1),
+        Client(url, queue="calls", signing_key=KEY) as client,
+    ):
+        client.start_workers(1)
+
+        def named(name: str) -> Iterator[Any]:
+            return producer.stream(producer.add_task(name, count))
+
+        kinds: dict[str, Callable[[], Iterator[Any]]] = {
+            "a stream of a handler": lambda: named("yielding"),
+            "a stream of a coroutine": lambda: named("ayielding"),
+            "a stream of a handler, small dicts": lambda: named("rows"),
+            "a stream of a function": lambda: client.stream(yielding, count).stream(),
+            "a stream of a function, small dicts": lambda: client.stream(
+                yielding_rows, count
+            ).stream(),
+            "a submitted generator, while it runs": lambda: client.submit(yielding, count).stream(),
+        }
+        for number in range(rounds + 1):
+            for kind, begin in kinds.items():
+                began = time.perf_counter()
+                assert sum(1 for _ in begin()) == count
+                if number:  # the first is warm-up
+                    rates.setdefault(kind, []).append(count / (time.perf_counter() - began))
+        late = [
+            1e3 * (time.monotonic() - made)
+            for made in producer.stream(producer.add_task("paced", 30))
+        ]
+    for kind, values in rates.items():
+        row(kind, statistics.median(values), "items/s", -50_000, spread(values))
+    row("a lone item, from its yield to its reader", statistics.median(late), "ms", None)
+
+
 def main() -> None:
     """Run the scenarios that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -264,6 +332,7 @@ def main() -> None:
         )
         scenarios: dict[str, Callable[[], None]] = {
             "progress": lambda: progress(server, 1_000_000 // scale, 20.0 / scale, rounds),
+            "streams": lambda: streams(server, 100_000 // scale, rounds),
             "steps": lambda: steps(server, 900 // scale, rounds),
             "events": lambda: events(server, 9_000 // scale),
             "update": lambda: update(server, 10_000 // scale, rounds),

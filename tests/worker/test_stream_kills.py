@@ -121,6 +121,7 @@ def living(db: redis.Redis) -> list[int]:
     return [pid for pid in sorted(registered(db).values()) if alive(pid)]
 
 
+@pytest.mark.timeout(120 + 5 * KILLS)
 def test_streams_of_killed_workers_are_whole(
     url: str, db: redis.Redis, start: Callable[..., Command]
 ) -> None:
@@ -146,7 +147,9 @@ def test_streams_of_killed_workers_are_whole(
         readers.begin(lambda: (client.stream(call, 300).stream(timeout=60), 300))
         until(lambda: readers.streams >= 2, "some have come to their end", 30)
         for kill in range(1, KILLS + 1):
-            time.sleep(chance.uniform(0.05, 0.6))
+            time.sleep(chance.uniform(0, 0.3))
+            least = readers.items + chance.randrange(100)
+            until(lambda least=least: readers.items >= least, "items come", 60)
             children = until(lambda: living(db), "a process is there", 30)
             os.kill(chance.choice(children), signal.SIGKILL)
             if kill % 50 == KILLS % 50 // 2:
