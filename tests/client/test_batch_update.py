@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,12 @@ from support.workers import until
 
 from redistq import Client, ConfigurationError, TaskMonitor, UnknownBatch, UntrustedPayload
 from redistq.client.update import version_of
-from redistq.functions.versions import LOOK_S, Version, version_in, versioned
+from redistq.connection.address import resolve
+from redistq.connection.broker import Broker
+from redistq.errors import ServerUnavailable
+from redistq.functions.signing import Signer
+from redistq.functions.versions import LOOK_S, BatchVersions, Version, version_in, versioned
+from redistq.protocol.keys import QueueKeys
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +284,30 @@ def test_names_say_which_version() -> None:
     assert versioned("redistq.call:fit", 1) == "redistq.call:fit"
     for name in (None, b"", b"redistq.call:fit", b"fit (version )", b"fit (version 2) again"):
         assert version_in(name) == 1
+
+
+def test_an_item_waits_while_it_cannot_be_known_which_version_it_is_of(url: str) -> None:
+    """A server that is away for a while fails no item; one that is asked to end does not wait."""
+    broker = Broker(resolve(url), timeout=1)
+    signer = Signer(KEY.encode())
+    versions = BatchVersions(broker, QueueKeys("tasks"), signer)
+    packet = Version(2, "name").packed(signer, "tasks", "b")
+    answers: list[Any] = [ServerUnavailable("away"), ServerUnavailable("away"), packet]
+
+    def call(command: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    broker.call = call  # type: ignore[method-assign,assignment]
+    context: Any = SimpleNamespace(_batch="b", cancelled=False)
+    assert versions.newest(context) == Version(2, "name")
+    assert versions.newest(context) == Version(2, "name"), "it looks once in a while"
+    assert answers == []
+    answers.append(ServerUnavailable("away"))
+    context = SimpleNamespace(_batch="other", cancelled=True)
+    with pytest.raises(ServerUnavailable):
+        versions.newest(context)
+    assert versions.newest(SimpleNamespace(_batch="", cancelled=False)) is None  # type: ignore[arg-type]
+    broker.close()
