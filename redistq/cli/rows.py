@@ -15,19 +15,20 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
     """Return a row of one of the lists; ``mark`` shows whether it is aimed at."""
     wide = width >= 110
     if name == "running":
-        last: list[tuple[str, int, str]] = [(row.preview if wide else row.worker, 0, "dim")]
+        task = (mark + row.name, 26 if not wide else 40, "")
+        held = (duration(now_ms - row.since_ms), 10, "")
         if row.progress is not None:
             part = row.progress.fraction
-            drawn = "" if part is None else gauge(part, 10 if not wide else 20)
+            drawn = "" if part is None else gauge(part, 10)
             said = progress_said(row.progress, now_ms)
-            last = [(drawn, len(drawn) + 1 if drawn else 1, "green"), (said, 0, "")]
+            return columns(width, task, held, (drawn, 11, "green"), (said, 0, ""))
         return columns(
             width,
-            (mark + row.name, 26 if not wide else 40, ""),
+            task,
             (row.id, 21, "dim"),
-            (duration(now_ms - row.since_ms), 10, ""),
-            *([(f"try {row.attempt}", 7, "")] if row.progress is None or wide else []),
-            *last,
+            held,
+            (f"try {row.attempt}", 7, ""),
+            (row.preview if wide else row.worker, 0, "dim"),
         )
     if name == "limits":
         used = f"{row.in_use:,}" + ("" if row.at_most is None else f"/{row.at_most:,}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..display.html import Html, bar, escape
@@ -16,6 +17,7 @@ from ..display.notebook import in_kernel
 from ..display.text import RUNNING, clean, look, number
 from ..protocol.keys import ENDED
 from ..protocol.options import wait_seconds
+from ..protocol.plain_commands import TIME, read_time
 from ..protocol.progress import Progress, read_progress
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class WithProgress:
         """
         limit = wait_seconds(timeout)
         end = None if limit is None else time.monotonic() + limit
-        drawn = TaskBar(self.name or self.task_id)
+        broker = self.queue.broker
+        drawn = TaskBar(self.name or self.task_id, lambda: read_time(broker.call(TIME)) / 1000)
         try:
             while not self.done():
                 drawn.draw(self.progress())
@@ -92,10 +95,12 @@ def batch_bar(counts: dict[str, int]) -> Html:
 
 
 class TaskBar:
-    """One task's bar; it appears with the first thing that the task says."""
+    """One task's bar; it appears with the first thing that the task says. ``now`` is the server's
+    time in seconds."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, now: Callable[[], float]) -> None:
         self._label = clean(label)
+        self._now = now
         self._bar: Any = None
         self._since = 0.0
 
@@ -125,10 +130,14 @@ class TaskBar:
             self._bar.reset(total=progress.total)
         else:
             self._bar = tqdm(
-                total=progress.total, desc=self._label, dynamic_ncols=True, file=sys.stderr
+                total=progress.total,
+                desc=self._label,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                delay=0.001,  # it is not drawn before it says anything
             )
         # The rate is that of the attempt since it began, however late the bar is opened.
-        self._bar.start_t = time.time() - max(progress.at - progress.since, 0.0)
+        self._bar.start_t = time.time() - max(self._now() - progress.since, 0.0)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -48,6 +48,8 @@ LETTERS_SHOWN = 5
 FRESH_S = 0.25
 """A picture younger than this is shared instead of asked for again."""
 CALL_TIMEOUT_S = 2.0
+LEAST_LEFT_MS = 500
+"""The time that is left is a guess: with less nothing is said."""
 TRAIL_KEPT_MS = TRAIL_MS + 5_000
 OTHER_CLOCK_MS = 1000
 """Where time went back by more than this, another server answers."""
@@ -231,7 +233,8 @@ def progress_said(progress: Progress, now_ms: int) -> str:
         said += f" of {number(progress.total)} ({progress.fraction or 0.0:.0%})"
     if progress.eta_s is not None and progress.done < (progress.total or 0):
         left_ms = progress.eta_s * 1000 - (now_ms - progress.at * 1000)
-        said += f", {duration(max(left_ms, 0.0))} left"
+        if left_ms >= LEAST_LEFT_MS:
+            said += f", {duration(left_ms)} left"
     return f"{said} · {clean(progress.text, NAME_CHARS)}" if progress.text else said
 
 

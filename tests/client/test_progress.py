@@ -92,6 +92,7 @@ def test_show_draws_until_the_end(
     assert "30/120" in drawn
     assert "25%" in drawn
     assert "rows" in drawn
+    assert " 0/120" not in drawn
 
 
 def test_a_task_that_says_nothing_has_no_bar(
@@ -106,11 +107,13 @@ def test_a_task_that_says_nothing_has_no_bar(
 
 def test_a_bar_has_the_rate_of_the_attempt() -> None:
     """However late it is opened; another attempt begins another bar."""
-    bar = TaskBar("x")
+    now = [1010.0]
+    bar = TaskBar("x", lambda: now[0])
     bar.draw(None)
     bar.draw(Progress(50, 100, "", 1000.0, 1010.0))
     assert bar._bar.format_dict["elapsed"] == pytest.approx(10, abs=2)
     assert "50/100" in str(bar._bar)
+    now[0] = 1021.0
     bar.draw(Progress(2, 100, "again", 1020.0, 1021.0, 2))
     assert "2/100" in str(bar._bar)
     assert bar._bar.format_dict["elapsed"] == pytest.approx(1, abs=1)

@@ -18,16 +18,17 @@ from support.farm import EVIL
 from support.servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
-from redistq.dashboard import page
+from redistq.dashboard import feed, page
 from redistq.dashboard.feed import Feed, Point, View, alerts, line, plain, rates
 from redistq.display import html
-from redistq.display.text import LOOKS, WARNING, clean, duration
+from redistq.display.text import LOOKS, RUNNING, WARNING, clean, duration
 from redistq.errors import ServerUnavailable
 from redistq.monitor.agenda import ScheduleRow
-from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running
+from redistq.monitor.rows import BatchRow, DeadLetter, Event, Running, progress_since
 from redistq.monitor.tick import Tick
 from redistq.protocol.commands import Snapshot, WorkerRow
 from redistq.protocol.limits import LimitState
+from redistq.protocol.progress import Progress
 from redistq.protocol.schedules import Schedule
 from redistq.protocol.timing import Timing
 
@@ -1007,3 +1008,38 @@ def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
         True,
         False,
     ]
+
+
+# -- how far running tasks are -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("progress", "said", "width"),
+    [
+        (Progress(30, 120, "rows", 0, 30), "30 of 120 (25%), 1 min 30 s left · rows", "25.00%"),
+        (Progress(0.5, 2, "", 0, 0), "0.5 of 2 (25%)", "25.00%"),
+        (Progress(1500, None, "a\nb", 0, 30), "1,500 · a\nb", None),
+        (Progress(9, 3, "", 0, 30), "9 of 3 (100%)", "100.00%"),
+        (Progress(99, 100, "", 0, 30), "99 of 100 (99%)", "99.00%"),
+    ],
+)
+def test_a_running_task_shows_how_far_it_is(
+    progress: Progress, said: str, width: str | None
+) -> None:
+    """In words, with the time that is left, and as a bar where a total is known."""
+    assert feed.progress_said(progress, 30_000) == said
+    task = Running("1-0", "t1", "resize", "host:abc", 1, 0, NOW, True, "{}", progress)
+    reader = Reader(page.workers(view(tick(running=(task,)))))
+    bars = [v for k, v in reader.attributes if k == "style" and "width:" in v and "height:100" in v]
+    assert bars == (
+        []
+        if width is None
+        else [f"display:block;height:100%;width:{width};background:{RUNNING.color}"]
+    )
+
+
+def test_what_an_earlier_attempt_said_is_not_shown() -> None:
+    """Of a task that was handed to another worker since."""
+    assert progress_since(b"1 3 4 1000 2000 x", 2_500) is None
+    assert progress_since(b"1 3 4 1000 2000 x", 2_000) == Progress(3, 4, "x", 1.0, 2.0, 1)
+    assert progress_since("", 0) is None
