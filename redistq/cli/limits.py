@@ -63,6 +63,10 @@ def add_to(
         "penalize", "let no other task of a key in for a while, as after a 429", _penalize
     ).add_argument("--for", dest="seconds", required=True, help="seconds, or a time such as 1m")
 
+    what = "give back slots whose entries others have deleted, and let in what has room"
+    again = actions.add_parser("recount", help=what, description=what, parents=[where])
+    again.set_defaults(run=_recount)
+
     purge = add(
         "purge-queue",
         "cancel every task that has not started: waiting, delayed and queued, of all priorities; "
@@ -132,6 +136,15 @@ def _resume(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 def _penalize(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     monitor.producer.limits.penalize(args.key, _span(args.seconds))
     print(f"{clean(args.key, 200)} lets nothing in for {args.seconds}")
+    return 0
+
+
+def _recount(monitor: TaskMonitor, args: argparse.Namespace) -> int:
+    wrong = monitor.producer.limits.recount()
+    for key, (before, after) in sorted(wrong.items()):
+        print(f"{clean(key, 200)}: {plural(before, 'slot')} in use, in truth {after}")
+    if not wrong:
+        print("every slot in use has its task")
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RedistqError
 from ..protocol.commands import Commands
 from ..protocol.limits import (
     Limit,
@@ -29,6 +29,11 @@ from .sansio import Operation, run, run_async
 if TYPE_CHECKING:
     from ..connection.async_broker import AsyncBroker
 
+PAGE = 2000
+"""Entries that are looked at in one step when slots are counted."""
+MOST_PAGES = 100_000
+MOST_COUNTED = 100_000
+"""Tasks that wait, and facts about limits, that are looked at in one step."""
 LOOK_AGAIN_S = 30.0
 """Seconds after which a producer sees whether the queue still has a rule that its code declares."""
 
@@ -76,6 +81,32 @@ class LimitOperations:
             found |= _texts(zip(flat[::2], flat[1::2], strict=True))
             if cursor == b"0":
                 return states_of(found)
+
+    def recount(self, most: int) -> Operation[dict[str, tuple[int, int]]]:
+        """Count the slots in use; return keys of which another count stood: it, and the true one.
+        Raises RedistqError where it cannot be counted now."""
+        places, counted = [b"", b"", b""], dict[bytes, int]()
+        for _ in range(MOST_PAGES):
+            said = yield self._commands.recount(places, counted, PAGE, most)
+            if said[0] != 0:
+                break
+            places, flat = said[1:]
+            counted = {key: int(n) for key, n in zip(flat[::2], flat[1::2], strict=True)}
+        if said[0] == 0:
+            raise RedistqError("tasks are added faster than they are counted: recount again later")
+        if said[0] == 2:
+            raise RedistqError(
+                f"{said[1]:,} tasks that wait, and facts about limits, are more than are looked at "
+                f"in one step, {most:,}: recount(most=...) looks at more, and the server does "
+                "nothing else meanwhile, a second for about 500,000"
+            )
+        if said[0] == 3:
+            raise RedistqError(
+                f"{said[1]:,} tasks whose entries were deleted are still run by workers, and give "
+                "their slots back when they end: recount again then"
+            )
+        rows = iter(said[1])
+        return {key.decode("utf-8", "replace"): (next(rows), next(rows)) for key in rows}
 
     def declare(self, limits: Iterable[Limit]) -> Operation[None]:
         """See to it that the queue has the rules of limits declared in code: those that are missing
@@ -162,6 +193,17 @@ class Limits:
         """Let nothing in under a key for so long, as when a service answers 429."""
         run(self._broker, self.operations.penalize(key, seconds))
 
+    def recount(self, most: int = MOST_COUNTED) -> dict[str, tuple[int, int]]:
+        """Give back slots that no task has any more, because entries were trimmed or deleted by
+        other hands, and let in what has room; return the keys that were wrong, each with its slots
+        in use before and after.
+
+        The stream is looked at in small steps; what waits, in one: ``most`` tasks and facts about
+        limits, in which the server does nothing else. Raises RedistqError where there are more, and
+        while workers still run tasks whose entries were deleted.
+        """
+        return run(self._broker, self.operations.recount(most))
+
 
 class AsyncLimits:
     """Limits for ``await``: the same methods, the same promises."""
@@ -208,6 +250,10 @@ class AsyncLimits:
     async def penalize(self, key: str, seconds: Seconds) -> None:
         """As Limits.penalize."""
         await run_async(self._broker, self.operations.penalize(key, seconds))
+
+    async def recount(self, most: int = MOST_COUNTED) -> dict[str, tuple[int, int]]:
+        """As Limits.recount."""
+        return await run_async(self._broker, self.operations.recount(most))
 
 
 def _rule(text: bytes) -> Rule | None:

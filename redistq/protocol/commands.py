@@ -155,6 +155,16 @@ class Commands(PlainCommands):
         nothing in for so long; the answer is the rule before."""
         return self._scripts.limit(key=key, rule=rule, paused=paused, penalty=penalty_ms)
 
+    def recount(
+        self, places: Sequence[bytes], counted: dict[bytes, int], limit: int, most: int
+    ) -> Command:
+        """Count slots in the stream from these places on, one a lane; see recount.lua."""
+        normal, high, low = places
+        flat = [part for pair in counted.items() for part in pair]
+        return self._scripts.recount(
+            flat, limit=limit, most=most, normal=normal, high=high, low=low
+        )
+
     @staticmethod
     def read_refused(reply: list[Any]) -> Refused:
         """Return the answer of ``enqueue``, ``resubmit``, ``settle`` or ``retry``."""

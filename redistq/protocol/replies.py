@@ -281,6 +281,15 @@ def _page(x: Any, command: Sequence[Any]) -> bool:
     return _row(x, _int, lambda rows: _list(rows, kind), _text)
 
 
+def _recount(x: Any) -> bool:
+    """How far it is, and what was counted."""
+    if type(x) is not list or not x:
+        return False
+    if x[0] == 0:
+        return _row(x, _int, lambda at: _list(at, _text), lambda flat: not len(flat) % 2)
+    return _row(x, _int, lambda flat: not len(flat) % 3) if x[0] == 1 else _row(x, _int, _int)
+
+
 def _limit(x: Any) -> bool:
     """A limit key: key, whose rule, rule, in use, waiting, arrival time, paused since."""
     return _list(x, _text) and len(x) == 7 and _number(x[3]) and _number(x[4])
@@ -365,6 +374,7 @@ _SCRIPTS: dict[str, Shape] = {
     **dict.fromkeys(("enqueue", "resubmit", "resubmit_gated"), _stored),
     "enqueue_gated": _gated,
     "limit": _only(_text),
+    "recount": _only(_recount),
     **dict.fromkeys(("cancel", "park", "regate"), _words),
     **dict.fromkeys(("release", "adopt", "create_group", "purge", "hold", "drop"), _count),
     "step": _only(lambda x: x in (0, 1)),

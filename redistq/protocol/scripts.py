@@ -24,6 +24,7 @@ VERBS = (
     "enqueue",
     "enqueue_gated",
     "limit",
+    "recount",
     "set_schedule",
     "promote",
     "fire",

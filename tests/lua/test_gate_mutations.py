@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from support.gate_scenes import SCENES
 from support.gate_scenes_again import AGAIN
+from support.gate_scenes_recount import RECOUNT
 from support.gate_scenes_returned import RETURNED
 from support.gate_walk import GateWalk
 from support.gate_world import GateWorld
@@ -17,7 +18,7 @@ from support.mutants import Mutant, bounded, first_failure, mutated
 from support.servers import Server
 
 WALKS = 6
-ALL = [*RETURNED, *AGAIN, *SCENES]
+ALL = [*RETURNED, *AGAIN, *RECOUNT, *SCENES]
 
 MUTANTS = [
     # limits
@@ -269,6 +270,28 @@ MUTANTS = [
         "false and 'asked",
         ("regate",),
     ),
+    # counted again
+    Mutant("recount: nothing is given back", "free_key(key, before - after)", "", ("recount",)),
+    Mutant(
+        "recount: what is kept is free",
+        "if first and first.order then count",
+        "if false then count",
+    ),
+    Mutant(
+        "recount: one lane", "from, '+', 'COUNT', left)", "from, '+', 'COUNT', i < 3 and left or 0)"
+    ),
+    Mutant("recount: what still runs is free", "running = running + 1", "running = 0"),
+    Mutant("recount: from the start again", "'(' .. places[i]", "'-'", ("recount",)),
+    Mutant("recount: what was counted is forgotten", "counted[ARGV[at]] = ", "local _ = "),
+    Mutant(
+        "recount: no weights", "or 0) + term.weight\nend\nlocal left", "or 0) + 1\nend\nlocal left"
+    ),
+    Mutant("recount: nobody is let in", "later('keys', '', '0')", "", ("recount",)),
+    Mutant("recount: who stands in no line waits", "if ref and has[5] == 'waiting'", "if false"),
+    Mutant(
+        "recount: not in use, and nobody minds", "before < after and not exact", "before < after"
+    ),
+    Mutant("recount: all there is at once", "if size > MOST then", "if false then"),
     # what a task returned
     Mutant("returned, and slots kept", "give_back(ARGV[11 * i - 3]", "_ = (ARGV[11 * i - 3]"),
     Mutant(

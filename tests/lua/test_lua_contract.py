@@ -314,6 +314,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     "enqueue": lambda c, n: c.enqueue(["x"] * 5 * n),
     "enqueue_gated": lambda c, n: c.enqueue_gated(["x"] * 6 * n),
     "limit": lambda c, n: c.limit("k", "at_most=3"),
+    "recount": lambda c, n: c.recount([b""] * 3, {b"%d" % i: 1 for i in range(n)}, 5, 9),
     "create_group": lambda c, n: c.create_group(),
     "events": lambda c, n: c.events(("0-0",) * 3, [("x", "")] * n),
     "find": lambda c, n: c.find("stream", "", name="x", batch="y"),
