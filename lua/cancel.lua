@@ -81,8 +81,12 @@ local function cancel(id)
         answer[#answer + 1] = 'cancelled'
       else
         -- The stream was trimmed or deleted by other hands: nothing is left that could run.
+        local waiting = redis.pcall('HGET', WAITERS, id)
         redis.call('DEL', TASK .. id)
         redis.pcall('HDEL', WAITERS, id)
+        if type(waiting) == 'string' and string.find('\n' .. waiting .. '\n', '\n>\n', 1, true) then
+          later('after', 't:' .. ref_of(id), 'cancelled')
+        end
         answer[#answer + 1] = 'unknown'
       end
     end

@@ -239,6 +239,27 @@ local function field(from)
   local to = colon + tonumber(string.sub(children, from, colon - 1))
   return string.sub(children, colon + 1, to), to + 1
 end
+local depends_on = {} -- by outcome that continues: refs of the first thousand of those that wait for its task
+local function waits_for(i, ref)
+  if not depends_on[i] then
+    local own = ref_of(ARGV[11 * i - 3])
+    depends_on[i] = { [own] = true }
+    for _, edge in ipairs(look({}, 'LRANGE', DEPENDANTS .. 't:' .. own, 0, 999)) do
+      depends_on[i][string.match(edge, '^.%d+ (.*)$') or ''] = true
+    end
+  end
+  return depends_on[i][ref]
+end
+-- Why a child would never run: it waits for what waits for the task that returned it; nil where it does not.
+local function in_a_circle(child)
+  local i = tonumber(child[1])
+  if not undos[i] then return nil end
+  for of, id in string.gmatch('\n' .. child[7], '\n%at(!?%a*) ([^\n]*)') do
+    if waits_for(i, of == '' and id or of .. '\n' .. id) then
+      return id .. ' waits for the task that returned what waits for it'
+    end
+  end
+end
 -- Adds one child; one that cannot be added as it is asked for has ended as cancelled, and says why.
 local function add_child(child)
   local due, batch = 0, option(child[5], 'batch')
@@ -246,17 +267,20 @@ local function add_child(child)
     due = string.sub(child[6], 1, 1) == '+' and NOW + tonumber(child[6]) or tonumber(child[6])
   end
   local task = { id = child[2], name = child[3], payload = child[4], opts = child[5], due = due, conditions = child[7] }
-  if batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
-    redis.pcall('HINCRBY', BATCH .. batch, 'total', 1)
-  end
-  local happened, words = accept(task)
+  local happened, words = 'fault', in_a_circle(child)
+  if not words then happened, words = accept(task) end
+  local stored = not happened or happened[1] == 'again' or happened[1] == 'dropped'
   if happened == 'fault' and redis.pcall('HSETNX', TASK .. task.id, 'entry', '') == 1 then
     local made = { name = task.name, payload = task.payload, opts = task.opts, attempt = '1', recovered = '0' }
     if whole(wait, task.id, made, 'parents', '') then
       redis.pcall('DEL', TASK .. task.id)
     else
+      stored = true
       later('end', ref_of(task.id), 'cancelled\n' .. words)
     end
+  end
+  if stored and batch ~= '' and redis.pcall('EXISTS', BATCH .. batch) == 1 then
+    redis.pcall('HINCRBY', BATCH .. batch, 'total', 1)
   end
 end
 local from = 1
@@ -273,6 +297,8 @@ for k = 1, done do
     if ENDS[stands] then -- or there was such a task, which had ended
       redis.pcall('HDEL', WAITERS, child)
       later('after', 't:' .. ref_of(child), stands)
+    elseif waits_for(settled[k], ref_of(child)) then
+      later('end', ref_of(ARGV[11 * settled[k] - 3]), 'cancelled\nwhat it returned, ' .. child .. ', waits for it')
     end
   end
 end

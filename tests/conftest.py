@@ -97,6 +97,24 @@ def url(server: Server) -> str:
 
 
 @pytest.fixture
+def farm(url: str, db: redis.Redis) -> Iterator[Any]:
+    """A queue on the default server, and its monitor: a `support.farm.Farm`."""
+    from support.farm import Farm
+
+    farm = Farm(url, db)
+    yield farm
+    farm.monitor.close()
+
+
+@pytest.fixture
+def gate(db: redis.Redis) -> Any:
+    """Waiting tasks and limits of that queue, by hand: a `support.gate.HandMade`."""
+    from support.gate import HandMade
+
+    return HandMade(db)
+
+
+@pytest.fixture
 def db(server: Server) -> Iterator[redis.Redis]:
     """A plain redis-py client for looking into the default server."""
     options: dict[str, Any] = {"protocol": 2, "decode_responses": True}

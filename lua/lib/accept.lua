@@ -51,7 +51,8 @@ local function holder_of(key)
   local has = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'added_ms', 'continued', 'reason')
   local stands = has[1]
   if not stands then
-    stands = (has[2] or '') == '' and 'ended' or #pending(has[2], has[2], 1) == 1 and 'running' or 'queued'
+    stands = (has[2] or '') == '' and 'ended' or #pending(has[2], has[2], 1) == 1 and 'running'
+      or read(has[2]) and 'queued' or 'ended' -- its entry was deleted by other hands
   elseif (has[4] and stands == 'waiting') or has[5] == 'sleep' or has[5] == 'event' then
     stands = 'running' -- it has started, and waits for what it returned, sleeps, or waits for an event
   elseif stands ~= 'delayed' and stands ~= 'waiting' then

@@ -102,8 +102,8 @@ class LimitOperations:
             )
         if said[0] == 3:
             raise RedistqError(
-                f"{said[1]:,} tasks whose entries were deleted are still run by workers, and give "
-                "their slots back when they end: recount again then"
+                f"workers still run tasks whose entries were deleted ({said[1]:,}), and give the "
+                "slots back when these end: recount again then"
             )
         rows = iter(said[1])
         return {key.decode("utf-8", "replace"): (next(rows), next(rows)) for key in rows}

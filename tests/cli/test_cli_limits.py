@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import redis
 from support.farm import Farm
 from support.gate import HandMade
 from support.terminals import Terminal
@@ -15,14 +14,6 @@ from support.terminals import Terminal
 from redistq import cli_monitor
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A farm on the default server."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
 
 
 @pytest.fixture
@@ -54,6 +45,17 @@ def test_limits_are_set_seen_and_deleted(farm: Farm, run: Run) -> None:
     assert run("limits", "delete", "api") == (0, "limit api is deleted: nothing limits it\n", "")
     assert run("limits", "delete", "api") == (3, "", "redistq: api has no rule\n")
     assert json.loads(run("limits", "--json")[1]) == []
+
+
+def test_slots_of_deleted_entries_are_given_back(farm: Farm, run: Run) -> None:
+    """It says which were wrong, and whoever waited goes in."""
+    assert run("limits", "recount") == (0, "every slot in use has its task\n", "")
+    farm.producer.limits.set("k", at_most=1)
+    farm.producer.add_task("work", limits="k")
+    waits = farm.producer.add_task("work", limits="k")
+    farm.client.xtrim("tasks", maxlen=0)
+    assert run("limits", "recount") == (0, "k: 1 slot in use, in truth 0\n", "")
+    assert farm.producer.get_task(waits).state == "queued"
 
 
 def test_a_rule_that_is_none_is_refused(run: Run) -> None:

@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import redis
 from support.farm import EVIL, Farm, fill
 from support.gate import HandMade
 from support.servers import Server
@@ -47,14 +46,6 @@ LISTINGS = {
     "created_at finished_at took_s",
 }
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A farm on the default server."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_readme import Block, blocks, run_as_a_program
+from support.documents import Block, blocks, run_as_a_program
 
 from redistq.monitor import events
 

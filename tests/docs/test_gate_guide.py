@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_readme import Block, blocks, run_as_a_program
+from support.documents import Block, blocks, run_as_a_program
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
 PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]

@@ -94,6 +94,11 @@ class GateMachine(RuleBasedStateMachine):
         """A batch that others may wait for."""
         self._do("open_batch", lane, total)
 
+    @rule(limit=st.sampled_from([1, 3, 1000]))
+    def recount(self, limit: int) -> None:
+        """Slots are counted."""
+        self._do("recount", limit)
+
     @rule(pick=some)
     def succeed(self, pick: int) -> None:
         """A worker ends a task well."""

@@ -270,6 +270,13 @@ MUTANTS = [
         "false and 'asked",
         ("regate",),
     ),
+    Mutant("what is returned is in a circle", "if waits_for(i, of", "if false and waits_for(i, of"),
+    Mutant(
+        "what is there is in a circle",
+        "elseif waits_for(settled[k]",
+        "elseif false and (settled[k]",
+    ),
+    Mutant("in its batch, and not stored", "  if stored and batch ~= ''", "  if batch ~= ''"),
     # counted again
     Mutant("recount: nothing is given back", "free_key(key, before - after)", "", ("recount",)),
     Mutant(

@@ -30,14 +30,6 @@ from redistq.handlers import Registry
 from redistq.monitor.metrics import MetricsServer
 
 
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A farm on the default server."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
-
-
 def scrape(address: str) -> dict[tuple[str, str], float]:
     """Every sample by its name and its one label beside the queue."""
     with urllib.request.urlopen(address, timeout=10) as reply:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
-import redis
 from support.farm import EVIL, Farm, fill
 from support.gate import HandMade
 from support.servers import Server
@@ -249,14 +247,6 @@ FIGURES = [
     "group",
     "as_of",
 ]
-
-
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A farm on the default server."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
 
 
 # -- frames are contracts ------------------------------------------------------------------------

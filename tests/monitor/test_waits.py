@@ -6,32 +6,15 @@ The tasks are written by hand, as the scripts leave them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pandas as pd
 import pytest
-import redis
 from support.farm import Farm, fill
 from support.gate import HandMade
 
 from redistq import ConfigurationError
 from redistq.protocol.limits import states_of
 from redistq.protocol.waits import ordinal
-
-
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A farm on the default server."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
-
-
-@pytest.fixture
-def gate(db: redis.Redis) -> HandMade:
-    """Waiting tasks and limits of the farm's queue."""
-    return HandMade(db)
-
 
 # -- figures ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 from support.workers import until
 
-from redistq import AsyncTaskProducer, TaskProducer, TaskWorker
+from redistq import AsyncTaskProducer, RedistqError, TaskProducer, TaskWorker
 
 
 @pytest.fixture
@@ -109,3 +109,44 @@ def test_the_async_producer_does_the_same(url: str) -> None:
             return await producer.purge_queue(), await producer.drain(1)
 
     assert asyncio.run(empty()) == ({"waiting": 0, "delayed": 0, "queued": 3}, True)
+
+
+# -- slots -----------------------------------------------------------------------------------------
+
+
+def test_slots_of_trimmed_entries_are_given_back(
+    producer: TaskProducer, db: redis.Redis, url: str
+) -> None:
+    """In as many steps as the stream needs."""
+    producer.limits.set("k", at_most=2100)
+    ids = producer.add_tasks({"type": "work", "limits": ["k", "ü: x"]} for _ in range(2105))
+    assert producer.limits.recount() == {}
+    db.xtrim("tasks", maxlen=2050, approximate=False)
+    assert producer.limits.recount() == {"k": (2100, 2050), "ü: x": (2100, 2050)}
+    assert producer.limits.recount() == {}
+    assert producer.get_task(ids[-1]).state == "queued"
+    db.delete("tasks")
+
+    async def recount() -> dict[str, tuple[int, int]]:
+        async with AsyncTaskProducer(stream="tasks", url=url) as other:
+            return await other.limits.recount()
+
+    assert asyncio.run(recount()) == {"k": (2055, 0), "ü: x": (2055, 0)}
+    state = producer.limits.get("k")
+    assert state is not None
+    assert state.in_use == 0
+
+
+def test_slots_that_cannot_be_counted_now_are_left(producer: TaskProducer, db: redis.Redis) -> None:
+    """While a worker runs what was deleted, and where more waits than is to be looked at."""
+    producer.limits.set("k", at_most=1)
+    producer.add_tasks({"type": "work", "limits": "k"} for _ in range(9))
+    with pytest.raises(RedistqError, match=r"more than are looked at in one step, 5: recount"):
+        producer.limits.recount(most=5)
+    db.xgroup_create("tasks", "workers", id="0")
+    ((_, ((entry, _),)),) = db.xreadgroup("workers", "w", {"tasks": ">"})
+    db.xdel("tasks", entry)
+    with pytest.raises(RedistqError, match=r"still run tasks whose entries were deleted \(1\)"):
+        producer.limits.recount()
+    db.xack("tasks", "workers", entry)
+    assert producer.limits.recount() == {"k": (1, 0)}

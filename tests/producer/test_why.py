@@ -7,28 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 
 import pytest
-import redis
 from support.farm import Farm
 from support.gate import HandMade
 
 from redistq import AsyncTaskProducer, ResultTimeout, TaskProducer
-
-
-@pytest.fixture
-def farm(url: str, db: redis.Redis) -> Iterator[Farm]:
-    """A queue and its producer."""
-    farm = Farm(url, db)
-    yield farm
-    farm.monitor.close()
-
-
-@pytest.fixture
-def gate(db: redis.Redis) -> HandMade:
-    """Waiting tasks and limits of that queue."""
-    return HandMade(db)
 
 
 def test_parents_that_have_not_ended_are_named(farm: Farm, gate: HandMade) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from support.gate_checks import demand
-from support.gate_scenes_limits import MINUTE, end, field, holds, is_ready, ready, waits
-from support.gate_world import Gate, GateWorld, Seen
+from support.gate_scenes_limits import MINUTE, end, ended, field, holds, is_ready, ready, waits
+from support.gate_world import Gate, GateWorld, Seen, edge, ref_of
 from support.script_world import attempt_ended, outcome
 
 A = Gate({"a": 1})
@@ -174,6 +174,33 @@ def too_much(world: GateWorld) -> None:
     demand(code == 2 and size > 5 and world.look().limits == before, f"{code} {size}")
 
 
+def deleted_holder(world: GateWorld) -> None:
+    """The unique key of a task whose entry was deleted is free."""
+    world.add("1", gate=Gate(unique="u"))
+    world.db.xdel(world.normal.keys.stream, world.normal.entries()[0][0])
+    demand(world.add("2", gate=Gate(unique="u")) == [], "it is taken by nobody")
+    is_ready_at_all(world, "2")
+
+
+def deleted_parent(world: GateWorld) -> None:
+    """A task whose entry was deleted is cancelled as unknown, and so is what depends on it."""
+    world.add("1", lane="high")
+    world.add("child", after=[edge(ref_of("high", "1"))])
+    world.add("any", after=[edge(ref_of("high", "1"), "e")])
+    high = world.lanes["high"]
+    world.db.xdel(high.keys.stream, high.entries()[0][0])
+    for _ in range(2):
+        demand(high.cancel("1") == ["unknown"], "it is known")
+    ended(world, "child", "cancelled", "parent 1 cancelled")
+    is_ready_at_all(world, "any")
+
+
+def is_ready_at_all(world: GateWorld, *ids: str) -> None:
+    """These stand in the stream, whatever else does not hold."""
+    demand(ready(world) == list(ids), f"ready are {ready(world)}, not {list(ids)}")
+
+
 RECOUNT: list[Callable[[GateWorld], None]] = [
-    *(deleted, deleted_groups, turns_stay, still_run, in_steps, other_keys_deleted, too_much)
+    *(deleted, deleted_groups, turns_stay, still_run, in_steps, other_keys_deleted, too_much),
+    *(deleted_holder, deleted_parent),
 ]

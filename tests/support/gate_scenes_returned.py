@@ -193,6 +193,43 @@ def returned_what_cannot_be(world: GateWorld) -> None:
     demand(not world.db.exists("waiters:tasks"), "an end is waited for that was there before")
 
 
+def returned_in_a_circle(world: GateWorld) -> None:
+    """What waits for who waits for it is refused: the task is cancelled, and says why."""
+    world.add("1", "2")
+    world.add("after 1", after=[edge("1")])
+    world.add("after 2", after=[edge("2", "e")])
+    returns(world, "1", gated("a"), gated("b", after=[edge("a"), edge("after 1")]))
+    ended(world, "1", "cancelled", "after 1 waits for the task that returned what waits for it")
+    ended(world, "after 1", "cancelled", "parent 1 cancelled")
+    row = outcome(read_one(world, "2"), "2", "continued", body="after 2")
+    call = world.settling(row, children=[(1, gated("c"))])
+    for _ in range(2):
+        demand(world.send("normal", call) == [], "refused")
+        holds(world)
+    ended(world, "2", "cancelled", "what it returned, after 2, waits for it")
+    demand("after 2" in [f["id"] for _, f in world.normal.entries()], "it goes on after any end")
+
+
+def spawned_in_a_batch(world: GateWorld) -> None:
+    """A batch has one task more for each child that is stored; for one whose unique key is taken,
+    or that was there, it has not."""
+    world.normal.call(world.normal.commands.open_batch("b", "job", 1, int(TTL)))
+    world.add("holder", "there", gate=Gate(unique="u"))
+    world.add("1", batch="b")
+    entry = read_one(world, "1")
+    children = [
+        (1, gated("new", batch="b")),
+        (1, gated("joins", Gate(unique="u").text, batch="b")),
+        (1, gated("holder", batch="b")),
+    ]
+    call = world.settling(outcome(entry, "1", batch="b"), children=children)
+    demand(world.send("normal", call) == [], "refused")
+    holds(world)
+    demand(world.db.hget("batch:tasks:b", "total") == "2", "the batch has two tasks")
+    end(world, "new", batch="b")
+    demand(world.db.hget("batch:tasks:b", "finished_ms") is not None, "it never ends")
+
+
 def returned_and_lost(world: GateWorld) -> None:
     """Another's return is refused, and that of a task that is to end; nothing is added."""
     world.add("1")
@@ -237,5 +274,5 @@ def returned_in_time(world: GateWorld) -> None:
 RETURNED: list[Callable[[GateWorld], None]] = [
     *(returned, returned_and_told, returned_what_returns, returned_and_failed),
     *(returned_and_cancelled, returned_under_limits, returned_what_cannot_be, returned_and_lost),
-    returned_in_time,
+    *(returned_in_time, returned_in_a_circle, spawned_in_a_batch),
 ]

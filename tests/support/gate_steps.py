@@ -26,6 +26,7 @@ from support.gate_model import (
     Followed,
     Known,
 )
+from support.gate_scenes_recount import recount
 from support.gate_world import LANES, Gate, gated, lane_of, options, ref_of
 from support.script_world import (
     LEASE_MS,
@@ -512,6 +513,12 @@ class GateModel(Followed):
     def penalize(self, key: int) -> None:
         """A key lets nobody in for a while."""
         self.world.limit(LIMIT_KEYS[key % len(LIMIT_KEYS)], penalty=60_000)
+        self.follow()
+
+    def recount(self, limit: int) -> None:
+        """An operator counts the slots in use: none is wrong."""
+        code, flat = recount(self.world, limit)
+        demand(code == 1 and not flat, f"counted in steps of {limit}: {code} {flat}")
         self.follow()
 
     def beat(self) -> None:

@@ -30,7 +30,7 @@ class GateWalk:
             *[self._promote] * 2,
             *[self._return] * 3,
             *(self._pause, self._cancel, self._replay, self._other, self._die),
-            *(self._batch, self._regate, self._again),
+            *(self._batch, self._regate, self._again, self._recount),
         ]
 
     def run(self, steps: int) -> None:
@@ -115,6 +115,9 @@ class GateWalk:
 
     def _regate(self) -> None:
         self.model.regate(self._n())
+
+    def _recount(self) -> None:
+        self.model.recount(self.random.choice([1, 3, 1000]))
 
     def _return(self) -> None:
         chance = self.random
