@@ -20,7 +20,7 @@ from typing import Any
 
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
-from ..protocol.commands import Command, Commands
+from ..protocol.commands import CONTINUED, Command, Commands
 from ..protocol.keys import ENDED
 from ..protocol.options import seconds, shown
 from ..protocol.progress import read_progress
@@ -104,6 +104,8 @@ class EventReader:
         """The ms of the cursor's entries: what came later in these is not known."""
         self._told: OrderedDict[str, tuple[bool, str]] = OrderedDict()
         """Tasks that were told of: whether as ended, and which entry of each as started last."""
+        self._continued: OrderedDict[str, int | None] = OrderedDict()
+        """Tasks that wait for what they returned, and when their attempt was ready."""
         self._running: OrderedDict[str, tuple[str, str, int, str]] = OrderedDict()
         """Name, worker, attempt and progress of what runs, by id."""
         self.is_behind = False
@@ -129,7 +131,7 @@ class EventReader:
             page = yield self._commands.history_page(end, "-", 1000)
             for event in (read_event(entry, flat) for entry, flat in page):
                 if event.id not in self._told:  # the newest is first
-                    self._remember(event.id, event.state in ENDED)
+                    self._saw_end(event)
             if len(page) < 1000:
                 return
             end = f"({text_of(page[-1][0])}"
@@ -186,12 +188,14 @@ class EventReader:
         self._skip = 0
         self._places[0] = event.entry
         self._running.pop(event.id, None)
-        self._remember(event.id, event.state in ENDED)
+        self._saw_end(event)
         kind = "ended" if event.state in ENDED else event.state
         yield self._of(event, kind, event.finished_ms, self._cursor())
 
     def _missed(self, event: Event, whole: str, origin: str) -> Iterator[tuple[str, int]]:
         """Yield what came before that end and was not told: type, and when it was."""
+        if event.queued_ms is not None and self._continued.get(event.id) == event.queued_ms:
+            return  # it ends as what it returned did; its attempt has ended before
         added, started = (_place(place) for place in self._places[1:])
         entry = _place(whole) if whole else (event.queued_ms or 0, -1)
         known = event.id in self._told
@@ -295,6 +299,14 @@ class EventReader:
             run_ms=event.run_ms if ends else None,
             note=event.note if ends else "",
         )
+
+    def _saw_end(self, event: Event) -> None:
+        self._remember(event.id, event.state in ENDED)
+        self._continued.pop(event.id, None)
+        if event.state == CONTINUED:
+            self._continued[event.id] = event.queued_ms
+            if len(self._continued) > REMEMBERED:
+                self._continued.popitem(last=False)
 
     def _remember(self, task_id: str, ended: bool = False, started: str = "") -> None:
         before = self._told.get(task_id, (False, ""))

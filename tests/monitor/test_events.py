@@ -15,7 +15,16 @@ import pytest
 from support.script_world import World, attempt_ended, outcome
 from support.servers import Server
 
-from redistq import ConfigurationError, TaskContext, TaskMonitor, TaskProducer, TaskWorker
+from redistq import (
+    ConfigurationError,
+    TaskCancelled,
+    TaskContext,
+    TaskMonitor,
+    TaskProducer,
+    TaskWorker,
+    chain,
+    sig,
+)
 from redistq.handlers import Registry
 from redistq.monitor import events as module
 from redistq.monitor.events import EventReader, TaskEvent
@@ -383,3 +392,55 @@ def test_what_handlers_say_of_their_progress_is_told(url: str) -> None:
                 break
         assert [event.type for event in told] == ["added", "started", "progress", "ended"]
         assert {event.id for event in told} == {task_id}
+
+
+@pytest.mark.parametrize("looks", [0.005, 0.0], ids=["often", "afterwards"])
+def test_a_task_that_others_take_the_place_of_ends_once(url: str, looks: float) -> None:
+    """It continues, and ends as they do; whether that was seen as it came or not. A task that
+    waits for others is ready once, and one that never may run is told of, too."""
+    registry = Registry()
+
+    @registry.task(name="returns")
+    def returns(payload: Any) -> Any:
+        return chain(sig("echo", 1), "echo")
+
+    @registry.task(name="echo")
+    def echo(payload: Any) -> Any:
+        return payload
+
+    @registry.task(name="fails", retries=0)
+    def fails(payload: Any) -> Any:
+        raise ValueError("no")
+
+    with TaskProducer(url=url) as producer, TaskMonitor(url=url) as monitor:
+        first = producer.add_task("returns")
+        second = producer.add_task("echo", 2, after=first)
+        bad = producer.add_task("fails")
+        never = producer.add_task("echo", 3, after=bad)
+        told: list[TaskEvent] = []
+        stop = threading.Event()
+
+        def listen() -> None:
+            for event in monitor.events("0", interval=looks):
+                told.append(event)
+                if stop.is_set():
+                    return
+
+        listener = threading.Thread(target=listen)
+        if looks:
+            listener.start()
+        with TaskWorker(url=url, task_handlers=registry):
+            assert producer.get_result(second, 20) == 2
+            with pytest.raises(TaskCancelled):
+                producer.get_result(never, 20)
+        if looks:
+            stop.set()
+            producer.add_task("the last")
+            listener.join(20)
+        else:
+            told = list(monitor.events(follow=False))
+    kinds = types_of(told)
+    assert kinds[first] == ["added", "started", "continued", "ended"]
+    assert kinds[second] == ["added", "started", "ended"]
+    assert kinds[bad] == ["added", "started", "ended"]
+    assert kinds[never] == ["added", "ended"]
