@@ -94,6 +94,7 @@ def kill_one(db: redis.Redis, chance: random.Random) -> None:
     until(lambda: pid not in registered(db).values(), "it was taken for dead", 30)
 
 
+@pytest.mark.timeout(120 + 4 * KILLS)
 def test_steps_run_once_per_success_over_kills(
     url: str, db: redis.Redis, start: Callable[..., Command], log: Path
 ) -> None:
