@@ -316,6 +316,52 @@ def streams(server: Server, count: int, rounds: int) -> None:
     row("a lone item, from its yield to its reader", statistics.median(late), "ms", None)
 
 
+# -- schedules -----------------------------------------------------------------------------------
+
+
+def commands_a_second(db: redis.Redis, seconds: float) -> float:
+    """Scripts and other commands that the server ran, but for those inside scripts."""
+    db.config_resetstat()
+    time.sleep(seconds)
+    stats: Any = db.info("commandstats")
+    outer = ("evalsha", "eval", "publish", "subscribe", "xreadgroup", "ping")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in outer) / seconds
+
+
+def schedules(server: Server, count: int, seconds: float) -> None:
+    """What schedules cost an idle queue with a worker, and many that are due at once."""
+    from redistq import TaskScheduler
+
+    options = {"url": server.unix_url, "stream": "agenda"}
+    with (
+        TaskProducer(**options) as producer,
+        TaskWorker(**options, task_handlers={"job": loop}, processes=1),
+        server.client() as db,
+    ):
+        time.sleep(3)
+        without = commands_a_second(db, seconds)
+        for number in range(count):
+            producer.schedules.set(f"s{number}", cron="0 6 1 1 *", tz="Europe/Berlin", task="job")
+        within = commands_a_second(db, seconds)
+        note = f"{without:.2f} without, {within:.2f} with, of a queue with a worker"
+        more = within - without
+    row(f"commands that {count:,} schedules cost an idle queue", more, "a s", 1, note)
+    options["stream"] = "due"
+    with TaskProducer(**options) as producer, server.client() as db:
+        db.config_resetstat()
+        at_s = int(time.time()) + 4 + count // 500
+        when = time.strftime("%S %M %H %d %m *", time.gmtime(at_s))
+        for number in range(count):
+            producer.schedules.set(f"s{number}", cron=when, task="job")
+        with TaskScheduler(**options), TaskScheduler(**options):
+            time.sleep(max(0.0, at_s + 2 - time.time()))
+        entries: Any = db.xrange("due")
+        late = [int(entry.split("-")[0]) - 1000 * at_s for entry, _ in entries]
+        assert len(late) == count, len(late)
+    row(f"of {count:,} due at once the first is added after", min(late), "ms", None)
+    row(f"of {count:,} due at once the last is added after", max(late), "ms", None)
+
+
 def main() -> None:
     """Run the scenarios that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -333,6 +379,7 @@ def main() -> None:
         scenarios: dict[str, Callable[[], None]] = {
             "progress": lambda: progress(server, 1_000_000 // scale, 20.0 / scale, rounds),
             "streams": lambda: streams(server, 100_000 // scale, rounds),
+            "schedules": lambda: schedules(server, 1000 // scale, 40.0 / scale),
             "steps": lambda: steps(server, 900 // scale, rounds),
             "events": lambda: events(server, 9_000 // scale),
             "update": lambda: update(server, 10_000 // scale, rounds),

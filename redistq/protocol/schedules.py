@@ -104,8 +104,8 @@ class Definition:
         if overlap != "allow":
             conflict = "again" if overlap == "queue" else "keep"
             asked["unique"] = Unique(key_of(name), conflict=conflict)
-            if waits.get("order") is None:
-                waits["order"] = key_of(name)
+            if given.get("order") is None:  # behind those that are made up for, too
+                asked["order"] = waits["order"] = key_of(name)
         gate = Gate.of(asked, payload, stream)
         catch_up = Gate.of(waits, payload, stream)
         made = cls(
@@ -225,6 +225,8 @@ class Plan:
     skipped: int
     cut: bool = False
     """Whether more were missed than are made up for."""
+    catches_up: bool = False
+    """Whether these are made up for: one after another, as far as they may not overlap."""
 
 
 def plan(schedule: Schedule, now_ms: int) -> Plan | None:
@@ -238,7 +240,8 @@ def plan(schedule: Schedule, now_ms: int) -> Plan | None:
     most = MOST_MISSED if schedule.missed == "all" else 1
     found, skipped = timing.due(first, now_ms, anchor, most)
     cut = schedule.missed == "all" and skipped > 0
-    if schedule.missed == "skip" and now_ms - found[-1] >= timing.grace_ms(found[-1], anchor):
+    late = now_ms - found[-1] >= timing.grace_ms(found[-1], anchor)
+    if schedule.missed == "skip" and late:
         skipped += len(found)
         chosen: list[int] = []
         past = found[-1]
@@ -249,7 +252,8 @@ def plan(schedule: Schedule, now_ms: int) -> Plan | None:
     if following is None:  # zones change: no time is so any more
         following = past + 365 * WHOLE_DAY_MS
     again = timing.again_ms(past, anchor)
-    return Plan(tuple(chosen), following, past, again, skipped, cut)
+    catches_up = schedule.missed == "all" and (late or len(found) > 1)
+    return Plan(tuple(chosen), following, past, again, skipped, cut, catches_up)
 
 
 def read_all(rows: Iterable[tuple[str, bytes]], base: str) -> dict[str, Schedule]:

@@ -55,6 +55,7 @@ class Firing:
                 past_ms=planned.past_ms,
                 again_ms=planned.again_ms,
                 skipped=planned.skipped,
+                catches_up=planned.catches_up,
             )
         )
         fired = Commands.read_fire(reply)

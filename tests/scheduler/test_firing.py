@@ -241,6 +241,35 @@ def test_overlap(url: str, producer: TaskProducer, db: redis.Redis) -> None:
     assert fired("queue") == 2
 
 
+def test_what_was_missed_is_made_up_for_one_after_another(
+    url: str, producer: TaskProducer, db: redis.Redis
+) -> None:
+    """All of it, also where tasks may not overlap: no two run at once, nor beside the next."""
+    running: list[str] = []
+    ran: list[str] = []
+    most = 0
+
+    def job(payload: Any, context: Any) -> None:
+        nonlocal most
+        running.append(context.task_id)
+        most = max(most, len(running))
+        time.sleep(0.02)
+        ran.append(running.pop())
+
+    for overlap in ("skip", "queue"):
+        producer.schedules.set(overlap, every=1, task="job", missed="all", overlap=overlap)
+        shift(db, overlap, -30_000)
+        with TaskWorker(url=url, task_handlers={"job": job}, threads=8):
+            until(lambda: len(ran) >= 31, "all of them, and one on time", 20)
+            producer.schedules.pause(overlap)
+            until(lambda: producer.drain(0), "all end")
+        times = [int(task_id.rpartition("@")[2]) for task_id in ran]
+        assert times == [times[0] + 1000 * n for n in range(len(times))]
+        assert most == 1
+        assert producer.schedules[overlap].skipped == 0
+        ran.clear()
+
+
 def test_a_task_that_is_tried_again_still_keeps_the_next_out(
     url: str, producer: TaskProducer, db: redis.Redis
 ) -> None:
