@@ -79,7 +79,7 @@ for at = 3, #ARGV, 9 do
     local same = generation == now.generation
     if same and entry == now.entry and first + count <= now.next then
       word = 'kept'
-    elseif not (same and first == now.next) and not (generation == now.generation + 1 and first == 0) then
+    elseif not (same and first == now.next) and not (generation > now.generation and first == 0) then
       word = has[1] or '0 0 0 0 0 0 -'
     elseif same and count > 0 and window ~= '' and now.written - read >= tonumber(window) then
       word = 'full'

@@ -2,12 +2,13 @@
 -- KEYS:
 --   1 task_prefix
 --   2 dead
+--   3 items_prefix
 -- ARGV:
 --   1 limit: without ids, the oldest dead letters up to this many
 --   2 before: without ids, only those that died before this server time, ms ('+inf' all)
 --   for each task (1): id
 -- RETURN: how many were deleted; the same ids sent again answer 0, for nothing is left of them
--- COST: ZREM of nothing, per task ZSCORE + HGET + DEL + ZREM
+-- COST: ZREM of nothing, per task ZSCORE + HMGET + DEL + ZREM, and DEL of what it had yielded
 -- WHY: only ids in the dead set are touched: a task that was replayed in the meantime lives. Its id
 --   leaves the set last, and that it can is proved first: what is not deleted is seen.
 local TASK, DEAD = KEYS[1], KEYS[2]
@@ -19,7 +20,9 @@ redis.call('ZREM', DEAD, '')
 local purged = 0
 for i = 1, #ids do
   if redis.call('ZSCORE', DEAD, ids[i]) then
-    if look('', 'HGET', TASK .. ids[i], 'state') == 'failed' then redis.call('DEL', TASK .. ids[i]) end
+    local has = look({}, 'HMGET', TASK .. ids[i], 'state', 'items')
+    if has[1] == 'failed' then redis.call('DEL', TASK .. ids[i]) end
+    if has[1] == 'failed' and has[2] then redis.pcall('DEL', KEYS[3] .. ids[i]) end
     redis.call('ZREM', DEAD, ids[i])
     purged = purged + 1
   end

@@ -105,7 +105,7 @@ local function again(at, due, record, kept)
   -- What has succeeded, or is another call now, does not go on where it was.
   local whole_again = kept[1] == 'succeeded' or ARGV[at + 6] ~= ''
   redis.call('HDEL', record, 'error', 'result', 'worker', 'run_ms', 'finished_ms', 'unknown_ms', 'parked_ms', 'progress',
-    whole_again and 'checkpoint' or '')
+    whole_again and 'checkpoint' or '', whole_again and 'items' or '')
   if whole_again and (kept[7] or kept[8]) then pcall(forget_steps, record) end
   pcall(uncount, batch, ended)
 end

@@ -109,7 +109,10 @@ class AttemptItems:
         standing = self._load()
         if self._asked and standing.generation and self._collected is None:
             return standing.generation, standing.next, True
-        return standing.generation + 1, 0, standing.next > 0
+        if standing.generation:
+            return standing.generation + 1, 0, standing.next > 0
+        # Unlike that of an earlier task with this id, of which somebody may have a cursor.
+        return int(self.entry.partition(b"-")[0]), 0, False
 
     def life_ms(self, has_succeeded: bool) -> int:
         """Return how long the items are kept from now on."""

@@ -82,10 +82,13 @@ def test_items_of_a_function(client: Any) -> None:
 
     for function in (numbers, anumbers):
         future = client.stream(function, 20_000)
+        items = future.stream()
+        assert [next(items) for _ in range(19_990)] == list(range(19_990))
+        cursor = items.cursor
         assert list(future) == list(range(20_000))
         assert future.result(10) == 20_000
         assert list(future.stream(19_990)) == list(range(19_990, 20_000))
-        assert list(client.future(future.task_id).stream("1-19990")) == list(range(19_990, 20_000))
+        assert list(client.future(future.task_id).stream(cursor)) == list(range(19_990, 20_000))
     assert [own.n for own in client.stream(objects, 3)] == [0, 1, 2]
     assert list(client.stream(iterator, 3)) == ["0", "1", "2"]
     assert list(client.stream(numbers, 0)) == []
@@ -281,7 +284,7 @@ def test_items_that_others_wrote_are_refused(client: Any) -> None:
     first, second = entries[0][1][5], entries[1][1][5]
     for body in (second, b"[1]", b"\0rq2\0" + first[37:], first[:-1] + b"x"):
         client.broker.call(("DEL", key))
-        client.broker.call(("XADD", key, "1-0", "n", "100000", "to", "9", "body", body))
+        client.broker.call(("XADD", key, entries[0][0], "n", "100000", "to", "9", "body", body))
         with pytest.raises(UntrustedPayload):
             list(future.stream())
     with (

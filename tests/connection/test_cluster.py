@@ -155,3 +155,23 @@ def test_what_happens_is_told_and_functions_run_at_their_times(cluster: str) -> 
         ends = {event.id for event in monitor.events(follow=False) if event.final}
         assert len(ends) >= 6
         client.schedules.delete("tick")
+
+
+def numbers(payload: int) -> Iterator[int]:
+    """A handler that yields."""
+    yield from range(payload)
+
+
+def test_streams(cluster: str) -> None:
+    """What a task yields is in its queue's slot, in each lane, and read there."""
+    with (
+        TaskProducer(url=cluster, stream="jobs") as producer,
+        TaskProducer(url=cluster, stream="jobs!high") as urgent,
+        TaskWorker(
+            url=cluster, queues=["jobs!high", "jobs"], task_handlers={"numbers": numbers}, lease=2
+        ),
+    ):
+        for one in (producer, urgent):
+            task = one.add_task("numbers", 20_000)
+            assert list(one.stream(task, timeout=20)) == list(range(20_000))
+            assert list(one.stream(task, 19_998)) == [19_998, 19_999]

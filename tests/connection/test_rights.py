@@ -241,6 +241,7 @@ def tour_of_calls(client: Client) -> None:
     assert list(client.map(abs, [-1, -2], chunksize=2)) == [1, 2]
     assert client.submit(len, b"x" * 200_000).result(20) == 200_000
     assert len(client.submit(bytes, 400_000).result(20)) == 400_000
+    assert list(client.stream(lambda total: (yield from range(total)), 3)) == [0, 1, 2]
     for priority in ("high", "low"):
         assert client.options(priority=priority).submit(abs, -1).result(20) == 1
         batch = client.options(priority=priority).map_batch(abs, [-1], progress=False)

@@ -137,18 +137,18 @@ def test_streams_of_killed_workers_are_whole(
         def named(name: str, total: int, late: float = 0) -> tuple[Any, int]:
             task = producer.add_task(name, total)
             time.sleep(late)
-            return producer.stream(task, restarts=True, timeout=60), total
+            return producer.stream(task, restarts=True), total
 
         readers.begin(lambda: named("going_on", 400))
         readers.begin(lambda: named("going_on", 300, late=0.4))
         readers.begin(lambda: named("agoing_on", 400))
         readers.begin(lambda: named("anew", 120))
         readers.begin(lambda: named("anew", 60, late=0.2))
-        readers.begin(lambda: (client.stream(call, 300).stream(timeout=60), 300))
+        readers.begin(lambda: (client.stream(call, 300).stream(), 300))
         until(lambda: readers.streams >= 2, "some have come to their end", 30)
         for kill in range(1, KILLS + 1):
             time.sleep(chance.uniform(0, 0.3))
-            least = readers.items + chance.randrange(100)
+            least = readers.items + chance.randrange(60)
             until(lambda least=least: readers.items >= least, "items come", 60)
             children = until(lambda: living(db), "a process is there", 30)
             os.kill(chance.choice(children), signal.SIGKILL)
@@ -156,6 +156,7 @@ def test_streams_of_killed_workers_are_whole(
                 os.kill(command.pid, signal.SIGKILL)
                 command = start(REDISTQ_SIGNING_KEY=KEY)
             assert readers.faults == []
+            print(f"kill {kill}: {readers.streams} streams, {readers.items} items", flush=True)
         readers.end(120)
     print(f"{KILLS} kills: {readers.streams} streams of {readers.items} items")
     print(f"{readers.restarts} began anew under their readers")
