@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from .monitor.events import TaskEvent
     from .producer import AsyncTaskProducer, TaskProducer
     from .producer.gated import TaskId
-    from .producer.task_graph import TaskGraph
+    from .producer.task_graph import AsyncTaskGraph, TaskGraph
     from .protocol.gate import Unique
     from .protocol.limits import limit
     from .protocol.progress import Progress
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncTaskGraph",
     "AsyncTaskProducer",
     "Batch",
     "CallGraph",
@@ -166,6 +167,7 @@ _HOMES = {
     "TaskWorker": "worker",
     "CallGraph": "client.graph",
     "TaskGraph": "producer.task_graph",
+    "AsyncTaskGraph": "producer.task_graph",
     "chain": "flows",
     "chord": "flows",
     "group": "flows",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio as aredis
@@ -75,6 +76,22 @@ class AsyncConnection:
                 raise
             raise meaning from error
 
+    async def request_all(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        """Send small plain commands at once and return their answers; raises as ``request``."""
+        first = await self.request(commands[0], deadline)  # there is a connection after this
+        link = self._link
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                packed = link.pack_commands(commands[1:])
+                await link.send_packed_command(packed, check_health=False)
+                return [first, *[await link.read_response() for _ in commands[1:]]]
+        except BaseException as error:  # as in request; others are left unread
+            await self.close()
+            meaning = meaning_of(error)
+            if meaning is error:
+                raise
+            raise meaning from error
+
     async def close(self) -> None:
         """Close the connection; the next request opens a new one."""
         link = self._link
@@ -108,14 +125,7 @@ class AsyncBroker:
         until = time.monotonic() + self.timeout
         if deadline is not None:
             until = min(until, deadline)
-        loop = asyncio.get_running_loop()
-        if loop is not self.loop:
-            # A new asyncio.run(): connections belong to the loop that made them.
-            self.loop = loop
-            self._idle = []
-            self._connections = weakref.WeakSet()
-            self._pool = self._cluster = None
-            self._room = asyncio.Semaphore(MOST_CALLS)
+        self._take_loop()
         async with self._room:
             connection = self._idle.pop() if self._idle else self.connection(self.timeout)
             try:
@@ -132,6 +142,34 @@ class AsyncBroker:
                     self._idle.append(connection)
                 else:
                     await connection.close()
+
+    async def call_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to some plain commands, in order; see Broker.call_all."""
+        self._take_loop()
+        async with self._room:
+            connection = self._idle.pop() if self._idle else self.connection(self.timeout)
+            try:
+                until = time.monotonic() + self.timeout
+                answers = await connection.request_all(commands, until)
+                return [checked(*pair) for pair in zip(commands, answers, strict=True)]
+            except ConnectionLost:
+                pass
+            except UnexpectedReply:
+                await connection.close()
+                raise
+            finally:
+                self._idle.append(connection)
+        return [await self.call(command) for command in commands]
+
+    def _take_loop(self) -> None:
+        """Forget the connections of another event loop: a new asyncio.run()."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop:
+            self.loop = loop
+            self._idle = []
+            self._connections = weakref.WeakSet()
+            self._pool = self._cluster = None
+            self._room = asyncio.Semaphore(MOST_CALLS)
 
     async def _again(
         self, connection: AsyncConnection, command: Command, error: ConnectionLost, deadline: float

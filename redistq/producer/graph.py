@@ -1,6 +1,7 @@
 """Graphs: tasks that run after each other, sent, watched, cancelled and resumed as one thing.
 
-``Graph`` is what all graphs do, ``TaskGraph`` one of named tasks; clients have one of calls. On the
+``Graph`` is what all graphs do, ``AsyncGraph`` the same for ``await``, by graph_operations.py;
+``TaskGraph`` is one of named tasks; clients have one of calls. On the
 server a graph is a batch, whose counters move with every end of a task, and the ids of its tasks
 are its name and their position. So whoever knows its name finds it again, and the same graph made
 again, from the top of a notebook, sends only what is not done.
@@ -12,42 +13,33 @@ that come after it.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import slots
 from ..connection.broker import Broker
 from ..display.html import badge, escape, panel
-from ..errors import ConfigurationError, ConnectionLost, ResultTimeout, UnknownBatch
-from ..protocol.commands import SETTLED, Commands
-from ..protocol.keys import batch_task_id, is_text
-from ..protocol.options import shown, wait_seconds
-from ..protocol.plain_commands import portions
+from ..protocol.commands import Commands
+from ..protocol.options import wait_seconds
 from ..system.interpreter import require
-from .graph_plan import GraphPlan
-from .operations import Wish, wish_of
-from .sansio import NOTICE_S
-from .shape import PART, SUMMARY, ShapeNode, Summary, read_part, read_summary
+from .graph_operations import GraphOperations, frame_of
+from .operations import Wish
+from .sansio import run, run_async
+from .shape import ShapeNode, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..connection.async_broker import AsyncBroker
+
 GRAPH_TTL_S = 7 * 86_400.0
 """Seconds that results of a graph are kept."""
-_CANCELLED_TTL_MS = 7 * 86_400_000
-BURST_S = 0.01
-"""Seconds between two looks while tasks end fast."""
 NODES_READ = 10_000
 """Tasks that ``nodes()`` lists where nothing else is said."""
-_PAGE = 100
 
 
-class Graph:
+class Graph(GraphOperations):
     """The tasks of one graph, by name.
 
     As a context manager it is written: what is added inside is sent, all of it, when the block
@@ -57,41 +49,16 @@ class Graph:
     """
 
     def __init__(self, broker: Broker, commands: Commands, name: str) -> None:
-        self.name = checked_name(name)
+        super().__init__(commands, name)
         self._broker = broker
-        self._commands = commands
-        self._plan: GraphPlan | None = None
-        self._is_open = False
-        self._total: int | None = None
-        self.reused = 0
-        """How many tasks had been done before, as they are now, when it was sent."""
-
-    @property
-    def id(self) -> str:
-        """The id of its batch, which is its name: as a parent, it is a batch."""
-        return self.name
-
-    @property
-    def queue(self) -> Any:
-        """The queue of its tasks, of their priority: what ``after=graph`` asks for."""
-        return self._commands
 
     @property
     def total(self) -> int:
         """How many tasks it has; raises UnknownBatch where there is no such graph."""
-        if self._total is None:
-            found = self._broker.call(self._commands.batch_total(self.name))
-            if found is None:
-                raise UnknownBatch(self.name)
-            self._total = int(found)
-        return self._total
-
-    # -- writing ---------------------------------------------------------------------------------
+        return run(self._broker, self._find_total())
 
     def __enter__(self) -> Any:
-        self._plan = GraphPlan(self.name)
-        self._is_open = True
-        self._total = None
+        self._begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -99,121 +66,38 @@ class Graph:
         if kind is None:
             self._send()
 
-    @property
-    def _open_plan(self) -> GraphPlan:
-        """The plan while tasks may be added to it."""
-        if self._plan is None or not self._is_open:
-            raise ConfigurationError(
-                f"graph {self.name!r} takes tasks while it is open: with ....graph(name) as graph: "
-                "and then graph.add(...) in the block"
-            )
-        return self._plan
-
     def _send(self) -> None:
-        assert self._plan is not None
-        self.reused = self._plan.send(self._broker, self._commands, self._states)
-        self._total = len(self._plan.tasks)
+        run(self._broker, self._sending())
 
     # -- looking ---------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks: total, succeeded, failed, cancelled, expired, waiting (for others,
         for a worker, or running), and how often one was retried."""
-        raw = self._broker.call(self._commands.batch_record(self.name))
-        if not raw:
-            raise UnknownBatch(self.name)
-        found = dict(zip(raw[::2], raw[1::2], strict=True))
-        names = ("total", "succeeded", "failed", "cancelled", "expired", "retried")
-        counts = {name: int(found.get(name.encode(), 0)) for name in names}
-        ended = sum(counts[name] for name in ("succeeded", "failed", "cancelled", "expired"))
-        self._total = counts["total"]
-        return {**counts, "waiting": max(counts["total"] - ended, 0)}
+        return run(self._broker, self._counting())
 
     @property
     def done(self) -> bool:
         """Whether every task has come to its end."""
         return self.counts()["waiting"] == 0
 
-    def task_id(self, position: int) -> str:
-        """Return the id of the task at a position, in the order in which tasks were added."""
-        return batch_task_id(self.name, position)
-
-    def _states(self, positions: Iterable[int]) -> list[str]:
-        """Return how these tasks stand, by their records; '' where there is none."""
-        return [_state_of(state, entry) for state, entry, *_ in self._records(positions)]
-
-    def _records(self, positions: Iterable[int]) -> Iterator[list[bytes | None]]:
-        commands = (self._commands.node(self.task_id(i)) for i in positions)
-        while page := list(itertools.islice(commands, _PAGE)):
-            yield from list(self._broker.call_many(page))
-
     def summary(self) -> Summary:
         """Return the graph in groups of tasks with one name in one layer."""
-        (raw,) = self._broker.call(self._commands.shape(self.name, (SUMMARY,)))
-        if raw is None:
-            raise UnknownBatch(self.name)
-        return read_summary(raw)
+        return run(self._broker, self._summarising())
 
     def shape(self, limit: int) -> list[ShapeNode]:
         """Return the first tasks, as they were added: what each is called, and runs after."""
-        found: list[ShapeNode] = []
-        parts = range(-(-min(limit, self.total) // PART))
-        for part in parts:
-            (raw,) = self._broker.call(self._commands.shape(self.name, (f"part:{part}",)))
-            if raw is None:
-                break
-            found += read_part(raw)
-        return found[:limit]
+        return run(self._broker, self._shaping(limit))
 
     def states_at(self, positions: Sequence[int]) -> list[str]:
         """Return how the tasks at these positions stand; running is told from queued for a few."""
-        states = [state or "queued" for state in self._states(positions)]
-        queued = [k for k, state in enumerate(states) if state == "queued"]
-        if len(queued) <= _PAGE:
-            watch = (self._commands.watch(self.task_id(positions[k])) for k in queued)
-            for k, reply in zip(queued, list(self._broker.call_many(watch)), strict=True):
-                found = Commands.read_watch(reply).state
-                states[k] = "queued" if found == "unknown" else found
-        return states
+        return run(self._broker, self._looking_at(positions))
 
     def nodes(self, limit: int = NODES_READ) -> pd.DataFrame:
         """Return one row a task, by position: id, name, layer, parents, state, reason, attempt,
         worker, run_s, finished_at."""
         pandas = require("pandas", "notebook", "DataFrames")
-        shape = self.shape(limit)
-        rows = []
-        positions = range(len(shape))
-        states = self.states_at(positions)
-        for i, node, state, record in zip(
-            positions, shape, states, self._records(positions), strict=True
-        ):
-            _, _, reason, attempt, run_ms, worker, finished = (
-                None if value is None else value.decode("utf-8", "replace") for value in record
-            )
-            ended = state in SETTLED
-            rows.append(
-                {
-                    "id": self.task_id(i),
-                    "name": node.name,
-                    "layer": node.layer,
-                    "parents": list(node.parents),
-                    "state": state,
-                    "reason": (reason or "") if state != "succeeded" else "",
-                    "attempt": int(attempt or 1),
-                    "worker": worker or "",
-                    "run_s": float(run_ms) / 1000 if run_ms and ended else None,
-                    "finished_at": int(finished) if finished and ended else None,
-                }
-            )
-        index = pandas.RangeIndex(len(rows), name="position")
-        columns = ["id", "name", "layer", "parents", "state", "reason", "attempt", "worker"]
-        frame = pandas.DataFrame(rows, index=index, columns=[*columns, "run_s", "finished_at"])
-        when = pandas.to_datetime(frame["finished_at"].astype("Int64"), unit="ms", utc=True)
-        frame["finished_at"] = when.astype("datetime64[ms, UTC]")
-        kinds = dict.fromkeys(("id", "name", "state", "reason", "worker"), "str")
-        found: pd.DataFrame = frame.astype(
-            {**kinds, "layer": "int64", "attempt": "int64", "run_s": "float64"}
-        )
+        found: pd.DataFrame = frame_of(pandas, run(self._broker, self._listing(limit)))
         return found
 
     def plot(self, *, ax: Axes | None = None) -> Figure:
@@ -230,28 +114,13 @@ class Graph:
 
         Raises ResultTimeout after ``timeout`` seconds; the graph goes on.
         """
-        timeout = wait_seconds(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-        connection = self._broker.connection()
+        ends = self._ends()
         try:
-            while True:
-                # The last end before the counters: whatever ends after them is read.
-                last = self._broker.call(self._commands.last_end(self.name))
-                counts = self.counts()
-                if not counts["waiting"]:
-                    return self
-                left = NOTICE_S if end is None else min(NOTICE_S, end - time.monotonic())
-                if left <= 0:
-                    ended = counts["total"] - counts["waiting"]
-                    state = f"unfinished ({ended:,} of {counts['total']:,} tasks have ended)"
-                    raise ResultTimeout(self.name, timeout or 0.0, state, "", "graph")
-                after = last[0][0].decode() if last else "0-0"
-                with contextlib.suppress(ConnectionLost), slots.lent():
-                    command = self._commands.next_end(self.name, after, max(1, int(left * 1000)))
-                    connection.read(command, left + self._broker.timeout)
-                time.sleep(BURST_S)
+            run(self._broker, self._waiting(wait_seconds(timeout), ends))
+            return self
         finally:
-            connection.close()
+            if ends.connection is not None:
+                ends.connection.close()
 
     def cancel(self, *, running: Wish = None) -> int:
         """Cancel what no worker has yet, all that waits included; return how many tasks that were.
@@ -259,14 +128,7 @@ class Graph:
         With ``running`` ("ask" or "force", see TaskProducer.cancel) the tasks that run are asked to
         end, and count too.
         """
-        wish = wish_of(running)
-        cancelled = 0
-        # From the end: what runs after others is cancelled by this, not because of them.
-        ids = (self.task_id(i) for i in reversed(range(self.total)))
-        for part in portions(ids):
-            reply = self._broker.call(self._commands.cancel(part, _CANCELLED_TTL_MS, wish))
-            cancelled += sum(word in (b"cancelled", b"asked") for word in reply)
-        return cancelled
+        return run(self._broker, self._cancelling(running))
 
     def resume(self) -> int:
         """Let what failed or was cancelled run again, in order; return how many tasks that are.
@@ -274,53 +136,24 @@ class Graph:
         What is done stays. A graph of another program can only be resumed where nothing was
         cancelled: what its tasks were given is kept of failed ones alone.
         """
-        states = self._states(range(self.total))
-        ended = [i for i, state in enumerate(states) if state in SETTLED and state != "succeeded"]
-        if not ended:
-            return 0
-        if self._plan is None:
-            return self._resume_unplanned(states, ended)
-        self._send()
+        states, ended = run(self._broker, self._ended_badly())
+        if ended and self._plan is None:
+            return run(self._broker, self._resuming_unplanned(states, ended))
+        if ended:
+            self._send()
         return len(ended)
-
-    def _resume_unplanned(self, states: list[str], ended: list[int]) -> int:
-        if lost := [i for i in ended if states[i] != "failed"]:
-            raise ConfigurationError(
-                f"{len(lost):,} tasks of graph {self.name!r} were cancelled, and what they were "
-                "given is not kept: run the code again that makes the graph (with ... as graph:), "
-                "which sends only what is not done"
-            )
-        again = 0
-        for part in portions(self.task_id(i) for i in ended):
-            again += self._broker.call(self._commands.replay(part))[0]
-        return again
 
     def delete(self) -> None:
         """Forget the graph and its results; what has not started is cancelled before.
 
         Raises ConfigurationError while tasks of it are running.
         """
-        self.cancel()
-        if self.counts()["waiting"]:
-            raise ConfigurationError(
-                f"tasks of graph {self.name!r} are running: wait for them (graph.wait()) first"
-            )
-        for part in portions(self.task_id(i) for i in range(self.total)):
-            self._broker.call(self._commands.purge(part))
-            self._broker.call(self._commands.delete_records(part))
-        self._broker.call(self._commands.delete_batch(self.name))
-        self._broker.call(self._commands.unlist_batch(self.name))
-        self._total = None
+        run(self._broker, self._deleting())
 
     # -- looks -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._open_plan.tasks) if self._is_open else self.total
-
-    def __repr__(self) -> str:
-        size = len(self._open_plan.tasks) if self._is_open else self._total
-        of = "" if size is None else f" of {size:,} tasks"
-        return f"<{type(self).__name__} {self.name!r}{of}>"
 
     def _repr_html_(self) -> str:
         if self._is_open:
@@ -338,17 +171,77 @@ class Graph:
         return panel(f"Graph {self.name} of {counts['total']:,} tasks", badge(state), rows)
 
 
-def _state_of(state: bytes | None, entry: bytes | None) -> str:
-    if state is not None:
-        return state.decode("utf-8", "replace")
-    return "queued" if entry else ""
+class AsyncGraph(GraphOperations):
+    """Graph for ``await``: the same methods, the same promises, one event loop. ``total`` and
+    ``done`` are methods; a picture is drawn by ``TaskProducer.graph(name).plot()``."""
 
+    def __init__(self, broker: AsyncBroker, commands: Commands, name: str) -> None:
+        super().__init__(commands, name)
+        self._broker = broker
 
-def checked_name(name: Any) -> str:
-    """Return a graph's name; raises ConfigurationError for what is none."""
-    right = isinstance(name, str) and is_text(name) and not any(c.isspace() for c in name)
-    if right and 0 < len(name) <= 100:
-        return str(name)
-    raise ConfigurationError(
-        f"a graph's name is 1 to 100 characters without spaces, not {shown(name)}"
-    )
+    async def __aenter__(self) -> Any:
+        self._begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_open = False
+        if kind is None:
+            await run_async(self._broker, self._sending())
+
+    async def total(self) -> int:
+        """As Graph.total."""
+        return await run_async(self._broker, self._find_total())
+
+    async def counts(self) -> dict[str, int]:
+        """As Graph.counts."""
+        return await run_async(self._broker, self._counting())
+
+    async def done(self) -> bool:
+        """As Graph.done."""
+        return (await self.counts())["waiting"] == 0
+
+    async def summary(self) -> Summary:
+        """As Graph.summary."""
+        return await run_async(self._broker, self._summarising())
+
+    async def shape(self, limit: int) -> list[ShapeNode]:
+        """As Graph.shape."""
+        return await run_async(self._broker, self._shaping(limit))
+
+    async def states_at(self, positions: Sequence[int]) -> list[str]:
+        """As Graph.states_at."""
+        return await run_async(self._broker, self._looking_at(positions))
+
+    async def nodes(self, limit: int = NODES_READ) -> pd.DataFrame:
+        """As Graph.nodes."""
+        pandas = require("pandas", "notebook", "DataFrames")
+        rows = await run_async(self._broker, self._listing(limit))
+        found: pd.DataFrame = frame_of(pandas, rows)
+        return found
+
+    async def wait(self, timeout: float | None = None) -> Any:
+        """As Graph.wait; a wait that is cancelled leaves the graph alone."""
+        ends = self._ends()
+        try:
+            await run_async(self._broker, self._waiting(wait_seconds(timeout), ends))
+            return self
+        finally:
+            if ends.async_connection is not None:
+                await ends.async_connection.close()
+
+    async def cancel(self, *, running: Wish = None) -> int:
+        """As Graph.cancel."""
+        return await run_async(self._broker, self._cancelling(running))
+
+    async def resume(self) -> int:
+        """As Graph.resume."""
+        states, ended = await run_async(self._broker, self._ended_badly())
+        if ended and self._plan is None:
+            return await run_async(self._broker, self._resuming_unplanned(states, ended))
+        if ended:
+            await run_async(self._broker, self._sending())
+        return len(ended)
+
+    async def delete(self) -> None:
+        """As Graph.delete."""
+        await run_async(self._broker, self._deleting())

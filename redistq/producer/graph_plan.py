@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..protocol.commands import SETTLED, Command, Commands
 from ..protocol.keys import new_task_id
 from ..protocol.plain_commands import MAX_BYTES, MAX_TASKS
 from .gated import refusal
+from .sansio import Many, Operation
 from .shape import Shape
 
 OPEN_TTL_MS = 30 * 86_400_000
@@ -69,9 +69,9 @@ class GraphPlan:
             whole.update(self.tasks[parent].digest)
         return hashlib.blake2b(called, digest_size=8).digest() + whole.digest()
 
-    def send(
-        self, broker: Broker, commands: Commands, states_of: Callable[[range], list[str]]
-    ) -> int:
+    def sending(
+        self, commands: Commands, states_of: Callable[[range], Operation[list[str]]]
+    ) -> Operation[int]:
         """Send all of it, or what an earlier graph of this name has not done; return how many
         results of that count. ``states_of`` tells how tasks stand.
 
@@ -80,23 +80,29 @@ class GraphPlan:
         size = len(self.tasks)
         if not size:
             raise ConfigurationError(f"graph {self.name!r} has no tasks")
-        created, total = broker.call(commands.open_batch(self.name, self.name, size, OPEN_TTL_MS))
+        created, total = yield commands.open_batch(self.name, self.name, size, OPEN_TTL_MS)
         if total != size:
             raise ConfigurationError(
                 f"graph {self.name!r} was sent with {total:,} tasks and has {size:,} now: "
                 "choose another name, or delete it: graph.delete()"
             )
-        earlier = None if created else self._earlier(broker, commands, states_of(range(size)))
-        self._keep_shape(broker, commands)
-        for reply in broker.call_many(self._requests(commands, earlier)):
+        earlier = None
+        if not created:
+            states = yield from states_of(range(size))
+            earlier = yield from self._earlier(commands, states)
+        yield self._keep_shape(commands)
+
+        def check(reply: Any) -> None:
             for answered in Commands.read_gated(reply) if reply else ():
                 if answered.outcome == "refused":
                     raise refusal(commands.keys, answered)
+
+        yield Many(self._requests(commands, earlier), check)
         return 0 if earlier is None else earlier.reused
 
-    def _earlier(self, broker: Broker, commands: Commands, states: list[str]) -> Earlier:
+    def _earlier(self, commands: Commands, states: list[str]) -> Operation[Earlier]:
         """Return how an earlier graph stands beside this one."""
-        stored = broker.call(commands.calls_of(self.name)) or b""
+        stored = (yield commands.calls_of(self.name)) or b""
         digests = [task.digest for task in self.tasks]
         then = [stored[_DIGEST * i : _DIGEST * (i + 1)] for i in range(len(digests))]
         others = [i for i, digest in enumerate(digests) if then[i] != digest]
@@ -111,19 +117,18 @@ class GraphPlan:
             # Unknown from here on: should we be cut off, nothing old is taken for an answer.
             for i in others:
                 digests[i] = _UNKNOWN
-            broker.call(commands.name_calls(self.name, b"".join(digests), _SHAPE_TTL_S))
+            yield commands.name_calls(self.name, b"".join(digests), _SHAPE_TTL_S)
         outdated = {i for i in others if states[i] == "succeeded"}
         return Earlier(states, outdated, frozenset(others))
 
-    def _keep_shape(self, broker: Broker, commands: Commands) -> None:
+    def _keep_shape(self, commands: Commands) -> Many:
         kept = (commands.store_shape(self.name, fields) for fields in self.shape.fields())
         digests = b"".join(task.digest for task in self.tasks)
         last = (
             commands.expire_shape(self.name, _SHAPE_TTL_S),
             commands.name_calls(self.name, digests, _SHAPE_TTL_S),
         )
-        for _ in broker.call_many(itertools.chain(kept, last)):
-            pass
+        return Many(itertools.chain(kept, last), lambda _: None)
 
     def _requests(self, commands: Commands, earlier: Earlier | None) -> Iterator[Command]:
         for start, end in itertools.pairwise([0, *self._ends()]):

@@ -27,7 +27,7 @@ from .results import TaskStatus
 from .sansio import run, run_async
 from .schedules import AsyncSchedules, Schedules
 from .steps import sending, steps_of
-from .task_graph import TaskGraph
+from .task_graph import AsyncTaskGraph, TaskGraph
 
 __all__ = ["AsyncTaskProducer", "TaskProducer", "TaskStatus"]
 
@@ -346,6 +346,10 @@ class AsyncTaskProducer(ProducerOperations):
     async def add_flow(self, flow: Flow) -> list[str]:
         """As TaskProducer.add_flow."""
         return await self.add_tasks(items_of(flow))
+
+    def graph(self, name: str) -> AsyncTaskGraph:
+        """As TaskProducer.graph, for ``async with``; see AsyncGraph."""
+        return AsyncTaskGraph(self.broker, self.commands, name, self._max_bytes)
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""

@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,6 +97,21 @@ class Sleep:
     seconds: float
 
 
+@dataclass(slots=True)
+class Together:
+    """A step: some small plain calls, with small answers, in one round trip."""
+
+    commands: Sequence[Command]
+
+
+@dataclass(slots=True)
+class Many:
+    """A step: calls in order, of any number; each answer is given to ``take``, which may raise."""
+
+    commands: Iterable[Command]
+    take: Callable[[Any], object]
+
+
 class ReadInbox:
     """A step: wait for what is new in an inbox, at most ``seconds``.
 
@@ -165,7 +180,7 @@ class ReadInbox:
             )
 
 
-Step = Command | Call | ReadInbox | Sleep
+Step = Command | Call | ReadInbox | Sleep | Together | Many
 Operation = Generator[Step, Any, T]
 
 
@@ -181,6 +196,12 @@ def run(broker: Broker, operation: Operation[T]) -> T:
                     answer = broker.call(step.command, step.deadline)
                 elif type(step) is Sleep:
                     time.sleep(step.seconds)
+                    answer = None
+                elif type(step) is Together:
+                    answer = broker.call_all(step.commands)
+                elif type(step) is Many:
+                    for answer in broker.call_many(step.commands):
+                        step.take(answer)
                     answer = None
                 else:
                     answer = _read(broker, step)
@@ -231,6 +252,12 @@ async def run_async(broker: AsyncBroker, operation: Operation[T]) -> T:
                         import asyncio  # loaded already: a loop runs
 
                         await asyncio.sleep(step.seconds)
+                        answer = None
+                    elif isinstance(step, Together):
+                        answer = await broker.call_all(step.commands)
+                    elif isinstance(step, Many):
+                        for command in step.commands:
+                            step.take(await broker.call(command))
                         answer = None
                     else:
                         answer = await _read_async(broker, step)

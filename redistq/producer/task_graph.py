@@ -1,9 +1,9 @@
-"""TaskGraph: a graph of named tasks. Made by producers."""
+"""TaskGraph and AsyncTaskGraph: a graph of named tasks. Made by producers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
@@ -15,28 +15,21 @@ from ..protocol.gate import Gate, edges_of, with_parents
 from ..protocol.keys import batch_task_id, check_line
 from ..protocol.limits import Limit
 from ..protocol.options import NO_OPTIONS, OPTIONS_OF_TASKS, TaskOptions, unknown_option
-from .graph import GRAPH_TTL_S, Graph
+from .graph import GRAPH_TTL_S, AsyncGraph, Graph
+from .graph_operations import GraphOperations
 from .limits import LimitOperations
-from .sansio import run
+from .sansio import Operation
+
+if TYPE_CHECKING:
+    from ..connection.async_broker import AsyncBroker
 
 TaskName = str | Callable[..., Any]
 
 
-class TaskGraph(Graph):
-    """A graph of named tasks; see Graph.
+class TaskWriting(GraphOperations):
+    """What graphs of named tasks add."""
 
-    ``add`` takes what ``add_task`` takes and returns the task's id, by which other tasks of the
-    graph run after it. A handler reads the results of those before it: ``context.results()``.
-    """
-
-    def __init__(
-        self,
-        broker: Broker,
-        commands: Commands,
-        name: str,
-        max_bytes: int,
-    ) -> None:
-        super().__init__(broker, commands, name)
+    def _prepare(self, max_bytes: int) -> None:
         self._limits: set[Limit] = set()
         self._max_bytes = max_bytes
         self._positions: dict[str, int] = {}
@@ -45,11 +38,10 @@ class TaskGraph(Graph):
         self._plain = usual.written(batch=self.name)
         self._gated = usual.written(batch=self.name, gate=with_parents(""))
 
-    def __enter__(self) -> TaskGraph:
-        super().__enter__()
+    def _begin(self) -> None:
+        super()._begin()
         self._positions = {}
         self._limits = set()
-        return self
 
     def add(self, type: TaskName, payload: Any = None, *, after: Any = None, **options: Any) -> str:
         """Add one task and return its id.
@@ -130,6 +122,35 @@ class TaskGraph(Graph):
         positions = (self._positions.get(one) for one in named if isinstance(one, str))
         return edges, [position for position in positions if position is not None]
 
-    def _send(self) -> None:
-        run(self._broker, LimitOperations(self._commands).declare(self._limits))
-        super()._send()
+    def _sending(self) -> Operation[None]:
+        yield from LimitOperations(self._commands).declare(self._limits)
+        yield from super()._sending()
+
+
+class TaskGraph(TaskWriting, Graph):
+    """A graph of named tasks; see Graph.
+
+    ``add`` takes what ``add_task`` takes and returns the task's id, by which other tasks of the
+    graph run after it. A handler reads the results of those before it: ``context.results()``.
+    """
+
+    def __init__(self, broker: Broker, commands: Commands, name: str, max_bytes: int) -> None:
+        super().__init__(broker, commands, name)
+        self._prepare(max_bytes)
+
+    def __enter__(self) -> TaskGraph:
+        super().__enter__()
+        return self
+
+
+class AsyncTaskGraph(TaskWriting, AsyncGraph):
+    """TaskGraph for ``await``: ``async with producer.graph("etl") as graph``, in which tasks are
+    added without it; see AsyncGraph."""
+
+    def __init__(self, broker: AsyncBroker, commands: Commands, name: str, max_bytes: int) -> None:
+        super().__init__(broker, commands, name)
+        self._prepare(max_bytes)
+
+    async def __aenter__(self) -> AsyncTaskGraph:
+        await super().__aenter__()
+        return self
