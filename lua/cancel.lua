@@ -50,6 +50,7 @@ local GROUP, HISTORY_MAX, CHANNEL, TTL, WISH = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 --@include ask
 local answer = {}

@@ -13,8 +13,9 @@
 --   position, an error's words and its id when it was not stored; a position, a word (joined,
 --   replaced, pushed, again, dropped), the id of this task or the ref of the one that stands in its
 --   place, and how it stands or why
--- COST: per task that has room XADD + HSETNX, and per call and key HMGET + HINCRBY; one that has none HSET +
---   ZADD twice + HINCRBY; later HSET + ZADD; for each parent HMGET + RPUSH + HSETNX + HINCRBY
+-- COST: per task that has room XADD + HSETNX; one that has none or has parents HSETNX + HSET; later HSET + ZADD. Per
+--   call HMGET of its keys, HSET of their counts, one ZADD a line, HMGET + HSET of the marks of parents; for each
+--   parent HMGET + RPUSH + HINCRBY
 -- WHY: whether there is room, whether parents have ended and who holds a unique key is only known
 --   here, and true only until the next command. A task that is refused leaves nothing behind, and
 --   the others are stored. Its id is taken first, so a call sent again finds all of them known.
@@ -41,6 +42,17 @@ local function say(at, happened, words)
     answer[#answer + 1] = { position, happened[1], happened[2], happened[3] }
   end
 end
+-- How their keys stand is read for many tasks together.
+local asked, seen = {}, {}
+for at = 4, #ARGV > 9 and #ARGV or 0, 6 do
+  local opts = ARGV[at + 3]
+  if not seen[opts] then
+    seen[opts] = true
+    local keys = terms(option(opts, 'gate')).keys
+    for i = 1, #keys do asked[#asked + 1] = keys[i].key end
+  end
+end
+for from = 1, #asked, 100 do pcall(stand, asked, from, math.min(from + 99, #asked)) end
 for at = 4, #ARGV, 6 do
   if ARGV[at + 4] ~= '' or ARGV[at + 5] ~= '' then
     rest = at
@@ -56,8 +68,10 @@ for at = 4, #ARGV, 6 do
     break
   end
 end
-count_taken()
-if not rest then return answer end
+if not rest then
+  write_counts()
+  return answer
+end
 -- The first that is not so simple, and all after it: an earlier one is not overtaken. What they take is made only
 -- here, for to make it takes as long as to add a task.
 --@include whole
@@ -72,16 +86,31 @@ if not rest then return answer end
 --@include gate
 --@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
 --@include mark
 --@include accept
+--@include behind
 for at = rest, #ARGV, 6 do
-  local when, due = ARGV[at + 4], 0
-  if when ~= '' then due = string.sub(when, 1, 1) == '+' and NOW + tonumber(when) or tonumber(when) end
-  say(at, accept({ id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = ARGV[at + 3], due = due,
-    conditions = ARGV[at + 5] }))
+  local when, due, opts = ARGV[at + 4], 0, ARGV[at + 3]
+  local ok, done = true, false
+  if when ~= '' then
+    due = string.sub(when, 1, 1) == '+' and NOW + tonumber(when) or tonumber(when)
+  elseif ARGV[at + 5] == '' then
+    ok, done = pcall(wait_behind, ARGV[at], ARGV[at + 1], ARGV[at + 2], opts, option(opts, 'gate'))
+  end
+  if not ok then
+    say(at, 'fault', said(done))
+  elseif done then
+    say(at, done)
+  else
+    say(at, accept({ id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = opts, due = due,
+      conditions = ARGV[at + 5], attempt = '1', recovered = '0', gate = false, terms = false, new = true, more = false,
+      place = false, since_ms = false }))
+  end
   if due > NOW and (earliest == 0 or due < earliest) then earliest = due end
 end
+write_parents()
 follow_up()
 wake(earliest, ARGV[3])
 return answer

@@ -53,6 +53,7 @@ redis.call('ZADD', OWN_DELAYED, 'XX', 0, '')
 --@include gate
 --@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
 --@include mark
 --@include accept
@@ -81,7 +82,8 @@ for at = 10, #ARGV, 2 do
     if tonumber(ARGV[at + 1]) >= has.last_ms then has.last, has.last_ms = ARGV[at], tonumber(ARGV[at + 1]) end
   end
 end
-go_to(HOME)
+write_parents()
+follow_up()
 has.fault = fault
 if VERSION ~= '' and at_fault ~= EXPECTED then
   has.skipped = has.skipped + tonumber(ARGV[8])
@@ -92,5 +94,4 @@ if VERSION ~= '' and at_fault ~= EXPECTED then
 end
 redis.call('HSET', SCHEDULES, NAME, cjson.encode(has) .. '\n' .. payload)
 if VERSION ~= '' and at_fault ~= EXPECTED then ring(has.lane) end
-follow_up()
 return { fault == '' and 'fired' or 'fault', fault, answer }

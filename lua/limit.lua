@@ -34,6 +34,7 @@ local KEY, RULE, PAUSED, PENALTY = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 local before = redis.call('HGET', LIMITS, 'r' .. KEY) or ''
 if RULE == '-' then

@@ -57,6 +57,7 @@ local GRACE = tonumber(ARGV[6])
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 --@include wish
 local now = now_ms()

@@ -100,6 +100,7 @@ if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 --@include step
 --@include event

@@ -43,6 +43,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 local LANES, places, counted = { '', '!high', '!low' }, { ARGV[5], ARGV[6], ARGV[7] }, {}
 for at = 8, #ARGV, 2 do counted[ARGV[at]] = tonumber(ARGV[at + 1]) end

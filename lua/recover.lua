@@ -66,6 +66,7 @@ local GRACE_LIMIT = 1000
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 --@include corrupt
 --@include grace

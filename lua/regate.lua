@@ -44,6 +44,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
 --@include wish
 -- Whether a rule or a pause holds for a key.

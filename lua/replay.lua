@@ -40,6 +40,7 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include gate
 --@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
 --@include mark
 --@include again

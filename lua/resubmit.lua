@@ -46,6 +46,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include gate
 --@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
 --@include mark
 --@include again

@@ -42,6 +42,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include gate
 --@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
 --@include mark
 --@include again
@@ -79,6 +80,7 @@ local function again(task, kept, counted, anew)
   if (kept[7] or kept[8]) and not anew then carry_steps(aside, record) end
   if kept[1] then redis.call('UNLINK', aside) end
   pcall(uncount, batch, ended)
+  known[OWN .. task.id] = true -- it waits or runs, from here on
 end
 local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
 if not string.find(full.err, 'greater than 0-0', 1, true) then return full end
@@ -92,7 +94,11 @@ for at = 5, #ARGV, 8 do
   local kept = redis.pcall('HMGET', TASK .. task.id, 'state', 'entry', 'resubmission', 'opts', 'corrupt', 'readers',
     'steps', 'events', 'after', 'read')
   if kept.err then
-    if not string.find(kept.err, 'WRONGTYPE', 1, true) then return kept end
+    if not string.find(kept.err, 'WRONGTYPE', 1, true) then
+      write_parents()
+      follow_up()
+      return kept
+    end
     answer[#answer + 1] = { position, kept.err, task.id }
   elseif kept[3] ~= ARGV[4] then
     local waits = kept[1] == 'delayed' or kept[1] == 'waiting' or (kept[2] and not kept[1])
@@ -110,6 +116,7 @@ for at = 5, #ARGV, 8 do
     end
   end
 end
+write_parents()
 follow_up()
 wake(earliest, ARGV[3])
 return answer

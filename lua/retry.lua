@@ -103,6 +103,7 @@ if #tried > 0 then
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
   local function give(id, opts, at_once, snoozed)
     local keys = terms(option(opts, 'gate')).keys

@@ -26,8 +26,8 @@
 -- RETURN: the outcomes that were refused: a position (from 1) when the lease was lost; a position and
 --   an error's words when it is broken: it could not be written, nothing of it was, and it is pending
 -- COST: per call XPENDING, XDEL of nothing, XACK, XDEL and one HINCRBY a state; per outcome HSET +
---   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua); per gated task HMGET + HDEL, per key of it
---   HINCRBY + HMGET, and what follows from it: see lib/follow_up.lua; per continued task the writes of
+--   PEXPIRE + XADD; per batch among them a handful (see lib/tally.lua); HMGET and HSET of the keys of gated tasks, and
+--   what follows from these: see lib/more.lua and lib/follow_up.lua; per continued task the writes of
 --   lib/continued.lua, and HMGET
 -- WHY: the entry must be pending for this very consumer (see lib/owned.lua). A server undoes nothing
 --   of a script that fails: so first it is proved that entries can be dropped, then each record is
@@ -114,6 +114,26 @@ if mixed then
     end
   end
 end
+-- Who waits for each outcome's task, where anyone does for any; and whose result is kept for dependants.
+local heard, kept = nil, {}
+if now and anyone_waits() then
+  local ids = {}
+  for i = 1, n do ids[i] = ARGV[11 * i - 3] end
+  for from = 1, n, 1000 do
+    local to = math.min(from + 999, n)
+    local page = redis.pcall('HMGET', WAITERS, unpack(ids, from, to))
+    if page.err then
+      heard = nil
+      break
+    end
+    heard = heard or {}
+    for i = from, to do
+      heard[i] = page[i - from + 1]
+      local counts = heard[i] and string.byte(heard[i], -1) == 62 and ARGV[11 * i - 2] == 'succeeded' and ARGV[11 * i + 3] ~= '0'
+      if counts then kept[i] = redis.pcall('HEXISTS', TASK .. ids[i], 'readers') == 1 end
+    end
+  end
+end
 local settled, events, drops, done, counts = {}, {}, {}, 0, {}
 local i = 1 -- the outcome that is being written
 -- Writes all from i on; raises what fails of one of them. Not a pcall each: most often none fails.
@@ -127,7 +147,7 @@ local function write()
         go_on(i, at, tasks[i])
       else
         finish(id, state, ARGV[at + 3], ARGV[at + 4], entry, CONSUMER, ARGV[at + 5], ARGV[at + 6],
-          ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i])
+          ARGV[at + 7], ARGV[at + 9], now, tasks and tasks[i], kept[i])
         counts[state] = (counts[state] or 0) + 1
       end
       begun = false
@@ -175,6 +195,7 @@ end
 if not (missing or mixed or addressed or gated ~= '' or children ~= '' or anyone_waits()) then
   return refused -- the usual
 end
+local told = {}
 for k = 1, done do
   local at = 11 * settled[k] - 4
   local id, state, batch = ARGV[at + 1], ARGV[at + 2], ARGV[at + 10]
@@ -186,7 +207,16 @@ for k = 1, done do
     end
     refused[#refused + 1] = { settled[k], said(missing) }
   elseif state ~= 'continued' then
-    notify_all(id, state, ARGV[at + 6], ARGV[at + 8], ARGV[at + 7] == '0')
+    local body, inbox, unkept, waiting = ARGV[at + 6], ARGV[at + 8], ARGV[at + 7] == '0', heard and heard[settled[k]]
+    if not heard then
+      notify_all(id, state, body, inbox, unkept)
+    else
+      if inbox ~= '' then notify(inbox, id, state, body, unkept) end
+      if waiting then
+        told[#told + 1] = id
+        tell(id, state, body, inbox, unkept, waiting, kept[settled[k]])
+      end
+    end
     if state == 'cancelled' then fulfilled(entries[settled[k]], CONSUMER) end
     if batch ~= '' then
       local ends = batches[batch]
@@ -196,6 +226,10 @@ for k = 1, done do
     end
   end
 end
+for from = 1, #told, 1000 do
+  local to = math.min(from + 999, #told)
+  redis.pcall('HDEL', WAITERS, unpack(told, from, to))
+end
 local function tally_all()
   for batch, ends in pairs(batches or {}) do
     if ends[3] ~= '' then pcall(tally_of, batch, ends[1], ends[2], now) end
@@ -204,19 +238,30 @@ end
 if missing then return refused end
 if children == '' then tally_all() end
 if gated == '' and children == '' and #todo == 0 then return refused end
--- What follows from the ends of gated tasks, and of those with dependants. What it takes is made only here.
+-- What follows from the ends of gated tasks, and of those with dependants. What it takes is made only here, and in
+-- functions: a function inside one finds what it uses of the script's own at once.
 local ended = {}
 for k = 1, done do ended[settled[k]] = true end
 TTL = 86400000
+local function follow()
 --@include look
 --@include options
 --@include lanes
 --@include room
 --@include slots
 for _, list in ipairs(lists) do
-  for k = 2, #list do
+  local asked, n = terms(list[1]), 0
+  if asked.plain then
+    for k = 2, #list do
+      if ended[list[k]] then n = n + 1 end
+    end
+    if n > 0 then give_back(nil, asked.keys, true, false, n) end
+  end
+  for k = asked.plain and #list + 1 or 2, #list do
     local i = list[k]
-    if ended[i] and ARGV[11 * i - 2] == 'continued' then -- it has its unique key until it ends
+    if ended[i] and asked.reads and ARGV[11 * i - 2] ~= 'continued' then
+      later('read', ref_of(ARGV[11 * i - 3]))
+    elseif ended[i] and ARGV[11 * i - 2] == 'continued' then -- it has its unique key until it ends
       give_back(ARGV[11 * i - 3], terms(list[1]).keys, true, false)
     elseif ended[i] then
       closed(ARGV[11 * i - 3], ARGV[11 * i - 2], list[1], true)
@@ -224,14 +269,16 @@ for _, list in ipairs(lists) do
   end
 end
 free()
-if children == '' and #todo == 0 then return refused end
+if children == '' and #todo == 0 then return write_counts() end
 if not tally_of then batches_too() end
 local countable, tally_one = countable_of, tally_one_of
 --@include attempt
 --@include gate
---@include deadline
 --@include unstarted
+--@include more
 --@include follow_up
+if children ~= '' then
+--@include deadline
 --@include accept
 -- The next of the fields in `children`, and where the one after it begins.
 local function field(from)
@@ -302,7 +349,11 @@ for k = 1, done do
     end
   end
 end
-if children ~= '' then tally_all() end
+tally_all()
+write_parents()
+end
 steps = steps + 5 * done -- most go on with one or two others
 follow_up()
+end
+follow()
 return refused

@@ -143,6 +143,7 @@ if #slept > 0 then
 --@include slots
 --@include gate
 --@include unstarted
+--@include more
 --@include follow_up
   for i = 1, #slept do
     pcall(give_back, slept[i][1], terms(option(slept[i][2], 'gate')).keys, true, true)

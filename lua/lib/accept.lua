@@ -1,43 +1,99 @@
--- parent(kind, lane, id): how a parent stands: its state once it has ended, '' before; nil where
--- there is none.
-local function parent(kind, lane, id)
-  go_to(lane)
+-- The parents of this call's tasks, by kind, lane, a blank and id: how each stands ('' until it has ended), its keys,
+-- edges that are not written yet, and how many more read its record; true for a task of this call that was not asked
+-- for yet. All parents with edges, one after the other.
+local known, parents = {}, {}
+-- state_of(kind, id): how a parent in this lane stands: its state once it has ended, '' before; nil where there is none.
+local function state_of(kind, id)
   if kind == 'b' then
     local has = redis.call('HMGET', BATCH .. id, 'total', 'finished_ms', 'succeeded')
     if not has[1] then return nil end
     if not has[2] then return '' end
     return has[3] == has[1] and 'succeeded' or 'failed'
   end
-  local has = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'readers')
+  local has = look({}, 'HMGET', TASK .. id, 'state', 'entry')
   if not has[1] and not has[2] then return nil end
   if has[1] and has[1] ~= 'delayed' and has[1] ~= 'waiting' then return has[1] end
   return ''
 end
--- depend(edge, kind, lane, id, state, reads): the edge is written beside a parent that has not ended, and its
--- record will be there until the dependant has read it, if it reads it.
-local function depend(edge, kind, lane, id, state, reads)
+-- parent_of(key, kind, lane, id): a parent as it stands; nil where there is none.
+local function parent_of(key, kind, lane, id)
   go_to(lane)
-  if kind == 'b' then
-    if state == '' then
-      redis.call('HSET', BATCH .. id, 'dependants', '1')
-      redis.call('RPUSH', DEPENDANTS .. 'b:' .. ref_of(id), edge)
-    end
+  local state = known[key] and '' or state_of(kind, id)
+  if not state then return nil end
+  local found = { kind = kind, lane = lane, id = id, state = state, readers = 0, edges = {},
+    line = DEPENDANTS .. kind .. ':' .. ref_of(id), record = (kind == 'b' and BATCH or TASK) .. id }
+  known[key] = found
+  return found
+end
+local marks, counting = {}, false -- the marks that are missing, by lane; whether a reader was counted
+-- forget(of, edges, readers): so many edges and readers of a parent, which are not written yet, are none.
+local function forget(of, edges, readers)
+  for _ = 1, edges do of.edges[#of.edges] = nil end
+  of.readers = of.readers - readers
+end
+-- prepare(of, reads): all that may fail before a task depends on a parent. That tasks can be marked as parents, and their
+-- readers be counted, is shown by the first: the others are written with the edges.
+local function prepare(of, reads)
+  if of.kind == 'b' then
+    if of.state == '' then redis.call('HSET', of.record, 'dependants', '1') end
     return
   end
-  local record = TASK .. id
-  if state ~= '' then
-    local left = reads and redis.call('PTTL', record) or 0
-    if left > 0 then
-      redis.call('HSETNX', record, 'keep_ms', left)
-      redis.call('PERSIST', record)
-    end
-  else
-    redis.call('RPUSH', DEPENDANTS .. 't:' .. ref_of(id), edge)
-    mark_parent(id)
+  if of.state == '' and not marks[of.lane] then
+    go_to(of.lane)
+    mark_parent(of.id)
+    marks[of.lane] = { key = WAITERS }
   end
-  if not reads then return end
-  redis.call('HINCRBY', record, 'readers', 1)
-  undoing('HINCRBY', record, 'readers', -1)
+  if not reads or (of.state == '' and counting) then return end
+  if of.state ~= '' then
+    local left = redis.call('PTTL', of.record)
+    if left > 0 then
+      redis.call('HSETNX', of.record, 'keep_ms', left)
+      redis.call('PERSIST', of.record)
+    end
+  end
+  redis.call('HINCRBY', of.record, 'readers', 1)
+  undoing('HINCRBY', of.record, 'readers', -1)
+  of.readers = of.readers - 1
+  undoing(forget, of, 0, -1)
+  counting = true
+end
+-- depend(of, edge, reads): a task depends on this parent, and may read its record. Noted for undoing.
+local function depend(of, edge, reads)
+  local n = #of.edges
+  if n == 0 then parents[#parents + 1] = of end
+  of.edges[n + 1] = edge
+  if reads then of.readers = of.readers + 1 end
+  noted[#noted + 1] = { forget, of, 1, reads and 1 or 0 }
+end
+-- write_parents(): the edges of this call's tasks, and what their parents need to know of them.
+local function write_parents()
+  for i = 1, #parents do
+    local of = parents[i]
+    if of.state == '' and of.edges[1] then
+      local added = redis.pcall('RPUSH', of.line, unpack(of.edges, 1, #of.edges))
+      for k = 1, type(added) == 'table' and #of.edges or 0 do -- what depends on it ends as cancelled
+        later('end', string.match(of.edges[k], '^%S+ (.*)$'), 'cancelled\n' .. added.err)
+      end
+      if of.kind == 't' then table.insert(marks[of.lane], of.id) end
+    end
+    if of.readers > 0 then redis.call('HINCRBY', of.record, 'readers', of.readers) end
+    of.edges, of.readers = {}, 0
+  end
+  for _, ids in pairs(marks) do
+    for from = 1, #ids, 1000 do
+      local to = math.min(from + 999, #ids)
+      local has, set = redis.call('HMGET', ids.key, unpack(ids, from, to)), {}
+      for k = from, to do
+        local waiting = has[k - from + 1]
+        if not waiting or not string.find('\n' .. waiting .. '\n', '\n>\n', 1, true) then
+          set[#set + 1] = ids[k]
+          set[#set + 1] = waiting and waiting .. '\n>' or '>'
+        end
+      end
+      if #set > 0 then redis.call('HSET', ids.key, unpack(set, 1, #set)) end
+    end
+  end
+  marks, parents, counting = {}, {}, false
 end
 -- holder_of(key): who holds a unique key: its lane, id and record, and how it stands: delayed, waiting, queued,
 -- running or ended; nil where it is free.
@@ -108,12 +164,30 @@ local function conflict(holder, task, policy)
   end
   return 'joined'
 end
+-- edges_of(task, lane): the parents of a new task; a policy for each; the same as lines; and why the task cannot run, if
+-- that is so. Raises what it is where there is no such parent.
+local function edges_of(task, lane)
+  local of, policies, lines, unmet, n = {}, {}, {}, nil, 0
+  for line, policy, key, kind, there, id in string.gmatch('\n' .. task.conditions, '\n((%a)((%a)(!?%a*) ([^\n]*)))') do
+    local found = known[key]
+    if not found or found == true then
+      found = not (id == task.id and there == lane) and parent_of(key, kind, there, id)
+      if not found then error('unknown parent ' .. id, 0) end
+    end
+    n = n + 1
+    of[n], policies[n], lines[n] = found, policy, line
+    if found.state ~= '' then
+      unmet = unmet or why(policy, kind .. ':' .. (there == '' and id or there .. '\n' .. id), found.state)
+    end
+  end
+  return of, policies, lines, unmet
+end
 -- accepted(task): a new task is in the stream, or waits, from now on; nothing is answered then. Else what
--- happened instead; raises what fails. Of a task: id, name, payload, opts, due (ms, 0 now), conditions.
+-- happened instead; raises what fails. Of a task: id, name, payload, opts, due (ms, 0 now), conditions. What its own
+-- record says of it undoes the caller.
 local function accepted(task)
   local id, record = task.id, TASK .. task.id
   local lane, gate = HERE, nil
-  undoing('HDEL', record, 'entry')
   task.opts, gate = dated(task.opts)
   local asked = terms(gate)
   for i = 1, #asked.keys do
@@ -147,43 +221,40 @@ local function accepted(task)
     redis.call('HSET', record, 'added_ms', int(NOW))
     undoing('HDEL', record, 'added_ms')
   end
-  local made = { name = task.name, payload = task.payload, attempt = '1', recovered = '0', opts = task.opts,
-    gate = gate, terms = asked }
-  local edges, parents, unmet = {}, 0, nil
-  for policy, kind, of, other in string.gmatch('\n' .. task.conditions, '\n(%a)(%a)(!?%a*) ([^\n]*)') do
-    local state = parent(kind, of, other)
-    if not state or (other == id and of == lane) then error('unknown parent ' .. other, 0) end
-    edges[#edges + 1] = { policy, kind, of, other, state }
-    if state == '' then
-      parents = parents + 1
-    else
-      local what = kind .. ':' .. (of == '' and other or of .. '\n' .. other)
-      unmet = unmet or why(policy, what, state)
+  task.attempt, task.recovered, task.gate, task.terms, task.new = '1', '0', gate, asked, true
+  local happened, unended, after = task.again and { 'again', id, '' } or nil, 0, nil
+  if task.conditions ~= '' then
+    local of, policies, lines, unmet = edges_of(task, lane)
+    if unmet then
+      go_to(lane)
+      wait(id, task, 'parents', '')
+      later('end', ref_of(id), 'cancelled\n' .. unmet)
+      return happened
     end
-  end
-  go_to(lane)
-  local happened = task.again and { 'again', id, '' } or nil
-  if #edges > 0 then
-    local lines = {}
-    made.place = new_place()
-    local edge = int(made.place) .. ' ' .. ref_of(id)
-    for i = 1, #edges do
-      lines[i] = edges[i][1] .. edges[i][2] .. edges[i][3] .. ' ' .. edges[i][4]
-      if not unmet then depend(edges[i][1] .. edge, edges[i][2], edges[i][3], edges[i][4], edges[i][5], asked.parents) end
+    for i = 1, #of do
+      if of[i].state == '' then unended = unended + 1 end
+      prepare(of[i], asked.parents)
     end
     go_to(lane)
-    undoing('HDEL', record, 'after')
-    if not unmet and asked.parents then redis.call('HSET', record, 'after', table.concat(lines, '\n')) end
+    if of[1] then
+      task.place = new_place()
+      after = asked.parents and table.concat(lines, '\n')
+    end
+    if unended > 0 then
+      task.more = { 'parents', int(unended), 'after', after or nil }
+      if task.due > NOW then
+        table.insert(task.more, 1, int(task.due))
+        table.insert(task.more, 1, 'due')
+      end
+      if not after then task.more[#task.more] = nil end
+      wait(id, task, 'parents', '')
+    end
+    local edge = of[1] and int(task.place) .. ' ' .. ref_of(id)
+    for i = 1, #of do depend(of[i], policies[i] .. edge, asked.parents) end
+    if unended > 0 then return happened end
   end
-  undoing('HDEL', record, 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts')
-  if unmet then
-    wait(id, made, 'parents', '')
-    later('end', ref_of(id), 'cancelled\n' .. unmet)
-  elseif parents > 0 then
-    wait(id, made, 'parents', '')
-    redis.call('HSET', record, 'parents', parents)
-    if task.due > NOW then redis.call('HSET', record, 'due', int(task.due)) end
-  elseif task.due > NOW then
+  if after then redis.call('HSET', record, 'after', after) end
+  if task.due > NOW then
     redis.call('HSET', record, 'state', 'delayed', 'reason', 'delay', 'name', task.name, 'payload', task.payload,
       'attempt', '1', 'recovered', '0', 'opts', task.opts)
     redis.call('ZADD', DELAYED, int(task.due), id)
@@ -193,7 +264,7 @@ local function accepted(task)
     undoing('XDEL', STREAM, entry)
     redis.call('HSET', record, 'entry', entry)
   else
-    enter(id, made, nil)
+    enter(id, task, nil)
     if #todo > 0 and todo[#todo][1] == 'end' and todo[#todo][2] == ref_of(id) then
       local words = string.match(todo[#todo][3], '\n(.*)$')
       happened = words and { 'dropped', id, words } or happened
@@ -211,19 +282,28 @@ local function may_accept()
   may_wait()
   able_to = true
 end
+local OWN = 't' .. HOME .. ' '
+local NEW = { 'entry', 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts', 'after', 'added_ms', 'under',
+  'since_ms', 'place', 'parents', 'due' }
 -- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known'
 -- for an id that is taken, 'fault' and words of an error, or a word, an id and more.
 local function accept(task)
-  local able, refused = pcall(may_accept)
-  if not able then return 'fault', said(refused) end
-  local made = redis.pcall('HSETNX', TASK .. task.id, 'entry', '')
+  if not able_to then
+    local able, refused = pcall(may_accept)
+    if not able then return 'fault', said(refused) end
+  end
+  local record = TASK .. task.id
+  local made = redis.pcall('HSETNX', record, 'entry', '')
   if made == 0 then return 'known' end
   if made ~= 1 then return 'fault', made.err end
+  local lane = HERE
   local fault, happened = whole(accepted, task)
   go_to(HOME)
   if fault then
     stands = {}
+    redis.pcall('HDEL', record, unpack(NEW))
     return 'fault', fault
   end
+  if lane == HOME and (not happened or happened[1] == 'again') then known[OWN .. task.id] = true end
   return happened
 end

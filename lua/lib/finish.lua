@@ -1,13 +1,14 @@
 -- Of the end that is being written: whether its record is, and its event.
 local begun, event
--- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task): the one
+-- finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task, kept): the one
 -- terminal transition of a task that a worker had: its record and its event. `body` is its result,
 -- its error, or why it was cancelled or has expired. It raises what
 -- fails, for the caller to call unfinish; afterwards the caller drops the task's entry, and then
 -- calls notify_all. `task` (name, payload, opts) is kept with a failed task, for inspection and replay. A
 -- result that is not kept leaves its id behind for a minute: a producer that sends the task again after
--- a lost reply must find it known, though it was run and settled in the meantime.
-local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task)
+-- a lost reply must find it known, though it was run and settled in the meantime. `kept`: a result that dependants have
+-- still to read; its record expires when they have.
+local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl_ms, note, now, task, kept)
   local record = TASK .. id
   begun, event = false, nil
   if state == 'succeeded' then
@@ -15,6 +16,10 @@ local function finish(id, state, name, attempt, entry, worker, run_ms, body, ttl
       redis.call('HSET', record, 'state', state, 'entry', entry, 'worker', worker, 'run_ms', run_ms)
       begun = true
       redis.call('PEXPIRE', record, 60000)
+    elseif kept then
+      redis.call('HSET', record, 'state', state, 'entry', entry, 'result', body, 'name', name,
+        'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now, 'keep_ms', ttl_ms)
+      begun = true
     else
       redis.call('HSET', record, 'state', state, 'entry', entry, 'result', body, 'name', name,
         'attempt', attempt, 'worker', worker, 'run_ms', run_ms, 'finished_ms', now)
@@ -43,7 +48,7 @@ end
 local function unfinish(id, state, logged)
   local record = TASK .. id
   redis.pcall('HDEL', record, 'state', 'result', 'error', 'reason', 'name', 'attempt', 'worker', 'run_ms',
-    'finished_ms', 'payload', 'opts')
+    'finished_ms', 'payload', 'opts', 'keep_ms')
   redis.pcall('PERSIST', record)
   if state == 'failed' then redis.pcall('ZREM', DEAD, id) end
   if logged then redis.pcall('XDEL', HISTORY, logged) end

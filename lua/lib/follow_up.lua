@@ -1,70 +1,11 @@
--- How many steps follow from one call, at most: what is left over is for the next, by a timer.
-local steps = 200
--- waiting_task(id, with_payload): a waiting task as its record says; nil where it does not wait.
-local function waiting_task(id, with_payload)
+-- waiting_task(id): a waiting task as its record says, without its payload; nil where it does not wait.
+local function waiting_task(id)
   local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'opts', 'place', 'since_ms', 'name', 'attempt',
-    'recovered', 'due', 'held', with_payload and 'payload' or 'state')
+    'recovered', 'due', 'held')
   if has[1] ~= 'waiting' then return nil end
   return { waits = true, under = has[2] or '', opts = has[3] or '', gate = option(has[3], 'gate'),
     place = tonumber(has[4] or 0), since_ms = has[5], name = has[6] or '', attempt = has[7] or '1',
-    recovered = has[8] or '0', due = has[9], held = has[10] or nil, was = 'waiting', entry = '',
-    payload = with_payload and (has[11] or '') }
-end
--- more(key): lets in the first in line under a key, as long as there is room.
-local function more(key)
-  local refs, at_ref = {}, 0 -- the first in line: nothing but this takes them out of it
-  while true do
-    local line, group, now = WAITING .. ':' .. key, nil, standing({ key = key })
-    local most = now.rule.at_most or key == 'door' and width()
-    if now.waiting <= 0 or now.paused or most and now.used > 0 and now.used >= most then return end
-    if steps <= 0 then return later('more', key) end
-    if key == 'door' then
-      group = redis.call('ZRANGE', SHARES, 0, 0, 'WITHSCORES')
-      if not group[1] then return end
-      line = line .. '\n' .. group[1]
-    end
-    at_ref = at_ref + 1
-    if group or not refs[at_ref] then
-      local room = group and 1 or most and most - now.used or 5
-      refs, at_ref = redis.call('ZRANGE', line, 0, int(math.max(math.min(room, 50), 1)) - 1), 1
-    end
-    local ref = refs[at_ref]
-    steps = steps - 1
-    if not ref then
-      if not group then return redis.call('HDEL', LIMITS, 'w' .. key) end
-      redis.call('ZREM', SHARES, group[1])
-    else
-      local id = visit(ref)
-      local task = waiting_task(id, true)
-      local term = task and task.under == key and term_of(task.gate, key)
-      if not term then -- it is in this line by no doing of ours
-        redis.call('ZREM', line, ref)
-        redis.call('HINCRBY', LIMITS, 'w' .. key, -1)
-        now.waiting, now.heads = now.waiting - 1, nil
-      else
-        local reason, at = obstacle(term, true)
-        if reason then
-          if at then timer(math.max(at, NOW + TICK_MS), cjson.encode({ 'more', key, '' })) end
-          return
-        end
-        local fault, stays = whole(function()
-          local under = enter(id, task, key)
-          if under ~= key then leave_line(ref, key, task.gate) end
-          return under == key
-        end)
-        if fault then
-          stands = {}
-          return error(fault, 0)
-        end
-        if stays then return end
-        if group then
-          local share = standing({ key = 'group:' .. group[1] }).rule.weight or term.share
-          redis.call('HSET', LIMITS, 'v', group[2])
-          redis.call('ZADD', SHARES, 'XX', string.format('%.6f', tonumber(group[2]) + 1 / share), group[1])
-        end
-      end
-    end
-  end
+    recovered = has[8] or '0', due = has[9], held = has[10] or nil, was = 'waiting', entry = '' }
 end
 -- ready(id, task): a task whose parents have ended goes on: until it is due, or through its keys.
 local function ready(id, task)
@@ -72,14 +13,12 @@ local function ready(id, task)
   if due > NOW then
     redis.call('ZADD', DELAYED, int(due), id)
     undoing('ZREM', DELAYED, id)
-    redis.call('ZREM', WAITING, ref_of(id))
-    undoing('ZADD', WAITING, task.since_ms, ref_of(id))
+    remove_from(WAITING, ref_of(id))
     redis.call('HSET', TASK .. id, 'state', 'delayed', 'reason', 'delay')
     redis.call('HDEL', TASK .. id, 'under', 'since_ms', 'place', 'parents', 'due')
     redis.pcall('PUBLISH', 'wake:' .. STREAM, int(due))
     return
   end
-  task.payload = redis.call('HGET', TASK .. id, 'payload') or ''
   enter(id, task, nil)
 end
 -- why(policy, what, state): why a dependant cannot run since that parent ended so; nil where it can.
@@ -141,22 +80,75 @@ local function ends_as(id, task, state)
   tally_one(batch, id, state, int(NOW))
   later('seen', ref_of(child), ref_of(id)) -- two that read it are two timers
 end
+-- put_off(due, kind, what, detail): a timer follows it up.
+local function put_off(due, kind, what, detail)
+  if kind == 'after' then detail = detail .. ' ' end
+  timer(due, cjson.encode({ kind, what, detail }))
+end
+-- Dependants that this call has read, by ref, as far as it takes to release them; and those of whose parents fewer than
+-- all have ended, which is not written yet.
+local dependants, partly = {}, {}
+-- write_partly(): how many of their parents have ended is written. Where it cannot be, their edges are there again.
+local function write_partly()
+  for i = 1, #partly do
+    local found = partly[i]
+    if found.waits and found.ended > 0 then
+      go_to(found.lane)
+      if not pcall(redis.call, 'HINCRBY', TASK .. found.id, 'parents', -found.ended) then
+        for k = 1, #found.edges, 3 do
+          redis.call('RPUSH', DEPENDANTS .. found.edges[k], found.edges[k + 2])
+          put_off(NOW + 5000, 'after', found.edges[k], found.edges[k + 1])
+        end
+      end
+    end
+    found.ended, found.edges = 0, nil
+  end
+  partly = {}
+end
+-- dependant(ref): a task that waits for parents, as its record says.
+local function dependant(ref)
+  local id = visit(ref)
+  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'place', 'parents')
+  local found = { waits = has[1] == 'waiting' and has[2] == '', id = id, lane = HERE, place = has[3],
+    parents = tonumber(has[4] or 0), ended = 0, edges = false }
+  dependants[ref] = found
+  return found
+end
 -- release(edge, what, state): a parent of this dependant has ended.
 local function release(edge, what, state)
   local policy, place, ref = string.match(edge, '^([%a=])(%d+) (.*)$')
-  local id = visit(ref)
-  local task = waiting_task(id)
-  if not task or task.place ~= tonumber(place) or task.under ~= '' then return end
-  if policy == '=' then return ends_as(id, task, state) end
-  local words = why(policy, what, state)
-  if words then return ended_unstarted(id, task, 'cancelled', words) end
-  local left = redis.call('HINCRBY', TASK .. id, 'parents', -1)
-  if left > 0 then return end
-  local fault = whole(ready, id, task)
-  if fault then
-    redis.call('HINCRBY', TASK .. id, 'parents', 1)
-    return error(fault, 0)
+  local found = dependants[ref] or dependant(ref)
+  if not found.waits or found.place ~= place then return end
+  local id = found.id
+  go_to(found.lane)
+  local words = policy ~= '=' and why(policy, what, state)
+  if policy == '=' or words then
+    write_partly()
+    found.waits = false
+    go_to(found.lane)
+    local task = waiting_task(id)
+    if not task then return end
+    if words then return ended_unstarted(id, task, 'cancelled', words) end
+    return ends_as(id, task, state)
   end
+  if found.parents > 1 then
+    if not found.edges then
+      found.edges = { what, state, edge }
+      partly[#partly + 1] = found
+    else
+      local n = #found.edges
+      found.edges[n + 1], found.edges[n + 2], found.edges[n + 3] = what, state, edge
+    end
+    found.parents, found.ended = found.parents - 1, found.ended + 1
+    return
+  end
+  local has = redis.call('HMGET', TASK .. id, 'opts', 'name', 'payload', 'attempt', 'recovered', 'due', 'held')
+  local opts = has[1] or ''
+  local task = { waits = true, opts = opts, gate = option(opts, 'gate'), place = tonumber(place), name = has[2] or '',
+    payload = has[3] or '', attempt = has[4] or '1', recovered = has[5] or '0', due = has[6], held = has[7] or nil }
+  local fault = whole(ready, id, task)
+  if fault then error(fault, 0) end
+  found.waits = false
 end
 -- stands_now(what, state): how a task or batch has ended by now, which had ended in that state; nil where it runs
 -- again: who has not been released by then waits for its new end.
@@ -178,55 +170,71 @@ local function after(what, state)
   if not state then return end
   while true do
     if steps <= 0 then return later('after', what, state) end
-    local edge = redis.call('LPOP', line)
-    if not edge then return end
-    steps = steps - 1
-    local ok, fault = pcall(release, edge, what, state)
-    if not ok then
-      redis.call('RPUSH', line, edge)
-      return error(fault, 0)
+    local most = math.min(steps, 100)
+    local edges = redis.call('LPOP', line, most)
+    if not edges then return end
+    steps = steps - #edges
+    for i = 1, #edges do
+      local ok, fault = pcall(release, edges[i], what, state)
+      if not ok then
+        redis.call('RPUSH', line, unpack(edges, i, #edges))
+        return error(fault, 0)
+      end
     end
+    if #edges < most then return end
   end
 end
--- seen(of): one fewer has still to read a record, by its key; one that all have read expires as it would have.
-local function seen(of)
-  local left = redis.pcall('HINCRBY', of, 'readers', -1)
-  if left == -1 then -- nobody counts them any more
-    redis.call('HDEL', of, 'readers')
-  elseif left == 0 then
-    local has = redis.call('HMGET', of, 'state', 'keep_ms')
-    redis.call('HDEL', of, 'readers', 'keep_ms')
-    if has[1] and has[2] and tonumber(has[2]) > 0 then redis.call('PEXPIRE', of, has[2]) end
+-- How many have read a record, and are not written yet, by its ref.
+local read_by = {}
+-- seen(ref, n): so many fewer have still to read a record; one that all have read expires as it would have.
+local function seen(ref, n)
+  local id = visit(ref)
+  local of = TASK .. id
+  local has = redis.call('HMGET', of, 'readers', 'state', 'keep_ms')
+  if not has[1] then return end -- nobody counts them any more
+  if tonumber(has[1]) > n then return redis.call('HINCRBY', of, 'readers', -n) end
+  redis.call('HDEL', of, 'readers', 'keep_ms')
+  if has[2] and has[3] and tonumber(has[3]) > 0 then redis.call('PEXPIRE', of, has[3]) end
+end
+-- write_seen(): what was read is written, one by one.
+local function write_seen()
+  local all = read_by
+  read_by = {}
+  for ref, n in pairs(all) do
+    if not pcall(seen, ref, n) then
+      local time = redis.call('TIME')
+      timer(NOW + 5000, cjson.encode({ 'readers', ref, int(n) .. ' ' .. time[1] .. '.' .. time[2] }))
+    end
   end
 end
 -- done_reading(ref): a task that has ended needs its parents' results no more, nor those of an earlier life.
 local function done_reading(ref)
-  local lane, id = split(ref)
-  go_to(lane)
-  local record, field = TASK .. id, 'after'
+  local record, field = TASK .. visit(ref), 'after'
   local has, kept, n = redis.call('HMGET', record, 'after', 'read', 'state'), '', 0
   local edges = has[1] or ''
   if has[2] then
     field, edges = 'read', has[2]
-  elseif not ENDS[has[3]] then
-    return -- it runs again
+  elseif edges == '' or not ENDS[has[3]] then
+    return -- it has said so, or runs again
   end
-  for from, parents_lane, parent_id in string.gmatch(edges, '()%at(!?%a*) ([^\n]*)') do
+  local parents = {}
+  for from, parent in string.gmatch(edges, '()%at([^\n]*)') do
     n = n + 1
     if n > 200 then
       kept = string.sub(edges, from)
       break
     end
-    go_to(parents_lane)
-    seen(TASK .. parent_id)
+    local blank = string.find(parent, ' ', 1, true)
+    local id = string.sub(parent, blank + 1)
+    parents[n] = blank == 1 and id or string.sub(parent, 1, blank - 1) .. '\n' .. id
   end
-  go_to(lane)
   steps = steps - math.ceil(n / 10)
   if kept ~= '' then
     redis.call('HSET', record, field, kept)
   else
     redis.call('HDEL', record, field)
   end
+  for i = 1, #parents do read_by[parents[i]] = (read_by[parents[i]] or 0) + 1 end
   if kept ~= '' or field == 'read' then later('read', ref) end
 end
 -- keys(prefix, cursor): lets in what has room under all keys that begin so.
@@ -254,11 +262,11 @@ local function one(kind, what, detail)
   if kind == 'free' then return free_key(what, tonumber(string.match(detail, '^%-?%d+'))) end
   if kind == 'after' then return after(what, detail) end
   if kind == 'read' then return done_reading(what) end
+  if kind == 'late' or kind == 'end' then write_partly() end
   if kind == 'late' then return late(what) end
-  if kind == 'seen' then
-    local id = visit(what)
-    return seen(TASK .. id)
-  end
+  if kind == 'waits' then return recount(standing({ key = what }), 0, tonumber(string.match(detail, '^%-?%d+'))) end
+  if kind == 'seen' then return seen(what, 1) end
+  if kind == 'readers' then return seen(what, tonumber(string.match(detail, '^%d+'))) end
   if kind == 'close' then
     local id = visit(what)
     local text = detail
@@ -278,14 +286,8 @@ local function one(kind, what, detail)
     if task then ended_unstarted(id, task, state, words) end
   end
 end
--- put_off(due, kind, what, detail): a timer follows it up.
-local function put_off(due, kind, what, detail)
-  if kind == 'after' then detail = detail .. ' ' end
-  timer(due, cjson.encode({ kind, what, detail }))
-end
--- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
--- and what fails, a timer continues. Fails itself only where no timer can be kept.
-local function follow_up()
+-- follow_all(): does what follows, within bounds.
+local function follow_all()
   free()
   local at = 1
   while at <= #todo do
@@ -295,10 +297,22 @@ local function follow_up()
       put_off(NOW, kind, what, detail)
     else
       steps = steps - 1
-      local ok = pcall(one, kind, what, detail) and pcall(free)
+      local ok = pcall(one, kind, what, detail) and (not next(freed) or pcall(free))
       if not ok then put_off(NOW + 5000, kind, what, detail) end
     end
   end
   todo = {}
+end
+-- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
+-- and what fails, a timer continues. Fails itself only where no timer can be kept. What was noted of sets and counts is
+-- written.
+local function follow_up()
+  write_sets()
+  local ok, fault = pcall(follow_all)
+  write_partly()
+  write_seen()
+  write_sets()
+  write_counts()
   go_to(HOME)
+  if not ok then error(fault, 0) end
 end

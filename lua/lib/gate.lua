@@ -1,22 +1,54 @@
--- take(term, late): a slot and, where there is a rate, a token. Its time has come already for what waited
--- for it: a timer that is late, by a little, costs no token.
-local function take(term, late)
-  local now = standing(term)
-  redis.call('HINCRBY', LIMITS, 's' .. term.key, term.weight)
-  now.used = now.used + term.weight
-  undoing('HINCRBY', LIMITS, 's' .. term.key, -term.weight)
-  local rule, tat = now.rule, now.tat
-  if rule.rate then
-    now.tat = math.max(tat, late and NOW - SLACK_MS or NOW) + term.weight * rule.per / rule.rate
-    redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
-    undoing('HSET', LIMITS, 't' .. term.key, tat)
+-- What is written in one command for many tasks, once for each set: members with their scores to add, members to
+-- remove. The first of each set is written at once: it shows that the others can be.
+local added, removed = {}, {}
+-- shorten(list, n): what was noted last is not to be.
+local function shorten(list, n)
+  for k = #list, n + 1, -1 do list[k] = nil end
+end
+-- add_to(set, score, member): a member stands in a sorted set before anything reads it. Noted for undoing.
+local function add_to(set, score, member)
+  local list = added[set]
+  if not list then
+    redis.call('ZADD', set, score, member)
+    added[set] = {}
+    return undoing('ZREM', set, member)
   end
+  noted[#noted + 1] = { shorten, list, #list }
+  list[#list + 1], list[#list + 2] = score, member
+end
+-- remove_from(set, member): a member that was read in a sorted set leaves it before anything reads it again. Noted
+-- for undoing.
+local function remove_from(set, member)
+  local list = removed[set]
+  if not list then
+    list = {}
+    removed[set] = list
+  end
+  noted[#noted + 1] = { shorten, list, #list }
+  list[#list + 1] = member
+end
+-- write_sets(): what was noted of sorted sets is written.
+local function write_sets()
+  if not (next(added) or next(removed)) then return end
+  for _, command in ipairs({ 'ZADD', 'ZREM' }) do
+    for set, list in pairs(command == 'ZADD' and added or removed) do
+      for from = 1, #list, 1000 do
+        local to = math.min(from + 999, #list)
+        redis.call(command, set, unpack(list, from, to))
+      end
+    end
+  end
+  for set in pairs(added) do added[set] = {} end
+  removed = {}
 end
 local last_place, noted_place, places = nil, 0, 1
 -- new_place(): the next number in line: of microseconds, but never one that was given before. As many as the
 -- call has had are noted ahead: few writes for many.
 local function new_place()
-  last_place = math.max((last_place or tonumber(redis.call('HGET', LIMITS, 'n') or 0)) + 1, NOW * 1000)
+  if not last_place then
+    last_place = math.max(tonumber(redis.call('HGET', LIMITS, 'n') or 0), NOW * 1000 - 1)
+  end
+  last_place = last_place + 1
   if last_place > noted_place then
     noted_place = last_place + places - 1
     redis.call('HSET', LIMITS, 'n', int(noted_place))
@@ -24,64 +56,120 @@ local function new_place()
   end
   return last_place
 end
+-- place_of(id, task): a task's place in line: that which it has, or the next.
+local function place_of(id, task)
+  if not task.place then
+    task.place = task.waits and tonumber(redis.call('HGET', TASK .. id, 'place') or 0) or new_place()
+  end
+  return task.place
+end
+-- in_front(id, term, task, priority): whether a task would be the first in the line under a key: one that comes from
+-- another line, or is more urgent, may have a place before all that wait there.
+local function in_front(id, term, task, priority)
+  local now = standing(term)
+  if now.waiting <= 0 or (term.order and not task.place) then return false end
+  local line = list_of(term)
+  now.heads = now.heads or {}
+  local first = now.heads[line]
+  if not first then
+    write_sets()
+    first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
+    now.heads[line] = first
+  end
+  local place = task.waits and place_of(id, task) or task.place or NOW * 1000
+  return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)
+end
+-- recount(now, used, waiting): so many more slots are in use, and so many more tasks wait, under a key that stands so.
+local function recount(now, used, waiting)
+  if used ~= 0 then count(now.s, used) end
+  if waiting ~= 0 then count(now.w, waiting) end
+  now.used, now.waiting = now.used + used, now.waiting + waiting
+end
+-- take(term, late): a slot and, where there is a rate, a token. Its time has come already for what waited
+-- for it: a timer that is late, by a little, costs no token.
+local function take(term, late)
+  local now = standing(term)
+  recount(now, term.weight, 0)
+  noted[#noted + 1] = { recount, now, -term.weight, 0 }
+  local rule, tat = now.rule, now.tat
+  if rule.rate then
+    now.tat = math.max(tat, late and NOW - SLACK_MS or NOW) + term.weight * rule.per / rule.rate
+    redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
+    undoing('HSET', LIMITS, 't' .. term.key, tat)
+  end
+end
 -- join_line(ref, term, place, priority): a task stands in the line under a key. Noted for undoing.
 local function join_line(ref, term, place, priority)
-  local line = list_of(term)
-  local score, heads = term.order and place or place - priority * AGEING_US, standing(term).heads
-  redis.call('ZADD', line, int(score), ref)
-  if heads and heads[line] and score < tonumber(heads[line]) then heads[line] = score end
-  undoing('ZREM', line, ref)
-  redis.call('HINCRBY', LIMITS, 'w' .. term.key, 1)
-  standing(term).waiting = standing(term).waiting + 1
-  undoing('HINCRBY', LIMITS, 'w' .. term.key, -1)
+  local now, line = standing(term), list_of(term)
+  local score = term.order and place or place - priority * AGEING_US
+  add_to(line, int(score), ref)
+  local heads = now.heads
+  if now.waiting == 0 then
+    now.heads = { [line] = score }
+  elseif heads and heads[line] and score < tonumber(heads[line]) then
+    heads[line] = score
+  end
+  recount(now, 0, 1)
+  noted[#noted + 1] = { recount, now, 0, -1 }
   if term.group then
     redis.call('ZADD', SHARES, 'NX', redis.call('HGET', LIMITS, 'v') or 0, term.group)
   end
+end
+-- leave_shares(line, group): a group of which nobody waits takes no turn.
+local function leave_shares(line, group)
+  if redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, group) end
 end
 -- leave_line(ref, under, gate): a task stands in the line under a key no more.
 local function leave_line(ref, under, gate)
   local term = term_of(gate, under)
   if not term then return end
   local line = list_of(term)
+  write_sets()
   if redis.call('ZREM', line, ref) == 1 then
     local now = standing(term)
-    now.waiting, now.heads = now.waiting - 1, nil
-    if now.waiting > 0 then
-      redis.call('HINCRBY', LIMITS, 'w' .. under, -1)
-    else
-      redis.call('HDEL', LIMITS, 'w' .. under)
-    end
+    now.heads = nil
+    recount(now, 0, -1)
   end
-  if term.group and redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, term.group) end
+  if term.group then leave_shares(line, term.group) end
 end
-local AWAY = { 'state', 'reason', 'under', 'since_ms', 'place', 'parents', 'due', 'name', 'payload', 'attempt',
-  'recovered', 'opts', 'held' }
+-- What a record says of waiting: in a line; and, beside that, for parents, a time or in its turn.
+local AWAY = { 'state', 'reason', 'under', 'since_ms', 'place', 'name', 'payload', 'attempt', 'recovered', 'opts',
+  'parents', 'due', 'held' }
 -- let_in(id, task): a task whose keys are taken is in the stream from now on. Noted for undoing, but for
 -- what its record said of its waiting, which goes last.
 local function let_in(id, task)
   local entry = add(id, task.name, task.payload, task.attempt, task.recovered, task.opts)
-  undoing('XDEL', STREAM, entry)
-  redis.call('HSET', TASK .. id, 'entry', entry)
-  undoing('HSET', TASK .. id, 'entry', '')
-  redis.call('HDEL', TASK .. id, unpack(AWAY))
+  noted[#noted + 1] = { 'XDEL', STREAM, entry }
+  local record = TASK .. id
+  redis.call('HSET', record, 'entry', entry)
+  noted[#noted + 1] = { 'HSET', record, 'entry', '' }
+  redis.call('HDEL', record, unpack(AWAY, 1, task.in_line and 10 or 13))
 end
+local NONE = {}
 -- wait(id, task, reason, under): a task is in no stream, but accepted: its record says what it waits for.
 -- Noted for undoing where it did not wait before.
 local function wait(id, task, reason, under)
   local record, ref = TASK .. id, ref_of(id)
-  task.place = task.place or new_place()
-  task.since_ms = task.since_ms or int(NOW)
+  place_of(id, task)
+  task.since_ms = task.since_ms or NOW_TEXT
   if not task.waits then
-    undoing('HDEL', record, 'under', 'since_ms', 'place', 'parents', 'due')
-    redis.call('HSET', record, 'entry', '', 'state', 'waiting', 'reason', reason, 'under', under, 'since_ms',
-      task.since_ms, 'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', task.attempt,
-      'recovered', task.recovered, 'opts', task.opts)
-    redis.call('ZADD', WAITING, task.since_ms, ref)
-    undoing('ZREM', WAITING, ref)
+    if task.new then -- who accepts it undoes that; its entry is empty already
+      local more = task.more or NONE
+      redis.call('HSET', record, 'state', 'waiting', 'reason', reason, 'under', under, 'since_ms', task.since_ms,
+        'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', '1', 'recovered', '0', 'opts',
+        task.opts, unpack(more, 1, #more))
+    else
+      undoing('HDEL', record, 'under', 'since_ms', 'place', 'parents', 'due')
+      redis.call('HSET', record, 'entry', '', 'state', 'waiting', 'reason', reason, 'under', under, 'since_ms',
+        task.since_ms, 'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', task.attempt,
+        'recovered', task.recovered, 'opts', task.opts)
+    end
+    add_to(WAITING, task.since_ms, ref)
     local expires = (task.terms or terms(task.gate or '')).expires
     if expires and expires >= NOW then timer(expires + 1, cjson.encode({ 'late', ref, '' })) end
   else
     redis.call('HSET', record, 'reason', reason, 'under', under)
+    if not task.in_line then redis.call('HDEL', record, 'parents', 'due') end
   end
 end
 -- hold_turn(id, term, late): a task whose turn it is in a strict order waits for another key: it keeps its turn,
@@ -117,7 +205,7 @@ local function enter(id, task, under)
   for i = 1, #keys do
     local term = keys[i]
     if not (kept and term.order) then
-      local reason, at = obstacle(term, term.key == under or in_front(term, task, asked.priority))
+      local reason, at = obstacle(term, term.key == under or in_front(id, term, task, asked.priority))
       if reason then
         local excess = standing(term).rule.excess
         local drops = excess == 'drop' or excess == 'cancel_new'
@@ -140,8 +228,7 @@ local function enter(id, task, under)
     if not (kept and keys[i].order) then take(keys[i], keys[i].key == under) end
   end
   if task.waits then
-    undoing('ZADD', WAITING, task.since_ms, ref_of(id))
-    redis.call('ZREM', WAITING, ref_of(id))
+    remove_from(WAITING, ref_of(id))
   end
   let_in(id, task)
 end

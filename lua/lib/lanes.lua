@@ -23,6 +23,7 @@ local function ref_of(id)
 end
 -- split(ref): the lane and the id that a ref names.
 local function split(ref)
+  if string.byte(ref) ~= 33 then return '', ref end -- no exclamation mark
   local lane, id = string.match(ref, '^(![a-z]+)\n(.*)$')
   if lane then return lane, id end
   return '', ref

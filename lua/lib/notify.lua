@@ -16,11 +16,11 @@ local function anyone_waits()
   if waited == nil then waited = redis.pcall('EXISTS', WAITERS) ~= 0 end
   return waited
 end
--- keep_for_dependants(id, state, body, unkept): the record of a task with dependants is there until they have
--- ended, its result too; they are followed up.
-local function keep_for_dependants(id, state, body, unkept)
+-- keep_for_dependants(id, state, body, unkept, kept): the record of a task with dependants is there until they have
+-- ended, its result too; they are followed up. `kept`: it was written so.
+local function keep_for_dependants(id, state, body, unkept, kept)
   local record, lane = TASK .. id, string.match(STREAM, '![a-z]+$')
-  if redis.pcall('HEXISTS', record, 'readers') == 1 then
+  if not kept and redis.pcall('HEXISTS', record, 'readers') == 1 then
     local left = redis.pcall('PTTL', record)
     if type(left) == 'table' then left = 60000 end -- it may not be asked
     if unkept and state == 'succeeded' then redis.pcall('HSET', record, 'result', body) end
@@ -28,6 +28,18 @@ local function keep_for_dependants(id, state, body, unkept)
     redis.pcall('PERSIST', record)
   end
   later('after', 't:' .. (lane and lane .. '\n' .. id or id), state)
+end
+-- tell(id, state, body, inbox, unkept, waiting, kept): the inboxes that wait for a task, and its own, hear of its end;
+-- its dependants are followed up.
+local function tell(id, state, body, inbox, unkept, waiting, kept)
+  if waiting == '>' then return keep_for_dependants(id, state, body, unkept, kept) end
+  for address in string.gmatch(waiting, '[^\n]+') do
+    if address == '>' then
+      keep_for_dependants(id, state, body, unkept, kept)
+    elseif address ~= inbox then
+      notify(address, id, state, body, unkept)
+    end
+  end
 end
 -- notify_all(id, state, body, inbox, unkept): notify the task's own inbox and all others that wait for
 -- it of its end.
@@ -37,15 +49,9 @@ local function notify_all(id, state, body, inbox, unkept)
     local waiting = redis.pcall('HGET', WAITERS, id)
     if type(waiting) == 'string' then
       redis.pcall('HDEL', WAITERS, id)
-      for address in string.gmatch(waiting, '[^\n]+') do
-        if address == '>' then
-          keep_for_dependants(id, state, body, unkept)
-        elseif address ~= inbox then
-          notify(address, id, state, body, unkept)
-        end
-      end
+      tell(id, state, body, inbox, unkept, waiting, false)
     elseif type(waiting) == 'table' then -- who waits cannot be read: dependants may
-      keep_for_dependants(id, state, body, unkept)
+      keep_for_dependants(id, state, body, unkept, false)
     end
   end
 end

@@ -1,10 +1,13 @@
 -- The server's time; what a level of priority is worth in line; how late a timer may be without losing tokens,
 -- and how soon one may be.
 local NOW = now_ms()
+local NOW_TEXT = int(NOW)
 local AGEING_US, SLACK_MS, TICK_MS = 6000000, 100, 5
 local read_terms = {}
 -- terms(gate): what the text of a gated task says: its keys, what is strictly in order first, each with a
--- weight, its priority, unique key and deadline, and whether it has parents, or has started before.
+-- weight, its priority, unique key and deadline, whether it has parents, or has started before; and whether it is
+-- plain: asks for keys alone, of which none is strictly in order. `reads`: it has parents and asks for nothing that
+-- is given back.
 local function terms(gate)
   if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
@@ -31,6 +34,9 @@ local function terms(gate)
       found.started = true
     end
   end
+  local first = found.keys[1]
+  found.plain = not (found.unique or found.expires or found.parents or first and first.order)
+  found.reads = found.parents and not (found.unique or first)
   return found
 end
 -- term_of(gate, key): what a gated task asks for under one key; nil where it does not name it.
@@ -50,36 +56,122 @@ local function rule_of(text)
   end
   return parsed[text]
 end
+local widths = {}
 -- width(): how many tasks of groups may be in the stream: a rule for `door`, else twice what the workers
 -- of this lane run at a time, counted anew each second.
 local function width()
+  if widths[HERE] then return widths[HERE] end
   local counted, at = string.match(redis.call('HGET', LIMITS, 'd') or '', '^(%d+) (%d+)$')
-  if at and NOW - tonumber(at) < 1000 and tonumber(at) <= NOW then return tonumber(counted) end
+  if at and NOW - tonumber(at) < 1000 and tonumber(at) <= NOW then
+    widths[HERE] = tonumber(counted)
+    return widths[HERE]
+  end
   local slots, queue = 0, BASE .. HERE
   local alive = redis.call('ZRANGEBYSCORE', 'workers:' .. queue, int(NOW), '+inf', 'LIMIT', 0, 1000)
   for i = 1, #alive do
     slots = slots + (tonumber(look(0, 'HGET', 'worker:' .. queue .. ':' .. alive[i], 'slots') or 0) or 0)
   end
   slots = math.max(2 * slots, 2)
+  widths[HERE] = slots
   redis.call('HSET', LIMITS, 'd', int(slots) .. ' ' .. int(NOW))
   return slots
 end
 -- How keys stand, by key: nothing else writes while this script runs. What goes wrong clears it.
 local stands = {}
--- standing(term): how a key stands: its rule, whether it has one, slots in use, tasks that wait, next
--- token, whether paused.
-local function standing(term)
-  local key = term.key
-  if stands[key] then return stands[key] end
+-- By how much the counts of keys have changed, by field (the letter and the key), and what they were: they are
+-- written once, at the end (see write_counts).
+local changes, counted = {}, {}
+-- The rule and the pause of each pattern that was read, or neither.
+local patterns = { [''] = { false, false } }
+-- pattern_of(key): the pattern for a key; '' where it has none.
+local function pattern_of(key)
   local prefix = string.match(key, '^[^:]*:')
-  local pattern = prefix and prefix .. '*' or key
-  local has = redis.call('HMGET', LIMITS, 'r' .. key, 'r' .. pattern, 's' .. key, 'w' .. key, 't' .. key,
-    'p' .. key, 'p' .. pattern)
-  local rule = rule_of(has[1] or has[2] or '')
-  local now = { rule = rule, used = tonumber(has[3] or 0), waiting = tonumber(has[4] or 0),
-    tat = tonumber(has[5] or 0), paused = has[6] or has[7], ruled = has[1] or has[2] }
+  return prefix and prefix .. '*' or ''
+end
+-- note_key(key, s, w, has, at, over): how a key stands is known from now on: `has` from `at` on is its rule, slots in
+-- use, tasks that wait, next token, since when it is paused; `over` is of its pattern.
+local function note_key(key, s, w, has, at, over)
+  local used, waiting = tonumber(has[at + 1] or 0), tonumber(has[at + 2] or 0)
+  counted[s], counted[w] = used, waiting
+  local ruled = has[at] or over[1]
+  local now = { s = s, w = w, used = used + (changes[s] or 0), waiting = waiting + (changes[w] or 0),
+    tat = tonumber(has[at + 3] or 0), ruled = ruled, rule = rule_of(ruled or ''), paused = has[at + 4] or over[2],
+    heads = nil, line = nil }
   stands[key] = now
   return now
+end
+-- stand(keys, from, to): how keys stand is read in few commands, where it is not known yet; see standing.
+local function stand(keys, from, to)
+  local fields, names, n = {}, {}, 0
+  for i = from, to do
+    local key = keys[i]
+    if not stands[key] then
+      local over = pattern_of(key)
+      if not patterns[over] then patterns[over] = redis.call('HMGET', LIMITS, 'r' .. over, 'p' .. over) end
+      fields[n + 1], fields[n + 2], fields[n + 3] = 'r' .. key, 's' .. key, 'w' .. key
+      fields[n + 4], fields[n + 5] = 't' .. key, 'p' .. key
+      names[#names + 1], n = key, n + 5
+    end
+  end
+  if n == 0 then return end
+  local has = redis.call('HMGET', LIMITS, unpack(fields, 1, n))
+  for i = 1, #names do
+    local at = 5 * i - 4
+    note_key(names[i], fields[at + 1], fields[at + 2], has, at, patterns[pattern_of(names[i])])
+  end
+end
+-- standing(term): how a key stands: its rule, whether it has one, slots in use (and the field of their count), tasks
+-- that wait (the same), next token, whether paused.
+local function standing(term)
+  local key = term.key
+  local now = stands[key]
+  if now then return now end
+  local over, s, w = pattern_of(key), 's' .. key, 'w' .. key
+  local has
+  if patterns[over] then
+    has = redis.call('HMGET', LIMITS, 'r' .. key, s, w, 't' .. key, 'p' .. key)
+  else
+    has = redis.call('HMGET', LIMITS, 'r' .. key, s, w, 't' .. key, 'p' .. key, 'r' .. over, 'p' .. over)
+    patterns[over] = { has[6], has[7] }
+  end
+  return note_key(key, s, w, has, 1, patterns[over])
+end
+-- count(field, n): so many more, or fewer, are in use or wait under a key.
+local function count(field, n)
+  changes[field] = (changes[field] or 0) + n
+end
+-- write_counts(): the counts that have changed are written: one step, however many keys and tasks it was. What fails
+-- is done later, by timers with words of their own, for the tasks are where they are.
+local function write_counts()
+  if not next(changes) then return end
+  local changed, set, gone = changes, {}, {}
+  changes = {}
+  local function write(command, list, step)
+    for from = 1, #list, 1000 do
+      local to = math.min(from + 999, #list)
+      if not pcall(redis.call, command, LIMITS, unpack(list, from, to)) then
+        local time = redis.call('TIME')
+        for k = from, to, step do
+          local kind, key, n = string.sub(list[k], 1, 1) == 's' and 'free' or 'waits', string.sub(list[k], 2), changed[list[k]]
+          local detail = int(kind == 'free' and -n or n) .. ' ' .. time[1] .. '.' .. time[2]
+          timer(NOW + 5000, cjson.encode({ kind, key, detail }))
+        end
+      end
+    end
+  end
+  for field, n in pairs(changed) do
+    if n ~= 0 then
+      counted[field] = math.max(counted[field] + n, 0)
+      if counted[field] > 0 then
+        set[#set + 1] = field
+        set[#set + 1] = int(counted[field])
+      else
+        gone[#gone + 1] = field
+      end
+    end
+  end
+  write('HSET', set, 2)
+  write('HDEL', gone, 1)
 end
 -- most_of(term, now): how many slots a key has, in which it stands so; nil for as many as are wanted.
 local function most_of(term, now)
@@ -87,18 +179,10 @@ local function most_of(term, now)
 end
 -- list_of(term): the key of the line under a key; for the door, of one group's.
 local function list_of(term)
-  return WAITING .. ':' .. term.key .. (term.group and '\n' .. term.group or '')
-end
--- in_front(term, task, priority): whether a task would be the first in the line under a key: one that comes from
--- another line, or is more urgent, may have a place before all that wait there.
-local function in_front(term, task, priority)
-  if standing(term).waiting <= 0 or (term.order and not task.place) then return false end
-  local now, line = standing(term), list_of(term)
-  now.heads = now.heads or {}
-  now.heads[line] = now.heads[line] or redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2]
-  local first = now.heads[line]
-  local place = task.place or NOW * 1000
-  return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)
+  if term.group then return WAITING .. ':' .. term.key .. '\n' .. term.group end
+  local now = standing(term)
+  now.line = now.line or WAITING .. ':' .. term.key
+  return now.line
 end
 -- obstacle(term, first): why there is no room for a task under a key, and when there will be, if that
 -- is known; nil where there is. `first`: it is the first in line there.

@@ -7,33 +7,35 @@ local function token(term, n)
   redis.call('HSET', LIMITS, 't' .. term.key, string.format('%.3f', now.tat))
 end
 local freed = {}
--- give_back(id, keys, in_stream, stays): the slots of a task that has left the stream, or holds its turn of a strict
--- order elsewhere. `stays`: it is tried again later, and keeps its turn.
-local function give_back(id, keys, in_stream, stays)
+-- give_back(id, keys, in_stream, stays, times): the slots of a task that has left the stream, or holds its turn of a
+-- strict order elsewhere. `stays`: it is tried again later, and keeps its turn. `times`: of so many tasks that ask for
+-- the same, none of it strictly in order.
+local function give_back(id, keys, in_stream, stays, times)
   for i = 1, #keys do
     local term = keys[i]
     if stays and term.order then
       redis.call('HSET', TASK .. id, 'held', 'o')
     elseif in_stream or term.order then
-      freed[term.key] = (freed[term.key] or 0) + term.weight
+      freed[term.key] = (freed[term.key] or 0) + term.weight * (times or 1)
     end
   end
 end
 -- free_key(key, n): so many slots of a key are free; who waits under it is followed up.
 local function free_key(key, n)
   local now = standing({ key = key })
-  if now.used > n then
-    redis.call('HINCRBY', LIMITS, 's' .. key, -n)
-  else
-    redis.call('HDEL', LIMITS, 's' .. key)
-  end
+  n = math.min(n, now.used) -- never fewer than none
+  count(now.s, -n)
   now.used = now.used - n
   if now.waiting > 0 then later('more', key) end
 end
 -- free(): the slots that were given back are free: one step a key, however many tasks it was. What fails is
 -- done later, by a timer with words of its own: two of them are not one.
 local function free()
-  for key, n in pairs(freed) do
+  local keys = {}
+  for key in pairs(freed) do keys[#keys + 1] = key end
+  for from = 1, keys[2] and #keys or 0, 100 do pcall(stand, keys, from, math.min(from + 99, #keys)) end
+  for i = 1, #keys do
+    local key, n = keys[i], freed[keys[i]]
     freed[key] = nil
     if not pcall(free_key, key, n) then
       local time = redis.call('TIME')

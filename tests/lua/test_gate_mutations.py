@@ -27,7 +27,7 @@ MUTANTS = [
     ),
     Mutant("one more than the limit", "now.used + term.weight > most", "now.used > most"),
     Mutant(
-        "a slot is one, whatever the weight", "'s' .. term.key, term.weight)", "'s' .. term.key, 1)"
+        "a slot is one, whatever the weight", "recount(now, term.weight, 0)", "recount(now, 1, 0)"
     ),
     Mutant("a pause is no obstacle", "if now.paused then return 'paused' end", ""),
     Mutant("a rate is no obstacle", "if free_at > NOW then return 'rate', free_at end", ""),
@@ -40,8 +40,8 @@ MUTANTS = [
     ),
     Mutant(
         "the least urgent first",
-        "place - priority * AGEING_US, standing(term).heads",
-        "place + priority * AGEING_US, standing(term).heads",
+        "or place - priority * AGEING_US\n  add_to",
+        "or place + priority * AGEING_US\n  add_to",
     ),
     Mutant(
         "who comes before the first waits",
@@ -69,11 +69,37 @@ MUTANTS = [
         "  now.used = now.used - n\n  if now.waiting > 0 then later('more', key) end\n",
         "  now.used = now.used - n\n",
     ),
-    Mutant("zeros are left", "  if now.used > n then\n", "  if true then\n"),
+    Mutant("zeros are left", "if counted[field] > 0 then", "if true then"),
+    Mutant("counted no more", "  write('HSET', set, 2)\n", ""),
     Mutant(
         "in the stream, and waiting",
-        "    redis.call('ZREM', WAITING, ref_of(id))\n  end\n  let_in",
+        "    remove_from(WAITING, ref_of(id))\n  end\n  let_in",
         "  end\n  let_in",
+    ),
+    Mutant(
+        "in the stream together, and waiting",
+        "    redis.call('ZREM', WAITING, unpack(refs, 1, n))\n",
+        "",
+    ),
+    Mutant(
+        "in together, and in their line", "    redis.call('ZREM', line, unpack(refs, 1, n))\n", ""
+    ),
+    Mutant(
+        "in together, and no slot taken",
+        "    recount(now, used, -n)\n",
+        "    recount(now, 0, -n)\n",
+    ),
+    Mutant(
+        "too heavy together",
+        "now.used + used + weight > most then break end",
+        "false then break end",
+    ),
+    Mutant("behind, and not counted", "  recount(now, 0, 1)\n  return true\n", "  return true\n"),
+    Mutant("behind, and in no line", "members[n + 1], members[n + 2] = text, ref", "_ = 1"),
+    Mutant(
+        "behind, where there is room",
+        "or now.used + term.weight <= most or term.weight > 1 then",
+        "or term.weight > 1 then",
     ),
     Mutant(
         "in, and in its line",
@@ -81,14 +107,25 @@ MUTANTS = [
         "if redis.call('ZSCORE', line, ref) then",
     ),
     Mutant(
+        "in by its turn, and in its line",
+        "  remove_from(line, ref)\n  local now = standing(term)",
+        "  local now = standing(term)",
+    ),
+    Mutant(
         "a line of one is counted for ever",
-        "      redis.call('HDEL', LIMITS, 'w' .. under)\n",
-        "",
+        "    recount(now, 0, -1)\n  end\n  if term.group",
+        "  end\n  if term.group",
     ),
     Mutant(
         "settle: slots stay taken",
         "elseif ended[i] then\n      closed(",
         "elseif false then\n      closed(",
+        ("settle",),
+    ),
+    Mutant(
+        "settle: slots of many stay taken",
+        "if n > 0 then give_back(nil, asked.keys, true, false, n) end",
+        "",
         ("settle",),
     ),
     Mutant(
@@ -136,17 +173,18 @@ MUTANTS = [
     Mutant("the order is free between attempts", "if stays and term.order then", "if false then"),
     Mutant("all is kept between attempts", "if stays and term.order then", "if stays then"),
     Mutant("a failure pauses nothing", "rule.on_failure == 'pause'", "rule.on_failure == 'stop'"),
-    Mutant("groups take no turns", "tonumber(group[2]) + 1 / share", "tonumber(group[2])"),
+    Mutant("groups take no turns", "turn.time + 1 / (", "turn.time + 0 / ("),
+    Mutant("a group of nobody takes its turn", "if not refs[2] then\n", "if false then\n"),
     Mutant(
         "shares are kept by groups of nobody",
-        "if term.group and redis.call('EXISTS', line) == 0 then "
-        "redis.call('ZREM', SHARES, term.group) end",
+        "  if redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, group) end\n",
         "",
     ),
     # parents
     Mutant("any end will do", "if policy == 'e' or", "if true or"),
     Mutant("any end must be a success", "if policy == 'e' or", "if"),
-    Mutant("the first parent is enough", "  if left > 0 then return end\n", ""),
+    Mutant("the first parent is enough", "  if found.parents > 1 then\n", "  if false then\n"),
+    Mutant("what has some parents left has all", "'parents', -found.ended)", "'parents', 0)"),
     Mutant(
         "no time is waited for after parents",
         "  if due > NOW then\n    redis.call('ZADD', DELAYED",
@@ -159,11 +197,19 @@ MUTANTS = [
     ),
     Mutant(
         "an ended parent is waited for",
-        "    if state == '' then\n      parents = parents + 1",
-        "    if true then\n      parents = parents + 1",
+        "if of[i].state == '' then unended = unended + 1 end",
+        "unended = unended + 1",
     ),
-    Mutant("a parent that nobody knows", "if not state or (other", "if state and (other"),
-    Mutant("an unmet need is no end", "unmet = unmet or why(policy, what, state)", "unmet = unmet"),
+    Mutant(
+        "a parent that nobody knows",
+        "  if not has[1] and not has[2] then return nil end\n  if has[1] and has[1] ~= 'delayed'",
+        "  if has[1] and has[1] ~= 'delayed'",
+    ),
+    Mutant(
+        "an unmet need is no end",
+        "unmet = unmet or why(policy, kind",
+        "local _ = unmet or why(policy, kind",
+    ),
     Mutant("a batch ends, and nobody hears", "    if has[6] then\n", "    if false then\n"),
     Mutant(
         "a parent's result expires unread",
@@ -172,10 +218,18 @@ MUTANTS = [
     ),
     Mutant(
         "a parent's record is kept for ever",
-        "then redis.call('PEXPIRE', of, has[2]) end",
+        "then redis.call('PEXPIRE', of, has[3]) end",
         "then _ = 1 end",
     ),
     Mutant("who has read is not counted", "if asked.parents then later(", "if false then later("),
+    Mutant(
+        "who has read and ended is not counted", "later('read', ref_of(ARGV[11 * i - 3]))", "_ = 1"
+    ),
+    Mutant(
+        "kept for readers there are none of",
+        "kept[i] = redis.pcall('HEXISTS', TASK .. ids[i], 'readers') == 1",
+        "kept[i] = true",
+    ),
     Mutant(
         "settle: children of what was refused",
         "if ended[tonumber(child[1])] then",
@@ -184,8 +238,8 @@ MUTANTS = [
     ),
     Mutant(
         "an end without its reason",
-        "  local words = why(policy, what, state)\n",
-        "  local words = why(policy, what, state) and ' '\n",
+        "local words = policy ~= '=' and why(policy, what, state)\n",
+        "local words = policy ~= '=' and why(policy, what, state) and ' '\n",
     ),
     # unique keys, deadlines
     Mutant(
@@ -241,7 +295,11 @@ MUTANTS = [
     ),
     Mutant("a batch again, and nobody hears", "'finished_ms') == 1\n", "'finished_ms') == 9\n"),
     Mutant("read by an earlier life for ever", "if kept[9] or kept[10] then", "if false then"),
-    Mutant("the new edges are read, too", "  elseif not ENDS[has[3]] then", "  elseif false then"),
+    Mutant(
+        "the new edges are read, too",
+        "  elseif edges == '' or not ENDS[has[3]] then",
+        "  elseif false then",
+    ),
     Mutant(
         "two that read it are one timer",
         "later('seen', ref_of(child), ref_of(id))",

@@ -453,7 +453,9 @@ MUTANTS = [
     Mutant("finish: two events", LOG, LOG + TWICE),
     Mutant("finish: no dead letter", "    redis.call('ZADD', DEAD, now, id)\n", "", ("settle",)),
     Mutant("finish: no expiry", "      redis.call('PEXPIRE', record, ttl_ms)\n", ""),
-    Mutant("finish: waiters are kept", "      redis.pcall('HDEL', WAITERS, id)\n", ""),
+    Mutant(
+        "settle: waiters are kept", "  redis.pcall('HDEL', WAITERS, unpack(told, from, to))\n", ""
+    ),
     Mutant("finish: waiters are not told", "if type(waiting) == 'string' then", "if false then"),
     Mutant("finish: a waiting inbox is told twice", "if address ~= inbox then", "if true then"),
     Mutant("finish: unkept is unknown", "'PEXPIRE', record, 60000", "'DEL', record"),

@@ -253,7 +253,7 @@ def edges(seen: Seen) -> None:
 
 def readers(seen: Seen) -> None:
     """A record says how many dependants may read it that have not ended."""
-    if busy(seen, "read", "seen", "after", "end"):
+    if busy(seen, "read", "seen", "readers", "after", "end"):
         return
     counted: Counter[str] = Counter()
     for task in seen.tasks.values():

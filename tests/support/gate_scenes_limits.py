@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from support.gate_checks import check, demand
-from support.gate_world import DOOR, Gate, GateWorld
+from support.gate_world import DOOR, Gate, GateWorld, edge
 from support.script_world import attempt_ended, outcome
 
 MINUTE = 60_000
@@ -377,8 +377,29 @@ def fair(world: GateWorld) -> None:
     demand("manmanman" not in "".join(taken), f"no turns: {taken}")
 
 
+def cancelled_at_the_door(world: GateWorld) -> None:
+    """A group of which nobody waits any more takes no turn."""
+    world.limit("door", "at_most=1")
+    world.add("1", gate=Gate(group="g"))
+    world.add("2", gate=Gate(group="h"))
+    waits(world, "2", "share", "door")
+    world.normal.cancel("2")
+    holds(world)
+
+
+def failed_and_read(world: GateWorld) -> None:
+    """The error of a parent is there until who runs after any end has read it."""
+    world.add("1")
+    world.add("2", after=[edge("1", "e")])
+    end(world, "1", state="failed")
+    demand(world.db.pttl("task:tasks:1") < 0, "it expires before it is read")
+    end(world, "2")
+    demand(world.db.pttl("task:tasks:1") > 0, "it is kept for nobody")
+
+
 LIMITS: list[Scene] = [
     *(one_at_a_time, weights, before_the_first, two_keys, patterns, changed_live, paused, lanes),
     *(retried, at_once, dead_workers, rates, penalized, excess),
     *(in_order, order_is_paused, order_and_limit, priorities, fair),
+    *(cancelled_at_the_door, failed_and_read),
 ]
