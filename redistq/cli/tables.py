@@ -307,7 +307,7 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
             kind = kinds[column.name]
             value = row[places[column.name]]
             words = human(kind, value, now_ms)
-            if kind == "state":
+            if kind == "state" and value:
                 words = f"{look(value).glyph} {words}"
             style = STYLES.get(str(value), "") if column.name == "state" else ""
             cells.append(text.Text(words, style=style, no_wrap=True, overflow="ellipsis"))
