@@ -83,7 +83,6 @@ local line = KEYS[19] .. NOBODY
 if may('RPUSH', line, '') then redis.pcall('DEL', line) end
 may('LPOP', line)
 may('GET', KEYS[21] .. NOBODY)
-may('PEXPIRE', KEYS[22] .. NOBODY, 1)
 may('TYPE', WORKER)
 may('EXISTS', KEYS[7])
 may('PTTL', KEYS[12] .. NOBODY)
@@ -100,4 +99,5 @@ may('XDEL', items, '0-0')
 may('XTRIM', items, 'MINID', '0')
 may('PEXPIRE', items, 1)
 may('DEL', items)
+may('PEXPIRE', KEYS[22] .. NOBODY, 1)
 return refused
