@@ -82,6 +82,7 @@ may('HSCAN', KEYS[14], 'x')
 local line = KEYS[19] .. NOBODY
 if may('RPUSH', line, '') then redis.pcall('DEL', line) end
 may('LPOP', line)
+may('LRANGE', line, 0, 0)
 may('GET', KEYS[21] .. NOBODY)
 may('TYPE', WORKER)
 may('EXISTS', KEYS[7])
