@@ -429,6 +429,24 @@ def test_the_screen_shows_the_queue(farm: Farm, screen: Any, columns: int, rows:
     assert terminal.restored()
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (200, 50)])
+def test_the_screen_shows_how_far_tasks_are(
+    farm: Farm, screen: Any, columns: int, rows: int
+) -> None:
+    """As a bar and in words, within the line."""
+    task_id = farm.producer.add_task("resize", {"n": 1})
+    farm.register("w1")
+    farm.fetch("w1")
+    now = farm.monitor.now_ms()
+    farm.client.hset(f"task:tasks:{task_id}", "progress", f"1 3 4 {now} {now + 60_000} a cat")
+    terminal = screen(columns, rows)
+    terminal.shows("███████▌░░ 3 of 4 (75%)")
+    if columns > 80:
+        terminal.shows("a cat")
+    terminal.press(b"q")
+    assert terminal.ends() == 0
+
+
 def test_a_limit_is_paused_from_the_screen(farm: Farm, screen: Any) -> None:
     """Its list is there once there are limits; P pauses the key aimed at, Enter shows who waits."""
     terminal = screen()
