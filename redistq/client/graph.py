@@ -206,7 +206,7 @@ class CallGraph(Graph):
         if function not in self._fingerprints:
             self._fingerprints[function] = fingerprint_of(fn, "the function")
         given = self._fingerprints[function] + named_by(args, kwargs)
-        call = Call(function, args, kwargs, False, options.logs)
+        call = Call.under(options, function, args, kwargs)
         context = self.queue.context_of(self.task_id(position))
         packet = packer.pack(context, call, keep_s, self._needs, self._shared, parents)
         called = options.name or label(fn)

@@ -52,7 +52,7 @@ def submit(
     task_id = new_call_id()
     if cached:
         task_id = _cached_id(session, queue, fn, args, kwargs, kind.is_stream)
-    call = Call(function, args, kwargs, False, options.logs, kind.is_stream)
+    call = Call.under(options, function, args, kwargs, stream=kind.is_stream)
     parents: Parents = {}
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
     future = kind(session, queue, task_id, options.name or label(fn))
@@ -168,7 +168,7 @@ def map_calls(
         future = TaskFuture(session, queue, new_call_id(), called)
         needs: list[str] = []
         blobs.require(stored, needs)
-        call = Call(function, args, {}, in_chunks, options.logs)
+        call = Call.under(options, function, args, chunk=in_chunks)
         context = queue.context_of(future.task_id)
         parents: Parents = {}
         packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
@@ -220,7 +220,7 @@ def batch_tasks(
     for index in range(len(items)) if positions is None else positions:
         item = items[index]
         task_id = batch_task_id(batch_id, index)
-        call = Call(function, (item,), {}, False, options.logs)
+        call = Call.under(options, function, (item,))
         parents: Parents = {}
         context = queue.context_of(task_id)
         packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
@@ -239,7 +239,7 @@ def queue_and_call(
 ) -> tuple[ClientQueue, bytes]:
     """Return the queue of calls with these options, and the call of a stored function without
     arguments, before it is packed."""
-    call = Call(function, (), {}, False, options.logs)
+    call = Call.under(options, function, ())
     return session.queue(options.priority), call.pickled()
 
 

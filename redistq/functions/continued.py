@@ -97,7 +97,7 @@ class _FlowPacking:
         parents: Parents = {}
         packet = self._packer.pack(
             task_context(self._stream, task_id),
-            Call(function, args, kwargs, False, options.logs),
+            Call.under(options, function, args, kwargs),
             keep_s,
             self.needs,
             self._shared,

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import PayloadError
 from ..protocol.codec import dumps, loads
+from ..protocol.options import CallOptions
 from .blobs import Store, dump_parted
 from .function import load_here
 from .pickling import Seen, can_be_sent, dump, what_cannot
@@ -44,6 +45,20 @@ class Call:
     chunk: bool = False
     logs: bool = False
     stream: bool = False
+
+    @classmethod
+    def under(
+        cls,
+        options: CallOptions,
+        function: str,
+        args: Any,
+        kwargs: dict[str, Any] | None = None,
+        *,
+        chunk: bool = False,
+        stream: bool = False,
+    ) -> Call:
+        """Return a call with what its options say of the call itself."""
+        return cls(function, args, kwargs or {}, chunk, options.logs, stream)
 
     def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
         """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).

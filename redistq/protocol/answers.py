@@ -1,10 +1,12 @@
-"""Answers: what scripts answer, by name. ``Commands`` reads them, whoever asked gets them.
+"""Answers: what scripts answer, by name, and the words of errors among it. ``Commands`` reads
+them, whoever asked gets them.
 
 A state of the whole queue stands in snapshot.py, of one task that waits in waits.py.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 
@@ -100,3 +102,37 @@ class HeartbeatReply:
     unregistered: tuple[int, ...] = ()
     wishes: tuple[tuple[int, str, str], ...] = ()
     names: tuple[str, ...] = ()
+
+
+_PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
+_DENIED = ("NOPERM", "ACL failure", "The user executing the script")
+
+
+def words_of(error: bytes) -> str:
+    """Return an error's words as a script answers them, without the place in the script."""
+    return _PLACE.sub("", error.decode("utf-8", "replace"))
+
+
+def denies(words: str) -> bool:
+    """Return whether an error's words say that the user has no right to a command, key or channel.
+
+    Inside a script no server begins such an error with NOPERM.
+    """
+    return any(mark in words for mark in _DENIED)
+
+
+def objects_to_content(words: str) -> bool:
+    """Return whether an error's words are about a number that was sent, which will not get better;
+    most causes can be removed: a right that is missing, a key that holds something else."""
+    return any(mark in words for mark in ("out of range", "invalid expire", "not an integer"))
+
+
+def words_by_name(flat: list[bytes]) -> dict[str, str]:
+    """Return errors' words by what they are about, from a flat list of both."""
+    names = (name.decode("utf-8", "replace") for name in flat[::2])
+    return dict(zip(names, map(words_of, flat[1::2]), strict=True))
+
+
+def text_of(value: bytes) -> str:
+    """Return text as a script answers it."""
+    return value.decode("utf-8", "replace")

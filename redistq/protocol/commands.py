@@ -6,7 +6,6 @@ function beside it. Used by producers, workers, supervisors and monitors; never 
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -20,15 +19,19 @@ from .answers import Promoted as Promoted
 from .answers import Recovered as Recovered
 from .answers import Refused as Refused
 from .answers import Watched as Watched
+from .answers import denies as denies
+from .answers import objects_to_content as objects_to_content
+from .answers import text_of, words_by_name
+from .answers import words_of as words_of
 from .codec import dumps
 from .keys import DEFAULT_GROUP, QueueKeys
 from .keys import SETTLED as SETTLED
 from .plain_commands import MAX_TASKS as MAX_TASKS
 from .plain_commands import Command as Command
-from .plain_commands import PlainCommands
 from .snapshot import Snapshot as Snapshot
 from .snapshot import WorkerRow as WorkerRow
 from .snapshot import read_snapshot
+from .worker_commands import WorkerCommands
 
 _flat = chain.from_iterable
 
@@ -55,40 +58,12 @@ ASKED = "asked to end"
 """The words with which a script answers that a task is to be settled as cancelled instead."""
 
 
-_PLACE = re.compile(r"^(?:@?user_script|=\[C\]): ?-?\d+: ")
-_DENIED = ("NOPERM", "ACL failure", "The user executing the script")
-
-
-def words_of(error: bytes) -> str:
-    """Return an error's words as a script answers them, without the place in the script."""
-    return _PLACE.sub("", error.decode("utf-8", "replace"))
-
-
-def denies(words: str) -> bool:
-    """Return whether an error's words say that the user has no right to a command, key or channel.
-
-    Inside a script no server begins such an error with NOPERM.
-    """
-    return any(mark in words for mark in _DENIED)
-
-
-def objects_to_content(words: str) -> bool:
-    """Return whether an error's words are about a number that was sent, which will not get better;
-    most causes can be removed: a right that is missing, a key that holds something else."""
-    return any(mark in words for mark in ("out of range", "invalid expire", "not an integer"))
-
-
-def _words(flat: list[bytes]) -> dict[str, str]:
-    names = (name.decode("utf-8", "replace") for name in flat[::2])
-    return dict(zip(names, map(words_of, flat[1::2]), strict=True))
-
-
 def new_consumer_name(host: str) -> str:
     """Return a name that no other worker process has or had: it is part of the fence."""
     return f"{host}:{uuid.uuid4().hex[:12]}"
 
 
-class Commands(PlainCommands):
+class Commands(WorkerCommands):
     """The calls of one queue and consumer group: its scripts, and the plain commands."""
 
     def __init__(
@@ -140,11 +115,11 @@ class Commands(PlainCommands):
             if type(item) is not list:
                 found.append(Answered(item - 1, "known"))
             elif len(item) == 3:
-                found.append(Answered(item[0] - 1, "refused", _text(item[2]), words_of(item[1])))
+                found.append(Answered(item[0] - 1, "refused", text_of(item[2]), words_of(item[1])))
             else:
                 position, outcome, task_id, detail = item
                 found.append(
-                    Answered(position - 1, _text(outcome), _text(task_id), words_of(detail))
+                    Answered(position - 1, text_of(outcome), text_of(task_id), words_of(detail))
                 )
         return found
 
@@ -267,8 +242,8 @@ class Commands(PlainCommands):
     def read_promote(reply: list[Any]) -> Promoted:
         """Return the answer of ``promote``."""
         moved, due, now, broken, fires = reply
-        schedules = dict(zip(map(_text, fires[::2]), fires[1::2], strict=True)) if fires else {}
-        return Promoted(moved, due if due >= 0 else None, now, _words(broken), schedules)
+        schedules = dict(zip(map(text_of, fires[::2]), fires[1::2], strict=True)) if fires else {}
+        return Promoted(moved, due if due >= 0 else None, now, words_by_name(broken), schedules)
 
     # -- schedules -------------------------------------------------------------------------------
 
@@ -338,198 +313,7 @@ class Commands(PlainCommands):
     @classmethod
     def read_fire(cls, reply: list[Any]) -> Fired:
         """Return the answer of ``fire``."""
-        return Fired(_text(reply[0]), words_of(reply[1]), cls.read_gated(reply[2]))
-
-    # -- workers ---------------------------------------------------------------------------------
-
-    def create_group(self) -> Command:
-        """Create stream and group where they are missing."""
-        return self._scripts.create_group()
-
-    def fetch(self, consumer: str, count: int, block_ms: int | None, cursor: str = ">") -> Command:
-        """Read new entries (``>``), or this consumer's own pending ones from a cursor."""
-        block = () if block_ms is None else ("BLOCK", block_ms)
-        return (
-            "XREADGROUP",
-            "GROUP",
-            self.group,
-            consumer,
-            "COUNT",
-            count,
-            *block,
-            "STREAMS",
-            self.keys.stream,
-            cursor,
-        )
-
-    def fetch_any(
-        self, consumer: str, count: int, block_ms: int, streams: Sequence[str]
-    ) -> Command:
-        """Wait for new entries of several streams, up to ``count`` of each."""
-        ends = (">",) * len(streams)
-        head = ("XREADGROUP", "GROUP", self.group, consumer, "COUNT", count, "BLOCK", block_ms)
-        return (*head, "STREAMS", *streams, *ends)
-
-    def settle(
-        self,
-        consumer: str,
-        outcomes: Iterable[Sequence[Any]],
-        gated: bytes = b"",
-        children: bytes = b"",
-    ) -> Command:
-        """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
-        batch). ``gated`` says what those of them hold that are gated;
-        ``children`` are the tasks to add with them: see settle.lua."""
-        return self._settle(_flat(outcomes), consumer=consumer, gated=gated, children=children)
-
-    def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
-        """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""
-        return self._scripts.retry(_flat(attempts), consumer)
-
-    def report(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
-        """Keep what running attempts say: (entry, id, progress, age_ms, text, checkpoint)."""
-        return self._scripts.report(_flat(attempts), consumer=consumer)
-
-    def suspend(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
-        """Put off (entry, id, kind, name, attempt, run_ms, number, event, delay_ms, taken,
-        last)."""
-        return self._scripts.suspend(_flat(attempts), consumer=consumer)
-
-    def step(
-        self, consumer: str, task: tuple[str, str], number: int, name: str, run_ms: str, body: bytes
-    ) -> Command:
-        """Keep what a step of a running task, of (entry, id), came to; the answer is 0 when its
-        lease was lost."""
-        entry, task_id = task
-        return self._scripts.step(
-            consumer=consumer,
-            entry=entry,
-            id=task_id,
-            number=number,
-            name=name,
-            run_ms=run_ms,
-            body=body,
-        )
-
-    def expect(
-        self,
-        consumer: str,
-        task: tuple[str, str],
-        number: int,
-        name: str,
-        taken: int,
-        last: str,
-        timeout_ms: int | str,
-    ) -> Command:
-        """Take the event that a running task waits for, where there is one; the answer is a word,
-        the server's time, and the step: see expect.lua."""
-        entry, task_id = task
-        return self._scripts.expect(
-            consumer=consumer,
-            entry=entry,
-            id=task_id,
-            number=number,
-            name=name,
-            taken=taken,
-            last=last,
-            timeout=timeout_ms,
-        )
-
-    def release(
-        self, consumer: str, entries: Iterable[bytes], drained_only: bool = False
-    ) -> Command:
-        """Give unstarted entries back; the answer counts those off this consumer's hands.
-
-        ``drained_only``: only when nothing else is unread, else the answer is 0.
-        """
-        return self._scripts.release(entries, consumer=consumer, drained_only=int(drained_only))
-
-    def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
-        """Put (entry, id, name) back for a worker that knows the name."""
-        return self._scripts.park(_flat(tasks), consumer=consumer, grace=grace_ms)
-
-    def regate(self, consumer: str, entries: Iterable[bytes]) -> Command:
-        """Hand back entries whose name has a rule or is paused; the answer is one word an entry."""
-        return self._scripts.regate(entries, consumer=consumer)
-
-    def quarantine(self, consumer: str, entry: bytes, reason: str) -> Command:
-        """Set a corrupt entry aside."""
-        return self._scripts.quarantine(consumer=consumer, entry=entry, reason=reason)
-
-    def append_items(self, consumer: str, chunks: Iterable[Sequence[Any]]) -> Command:
-        """Keep chunks of what tasks yield: (entry, id, generation, first, count, window, keep, ttl,
-        body); ``read_appended`` reads the answer."""
-        return self._scripts.append_items(_flat(chunks), consumer=consumer)
-
-    @staticmethod
-    def read_appended(reply: list[Any]) -> list[tuple[str, str]]:
-        """Return the answer of ``append_items``: a word for each chunk, and of one that is broken
-        the error's words."""
-        return [
-            (_text(item[0]), words_of(item[1])) if type(item) is list else (_text(item), "")
-            for item in reply
-        ]
-
-    # -- supervisors -------------------------------------------------------------------------------
-
-    def rights(self, consumer: str) -> Command:
-        """Ask what a worker will do and its user may not."""
-        return self._scripts.rights(consumer=consumer)
-
-    @staticmethod
-    def read_rights(reply: list[bytes]) -> list[str]:
-        """Return the answer of ``rights``: a command and its key, one text each."""
-        text = [part.decode("utf-8", "replace") for part in reply]
-        return [f"{c} {k}".rstrip() for c, k in zip(text[::3], text[1::3], strict=True)]
-
-    def register(self, consumer: str, lease_ms: int, details: dict[str, Any]) -> Command:
-        """Announce a worker; the answer is the group and lease in use."""
-        return self._scripts.register(chain(*details.items()), consumer=consumer, lease=lease_ms)
-
-    def heartbeat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
-        """One heartbeat for (consumer, running) of each worker."""
-        return self._scripts.heartbeat(_flat(workers), lease=lease_ms)
-
-    @staticmethod
-    def read_heartbeat(reply: list[Any]) -> HeartbeatReply:
-        """Return the answer of ``heartbeat``."""
-        told = reply[4]
-        wishes = tuple(
-            (int(told[i]), told[i + 1].decode(), told[i + 2].decode())
-            for i in range(0, len(told), 3)
-        )
-        names = tuple(reply[5].decode("utf-8", "replace").split("\n")) if reply[5] else ()
-        return HeartbeatReply(reply[0], reply[1], bool(reply[2]), tuple(reply[3]), wishes, names)
-
-    def recover(
-        self,
-        max_recoveries: int,
-        *,
-        consumer: str = "",
-        started: Iterable[str | bytes] | None = None,
-        limit: int = MAX_TASKS,
-    ) -> Command:
-        """Take back a dead worker's tasks: one reported by name, or one past its deadline.
-
-        ``started`` lists what it was running (None: unknown, all of it may have been).
-        """
-        return self._scripts.recover(
-            () if started is None else started,
-            limit=limit,
-            max_recoveries=max_recoveries,
-            consumer=consumer,
-            started="*" if started is None else "only",
-        )
-
-    @staticmethod
-    def read_recover(reply: list[Any]) -> Recovered:
-        """Return the answer of ``recover``."""
-        recovered, dead, more, consumer, broken = reply
-        return Recovered(recovered, dead, bool(more), consumer.decode(), _words(broken))
-
-    def adopt(self, lease_ms: int) -> Command:
-        """Give ownerless consumers a deadline; the answer counts them."""
-        return self._scripts.adopt(lease=lease_ms)
+        return Fired(text_of(reply[0]), words_of(reply[1]), cls.read_gated(reply[2]))
 
     # -- readers of what tasks yield -------------------------------------------------------------
 
@@ -602,7 +386,3 @@ class Commands(PlainCommands):
         return ("XINFO", "CONSUMERS", self.keys.stream, self.group)
 
     read_snapshot = staticmethod(read_snapshot)
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

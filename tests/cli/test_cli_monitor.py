@@ -37,7 +37,7 @@ LISTINGS = {
     "dead": "task_id name state died_at error_type error attempt worker run_s payload traceback",
     "failures": "error_type name count first_at last_at example_id error",
     "batches": "batch name state total waiting succeeded failed cancelled retried created_at "
-    "finished_at took_s expired",
+    "finished_at took_s expired version",
     "waiting": "task_id name state reason under since waited_s place parents priority attempt "
     "due_at payload",
     "limits": "key rule at_most rate per_s burst in_use waiting next_token_in_s paused_at excess "

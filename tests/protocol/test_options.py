@@ -250,9 +250,17 @@ def test_a_wait_that_is_no_number_is_refused(doors: Any, timeout: Any) -> None:
 PACKAGE = Path(redistq.__file__).parent
 MEANT_OTHERWISE = {
     "retries": {"handlers.py", "functions/call.py"},  # the argument of a RetryPolicy
-    "delay": {"handlers.py", "errors.py", "worker/attempt.py", "monitor/columns.py"},  # of a retry
+    # Of a retry, or of what sleeps.
+    "delay": {
+        "handlers.py",
+        "errors.py",
+        "worker/attempt.py",
+        "worker/steps.py",
+        "client/progress.py",
+        "monitor/columns.py",
+    },
     "result_ttl": {"worker/settings.py", "cli/worker.py"},  # what holds for a whole worker
-    "logs": {"functions/call.py", "protocol/keys.py"},  # a call's own field, and a key's name
+    "logs": {"functions/written.py", "protocol/keys.py"},  # a call's own field, and a key's name
     # Part of a queue's name, and what a client calls its queues by.
     "priority": {
         "protocol/keys.py",
@@ -261,6 +269,7 @@ MEANT_OTHERWISE = {
         "client/leftovers.py",
         "client/queues.py",
         "client/session.py",
+        "functions/continued.py",  # refuses another
         "cli/tables.py",
         "monitor/columns.py",
         "monitor/waits.py",
