@@ -129,7 +129,7 @@ class Definition:
         return cls(*(str(found[name]) for name in cls.__slots__))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Schedule:
     """A schedule as it stands. Times are ms of the server's clock.
 
@@ -186,6 +186,10 @@ class Schedule:
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the record of schedule {name!r} cannot be read: {error!r}") from None
+
+    def __repr__(self) -> str:
+        when = "paused" if self.next is None else f"next {self.next:%Y-%m-%d %H:%M:%S %Z}"
+        return f"<Schedule {self.name!r} of task {self.task!r}: {self.rule}, {when}>"
 
     @property
     def rule(self) -> str:

@@ -71,7 +71,7 @@ class Timing:
             )
         zone_of(tz)
         if every is not None:
-            length = seconds("every", every, positive=True)
+            length = seconds("every", every)
             if length < LEAST_EVERY_S:
                 raise ConfigurationError(
                     f"every is {LEAST_EVERY_S:g} seconds or more, not {shown(every)}"

@@ -161,7 +161,7 @@ def test_what_is_due_after_a_day_a_year_and_a_moment() -> None:
         ({"cron": "0 0 * * *", "tz": "../etc/passwd"}, "tz is the name of a time zone"),
         ({"cron": "0 0 * * *", "tz": "Europe"}, "tz is the name of a time zone"),
         ({"cron": "0 0 * * *", "tz": None}, "tz is the name of a time zone"),
-        ({"every": 0}, "every is a number of seconds above 0"),
+        ({"every": 0}, "every is 0.1 seconds or more, not 0"),
         ({"every": 0.05}, "every is 0.1 seconds or more"),
         ({"every": "soon"}, "every is"),
         ({"every": float("nan")}, "every is"),
