@@ -124,7 +124,7 @@ class Diagnosis:
         """The question; ``read`` takes its answer."""
         self.reason = ""
         """Why nothing comes, as far as is known."""
-        self._held_up = False  # whether tasks of the queue may not run yet
+        self._held_up = 0  # how many tasks of the queue may not run yet
         self._asked_at = 0.0
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -134,7 +134,7 @@ class Diagnosis:
         shot = Commands.read_snapshot(reply)
         queue = self._commands.keys.stream
         self.reason = why(shot, queue, self._server, names, self._start, self._home)
-        self._held_up = shot.waiting > 0
+        self._held_up = shot.waiting
         return self.reason
 
     def hold(self, reason: str) -> str:
@@ -163,7 +163,9 @@ class Diagnosis:
                 reason = self.read(connection.request(self.command), names)
                 if not reason and task_id and self._held_up:
                     why = read_why(connection.request(self._commands.why(task_id)))
-                    reason = self.hold(f"task {task_id} {why.words()}" if why.reason else "")
+                    others = self._held_up - 1
+                    more = f", and {others:,} others may not run yet" if others > 0 else ""
+                    reason = self.hold(f"task {task_id} {why.words()}{more}" if why.reason else "")
                 return reason
             except Exception as error:  # broad: a question beside the work never fails it
                 return self.unanswered(error)

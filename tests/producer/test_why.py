@@ -13,6 +13,7 @@ from support.farm import Farm
 from support.gate import HandMade
 
 from redistq import AsyncTaskProducer, ResultTimeout, TaskProducer
+from redistq.producer.diagnosis import Diagnosis
 
 
 def test_parents_that_have_not_ended_are_named(farm: Farm, gate: HandMade) -> None:
@@ -101,3 +102,20 @@ def test_the_async_producer_says_it_too(url: str, gate: HandMade) -> None:
 
     gate.some_of_everything()
     assert asyncio.run(ask()) == ("waits for limit tenant:a (3 of 3 in use), 1st in line", False)
+
+
+def test_a_client_that_waits_hears_of_one_task_and_how_many_others_there_are(
+    farm: Farm, gate: HandMade
+) -> None:
+    """What the task waits for, in words; and that it is not the only one."""
+    gate.some_of_everything()
+    farm.register("w1")
+    commands = farm.producer.commands
+    waiting = farm.producer.snapshot().waiting
+    diagnosis = Diagnosis(commands, farm.producer.address, farm.producer.broker.connection)
+    said = diagnosis.ask({"work"}, "l1")
+    assert said == (
+        "task l1 waits for limit tenant:a (3 of 3 in use), 1st in line, "
+        f"and {waiting - 1} others may not run yet"
+    )
+    assert waiting > 1

@@ -91,6 +91,18 @@ def one_at_a_time(world: GateWorld) -> None:
         is_ready(world, *then, why=f"{done} has ended")
 
 
+def places(world: GateWorld) -> None:
+    """Those that came stand in their order, also where the last place lies ahead of the clock."""
+    world.limit("a", "at_most=1")
+    ahead = (world.normal.now_ms() + MINUTE) * 1000
+    world.db.hset(world.normal.keys.limits, "n", ahead)
+    for id in ("1", "2", "3"):
+        world.add(id, gate=Gate({"a": 1}))
+    found = [int(world.normal.record(id)["place"]) for id in ("2", "3")]
+    demand(ahead < found[0] < found[1], f"places {found}, after {ahead}")
+    demand(int(field(world, "n") or 0) >= found[1], f"the last place is {field(world, 'n')}")
+
+
 def weights(world: GateWorld) -> None:
     """A heavy task is not overtaken by light ones that came after it; one alone always has room."""
     world.limit("a", "at_most=3")
@@ -398,7 +410,17 @@ def failed_and_read(world: GateWorld) -> None:
 
 
 LIMITS: list[Scene] = [
-    *(one_at_a_time, weights, before_the_first, two_keys, patterns, changed_live, paused, lanes),
+    *(
+        one_at_a_time,
+        places,
+        weights,
+        before_the_first,
+        two_keys,
+        patterns,
+        changed_live,
+        paused,
+        lanes,
+    ),
     *(retried, at_once, dead_workers, rates, penalized, excess),
     *(in_order, order_is_paused, order_and_limit, priorities, fair),
     *(cancelled_at_the_door, failed_and_read),
