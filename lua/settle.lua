@@ -291,9 +291,8 @@ local function waits_for(i, ref)
   if not depends_on[i] then
     local own = ref_of(ARGV[11 * i - 3])
     depends_on[i] = { [own] = true }
-    for _, edge in ipairs(look({}, 'LRANGE', DEPENDANTS .. 't:' .. own, 0, 999)) do
-      depends_on[i][string.match(edge, '^.%d+ (.*)$') or ''] = true
-    end
+    local edges = redis.pcall('LRANGE', DEPENDANTS .. 't:' .. own, 0, 999) -- whatever it answers: children go before
+    for k = 1, #edges do depends_on[i][string.match(edges[k], '^.%d+ (.*)$') or ''] = true end
   end
   return depends_on[i][ref]
 end

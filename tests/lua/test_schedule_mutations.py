@@ -232,7 +232,7 @@ MUTANTS = [
     ),
     Mutant("a fault says nothing", "has.fault = fault", "has.fault = ''", ("fire",)),
     Mutant(
-        "no timer after it", "then ring(has.lane) end\nfollow_up", "then end\nfollow_up", ("fire",)
+        "no timer after it", "then ring(has.lane) end\nreturn", "then end\nreturn", ("fire",)
     ),
     Mutant("known is fired", "elseif happened == 'known' then", "elseif false then", ("fire",)),
     Mutant("named again and again", "or now + has.again)", "or now)", ("promote",)),
