@@ -231,9 +231,7 @@ MUTANTS = [
         ("fire",),
     ),
     Mutant("a fault says nothing", "has.fault = fault", "has.fault = ''", ("fire",)),
-    Mutant(
-        "no timer after it", "then ring(has.lane) end\nreturn", "then end\nreturn", ("fire",)
-    ),
+    Mutant("no timer after it", "then ring(has.lane) end\nreturn", "then end\nreturn", ("fire",)),
     Mutant("known is fired", "elseif happened == 'known' then", "elseif false then", ("fire",)),
     Mutant("named again and again", "or now + has.again)", "or now)", ("promote",)),
     Mutant("the timer stays due", "  ring(OF_LANE)\n", "", ("promote",)),
