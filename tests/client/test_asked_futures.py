@@ -70,7 +70,8 @@ def test_a_future_whose_function_runs_is_asked_to_end(
     future = client.submit(function, str(tmp_path / "begun"))
     until((tmp_path / "begun").exists, "it runs")
     assert future.cancel() is False
-    assert future.cancel(running="ask") is False
+    asked = future.cancel(running="ask")
+    assert asked is False or future.cancelled()  # it may have ended before this answer came
     with pytest.raises(CancelledError, match="asked to end while it ran"):
         future.result(5)
     assert future.cancelled()

@@ -697,7 +697,9 @@ def test_a_task_that_outlasts_the_stop_is_run_again_by_another_worker(
 ) -> None:
     """stop(timeout) answers False in time; the task goes to another worker and settles once."""
     key = fresh_key()
-    payload: Any = {"key": key} if task is waits else 3
+    payload: Any = (
+        {"key": key} if task is waits else 6
+    )  # longer than a busy machine holds up the stop
     worker = TaskWorker(url=url, task_handlers=registry, thread_count=1, lease=2)
     with TaskProducer(url=url) as producer:
         worker.start()
@@ -712,7 +714,7 @@ def test_a_task_that_outlasts_the_stop_is_run_again_by_another_worker(
         assert finished is False
         events[key + "go"].set()
         with TaskWorker(url=url, task_handlers=registry, lease=2):
-            producer.get_result(task_id, 10)
+            producer.get_result(task_id, 20)
         assert history(db, task_id) == ["recovered", "succeeded"]
 
 
