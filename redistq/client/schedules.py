@@ -305,8 +305,7 @@ class Scheduling:
             check_name(chosen)
             session = self._client._session
             made = set_function(session, self._options, chosen, timing, fn, missed, overlap, paused)
-            after = "paused" if made.next is None else f"next {made.next:%Y-%m-%d %H:%M:%S %Z}"
-            say(f"schedule {chosen!r}: {made.rule}; {after}", log, logging.INFO)
+            say(f"schedule {chosen!r}: {made.rule}; {made.when}", log, logging.INFO)
             return fn
 
         return schedule

@@ -18,6 +18,8 @@ from ..display.html import tag
 from ..display.notebook import Outlet
 from ..display.text import clock, plural
 from ..errors import RedistqError
+from ..producer.limits import Limits
+from ..producer.schedules import Schedules
 from ..protocol.commands import Snapshot
 from . import page
 from .feed import LETTERS_SHOWN, Feed, View, line
@@ -276,24 +278,21 @@ class WidgetPanel:
         return f"{self._now()} {'Resumed' if paused else 'Paused'}."
 
     def _toggle_key(self, key: str) -> Progress:
-        yield ""
         paused = self.keys.is_paused(key)
-        limits = self.feed.monitor.producer.limits
-        if paused:
-            limits.resume(key)
-        else:
-            limits.pause(key)
-        return f"{self._now()} {key} is {'resumed' if paused else 'paused'}."
+        return self._toggle(self.feed.monitor.producer.limits, key, paused, key)
 
     def _toggle_schedule(self, name: str) -> Progress:
-        yield ""
         paused = self.agenda.is_paused(name)
         schedules = self.feed.monitor.producer.schedules
+        return self._toggle(schedules, name, paused, f"Schedule {name}")
+
+    def _toggle(self, of: Limits | Schedules, name: str, paused: bool, said: str) -> Progress:
+        yield ""
         if paused:
-            schedules.resume(name)
+            of.resume(name)
         else:
-            schedules.pause(name)
-        return f"{self._now()} Schedule {name} is {'resumed' if paused else 'paused'}."
+            of.pause(name)
+        return f"{self._now()} {said} is {'resumed' if paused else 'paused'}."
 
     def _run_now(self, name: str) -> Progress:
         yield ""

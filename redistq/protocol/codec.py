@@ -120,9 +120,7 @@ def encode_payload(name: str, payload: Any, limit: int) -> bytes:
     """Return a task's payload as JSON; raises PayloadError or PayloadTooLarge before anything is
     stored."""
     try:
-        data = dumps(payload)
-        if not _is_flat(payload):
-            _check_keys(payload)
+        data = _plain(payload)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(
             f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
@@ -140,15 +138,7 @@ def encode_result(result: Any, limit: int) -> bytes:
     """
     if result is None:
         return b"null"
-    try:
-        data = dumps(result)
-        if not _is_flat(result):
-            _check_keys(result)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ResultError(
-            f"the handler returned {type(result).__name__}, which cannot be written as JSON: "
-            f"{error}; return plain values"
-        ) from error
+    data = _of_handler(result, "return")
     if len(data) > limit:
         raise ResultTooLarge(len(data), limit)
     return data
@@ -156,17 +146,27 @@ def encode_result(result: Any, limit: int) -> bytes:
 
 def encode_item(item: Any, limit: int) -> bytes:
     """Return what a handler yields as JSON; raises ResultError or ItemTooLarge."""
-    try:
-        data = dumps(item)
-        if not _is_flat(item):
-            _check_keys(item)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ResultError(
-            f"the handler yielded {type(item).__name__}, which cannot be written as JSON: "
-            f"{error}; yield plain values"
-        ) from error
+    data = _of_handler(item, "yield")
     if len(data) > limit:
         raise ItemTooLarge(len(data), limit)
+    return data
+
+
+def _of_handler(value: Any, verb: str) -> bytes:
+    try:
+        return _plain(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(
+            f"the handler {verb}ed {type(value).__name__}, which cannot be written as JSON: "
+            f"{error}; {verb} plain values"
+        ) from error
+
+
+def _plain(value: Any) -> bytes:
+    """Return a value as JSON; raises TypeError, ValueError or RecursionError for what is none."""
+    data = dumps(value)
+    if not _is_flat(value):
+        _check_keys(value)
     return data
 
 

@@ -188,8 +188,12 @@ class Schedule:
             raise ValueError(f"the record of schedule {name!r} cannot be read: {error!r}") from None
 
     def __repr__(self) -> str:
-        when = "paused" if self.next is None else f"next {self.next:%Y-%m-%d %H:%M:%S %Z}"
-        return f"<Schedule {self.name!r} of task {self.task!r}: {self.rule}, {when}>"
+        return f"<Schedule {self.name!r} of task {self.task!r}: {self.rule}, {self.when}>"
+
+    @property
+    def when(self) -> str:
+        """'paused', or when it fires next, in words."""
+        return "paused" if self.next is None else f"next {self.next:%Y-%m-%d %H:%M:%S %Z}"
 
     @property
     def rule(self) -> str:

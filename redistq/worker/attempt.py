@@ -33,9 +33,7 @@ from ..flows import FLOWS, Flow, PackedFlow
 from ..logger import logger
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
-from ..protocol.options import (
-    milliseconds,
-)
+from ..protocol.options import milliseconds
 from . import limits
 from .outcome import ASKED_NOTE, RETRY, SETTLE, SUSPEND, Outcome, note_of
 from .parents import TaskParents
@@ -52,7 +50,6 @@ task_log = logging.getLogger("redistq.task")
 
 MAX_RAW_RESULT = 256 * 1024 * 1024
 """Largest pickled result in bytes, as large as the largest argument."""
-
 
 _WAYS_TO_OBEY = (CancelRequested, asyncio.CancelledError, Snooze, Retry)
 """What an attempt raises that ends as it was asked to; anything else is an error of its own."""
@@ -217,8 +214,7 @@ class Attempt:
             return self.end("failed", encode_error(error), note_of(error), took, started)
         except BaseException as fault:  # the result's own methods
             return self._unbooked(fault, None, took, started)
-        made_by = "" if self.context is None else self.context._made_by
-        outcome = self.end("succeeded", body, "", took, started, made_by=made_by)
+        outcome = self.end("succeeded", body, "", took, started, made_by=self._made_by)
         if self.spawner is not None:
             self.spawner.close()
             if self.spawner.children:
@@ -237,12 +233,16 @@ class Attempt:
             log.warning("task %s returned a flow that is none: %s", self.id.decode(), fault)
             return self.end("failed", encode_error(fault), note_of(fault), took, started)
         spawner.close()
-        made_by = "" if self.context is None else self.context._made_by
-        outcome = self.end(CONTINUED, last.encode(), "", took, started, made_by=made_by)
+        outcome = self.end(CONTINUED, last.encode(), "", took, started, made_by=self._made_by)
         outcome.told = (self.terms.inbox, self.terms.batch)
         outcome.spawned = spawner
         outcome.size += spawner.size
         return outcome
+
+    @property
+    def _made_by(self) -> str:
+        """What its handler says made the result."""
+        return "" if self.context is None else self.context._made_by
 
     def failed(self, error: BaseException, took: int, started: int) -> Outcome:
         """Return the outcome of a handler that raised ``error``."""
@@ -311,10 +311,7 @@ class Attempt:
             milliseconds(delay),
             note,
         )
-        outcome = Outcome(RETRY, started, args, self.queue, len(body))
-        outcome.told = (self.terms.inbox, self.terms.batch)
-        outcome.gate = self.terms.gate
-        return outcome
+        return self._put_back(RETRY, started, args, len(body))
 
     def _suspended(self, suspension: Suspension, took: int, started: int) -> Outcome:
         """Return the outcome of an attempt that puts its task off."""
@@ -323,7 +320,11 @@ class Attempt:
         run_ms = f"{took / 1e6:.3f}"
         name, attempt = self.handler.name, self.attempt
         args = (self.entry, self.id, suspension.kind, name, attempt, run_ms, *suspension.args)
-        outcome = Outcome(SUSPEND, started, args, self.queue)
+        return self._put_back(SUSPEND, started, args)
+
+    def _put_back(self, verb: str, started: int, args: tuple[Any, ...], size: int = 0) -> Outcome:
+        """Return the outcome of an attempt after which the task runs again."""
+        outcome = Outcome(verb, started, args, self.queue, size)
         outcome.told = (self.terms.inbox, self.terms.batch)
         outcome.gate = self.terms.gate
         return outcome

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectionLost, RedistqError
 from ..logger import logger
-from .item_buffer import LATEST_S, PATIENCE_S, Encode, Join, Yielded
+from .item_buffer import LATEST_S, PATIENCE_S, Yielded
 
 if TYPE_CHECKING:
     from .item_writer import ItemWriter
@@ -39,16 +40,15 @@ class Collected:
         attempt: AttemptItems,
         queue: WorkerQueue,
         writer: ItemWriter,
-        encode: Encode,
-        join: Join,
+        open_stream: Callable[[], Yielded],
     ) -> None:
+        """``open_stream`` begins what is sent, once somebody reads."""
         self.items: list[Any] = []
         """All of them."""
         self._attempt = attempt
         self._queue = queue
         self._writer = writer
-        self._encode = encode
-        self._join = join
+        self._open_stream = open_stream
         self._sent: Yielded | None = None  # once somebody reads
         self._fed = 0  # how many of the items that has
         self._look_at = time.monotonic() + FIRST_LOOK_S
@@ -84,7 +84,7 @@ class Collected:
             self._look_at += AWAY_S
             return
         if reader is not None:
-            self._sent = Yielded(self._attempt, queue, self._writer, self._encode, self._join)
+            self._sent = self._open_stream()
 
     def _feed(self, sent: Yielded) -> None:
         items = self.items

@@ -279,14 +279,11 @@ class Settler:
         return written((i, spawner.children) for i, spawner in spawned)
 
     def _settle_others(self, commands: Commands, batch: list[Outcome]) -> None:
-        retried = [o for o in batch if o.verb is RETRY]
-        if retried:
-            reply = self._broker.call(commands.retry(self._consumer, [o.args for o in retried]))
-            self._refused(retried, reply)
-        suspended = [o for o in batch if o.verb is SUSPEND]
-        if suspended:
-            rows = [o.args for o in suspended]
-            self._refused(suspended, self._broker.call(commands.suspend(self._consumer, rows)))
+        for verb, put_back in ((RETRY, commands.retry), (SUSPEND, commands.suspend)):
+            sent = [o for o in batch if o.verb is verb]
+            if sent:
+                reply = self._broker.call(put_back(self._consumer, [o.args for o in sent]))
+                self._refused(sent, reply)
         parked = [o for o in batch if o.verb is PARK]
         if parked:
             grace_ms = int(self._settings.unknown_grace * 1000)

@@ -10,6 +10,7 @@ nothing missing in it; another attempt begins anew, or asks where to go on.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RedistqError
@@ -80,14 +81,18 @@ class AttemptItems:
         """Take items from now on; asks the server how far they are."""
         writer = self._writer()
         self._load()
-        self.open = Yielded(self, self._queue, writer, encode, join)
+        self.open = self._yielded(writer, encode, join)
 
     def collect(self, encode: Encode, join: Join) -> Collected:
         """Take items from now on that are all in the task's result."""
         writer = self._writer()
-        self._collected = collected = Collected(self, self._queue, writer, encode, join)
+        open_stream = partial(self._yielded, writer, encode, join)
+        self._collected = collected = Collected(self, self._queue, writer, open_stream)
         writer.watch(collected)
         return collected
+
+    def _yielded(self, writer: ItemWriter, encode: Encode, join: Join) -> Yielded:
+        return Yielded(self, self._queue, writer, encode, join)
 
     def _writer(self) -> ItemWriter:
         writer = self._queue.item_writer
