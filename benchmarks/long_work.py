@@ -8,11 +8,6 @@ What is compared is measured in turns, several times.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,27 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import redis
 from support.servers import Server
+from table import Table, arguments, run
 
 from redistq import Client, TaskContext, TaskMonitor, TaskProducer, TaskWorker, current_task
 
-ROWS: list[dict[str, Any]] = []
+TABLE = Table(3)
+row, spread = TABLE.row, TABLE.spread
 KEY = "for benchmarks only"
-
-
-def row(name: str, value: float, unit: str, most: float | None = None, note: str = "") -> None:
-    """One line of the table, printed as soon as it is known; a target below 0 is the least."""
-    met = None if most is None else value <= most if most >= 0 else value >= -most
-    target = "" if most is None else f"{'<=' if most >= 0 else '>='} {abs(most):,g}"
-    ROWS.append(
-        {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
-    )
-    mark = {True: "ok  ", False: "MISS", None: "    "}[met]
-    print(f"{mark} {name:<52} {value:>11,.3f} {unit:<8} {target:<10} {note}", flush=True)
-
-
-def spread(values: list[float]) -> str:
-    """What stands beside a median."""
-    return f"{min(values):,.3f} to {max(values):,.3f}"
 
 
 # -- durable steps -------------------------------------------------------------------------------
@@ -364,18 +345,9 @@ def schedules(server: Server, count: int, seconds: float) -> None:
 
 def main() -> None:
     """Run the scenarios that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", help="names of scenarios")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
-    args = parser.parse_args()
-    logging.getLogger("redistq").setLevel(logging.ERROR)  # that these servers keep nothing
+    args = arguments(__doc__)
     scale, rounds = (10, 2) if args.quick else (1, 3)
     with Server() as server:
-        print(
-            f"valkey {server.version}, Python {platform.python_version()}, redis-py "
-            f"{redis.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
-        )
         scenarios: dict[str, Callable[[], None]] = {
             "progress": lambda: progress(server, 1_000_000 // scale, 20.0 / scale, rounds),
             "streams": lambda: streams(server, 100_000 // scale, rounds),
@@ -384,11 +356,8 @@ def main() -> None:
             "events": lambda: events(server, 9_000 // scale),
             "update": lambda: update(server, 10_000 // scale, rounds),
         }
-        for name, scenario in scenarios.items():
-            if not args.only or name in args.only:
-                scenario()
-    if args.json:
-        args.json.write_text(json.dumps(ROWS, indent=1) + "\n")
+        run(args, server, scenarios)
+    TABLE.write(args.json)
 
 
 if __name__ == "__main__":
