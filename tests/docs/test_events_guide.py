@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from support.documents import Block, blocks, run_as_a_program
+from support.documents import Block, guide, run_as_a_program
 
 from redistq.monitor import events
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "events.md").read_text(encoding="utf-8")
-PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]
+GUIDE, PYTHON = guide("events.md")
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")

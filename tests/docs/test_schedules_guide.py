@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from test_readme import Block, blocks, run_as_a_program
+from support.documents import Block, guide, run_as_a_program
 
 from redistq.producer.schedules import Schedules
 from redistq.protocol import schedules, timing
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
-PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]
+GUIDE, PYTHON = guide("schedules.md")
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_readme import Block, blocks, run_as_a_program
+from support.documents import Block, guide, run_as_a_program, unsaid_prints
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "streams.md").read_text("utf-8")
-PYTHON = [block for block in blocks(GUIDE) if block.language == "python"]
+GUIDE, PYTHON = guide("streams.md")
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line-{block.line}")
@@ -20,10 +19,7 @@ def test_a_block_of_the_guide_runs_as_it_stands(block: Block, url: str, tmp_path
 
 def test_every_print_of_the_guide_says_what_it_prints() -> None:
     """So that no output goes unchecked."""
-    for block in PYTHON:
-        for line in block.text.splitlines():
-            if line.strip().startswith("print("):
-                assert "  # " in line, f"near line {block.line}: {line.strip()}"
+    assert unsaid_prints(PYTHON) == []
 
 
 def test_the_guide_names_what_there_is() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SKIP = "<!-- not run: "
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 class Block(NamedTuple):
@@ -45,3 +46,19 @@ def run_as_a_program(block: Block, url: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.M)
     assert done.stdout.splitlines() == promised
+
+
+def guide(name: str) -> tuple[str, list[Block]]:
+    """A document of docs/, and its blocks of Python."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    return text, [block for block in blocks(text) if block.language == "python"]
+
+
+def unsaid_prints(programs: list[Block]) -> list[str]:
+    """Where a block prints without a comment that says what."""
+    return [
+        f"near line {block.line}: {line.strip()}"
+        for block in programs
+        for line in block.text.splitlines()
+        if line.strip().startswith("print(") and "  # " not in line
+    ]
