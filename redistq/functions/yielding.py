@@ -1,7 +1,7 @@
 """Generators as tasks: run item by item, each taken to the task's stream as it is yielded.
 
 Used by workers for named handlers that yield, and by the handler for function calls. What takes
-the items is the worker's, behind a protocol (context.py); nothing here talks to a server.
+the items is the worker's, behind a protocol (context/parts.py); nothing here talks to a server.
 
 Whatever ends the task early, an error that ``put`` raises, a time limit, a wish that it ends, is
 raised in the generator at its ``yield``, as if that had raised it: it can tidy up, and its

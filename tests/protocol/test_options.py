@@ -249,17 +249,18 @@ def test_a_wait_that_is_no_number_is_refused(doors: Any, timeout: Any) -> None:
 
 PACKAGE = Path(redistq.__file__).parent
 MEANT_OTHERWISE = {
-    "retries": {"handlers.py", "functions/call.py"},  # the argument of a RetryPolicy
+    # The argument of a RetryPolicy.
+    "retries": {"handlers/policy.py", "handlers/registry.py", "functions/call.py"},
     # Of a retry, or of what sleeps.
     "delay": {
-        "handlers.py",
+        "handlers/policy.py",
         "errors.py",
         "worker/attempt.py",
         "worker/steps.py",
         "client/progress.py",
         "monitor/columns.py",
     },
-    "result_ttl": {"worker/settings.py", "cli/worker.py"},  # what holds for a whole worker
+    "result_ttl": {"worker/settings.py", "cli/worker_options.py"},  # what holds for a whole worker
     "logs": {"functions/written.py", "protocol/keys.py"},  # a call's own field, and a key's name
     # Part of a queue's name, and what a client calls its queues by.
     "priority": {

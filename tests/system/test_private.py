@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from redistq import ConfigurationError
-from redistq.cli.worker import _key_in
+from redistq.cli.worker_options import _key_in
 from redistq.connection import embedded
 from redistq.connection.embedded import EmbeddedServerError
 from redistq.functions.signing import user_key

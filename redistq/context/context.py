@@ -1,44 +1,19 @@
-"""TaskContext: what a running handler may know and do, and how code finds that of its task.
-
-Used by user code and by workers, which give each attempt its context. What talks to a server for
-it is given by the worker, behind a protocol of this module; nothing here does.
-"""
+"""TaskContext: what a running handler may know and do."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import operator
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, Unpack
+from typing import Any, Unpack
 
-from .errors import RedistqError, UnknownTask
-from .protocol.options import Seconds, TaskKeywords, listed
-
-T = TypeVar("T")
-
-__all__ = ["TaskContext", "current_task", "track"]
+from ..errors import RedistqError, UnknownTask
+from ..protocol.options import Seconds, TaskKeywords, listed
+from .parts import Items, Parents, Running, Spawner, Steps
 
 RAISES: Any = object()
 """Stands for no default of ``wait_for``: a wait that is over raises EventTimeout."""
-
-
-class Parents(Protocol):
-    """What reads the parents of a task, as its context knows it."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Their ids."""
-
-    def results(self) -> list[Any]:
-        """Return their results."""
-
-    def result(self, task_id: str) -> Any:
-        """Return the result of one."""
 
 
 @dataclass(slots=True)
@@ -264,173 +239,3 @@ class TaskContext:
                 "only a task that a worker runs can spawn others: this context was made by hand"
             )
         return self._spawner.spawn(type, payload, task_id, in_batch, options)
-
-
-class Items(Protocol):
-    """What an attempt yields, on its way to the server; the worker's."""
-
-    def position(self) -> int:
-        """Return the index of the next item."""
-
-    def bound(self, window: int | None, keep: int) -> None:
-        """Set how much is kept."""
-
-    def begin(
-        self,
-        encode: Callable[[Any], bytes],
-        join: Callable[[list[bytes], int, int], bytes],
-    ) -> None:
-        """Take items from now on; the server is asked first how far they are."""
-
-    def collect(
-        self,
-        encode: Callable[[Any], bytes],
-        join: Callable[[list[bytes], int, int], bytes],
-    ) -> Collecting:
-        """Take items that are all in the task's result, from now on."""
-
-    def put(self, item: Any) -> None:
-        """Take an item; waits while there is no room."""
-
-    def put_now(self, item: Any) -> bool:
-        """Take an item; return whether there is room for the next."""
-
-    async def room(self) -> None:
-        """Wait for room, in an event loop."""
-
-    def end(self, *, failed: bool) -> int:
-        """Have all items on the server; return how many there are."""
-
-    async def aend(self, *, failed: bool) -> int:
-        """As ``end``, in an event loop."""
-
-
-class Collecting(Protocol):
-    """Items that are all in the result, which readers have before; the worker's."""
-
-    items: list[Any]
-
-    def end(self, *, failed: bool) -> None:
-        """No more come."""
-
-
-class Running(Protocol):
-    """What an attempt says of itself while it runs; the worker's."""
-
-    def progress(self, done: float, total: float | None, text: str) -> None:
-        """Note how far it is."""
-
-    def save(self, cursor: Any) -> None:
-        """Note where another attempt would go on."""
-
-    def cursor(self) -> Any:
-        """Return what was noted last, by this attempt or one before."""
-
-    def extend(self, seconds: float) -> float:
-        """Move its time limits; return the seconds that remain."""
-
-    @property
-    def remaining(self) -> float:
-        """The seconds that remain."""
-
-
-class Steps(Protocol):
-    """What keeps the steps of a task; the worker's."""
-
-    def step(self, name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """See TaskContext."""
-
-    async def astep(self, name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """See TaskContext."""
-
-    def sleep(self, seconds: Any) -> None:
-        """See TaskContext."""
-
-    async def asleep(self, seconds: Any) -> None:
-        """See TaskContext."""
-
-    def wait_for(self, event: str, timeout: Any, default: Any) -> Any:
-        """See TaskContext."""
-
-    async def await_for(self, event: str, timeout: Any, default: Any) -> Any:
-        """See TaskContext."""
-
-    def use(self, codec: Any) -> None:
-        """Write and read steps as function calls do."""
-
-
-class Spawner(Protocol):
-    """What keeps the tasks that an attempt spawns; the worker's."""
-
-    def spawn(
-        self,
-        type: str | Callable[..., Any],
-        payload: Any,
-        task_id: str | None,
-        in_batch: bool,
-        given: Mapping[str, Any],
-    ) -> str:
-        """Keep a task; return its id."""
-
-
-_provider: ContextVar[Callable[[], TaskContext | None] | None] = ContextVar(
-    "redistq-task", default=None
-)
-_here = threading.local()
-
-
-def serve_contexts(provider: Callable[[], TaskContext | None], *, thread: bool) -> None:
-    """Let ``current_task`` ask ``provider``, in this thread or in this asynchronous context."""
-    if thread:
-        _here.provider = provider
-    else:
-        _provider.set(provider)
-
-
-@contextlib.contextmanager
-def as_current(context: TaskContext) -> Iterator[None]:
-    """Let ``current_task`` return that context in this thread, in this block."""
-    before = getattr(_here, "provider", None)
-    serve_contexts(lambda: context, thread=True)
-    try:
-        yield
-    finally:
-        _here.provider = before
-
-
-def current_task() -> TaskContext:
-    """Return the context of the task whose handler calls this: for functions that take none, such
-    as those a Client sends.
-
-    Works in the handler's own thread, and in coroutines that it starts. Raises RedistqError
-    elsewhere: hand the context on to threads of your own.
-    """
-    provider = _provider.get() or getattr(_here, "provider", None)
-    found = None if provider is None else provider()
-    if found is None:
-        raise RedistqError(
-            "no task runs here: current_task() is for handlers, in the thread that a worker calls "
-            "them in; a thread that a handler starts is given the context by it"
-        )
-    return found
-
-
-def track(items: Iterable[T], total: float | None = None, text: str = "") -> Iterator[T]:
-    """Yield the items, and say of the running task how many of them are done, as tqdm does of a
-    loop: see TaskContext.progress. Outside a task it only yields them.
-
-    ``total`` is how many there are, where they do not say it themselves.
-    """
-    provider = _provider.get() or getattr(_here, "provider", None)
-    context = None if provider is None else provider()
-    if context is None:
-        yield from items
-        return
-    if total is None:
-        total = operator.length_hint(items, 0) or None
-    done = 0
-    context.progress(done, total, text)
-    for item in items:
-        yield item
-        done += 1
-        context.progress(done, total, text)

@@ -1,0 +1,23 @@
+"""What authors of tasks write: the ``@task`` decorator, registries, retry policies.
+
+``RetryPolicy`` says when a failed attempt is tried again, and a ``Registry`` holds a ``Handler``
+for each name of a task. Used by user code and by workers. Nothing here talks to a server.
+"""
+
+from __future__ import annotations
+
+from .handler import Handler, LooksAhead, Waiting
+from .policy import RetryPolicy
+from .registry import Registry, default_registry, handler_of, named_and_given, task
+
+__all__ = [
+    "Handler",
+    "LooksAhead",
+    "Registry",
+    "RetryPolicy",
+    "Waiting",
+    "default_registry",
+    "handler_of",
+    "named_and_given",
+    "task",
+]

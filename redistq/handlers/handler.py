@@ -1,0 +1,81 @@
+"""Handler: a function that runs tasks of one name, and how it is to be run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+from ..protocol.keys import check_line
+from ..protocol.options import check_limits, checked
+from .policy import RetryPolicy
+from .signature import holds_for_any, wants_context
+
+if TYPE_CHECKING:
+    from ..protocol.declared import Declared
+
+Waiting = tuple[bytes, str, list[bytes]]
+"""A task that waits to run in a process: its entry, its queue, and the entry's fields as a flat
+list."""
+
+
+class LooksAhead:
+    """A function of a handler that sees which tasks wait in its process, to prepare for them."""
+
+    def look_by(self, waiting: Callable[[], Iterable[Waiting]]) -> None:
+        """See by that function what waits, in order; called before the first task."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function that runs tasks of one name, with its retry policy and limits.
+
+    ``timeout`` is in seconds (None: no limit), and so is ``hard_timeout``, after which its process
+    is killed (None: five seconds after ``timeout``); ``result_ttl`` is how many seconds a result is
+    kept (None: the worker's setting; 0: results are not kept).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    result_ttl: float | None = None
+    hard_timeout: float | None = None
+    is_async: bool = False
+    streams: bool = False
+    """The function yields: its items are the task's stream."""
+    wants_context: bool = False
+    raw: bool = False
+    """The function takes and returns bytes as they are, not JSON."""
+    gate: Mapping[str, Any] | None = None
+    """When a task may run that is added by the function itself: what ``@task`` says of it."""
+    declared: Declared | None = None
+    """When it is to run by itself."""
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
+        """Return a handler for ``function``, which takes the payload and may take a context.
+
+        Raises ConfigurationError when the name or the signature cannot work.
+        """
+        check_line("a task's name", name)
+        options = checked(options, f"task {name!r}")
+        check_limits(options, f"task {name!r}")
+        if not callable(function):
+            raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")
+        in_loop = holds_for_any(inspect.isasyncgenfunction, function)
+        is_async = in_loop or inspect.iscoroutinefunction(function)
+        is_async = is_async or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        return cls(
+            name,
+            function,
+            is_async=is_async,
+            streams=in_loop or holds_for_any(inspect.isgeneratorfunction, function),
+            wants_context=wants_context(name, function),
+            **options,
+        )
