@@ -260,7 +260,8 @@ MEANT_OTHERWISE = {
         "client/progress.py",
         "monitor/columns.py",
     },
-    "result_ttl": {"worker/settings.py", "cli/worker_options.py"},  # what holds for a whole worker
+    # What holds for a whole worker, and the decorator's argument.
+    "result_ttl": {"worker/settings.py", "cli/worker_options.py", "handlers/registry.py"},
     "logs": {"functions/written.py", "protocol/keys.py"},  # a call's own field, and a key's name
     # Part of a queue's name, and what a client calls its queues by.
     "priority": {
