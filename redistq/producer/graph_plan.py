@@ -30,7 +30,7 @@ _DIGEST = 16
 _UNKNOWN = bytes(_DIGEST)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one would take three times as long
 class PlannedTask:
     """One task that is not sent yet: its fields, what it waits for, and what names it."""
 
@@ -47,6 +47,7 @@ class GraphPlan:
         self.name = name
         self.shape = Shape()
         self.tasks: list[PlannedTask] = []
+        self._called: dict[bytes, bytes] = {}  # digests of what tasks are called
 
     def add(
         self,
@@ -64,10 +65,12 @@ class GraphPlan:
 
     def digest(self, called: bytes, given: bytes, parents: Sequence[int]) -> bytes:
         """Return what names a task: what it is called, what it is given, and by whom."""
-        whole = hashlib.blake2b(given, digest_size=8)
-        for parent in parents:
-            whole.update(self.tasks[parent].digest)
-        return hashlib.blake2b(called, digest_size=8).digest() + whole.digest()
+        begin = self._called.get(called)
+        if begin is None:
+            begin = self._called[called] = hashlib.blake2b(called, digest_size=8).digest()
+        tasks = self.tasks
+        whole = b"".join([given, *[tasks[parent].digest for parent in parents]])
+        return begin + hashlib.blake2b(whole, digest_size=8).digest()
 
     def sending(
         self, commands: Commands, states_of: Callable[[range], Operation[list[str]]]

@@ -55,50 +55,52 @@ class Summary:
 class Shape:
     """The shape of a graph while it is written."""
 
-    nodes: list[ShapeNode] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    """Of each task its name, its layer, and its parents: as they are kept."""
 
     def add(self, name: str, parents: Sequence[int]) -> int:
         """Append a task that runs after those at these positions; return its position."""
-        nodes = self.nodes
-        layer = 1 + max([nodes[i].layer for i in parents], default=-1)
-        nodes.append(ShapeNode(name, layer, tuple(parents)))
-        return len(nodes) - 1
+        layers = self.layers
+        layer = 1 + max([layers[i] for i in parents]) if parents else 0
+        layers.append(layer)
+        self.rows.append((name, layer, *parents))
+        return len(layers) - 1
 
     def fields(self) -> Iterator[dict[str, bytes]]:
         """Yield what is kept of it, some parts at a time; the summary comes last."""
         parts: dict[str, bytes] = {}
-        for start in range(0, len(self.nodes), PART):
-            rows = self.nodes[start : start + PART]
-            parts[f"part:{start // PART}"] = _packed([[n.name, n.layer, *n.parents] for n in rows])
+        for start in range(0, len(self.rows), PART):
+            parts[f"part:{start // PART}"] = _packed(self.rows[start : start + PART])
             if len(parts) == 20:
                 yield parts
                 parts = {}
         yield {**parts, SUMMARY: _packed(self._summary())}
 
     def _summary(self) -> list[Any]:
-        places: dict[tuple[int, str], int] = {}
+        places: dict[tuple[str, int], int] = {}
         members: list[list[int]] = []
         links: dict[tuple[int, int], int] = {}
         of: list[int] = []
-        for position, node in enumerate(self.nodes):
-            place = places.setdefault((node.layer, node.name), len(places))
-            if place == len(members):
+        for position, (name, layer, *parents) in enumerate(self.rows):
+            place = places.get((name, layer))
+            if place is None:
+                place = places[name, layer] = len(members)
                 members.append([])
             members[place].append(position)
             of.append(place)
-            for before in {of[parent] for parent in node.parents}:
+            for before in {of[parent] for parent in parents}:
                 links[before, place] = links.get((before, place), 0) + 1
         groups = [
             [name, layer, len(members[place]), members[place][:: max(len(members[place]) // 50, 1)]]
-            for (layer, name), place in places.items()
+            for (name, layer), place in places.items()
         ][:LONGEST_SUMMARY]
         kept = [
             [first, second, count]
             for (first, second), count in links.items()
             if max(first, second) < LONGEST_SUMMARY
         ][:LONGEST_SUMMARY]
-        layers = 1 + max((node.layer for node in self.nodes), default=-1)
-        return [len(self.nodes), layers, groups, kept]
+        return [len(self.rows), 1 + max(self.layers, default=-1), groups, kept]
 
 
 def read_summary(raw: bytes) -> Summary:

@@ -177,6 +177,20 @@ def test_a_graph_waits_and_is_cancelled(producer: TaskProducer) -> None:
     graph.delete()
 
 
+def test_however_parents_are_written_it_is_the_same_graph(producer: TaskProducer) -> None:
+    ways: list[Any] = [list, tuple, lambda ids: dict.fromkeys(ids, "success"), iter]
+    for at, way in enumerate(ways):
+        with producer.graph("written") as graph:
+            ids = [graph.add("number", k) for k in range(3)]
+            both = graph.add("total", after=way(ids[:2]))
+            last = graph.add("total", 5, after=ids[2] if at % 2 else [ids[2]])
+            graph.add("given", after=[both, last])
+        assert graph.wait(timeout=20).counts()["succeeded"] == 6
+        assert graph.reused == (6 if at else 0)
+        assert [node.parents for node in graph.shape(9)][3:5] == [(0, 1), (2,)]
+    assert producer.get_result(graph.task_id(5), timeout=20) == [1, 7]
+
+
 def test_a_task_outside_may_be_before_or_after(producer: TaskProducer) -> None:
     """Ids of other tasks of the queue are parents, too."""
     outside = producer.add_task("number", 5)
