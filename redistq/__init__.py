@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .context import TaskContext, current_task, track
     from .dashboard import Dashboard
     from .errors import (
+        ArgumentError,
         CancelRequested,
         ConfigurationError,
         EmbeddedServerError,
@@ -68,7 +69,9 @@ if TYPE_CHECKING:
     from .monitor import TaskMonitor
     from .monitor.events import TaskEvent
     from .producer import AsyncTaskProducer, TaskProducer
+    from .producer.active import configure
     from .producer.gated import TaskId
+    from .producer.handle import TaskHandle
     from .producer.task_graph import AsyncTaskGraph, TaskGraph
     from .protocol.gate import Unique
     from .protocol.limits import limit
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "AsyncTaskGraph",
     "AsyncTaskProducer",
     "Batch",
@@ -119,6 +123,7 @@ __all__ = [
     "TaskFailed",
     "TaskFuture",
     "TaskGraph",
+    "TaskHandle",
     "TaskId",
     "TaskMonitor",
     "TaskProducer",
@@ -137,6 +142,7 @@ __all__ = [
     "__version__",
     "chain",
     "chord",
+    "configure",
     "current_task",
     "group",
     "limit",
@@ -161,7 +167,9 @@ _HOMES = {
     "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",
     "AsyncTaskProducer": "producer",
+    "TaskHandle": "producer.handle",
     "TaskId": "producer.gated",
+    "configure": "producer.active",
     "TaskProducer": "producer",
     "TaskScheduler": "scheduler",
     "TaskWorker": "worker",

@@ -13,6 +13,7 @@ MAX_DELAY_S = 1_000_000_000
 """Longest delay of a Retry or Snooze in seconds: 31 years."""
 
 __all__ = [
+    "ArgumentError",
     "CancelRequested",
     "ConfigurationError",
     "EmbeddedServerError",
@@ -347,6 +348,15 @@ class Fail(Exception):
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
         super().__init__(reason or "the handler gave the task up")
+
+
+class ArgumentError(PayloadError, Fail):
+    """The arguments of a task do not fit its function, or one cannot be converted; the message
+    names it.
+
+    Raised at the call, before anything is stored. On a worker it ends the task as failed: another
+    attempt would only meet it again.
+    """
 
 
 class InvalidDelay(ConfigurationError, Fail):

@@ -27,6 +27,9 @@ DOORS = {
     ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
     ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
     ("producer.graph", "monitor.graph_plot"),  # graph.plot()
+    ("producer.operations", "producer.active"),  # with producer.active()
+    ("handlers.typed_task", "producer.active"),  # task.delay(...) adds by the program's producer
+    ("handlers.typed_task", "producer.handle"),  # and returns a handle, for type checkers
 }
 
 REDIS = ("redis", "hiredis", "redis.asyncio", "redis.exceptions")

@@ -7,7 +7,7 @@ it is given by the worker, behind the protocols of ``parts``; nothing here does.
 from __future__ import annotations
 
 from .context import RAISES, TaskContext
-from .current import as_current, current_task, serve_contexts, track
+from .current import as_current, current_task, running_task, serve_contexts, track
 from .parts import Collecting, Items, Parents, Running, Spawner, Steps
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "TaskContext",
     "as_current",
     "current_task",
+    "running_task",
     "serve_contexts",
     "track",
 ]

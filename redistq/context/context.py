@@ -55,6 +55,8 @@ class TaskContext:
 
     _items: Items | None = field(default=None, init=False, repr=False, compare=False)
     """What it yields; None where no worker runs it."""
+    _target: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
+    """Where tasks go that it adds (``task.delay``); None where no worker runs it."""
 
     @property
     def stream_position(self) -> int:

@@ -39,6 +39,12 @@ def as_current(context: TaskContext) -> Iterator[None]:
         _here.provider = before
 
 
+def running_task() -> TaskContext | None:
+    """Return the context of the task that runs here; None where none does."""
+    provider = _provider.get() or getattr(_here, "provider", None)
+    return None if provider is None else provider()
+
+
 def current_task() -> TaskContext:
     """Return the context of the task whose handler calls this: for functions that take none, such
     as those a Client sends.
@@ -46,8 +52,7 @@ def current_task() -> TaskContext:
     Works in the handler's own thread, and in coroutines that it starts. Raises RedistqError
     elsewhere: hand the context on to threads of your own.
     """
-    provider = _provider.get() or getattr(_here, "provider", None)
-    found = None if provider is None else provider()
+    found = running_task()
     if found is None:
         raise RedistqError(
             "no task runs here: current_task() is for handlers, in the thread that a worker calls "
@@ -62,8 +67,7 @@ def track(items: Iterable[T], total: float | None = None, text: str = "") -> Ite
 
     ``total`` is how many there are, where they do not say it themselves.
     """
-    provider = _provider.get() or getattr(_here, "provider", None)
-    context = None if provider is None else provider()
+    context = running_task()
     if context is None:
         yield from items
         return

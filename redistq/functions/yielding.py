@@ -19,7 +19,6 @@ from typing import Any
 
 from ..context import Items, TaskContext
 from ..errors import LeaseLost
-from ..handlers import Handler
 from ..protocol.codec import encode_item
 from ..protocol.items import MAX_ITEM_BYTES
 
@@ -35,15 +34,15 @@ def json_list(items: list[bytes], generation: int, first: int) -> bytes:
     return b"[" + b",".join(items) + b"]"
 
 
-def streaming(handler: Handler) -> Callable[..., Any]:
-    """Return what runs a handler that yields: it streams the items, and returns how many there are.
-    What turns out to be no generator is returned as it is."""
-    return _in_loop(handler) if handler.is_async else _in_thread(handler)
+def streaming(
+    function: Callable[..., Any], *, wants_context: bool, is_async: bool
+) -> Callable[..., Any]:
+    """Return what runs a handler's function that yields: it streams the items, and returns how many
+    there are. What turns out to be no generator is returned as it is."""
+    return (_in_loop if is_async else _in_thread)(function, wants_context)
 
 
-def _in_thread(handler: Handler) -> Callable[..., Any]:
-    function = handler.function
-    wants_context = handler.wants_context
+def _in_thread(function: Callable[..., Any], wants_context: bool) -> Callable[..., Any]:
 
     def run(payload: Any, context: TaskContext) -> Any:
         found = function(payload, context) if wants_context else function(payload)
@@ -56,9 +55,7 @@ def _in_thread(handler: Handler) -> Callable[..., Any]:
     return run
 
 
-def _in_loop(handler: Handler) -> Callable[..., Any]:
-    function = handler.function
-    wants_context = handler.wants_context
+def _in_loop(function: Callable[..., Any], wants_context: bool) -> Callable[..., Any]:
 
     async def run(payload: Any, context: TaskContext) -> Any:
         found = function(payload, context) if wants_context else function(payload)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from .handler import Handler, LooksAhead, Waiting
 from .policy import RetryPolicy
-from .registry import Registry, default_registry, handler_of, named_and_given, task
+from .registry import OfFunction, Registry, default_registry, handler_of, task
+from .typed_task import Task
 
 __all__ = [
     "Handler",
     "LooksAhead",
+    "OfFunction",
     "Registry",
     "RetryPolicy",
+    "Task",
     "Waiting",
     "default_registry",
     "handler_of",
-    "named_and_given",
     "task",
 ]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigurationError
 from ..protocol.keys import check_line
 from ..protocol.options import check_limits, checked
+from .call_shape import CallShape
 from .policy import RetryPolicy
-from .signature import holds_for_any, wants_context
+from .signature import holds_for_any
 
 if TYPE_CHECKING:
     from ..protocol.declared import Declared
@@ -54,12 +55,20 @@ class Handler:
     """When a task may run that is added by the function itself: what ``@task`` says of it."""
     declared: Declared | None = None
     """When it is to run by itself."""
+    shape: CallShape | None = field(default=None, compare=False)
+    """How its function is called; None: with the payload, or the payload and the context."""
+
+    @property
+    def is_call(self) -> bool:
+        """Whether its function takes arguments, not one payload."""
+        return self.shape is not None and self.shape.is_call
 
     @classmethod
     def of(cls, name: str, function: Callable[..., Any], **options: Any) -> Handler:
-        """Return a handler for ``function``, which takes the payload and may take a context.
+        """Return a handler for ``function``, which takes the payload or arguments, and may take a
+        context: see CallShape.
 
-        Raises ConfigurationError when the name or the signature cannot work.
+        Raises ConfigurationError when the name or an option cannot work.
         """
         check_line("a task's name", name)
         options = checked(options, f"task {name!r}")
@@ -71,11 +80,13 @@ class Handler:
         is_async = is_async or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
+        shape = CallShape(function)
         return cls(
             name,
             function,
             is_async=is_async,
             streams=in_loop or holds_for_any(inspect.isgeneratorfunction, function),
-            wants_context=wants_context(name, function),
+            wants_context=shape.wants_context,
+            shape=shape,
             **options,
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
-from ..errors import ConfigurationError
+from ..errors import ArgumentError, ConfigurationError
 from ..logger import logger
 from ..protocol.gate import handler_gate
 from ..protocol.options import (
@@ -17,6 +18,7 @@ from ..protocol.options import (
 )
 from .handler import Handler
 from .policy import ExceptionTypes, RetryPolicy
+from .typed_task import P, R, Task, equip
 
 if TYPE_CHECKING:
     from ..protocol.declared import Declared
@@ -26,6 +28,13 @@ log = logger("redistq.worker")
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARK = "__redistq_handler__"
 _OF_SCHEDULES = frozenset(DeclaredKeywords.__annotations__)
+
+
+class TaskDecorator(Protocol):
+    """What ``@task(...)`` returns."""
+
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]:
+        """Register the function."""
 
 
 class Registry(Mapping[str, Handler]):
@@ -65,7 +74,7 @@ class Registry(Mapping[str, Handler]):
         return handler
 
     @overload
-    def task(self, function: Function, /) -> Function: ...
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def task(
         self,
@@ -83,7 +92,7 @@ class Registry(Mapping[str, Handler]):
         hard_timeout: float | None = None,
         result_ttl: float | None = None,
         **options: Unpack[TaskDecoratorKeywords],
-    ) -> Callable[[Function], Function]: ...
+    ) -> TaskDecorator: ...
     @listed(TaskDecoratorKeywords)
     def task(
         self,
@@ -150,6 +159,7 @@ class Registry(Mapping[str, Handler]):
             )
             try:
                 setattr(function, _MARK, handler)
+                equip(function, handler)
             except AttributeError:
                 pass  # a built-in or bound method takes no mark; it is registered all the same
             return function
@@ -192,7 +202,7 @@ class Registry(Mapping[str, Handler]):
 
 def handler_of(function: Any) -> Handler:
     """Return the handler that ``@task`` made of a function; raises ConfigurationError."""
-    handler = getattr(function, _MARK, None)
+    handler = function if isinstance(function, Handler) else getattr(function, _MARK, None)
     if not isinstance(handler, Handler):
         raise ConfigurationError(
             f"a task's type is a name or a function decorated with @task, not {function!r:.200}"
@@ -200,16 +210,41 @@ def handler_of(function: Any) -> Handler:
     return handler
 
 
-def named_and_given(
-    function: Callable[..., Any], given: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any]]:
-    """Return the name of the task that a decorated function stands for, and the options of one that
-    is added by it: those that are given come before what ``@task`` says of when it may run. Raises
-    ConfigurationError."""
-    handler = handler_of(function)
-    if handler.gate:
-        given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
-    return handler.name, given
+@dataclass(frozen=True, slots=True)
+class OfFunction:
+    """A task that is added by its decorated function."""
+
+    name: str
+    payload: Any
+    """What is written, once it is JSON."""
+    given: Mapping[str, Any]
+    """Its options: those that were given come before what ``@task`` says of when it may run."""
+    named: Any
+    """What keys look names up in: the payload, or the arguments by their names."""
+
+    @classmethod
+    def of(cls, function: Any, payload: Any, given: Mapping[str, Any]) -> OfFunction:
+        """Return the task; raises ConfigurationError for what is no decorated function, and
+        ArgumentError for a payload that is none of it."""
+        handler = handler_of(function)
+        if handler.gate:
+            given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
+        shape = handler.shape
+        if shape is None or not shape.is_call:
+            return cls(handler.name, payload, given, payload)
+        try:
+            call = shape.call_of(payload)
+        except TypeError as error:
+            raise ArgumentError(
+                f"the payload of task {handler.name!r} does not fit: {error}"
+            ) from None
+        if call is None:
+            raise ArgumentError(
+                f"task {handler.name!r} takes arguments, which {payload!r:.80} is not: add it with "
+                f"{handler.name}.delay(...), or with the payload "
+                '{"args": [...], "kwargs": {...}}'
+            )
+        return cls(handler.name, call, given, call.named)
 
 
 def _declared(given: Mapping[str, Any]) -> Declared | None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Final, Literal
@@ -19,7 +20,7 @@ from .. import tracing
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, UnknownTask
-from ..handlers import named_and_given
+from ..handlers import OfFunction
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import MAX_TASKS, PLACES, WISHES, Commands, Snapshot
 from ..protocol.gate import Gate
@@ -63,6 +64,14 @@ _NONE_GIVEN: Mapping[str, Any] = {}
 class ProducerOperations:
     """Everything a producer does, as operations; the two producers only carry them out."""
 
+    OPTIONS = frozenset(
+        {
+            *("redis_host", "redis_port", "db", "stream", "url", "password", "group"),
+            *("delayed_key", "max_payload_bytes", "timeout"),
+        }
+    )
+    """What a producer is made with."""
+
     def __init__(
         self,
         redis_host: str = DEFAULT_HOST,
@@ -83,11 +92,29 @@ class ProducerOperations:
         self.commands = Commands(self.keys, group)
         self.timeout = seconds("timeout", timeout, positive=True)
         self._max_bytes = max_payload_bytes
+        self._delayed_key = delayed_key
         self._limits = LimitOperations(self.commands)
         self._schedules = ScheduleOperations(self.commands, self._limits, max_payload_bytes)
         self._guess = WaiterGuess(self.keys)
         self._checked: str | None = None  # the name of the last new task, which can be one
         self._diagnosis = Diagnosis(self.commands, self.address)
+
+    def options(self) -> dict[str, Any]:
+        """Return what makes another producer that is like this one."""
+        return {
+            "address": self.address,
+            "stream": self.keys.stream,
+            "group": self.commands.group,
+            "delayed_key": self._delayed_key,
+            "max_payload_bytes": self._max_bytes,
+            "timeout": self.timeout,
+        }
+
+    def active(self) -> AbstractContextManager[None]:
+        """Let ``task.delay(...)`` add tasks by this producer: ``with producer.active():``."""
+        from .active import active
+
+        return active(self)
 
     # -- adding ----------------------------------------------------------------------------------
 
@@ -104,10 +131,12 @@ class ProducerOperations:
         An inbox may be notified of the end of a task that is added ``alone``, now and under a new
         id: see WaiterGuess.
         """
+        named = payload
         if isinstance(type, str):
             name = type
         else:
-            name, given = named_and_given(type, given)
+            task = OfFunction.of(type, payload, given)
+            name, payload, given, named = task.name, task.payload, task.given, task.named
         if name is not self._checked:
             check_line("a task's type", name)
             self._checked = name
@@ -116,7 +145,7 @@ class ProducerOperations:
         due = options.due if given else ""
         gate: Gate | None = None
         if given and not OPTIONS_OF_GATE.isdisjoint(given):
-            gate = Gate.of(given, payload, self.keys.stream)
+            gate = Gate.of(given, named, self.keys.stream)
         inbox: str | None = None
         if task_id is not None:
             check_line("a task_id", task_id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError, UnknownSchedule
-from ..handlers import named_and_given
+from ..handlers import OfFunction
 from ..protocol.answers import Answered, Fired
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import Commands
@@ -69,12 +69,14 @@ class ScheduleOperations:
         check_name(name)
         if task is None:
             raise ConfigurationError(f"schedule {name!r} needs task=, the name of what it runs")
+        named = payload
         if not isinstance(task, str):
-            task, given = named_and_given(task, given)
+            found = OfFunction.of(task, payload, given)
+            task, payload, given, named = found.name, found.payload, found.given, found.named
         definition, limits = Definition.of(
             name,
             task,
-            payload,
+            named,
             {option: value for option, value in given.items() if value is not None},
             stream=self._commands.keys.stream,
             missed=missed,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..flows import Flow, Step, steps_of
-from ..handlers import named_and_given
+from ..handlers import OfFunction
 from ..protocol.codec import encode_payload
 from ..protocol.commands import Commands
 from ..protocol.gate import MOST_PARENTS, Gate, edges_of, with_parents
@@ -53,18 +53,19 @@ class TaskWriting(GraphOperations):
         handler says of it holds.
         """
         plan = self._open_plan
+        named = payload
         if isinstance(type, str):
             name = type
         else:
-            name, found = named_and_given(type, options)
-            options = {**found}
+            task = OfFunction.of(type, payload, options)
+            name, payload, options, named = task.name, task.payload, {**task.given}, task.named
         if name not in self._checked:
             check_line("a task's type", name)
             self._checked.add(name)
         data = encode_payload(name, payload, self._max_bytes)
         edges, parents = self._edges(after) if after is not None else ([], [])
         if options:
-            opts, due, conditions = self._options(options, payload, bool(edges))
+            opts, due, conditions = self._options(options, named, bool(edges))
             edges = [*edges, *conditions]
         else:
             opts = self._gated if edges else self._plain

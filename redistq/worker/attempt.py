@@ -163,6 +163,7 @@ class Attempt:
         queue = self.queue
         context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
         context._items = AttemptItems(queue, self.entry, task_id, self.terms.ttl)
+        context._target = queue.target
         return context
 
     def retry_ms_if_killed(self) -> int:

@@ -29,6 +29,7 @@ from ..protocol.homes import LONG_S, PAGE, Passing, entry_order
 from .scoreboard import Scoreboard
 
 if TYPE_CHECKING:
+    from ..producer.active import Target
     from .item_writer import ItemWriter
     from .reporter import Reporter
 
@@ -39,8 +40,8 @@ class WorkerQueue:
     """One queue of a worker process; equal to itself alone."""
 
     __slots__ = (
-        *("_place", "_scoreboard", "broker", "commands", "gated_names", "item_writer", "name"),
-        "reporter",
+        *("_place", "_scoreboard", "_target", "broker", "commands", "gated_names", "item_writer"),
+        *("name", "reporter"),
     )
 
     def __init__(
@@ -61,8 +62,17 @@ class WorkerQueue:
         """What sends how far its tasks are."""
         self._scoreboard = scoreboard
         self._place = place
+        self._target: Target | None = None
         self.gated_names: frozenset[bytes] = frozenset()
         """Names of tasks that have a rule or are paused; ``*`` stands for all."""
+
+    def target(self) -> Target | None:
+        """Return where tasks go that its tasks add: this queue, by the worker's connections."""
+        if self._target is None and self.broker is not None:
+            from ..producer.active import Target
+
+            self._target = Target.sharing(self.broker, self.name, self.commands.group)
+        return self._target
 
     @property
     def paused(self) -> bool:

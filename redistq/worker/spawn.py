@@ -15,7 +15,7 @@ from typing import Any
 from .. import tracing
 from ..errors import ConfigurationError, RedistqError
 from ..flows import Flow, PackedFlow, PackedTask, items_of, steps_to_one
-from ..handlers import named_and_given
+from ..handlers import OfFunction
 from ..producer.gated import TaskId
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.gate import Gate
@@ -67,10 +67,12 @@ class Spawner:
                 "returns, or add tasks with a TaskProducer"
             )
         self._check_room()
+        named = payload
         if isinstance(type, str):
             name = type
         else:
-            name, given = named_and_given(type, given)
+            task = OfFunction.of(type, payload, given)
+            name, payload, given, named = task.name, task.payload, task.given, task.named
         check_line("a task's type", name)
         data = encode_payload(name, payload, DEFAULT_MAX_BYTES)
         options = TaskOptions.of(given, "a task") if given else NO_OPTIONS
@@ -78,7 +80,7 @@ class Spawner:
             check_line("a task_id", task_id)
         new_id = task_id or new_task_id()
         batch = self._batch or None if in_batch else None
-        gate = None if OPTIONS_OF_GATE.isdisjoint(given) else Gate.of(given, payload, self._stream)
+        gate = None if OPTIONS_OF_GATE.isdisjoint(given) else Gate.of(given, named, self._stream)
         text, conditions = (None, "") if gate is None else (gate.text, gate.conditions)
         limits = () if gate is None else gate.limits
         self._keep(PackedTask(new_id, name, data, options, text, conditions, limits), batch, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..functions.yielding import streaming
 from ..handlers import Handler
 from ..protocol.gate import deadline_of
 from ..protocol.options import (
@@ -17,6 +16,7 @@ from ..protocol.options import (
     milliseconds,
 )
 from . import limits
+from .compose import composed
 from .prefetch import Durations
 from .settings import WorkerSettings
 
@@ -91,13 +91,12 @@ class BoundHandler:
     def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
         self.consumer = consumer
         self.max_result_bytes = settings.max_result_bytes
-        self.function = streaming(handler) if handler.streams else handler.function
+        self.function, self.wants_context = composed(handler)
         self.name = handler.name
         self.policy = handler.policy
         self.timeout = handler.timeout
         self.hard_timeout = handler.hard_timeout
         self.is_async = handler.is_async
-        self.wants_context = handler.wants_context or handler.streams
         self.raw = handler.raw
         self.times = Durations(threaded=not handler.is_async)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl

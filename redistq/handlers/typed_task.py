@@ -1,0 +1,114 @@
+"""What ``@task`` puts on a function: ``delay``, ``adelay``, ``options`` and ``task_name``.
+
+The function itself stays as it is. ``Task`` is what type checkers see of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
+
+from ..errors import ConfigurationError
+from ..protocol.options import OPTIONS_OF_TASKS, TaskKeywords, unknown_option
+
+if TYPE_CHECKING:
+    from ..producer.handle import TaskHandle
+    from .handler import Handler
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+NAMES = ("delay", "adelay", "options", "task_name")
+"""What a decorated function has."""
+_OPTIONS = frozenset({*OPTIONS_OF_TASKS, "task_id"})
+
+
+class CallKeywords(TaskKeywords, total=False):
+    """The options that ``task.options(...)`` takes."""
+
+    execute_at: Any
+    task_id: str | None
+
+
+class Sends(Protocol[P, R]):
+    """What adds tasks of one function."""
+
+    @property
+    def task_name(self) -> str:
+        """The name of the tasks."""
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Add a task that calls the function with these arguments."""
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """As ``delay``, with await."""
+
+    def options(self, **options: Unpack[CallKeywords]) -> Sends[P, R]:
+        """Return the same with options of the task: those of TaskProducer.add_task."""
+
+
+class Task(Sends[P, R], Protocol[P, R]):
+    """A function decorated with ``@task``: called here as ever, or added as a task."""
+
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function, here and now."""
+
+
+class TaskCalls(Generic[P, R]):
+    """Adds tasks of one handler, with the same options each."""
+
+    __slots__ = ("_given", "_handler")
+
+    def __init__(self, handler: Handler, given: Mapping[str, Any] | None = None) -> None:
+        self._handler = handler
+        self._given = given or {}
+
+    @property
+    def task_name(self) -> str:
+        """The name of the tasks."""
+        return self._handler.name
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Add a task that calls the function with these arguments; return its handle.
+
+        Raises TypeError for arguments that do not fit, ArgumentError for one that cannot be sent,
+        and what TaskProducer.add_task raises.
+        """
+        from ..producer import active
+
+        return active.add(self._handler, _payload(self._handler, args, kwargs), self._given)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """As ``delay``, by an AsyncTaskProducer of the running loop."""
+        from ..producer import active
+
+        payload = _payload(self._handler, args, kwargs)
+        return await active.add_async(self._handler, payload, self._given)
+
+    def options(self, **options: Unpack[CallKeywords]) -> TaskCalls[P, R]:
+        """Return the same with options of the task: those of TaskProducer.add_task, ``task_id`` and
+        ``execute_at``. Raises ConfigurationError for one that there is none of."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise unknown_option(f"{self.task_name}.options()", name, _OPTIONS)
+        return TaskCalls(self._handler, {**self._given, **options})
+
+    def __repr__(self) -> str:
+        return f"<tasks {self.task_name}>"
+
+
+def _payload(handler: Handler, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if handler.shape is None:
+        raise ConfigurationError(f"task {handler.name!r} takes bytes as they are, not arguments")
+    return handler.shape.payload(args, kwargs)
+
+
+def equip(function: Any, handler: Handler) -> None:
+    """Give a decorated function what adds its tasks; raises AttributeError where it takes no
+    attributes. What an object has under such a name stays its own."""
+    calls: TaskCalls[Any, Any] = TaskCalls(handler)
+    for name in NAMES:
+        known = getattr(function, name, None)
+        if known is None or isinstance(getattr(known, "__self__", known), TaskCalls | str):
+            setattr(function, name, getattr(calls, name))

@@ -1,0 +1,152 @@
+"""The producer behind ``task.delay(...)``: which it is here, and the one of the program.
+
+``configure`` says where tasks of a program go; ``with producer.active():`` says it for a block; in
+a handler they go to the worker's server and the task's own queue. Used by functions decorated with
+``@task``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from ..connection.broker import Broker
+from ..context import running_task
+from ..errors import ConfigurationError
+from ..handlers import Handler
+from .async_producer import AsyncTaskProducer
+from .handle import TaskHandle
+from .operations import ProducerOperations
+from .producer import TaskProducer
+
+
+class Target:
+    """Where tasks go: a queue of a server, with a producer a process and one an event loop."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._lock = threading.Lock()
+        self._own: TaskProducer | None = None
+        self._of_loops: weakref.WeakKeyDictionary[Any, AsyncTaskProducer] = (
+            weakref.WeakKeyDictionary()
+        )
+        _targets.add(self)
+
+    @classmethod
+    def of(cls, producer: ProducerOperations) -> Target:
+        """Return the target of a producer that there is already: it is used as it is."""
+        target = cls(producer.options())
+        if isinstance(producer, TaskProducer):
+            target._own = producer
+        elif isinstance(producer, AsyncTaskProducer):
+            target._of_loops[asyncio.get_running_loop()] = producer
+        return target
+
+    @classmethod
+    def sharing(cls, broker: Broker, stream: str, group: str) -> Target:
+        """Return the target of a queue whose server there are connections to already."""
+        target = cls({"address": broker.address, "stream": stream, "group": group})
+        target._own = TaskProducer(**target._options)
+        target._own.broker = broker
+        return target
+
+    def producer(self) -> TaskProducer:
+        """Return its producer, made at first use."""
+        found = self._own
+        if found is None:
+            with self._lock:
+                found = self._own = self._own or TaskProducer(**self._options)
+        return found
+
+    def async_producer(self) -> AsyncTaskProducer:
+        """Return the one of the running event loop, made at first use; raises RuntimeError where
+        none runs."""
+        loop = asyncio.get_running_loop()
+        found = self._of_loops.get(loop)
+        if found is None:
+            found = self._of_loops[loop] = AsyncTaskProducer(**self._options)
+        return found
+
+    def forget(self) -> None:
+        """In a forked process: leave the parent's event loops alone. Its producer is safe there."""
+        self._lock = threading.Lock()
+        self._of_loops = weakref.WeakKeyDictionary()
+
+
+_targets: weakref.WeakSet[Target] = weakref.WeakSet()
+_program: Target | None = None
+_active: ContextVar[Target | None] = ContextVar("redistq-producer", default=None)
+_lock = threading.Lock()
+
+
+def configure(url: str | None = None, *, stream: str | None = None, **options: Any) -> None:
+    """Set where ``task.delay(...)`` adds tasks: once a program, before its first task.
+
+    The options are those of TaskProducer, and nothing is connected before they are used. Called
+    again, it holds for what is added from then on. Raises ConfigurationError for an option that
+    there is none of.
+    """
+    global _program
+    given = {name: value for name, value in options.items() if value is not None}
+    if url is not None:
+        given["url"] = url
+    if stream is not None:
+        given["stream"] = stream
+    if unknown := sorted(given.keys() - ProducerOperations.OPTIONS):
+        raise ConfigurationError(
+            f"configure() has no option {unknown[0]!r}; it takes those of TaskProducer: "
+            + ", ".join(sorted(ProducerOperations.OPTIONS))
+        )
+    _program = Target(given)
+
+
+def target() -> Target:
+    """Return where tasks go here."""
+    global _program
+    found = _active.get()
+    if found is None:
+        task = running_task()
+        found = task._target() if task is not None and task._target is not None else _program
+    if found is None:
+        with _lock:
+            found = _program = _program or Target({})
+    return found
+
+
+@contextlib.contextmanager
+def active(producer: ProducerOperations) -> Iterator[None]:
+    """Let ``task.delay(...)`` use that producer in this block, and in the tasks it starts."""
+    token = _active.set(Target.of(producer))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def add(handler: Handler, payload: Any, options: Mapping[str, Any]) -> TaskHandle[Any]:
+    """Add a task of a handler; return its handle."""
+    here = target()
+    task_id = here.producer().add_task(handler.function, payload, **options)
+    return TaskHandle(task_id, handler, here)
+
+
+async def add_async(handler: Handler, payload: Any, options: Mapping[str, Any]) -> TaskHandle[Any]:
+    """As ``add``, with the producer of the running loop."""
+    here = target()
+    task_id = await here.async_producer().add_task(handler.function, payload, **options)
+    return TaskHandle(task_id, handler, here)
+
+
+def _after_fork() -> None:
+    for one in list(_targets):
+        one.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,130 @@
+"""What a worker calls for a handler: its function in layers, put together once, not for each task.
+
+From the inside out: the handler's function; its arguments, out of the payload; the parameters that
+are injected; what streams its items; the middleware around all of it. A handler that needs none of
+these is called exactly as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import ArgumentError
+from ..handlers import Handler
+from ..handlers.call_shape import CONTEXT, CallShape, is_call_payload
+from ..handlers.signature import EMPTY, is_positional
+from ..logger import logger
+
+log = logger("redistq.worker")
+
+Calling = Callable[[Any, Any, Mapping[str, Any]], Any]
+"""Calls a handler's function, given the payload, the context, and what is injected by name."""
+_NOTHING_INJECTED: Mapping[str, Any] = {}
+
+
+def composed(handler: Handler) -> tuple[Callable[..., Any], bool]:
+    """Return what is called for a handler, with the payload or with the payload and the context,
+    and whether it wants the context."""
+    function = handler.function
+    wants_context = handler.wants_context
+    shape = handler.shape
+    if shape is not None and not shape.plain:
+        calling = Arguments(handler, shape)
+        # Injected parameters: what resolves shape.injected calls ``calling`` with their values.
+        function = _without_injection(calling, wants_context)
+    if handler.streams:
+        from ..functions.yielding import streaming
+
+        function = streaming(function, wants_context=wants_context, is_async=handler.is_async)
+        wants_context = True
+    # Middleware: what runs around an attempt takes (payload, context) and calls ``function``.
+    return function, wants_context
+
+
+def _without_injection(calling: Calling, wants_context: bool) -> Callable[..., Any]:
+    if wants_context:
+        return lambda payload, context: calling(payload, context, _NOTHING_INJECTED)
+    return lambda payload: calling(payload, None, _NOTHING_INJECTED)
+
+
+class Arguments:
+    """Calls a handler's function with the arguments that a payload holds; is a ``Calling``.
+
+    Raises ArgumentError, which ends the task as failed, for those that do not fit.
+    """
+
+    __slots__ = ("_function", "_name", "_shape", "_takes_one", "_warned")
+
+    def __init__(self, handler: Handler, shape: CallShape) -> None:
+        self._function = handler.function
+        self._name = handler.name
+        self._shape = shape
+        self._warned = False
+        self._takes_one = shape.passes_on
+
+    def __call__(self, payload: Any, context: Any, injected: Mapping[str, Any]) -> Any:
+        """Call it; what it returns is returned as it is, a coroutine too."""
+        args, kwargs = self._read(payload)
+        shape = self._shape
+        if shape.supplied:
+            self._supply(args, kwargs, context, injected)
+        return self._function(*args, **kwargs)
+
+    def _read(self, payload: Any) -> tuple[list[Any], dict[str, Any]]:
+        shape = self._shape
+        if not shape.is_call:
+            return [payload], {}
+        if is_call_payload(payload):
+            args, kwargs = list(payload.get("args", ())), dict(payload.get("kwargs", {}))
+        elif payload is None:
+            args, kwargs = [], {}
+        else:
+            args, kwargs = [payload], {}
+            self._warn(payload)
+            if self._takes_one:
+                return args, kwargs
+        try:
+            shape.bind(args, kwargs)
+        except TypeError as error:
+            raise ArgumentError(
+                f"the arguments of task {self._name!r} do not fit: {error}"
+            ) from None
+        return args, kwargs
+
+    def _warn(self, payload: Any) -> None:
+        """Say, once, that a payload came where arguments are expected."""
+        if self._warned:
+            return
+        self._warned = True
+        log.warning(
+            "task %s takes arguments and was sent a payload that holds none, %.80r, which is taken "
+            "for its first: add it with %s.delay(...), or with the payload "
+            '{"args": [...], "kwargs": {...}}',
+            self._name,
+            payload,
+            getattr(self._function, "__name__", "the function"),
+        )
+
+    def _supply(
+        self, args: list[Any], kwargs: dict[str, Any], context: Any, injected: Mapping[str, Any]
+    ) -> None:
+        """Put what the worker gives among the arguments, where each parameter stands."""
+        for one in self._shape.supplied:
+            value = context if one.source is CONTEXT else injected[one.name]
+            position = one.position
+            if position is not None and len(args) < position and one.positional_only:
+                args.extend(self._defaults(len(args), position))
+            if position is not None and len(args) >= position:
+                args.insert(position, value)
+            else:
+                kwargs[one.name] = value
+
+    def _defaults(self, start: int, end: int) -> list[Any]:
+        """Return the defaults of positional parameters that were not given."""
+        supplied = {one.position for one in self._shape.supplied}
+        places = [p for p in range(end) if p not in supplied]
+        positional = [p for p in self._shape.arguments if is_positional(p)]
+        by_place = dict(zip(places, positional, strict=False))
+        found = [by_place[at].default for at in range(start, end) if at in by_place]
+        return [value for value in found if value is not EMPTY]
