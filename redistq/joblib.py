@@ -28,7 +28,7 @@ from .client.futures import TaskFuture, cancel_all
 from .errors import PayloadError
 from .functions.packing import label
 from .functions.pickling import dump, load
-from .system.interpreter import limited
+from .system.cores import limited
 
 
 class CannotPickle(PayloadError, PicklingError):

@@ -79,6 +79,23 @@ def parser() -> argparse.ArgumentParser:
         help="async tasks at a time, a process (%(default)s)",
     )
     p.add_argument(
+        "--max-tasks",
+        type=int,
+        metavar="N",
+        help="replace a worker process that has settled so many tasks (and up to a tenth more)",
+    )
+    p.add_argument(
+        "--max-rss",
+        metavar="SIZE",
+        help="replace a worker process that has so much memory, such as 2GB",
+    )
+    p.add_argument(
+        "--blas-threads",
+        type=int,
+        metavar="N",
+        help="threads of numeric libraries, a process (the cores, shared out among processes)",
+    )
+    p.add_argument(
         "--lease",
         type=float,
         default=d.lease,
@@ -164,6 +181,9 @@ def settings_of(args: argparse.Namespace) -> WorkerSettings:
         threads=args.threads,
         async_concurrency=args.async_concurrency,
         low_share=args.low_share,
+        max_tasks=args.max_tasks,
+        max_rss=args.max_rss,
+        blas_threads=args.blas_threads,
         lease=args.lease,
         scheduler=not args.no_scheduler,
         max_recoveries=args.max_recoveries,

@@ -32,6 +32,7 @@ from ..functions.signing import Signer
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
 from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
+from ..system.cores import cores
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import TaskFuture, disown
@@ -332,7 +333,7 @@ class StartedWorkers:
             group=settings.group,
             task_handlers=handlers,
             thread_count=threads,
-            processes=(os.cpu_count() or 1) if processes is None else processes,
+            processes=cores() if processes is None else processes,
             address=settings.address,
             signing_key=settings.key.hex(),
             folder=settings.home.folder,
@@ -358,7 +359,7 @@ class StartedWorkers:
     def slots(self) -> int:
         """How many tasks they run at a time; without any, the number of cores."""
         workers = [worker for worker in self._workers if worker.running]
-        return sum(w.processes * w.settings.threads for w in workers) or (os.cpu_count() or 1)
+        return sum(w.processes * w.settings.threads for w in workers) or cores()
 
     def take(self) -> list[TaskWorker]:
         """Return all of them, for the caller to stop; there are none here any more."""

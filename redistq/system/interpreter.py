@@ -3,15 +3,11 @@
 Used by whatever starts a process of ours (workers, supervisors, the embedded server), and by
 whatever needs an optional package, which is imported when it is first needed.
 
-What processes inherit is flags, import path and environment. The environment bounds the threads of
-numeric libraries (BLAS, OpenMP), so that a pool does not crowd a machine: each of eight worker
-processes on eight cores would else start eight threads for one product of matrices, and all of them
-would wait for each other. The joblib backend sets the same bounds for single calls.
+What processes inherit is flags, import path and environment (see cores.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
@@ -23,18 +19,6 @@ from typing import Any
 from ..errors import ConfigurationError
 
 ENV_PYTHON = "REDISTQ_PYTHON"
-GENERAL = "OMP_NUM_THREADS"
-"""The variable that numeric libraries follow where their own is not set."""
-VARIABLES = (
-    GENERAL,
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-
 _PYTHON_NAME = re.compile(r"(python|pypy|graalpy)[\w.+-]*$", re.IGNORECASE)
 
 
@@ -124,53 +108,3 @@ def require(module: str, extra: str, purpose: str) -> Any:
         raise ImportError(
             f"{package} is needed for {purpose}: pip install redistq[{extra}]", name=package
         ) from error
-
-
-# -- threads of numeric libraries ------------------------------------------------------------------
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def environment(processes: int) -> dict[str, str]:
-    """Return the environment of each of so many worker processes: this one's, and where the user
-    set no bound, one that shares the cores out among them. A process alone gets none."""
-    found = dict(os.environ)
-    if processes > 1:
-        general = found.get(GENERAL, "").split(",")[0] or str(max(1, cores() // processes))
-        for name in VARIABLES:
-            found.setdefault(name, general)
-    return found
-
-
-@contextlib.contextmanager
-def limited(threads: int | None) -> Iterator[None]:
-    """Bound the threads of numeric libraries in a block: of those loaded by now (with
-    threadpoolctl, which scikit-learn brings along), and of those loaded inside. None leaves them as
-    they are.
-
-    It holds for the whole process, so it is for processes that run one call at a time.
-    """
-    if threads is None:
-        yield
-        return
-    before = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ.update(dict.fromkeys(VARIABLES, str(threads)))
-    try:
-        try:
-            from threadpoolctl import threadpool_limits
-        except ImportError:
-            yield
-        else:
-            with threadpool_limits(limits=threads):
-                yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

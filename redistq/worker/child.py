@@ -158,8 +158,14 @@ class _Orders:
         with self._lock:
             if not self._working:
                 os._exit(0)
-            self.timeout = timeout
-            self._ended.set()
+            if not self._ended.is_set():
+                self.timeout = timeout
+                self._ended.set()
+                return
+        # It drains already, perhaps for long: not longer than this.
+        watch = threading.Timer(timeout, os._exit, (1,))
+        watch.daemon = True
+        watch.start()
 
 
 def _run(parent: Parent, spec: dict[str, Any]) -> int:

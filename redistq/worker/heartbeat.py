@@ -74,6 +74,12 @@ class ManagedProcess:
     """Which names of tasks have rules, as it was told, by the places of their queues."""
     application: Parent | None = None
     """The application whose process this is, to be told what a child is."""
+    most_tasks: int = 0
+    """After how many tasks it is replaced; 0: after none."""
+    grows: bool = False
+    """Whether it began with less memory than that with which it is replaced."""
+    leaving: str = ""
+    """Why its supervisor lets it drain and end, in words; empty while it has not."""
     started_at: float = field(default_factory=time.monotonic)
 
     @property

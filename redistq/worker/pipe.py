@@ -84,7 +84,8 @@ class Parent:
     ) -> None:
         """Hear, in a thread of its own, that this process is to stop or that its parent has gone.
 
-        One of the two is called, once: ``on_stop`` with the seconds within which to finish.
+        ``on_stop`` is called once, with the seconds within which to finish; ``on_gone`` also after
+        that.
         ``on_cancel`` is called with the queue's place and the entry of each task that is to end,
         ``on_names`` with the queue's place and all names of tasks that have rules.
         """
@@ -114,8 +115,7 @@ class Parent:
             elif command == "names":
                 place, _, names = rest.partition(" ")
                 on_names(int(place), json.loads(names))
-        if not stopping:
-            on_gone()
+        on_gone()
 
     def report_ready(self, details: dict[str, Any] | None = None, last: bool = True) -> None:
         """Report that this process works. It is the ``last`` report where handlers run: nothing

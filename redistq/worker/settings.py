@@ -16,6 +16,7 @@ from ..protocol.commands import Commands
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, shown, unknown_option
 from ..slots import MOST as MOST_LENT
+from ..system.memory import size
 
 MAX_BYTES = 2**31
 """Most bytes of a result that a worker can allow."""
@@ -50,6 +51,12 @@ class WorkerSettings:
     low_share: float = 0.0
     """For each task that it reads of a queue, so many are read of each less urgent one that has
     some: 0 none, 0.1 one for ten, 0.5 at most."""
+    max_tasks: int | None = None
+    """A worker process that has settled so many tasks is replaced by a fresh one."""
+    max_rss: int | str | None = None
+    """A worker process with so much memory is replaced by a fresh one: bytes, or "2GB"."""
+    blas_threads: int | None = None
+    """Threads of numeric libraries, each process; None: the cores, shared out among processes."""
     home: str = ""
     """The home whose function calls it runs (see homes.py); empty: everybody's."""
 
@@ -71,6 +78,11 @@ class WorkerSettings:
             put(self, name, count(name, getattr(self, name), least=least, most=most))
         for name in ("lease", "result_ttl", "unknown_grace", "shutdown_timeout", "dead_ttl"):
             put(self, name, seconds(name, getattr(self, name)))
+        for name in ("max_tasks", "blas_threads"):
+            if (value := getattr(self, name)) is not None:
+                put(self, name, count(name, value, least=1, most=MAX_EVENTS))
+        if self.max_rss is not None:
+            put(self, "max_rss", size("max_rss", self.max_rss))
         share = self.low_share
         if not (isinstance(share, int | float) and 0 <= share <= MOST_SHARE):
             raise ConfigurationError(

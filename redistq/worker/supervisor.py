@@ -10,7 +10,8 @@ restarts; of a process that started the supervisor it learns by end-of-file on i
 gone. Either way it then reports the dead consumer at once, with the scoreboard's knowledge of what
 had been started, and nobody waits for the lease to run out.
 
-``Restarts`` decides when a child is started again, and when there is no use in going on.
+``Restarts`` decides when a child is started again, and when there is no use in going on;
+``Renewal`` which one is replaced by a fresh one.
 """
 
 from __future__ import annotations
@@ -31,100 +32,30 @@ from ..logger import logger
 from ..protocol.commands import new_consumer_name
 from ..scheduler.scheduler import TaskScheduler
 from ..scheduler.subscriber import Subscriber
-from ..system.interpreter import environment, import_path
+from ..system.cores import environment
+from ..system.interpreter import import_path
 from ..system.loops import Backoff, run_forever
 from ..system.processes import how_it_ended
 from .heartbeat import OUTAGE_PAUSE_S, DeathReports, Heartbeat, ManagedProcess
 from .pipe import Child
+from .renewal import Renewal
+from .restarts import Restarts
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
 log = logger("redistq.supervisor")
 
 KILL_GRACE_S = 5.0
+LOOK_S = 1.0
+"""How often it is looked whether a process is to be replaced."""
+DRAIN_S = 30 * 86_400.0
+"""How long a process may drain that was replaced."""
 ORPHAN_TIMEOUT_S = 5.0
 """Seconds that children may drain when the application that started them is gone."""
-QUICK_DEATH_S = 5.0
-START_TRIES = 3
-"""Starts that may fail without a reason given before the supervisor gives up."""
-RESTART_PAUSE_S = 0.1
-"""Before a process is started again whose kind dies quickly and settles nothing; it doubles."""
-LONGEST_PAUSE_S = 30.0
-KILLERS_PAUSE_S = 0.25
-"""As long at most when tasks kill their processes: each of them can do so only a few times."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-
-
-class Restarts:
-    """Decides when a supervisor starts a worker process again, and when it gives up.
-
-    Pure decisions: no process, no server. A process that worked for a while is started again at
-    once. Where processes die quickly and settle nothing the pause doubles, for they may die of the
-    machine or of their own modules. Where none has ever worked there is a reason, and no use in
-    going on.
-    """
-
-    def __init__(self) -> None:
-        self.failure = ""
-        """Why worker processes cannot start; empty when they can."""
-        self.worked = False
-        """Whether any of them was ever ready."""
-        self.at = 0.0
-        """Not before this time is another started (monotonic clock)."""
-        self._starts = 0
-        self._failed_starts: set[int] = set()
-        self._backoff = Backoff(RESTART_PAUSE_S, LONGEST_PAUSE_S)
-        self._settled_before = 0
-        self._settled_by_dead = 0
-
-    def begin(self) -> int:
-        """Return the number of the start that is made now, of one process or several."""
-        self._starts += 1
-        return self._starts
-
-    def pause(self, longest: float = LONGEST_PAUSE_S) -> None:
-        """Let no other be started for a while."""
-        self.at = time.monotonic() + min(self._backoff.next(), longest)
-
-    def give_up(self, ended: ManagedProcess, why: str) -> bool:
-        """Return whether another process would not work either; ``failure`` then says why.
-
-        ``ended`` is one that has ended, and ``why`` says how.
-        """
-        if ended.ready or self.worked or ended.unavailable:
-            return False
-        if ended.failure:
-            self.failure = ended.failure
-            return True
-        # It was ended from outside, or by native code or os._exit in a handlers' module.
-        self._failed_starts.add(ended.start)
-        if len(self._failed_starts) < START_TRIES:
-            return False
-        self.failure = (
-            f"worker processes end before they are ready, {START_TRIES} times in a row; the last "
-            f"one {why}: see its last words above, and what the handlers' modules do when they are "
-            "imported"
-        )
-        return True
-
-    def count(self, ended: ManagedProcess) -> None:
-        """Count what a process settled that has ended."""
-        self._settled_by_dead += ended.scoreboard.settled
-
-    def after(self, ended: ManagedProcess, *, killed_by_task: bool, settled_by_others: int) -> None:
-        """Decide when another is started in place of one that has ended."""
-        settled = self._settled_by_dead + settled_by_others
-        lived = time.monotonic() - ended.started_at
-        if settled > self._settled_before or (ended.ready and lived >= QUICK_DEATH_S):
-            # Work goes on: a task that kills its process must not hold it up.
-            self._backoff.reset()
-            self.at = 0.0
-        else:
-            self.pause(KILLERS_PAUSE_S if killed_by_task else LONGEST_PAUSE_S)
-        self._settled_before = settled
 
 
 class Supervisor:
@@ -162,6 +93,9 @@ class Supervisor:
         self._announced = False
         self._deaths = DeathReports(settings, self._broker, self._commands)
         self._restarts = Restarts()
+        self._renewal = Renewal(settings)
+        self._replaced: ManagedProcess | None = None  # whose replacement is on its way
+        self._next_look = 0.0
         self.heartbeat = Heartbeat(
             settings, self._broker, self._commands, wake=self._wake.set, hurry=self._kill
         )
@@ -198,8 +132,19 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether every child fetches."""
-        members = self.heartbeat.members
+        members = self._staying
         return len(members) >= self._wanted and all(member.ready for member in members)
+
+    @property
+    def _staying(self) -> list[ManagedProcess]:
+        """The processes that were not told to drain."""
+        return [member for member in self.heartbeat.members if not member.leaving]
+
+    @property
+    def _missing(self) -> int:
+        """How many processes are to be started, those in place of others included."""
+        staying = self._staying
+        return self._wanted + (self._replaced in staying) - len(staying)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -257,7 +202,7 @@ class Supervisor:
         """Sleep until there is something to do, or it is woken."""
         now = time.monotonic()
         until = min(now + longest, self.heartbeat.due_at, self._deaths.due_at)
-        if self._wanted > len(self.heartbeat.members):
+        if self._missing > 0:
             until = min(until, self._restarts.at)
         self._wake.wait(max(0.002, until - now))
         self._wake.clear()
@@ -271,9 +216,45 @@ class Supervisor:
             if member.child is not None and not member.alive:
                 self.heartbeat.remove(member)
                 self._reap(member, member.child)
-        missing = self._wanted - len(self.heartbeat.members)
+        self._renew()
+        missing = self._missing
         if missing > 0 and time.monotonic() >= self._restarts.at:
             self._start_children(missing)
+
+    def _renew(self) -> None:
+        """Choose one process that is to be replaced; let one drain where more are ready than are
+        wanted, such as that one when its replacement is."""
+        staying = self._staying
+        if self._replaced not in staying:
+            self._replaced = None
+        ready = [member for member in staying if member.ready and member.alive]
+        if self._wanted and len(ready) > self._wanted:
+            least = min(ready, key=lambda member: len(member.scoreboard.running()))
+            self._let_drain(self._replaced or least)
+        now = time.monotonic()
+        if self._replaced is not None or not self._renewal.wanted or now < self._next_look:
+            return
+        if len(self.heartbeat.members) - len(staying) >= max(1, self._wanted):
+            return  # as many drain already, and have memory of their own
+        self._next_look = now + LOOK_S
+        for member in ready:
+            if not member.leaving and (why := self._renewal.reason(member)):
+                assert member.child is not None
+                log.info("worker process %d %s: another is started for it", member.child.pid, why)
+                self._replaced = member
+                return
+
+    def _let_drain(self, member: ManagedProcess) -> None:
+        """Let a process finish what it runs, however long that takes, and end; what it has not
+        started goes back."""
+        if member is self._replaced:
+            member.leaving = "was replaced"
+            self._replaced = None
+        else:
+            member.leaving = "is one too many"
+        if member.child is not None:
+            log.info("worker process %d %s: it drains", member.child.pid, member.leaving)
+            member.child.stop(DRAIN_S)
 
     def _reap_orphans(self) -> None:
         """Reap what handlers left behind: it becomes a child of process 1 of a container, as this
@@ -297,9 +278,15 @@ class Supervisor:
         child.let_go()
         if self._stopping.is_set():
             return
+        if member.leaving and not member.killed and child.process.returncode == 0:
+            log.info("worker process %d, which %s, has ended", child.pid, member.leaving)
+            return
         ended = how_it_ended(child.process.returncode)
         why = member.killed or ended
         if self._restarts.give_up(member, why):
+            return
+        if member.leaving:
+            log.warning("worker process %d, which was draining, %s", child.pid, why)
             return
         log.warning("worker process %d %s; starting another", child.pid, why)
         self._restarts.after(
@@ -332,7 +319,7 @@ class Supervisor:
             child = Child(
                 "redistq.worker.child",
                 pass_fds=(scoreboard.descriptor,),
-                environment=environment(self._wanted),
+                environment=environment(self._wanted, self.settings.blas_threads),
             )
             member = ManagedProcess(
                 new_consumer_name(socket.gethostname()), scoreboard, child, start=start
@@ -366,6 +353,7 @@ class Supervisor:
         while (report := child.hear()) is not None:
             if report.ready:
                 member.details = report.details
+                self._renewal.begin(member)
                 member.ready = True
                 self._restarts.worked = True
                 self.heartbeat.send_soon()

@@ -178,15 +178,62 @@ def test_a_pool_shares_the_cores_out(
     monkeypatch: pytest.MonkeyPatch, mine: dict[str, str], seen: str
 ) -> None:
     """As many worker processes as cores bring one BLAS thread each, unless the user says more."""
-    from redistq.system.interpreter import VARIABLES, cores, environment
+    from redistq.system.cores import VARIABLES, cores, environment
 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in mine.items():
         monkeypatch.setenv(name, value)
     assert environment(cores())["OPENBLAS_NUM_THREADS"] == seen or cores() == 1
-    assert environment(1).get("MKL_NUM_THREADS") is None
+    assert environment(1).get("MKL_NUM_THREADS") is None or cores() < (os.cpu_count() or 1)
+    assert environment(1, 7)["MKL_NUM_THREADS"] == environment(9, 7)["OMP_NUM_THREADS"] == "7"
     assert environment(10_000)["MKL_NUM_THREADS"] == mine.get("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"pods/one/cpu.max": "max 100000", "pods/cpu.max": "300000 100000"}, 3),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_container_has_the_cores_of_its_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    """Of the new and the old kind, of its own group and those above."""
+    from redistq.system import cores
+
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    own = tmp_path / "own"
+    own.write_text("4:cpu,cpuacct:/\n0::/pods/one\n")
+    monkeypatch.setattr(cores, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cores, "OWN", own)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert cores.cores() == expected
+
+
+def _blas_threads() -> list[int]:
+    import numpy
+    import threadpoolctl
+
+    numpy.ones((2, 2)) @ numpy.ones((2, 2))
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+
+
+def test_numpy_has_as_many_threads_as_were_asked_for(url: str) -> None:
+    """Libraries see the bound when they are loaded."""
+    pytest.importorskip("threadpoolctl")
+    for threads in (1, 2):
+        with Client(url) as client:
+            client.start_workers(1, blas_threads=threads)
+            found = client.submit(_blas_threads).result(30)
+            assert found
+            assert set(found) == {threads}
 
 
 def test_workers_of_a_pool_have_that_environment(client: Client) -> None:

@@ -35,20 +35,21 @@ def parent(line: Line) -> Parent:
 @pytest.mark.parametrize(
     ("lines", "heard"),
     [
-        (("stop 2.5", "stop 1"), [2.5]),
-        (("something newer 3", "stop 0"), [0.0]),
+        (("stop 2.5", "stop 1"), [2.5, "gone"]),
+        (("something newer 3", "stop 0"), [0.0, "gone"]),
         (("something newer 3",), ["gone"]),
         ((), ["gone"]),
     ],
 )
 def test_a_process_hears_once_that_it_is_to_stop(lines: tuple[str, ...], heard: list[Any]) -> None:
-    """Either an order or the end of orders; what it does not know is passed over."""
+    """And that its starter has gone, also while it stops; what it does not know is passed over."""
     said: list[Any] = []
     done = threading.Event()
 
     def note(what: Any) -> None:
         said.append(what)
-        done.set()
+        if what == "gone":
+            done.set()
 
     parent(Line(*lines)).listen(note, lambda: note("gone"))
     assert done.wait(5)
@@ -63,10 +64,8 @@ def test_a_process_hears_which_tasks_are_to_end_also_while_it_stops() -> None:
 
     def cancel(place: int, entry: str) -> None:
         said.append((place, entry))
-        if place == 2:
-            done.set()
 
-    parent(Line(*lines)).listen(said.append, lambda: said.append("gone"), cancel)
+    parent(Line(*lines)).listen(said.append, done.set, cancel)
     assert done.wait(5)
     assert said == [(0, "1-1"), 3.0, (2, "5-0")]
 

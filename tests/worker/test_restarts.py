@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from redistq.worker.heartbeat import ManagedProcess
+from redistq.worker.restarts import KILLERS_PAUSE_S, QUICK_DEATH_S, START_TRIES, Restarts
 from redistq.worker.scoreboard import Scoreboard
-from redistq.worker.supervisor import KILLERS_PAUSE_S, QUICK_DEATH_S, START_TRIES, Restarts
 
 Ended = Callable[..., ManagedProcess]
 
