@@ -1,4 +1,4 @@
-"""Worker processes that are replaced: after so many tasks, with so much memory, a fresh one first."""
+"""Worker processes that are replaced when they have done enough, or grown: a fresh one first."""
 
 from __future__ import annotations
 
