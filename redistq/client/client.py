@@ -7,15 +7,12 @@ workers and their guarantees are the same for all. What a client has open is in 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..display.html import escape, panel
 from ..errors import ConfigurationError
-from ..flows import Flow
 from ..functions.signing import key_from, user_key
 from ..producer.diagnosis import ANY_NAME
 from ..producer.limits import Limits
@@ -29,174 +26,23 @@ from ..protocol.options import (
     listed,
     seconds,
     shown,
-    wait_seconds,
 )
 from ..worker.worker import TaskWorker
-from . import submission
 from .batch import Batch
-from .futures import StreamFuture, TaskFuture, flattened, in_order
-from .graph import CallGraph, submit_flow
+from .futures import TaskFuture
 from .leftovers import leftovers_in, say_what_was_left
-from .schedules import Scheduling
-from .scope import BatchScope
 from .session import ClientSettings, Session
 from .steps import SendsEvents
+from .submitting import BoundOptions, Submitting
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 LocalWorkers = TaskWorker
 """What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""
 
 
-class _Submitting(Scheduling):
-    """What can be done with a Client and with ``client.options(...)`` alike."""
-
-    _options: CallOptions
-
-    @property
-    def _client(self) -> Client:
-        raise NotImplementedError
-
-    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> TaskFuture:
-        """Call ``fn(*args, **kwargs)`` on a worker; return its future at once.
-
-        A future among the arguments, anywhere in lists, dicts and other objects, stands for its
-        result: the call runs when that task has succeeded, and takes the result from the server.
-        So does a batch, for the list of its results. When such a task fails this one never runs,
-        and its error, a TaskCancelled, says why.
-
-        A name instead of a function sends the task of that name, with one JSON payload. Raises
-        PayloadError naming what cannot be pickled, and RuntimeError after ``shutdown``.
-        """
-        return submission.submit(self._client._session, fn, args, kwargs, self._options)
-
-    def stream(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> StreamFuture:
-        """Call a generator function on a worker; return a future whose items can be iterated over
-        as they come, ``for item in client.stream(fn, ...)``, or with ``async for``.
-
-        Its result is how many items there are: all of them are in its stream, from any kernel
-        (``client.future(task_id).stream()``), as long as a result is kept. The function waits while
-        much of what it has yielded was not read by anybody. Otherwise as ``submit``, where a
-        generator's result is the list of its items.
-        """
-        session = self._client._session
-        future = submission.submit(session, fn, args, kwargs, self._options, kind=StreamFuture)
-        assert isinstance(future, StreamFuture)
-        return future
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-    ) -> Iterator[Any]:
-        """Return the results of ``fn`` over the items, in order, as Executor.map.
-
-        All calls are sent before this returns. ``chunksize`` calls travel as one task. A large
-        argument that several calls share (the same object) is stored once.
-        """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        timeout = wait_seconds(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-
-        def left() -> float | None:
-            return None if end is None else end - time.monotonic()
-
-        session = self._client._session
-        futures = submission.map_calls(session, fn, iterables, chunksize, self._options)
-        results = in_order(futures, left)
-        return results if chunksize == 1 else flattened(results)
-
-    def map_batch(
-        self,
-        fn: Callable[..., Any],
-        items: Iterable[Any],
-        *,
-        name: str | None = None,
-        resume: bool = True,
-        progress: bool | None = None,
-    ) -> Batch:
-        """Call ``fn(item)`` for every item, as a durable batch; see Batch.
-
-        With a ``name`` the batch can be found again from another kernel (``client.batch(name)``),
-        and the same call made again sends only what is not there yet. A result is used again where
-        function and item are the same as then; other items, and all of another function, run
-        anew, which is said. ``resume="items"`` looks at the items alone, so that what a mended
-        function did before counts; ``resume=False`` raises ConfigurationError when the name is
-        taken. So does, in any case, another number of items, or a batch that is still at work on
-        other calls. PayloadError names what cannot be compared. ``progress`` shows a bar while
-        results are waited for (None: when somebody looks at the output).
-        """
-        session = self._client._session
-        return Batch.start(session, self._options, fn, items, name, resume, progress)
-
-    def run(self, flow: Flow) -> Any:
-        """Send the tasks of a flow (redistq.chain, group, chord, map_reduce); return the future of
-        its end, or a list of futures where it ends in a group.
-
-        Each function takes the result of what comes before it as its last argument.
-        """
-        return submit_flow(self._client._session, flow, self._options)
-
-    def graph(self, name: str) -> CallGraph:
-        """Return the graph of that name: to be written, ``with client.graph("etl") as graph``, or
-        one that was sent before; see Graph."""
-        return CallGraph(self._client._session, self._options, name)
-
-    def batch_scope(self) -> BatchScope:
-        """Return a block whose work does not outlive it: leaving it by an error or an interrupt
-        cancels what has not started; leaving it normally waits for all of it."""
-        return BatchScope(self._client._session, self._options)
-
-    def map_frame(
-        self, fn: Callable[[pd.DataFrame], Any], df: pd.DataFrame, *, chunks: int | None = None
-    ) -> pd.DataFrame:
-        """Return one DataFrame of ``fn(part)`` over consecutive parts of ``df``, in their order.
-
-        ``fn`` takes and returns a DataFrame (or Series). ``chunks`` defaults to four a worker.
-        """
-        from .dataframes import map_frame
-
-        if chunks is None:
-            chunks = 4 * self._client.worker_count()
-        return map_frame(self.map, fn, df, chunks)
-
-    def map_groups(self, fn: Callable[[pd.DataFrame], Any], groups: Any) -> Any:
-        """Return what ``df.groupby(...).apply(fn)`` gives, with ``fn`` called on workers.
-
-        ``fn`` sees its group with the key's columns, and the key as ``group.name``. Rows of a
-        function that keeps each group's index come back in the order of the frame that was grouped
-        (whatever ``group_keys`` says); everything else is as pandas puts it together.
-        """
-        from .dataframes import map_groups
-
-        return map_groups(self.map, fn, groups)
-
-
-class BoundOptions(_Submitting):
-    """A client with options set: ``client.options(retries=3).submit(...)``."""
-
-    def __init__(self, client: Client, options: CallOptions) -> None:
-        self._bound = client
-        self._options = options
-
-    @property
-    def _client(self) -> Client:
-        return self._bound
-
-    @listed(CallKeywords)
-    def options(self, **options: Unpack[CallKeywords]) -> BoundOptions:
-        """Return the same options with some changed."""
-        return BoundOptions(self._bound, self._options.changed(options))
-
-    def __repr__(self) -> str:
-        return f"{self._client!r}.options({self._options})"
-
-
-class Client(_Submitting, SendsEvents, Executor):
+class Client(Submitting, SendsEvents, Executor):
     """Runs functions on workers: an ``Executor`` whose work survives this process.
 
     ``Client()`` uses the server that ``settings.resolve`` finds (the embedded one at last);
