@@ -359,6 +359,16 @@ class ArgumentError(PayloadError, Fail):
     """
 
 
+class Cancel(Exception):
+    """End this task as cancelled now: it has neither succeeded nor failed, and is not run again."""
+
+    reason: str = ""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(reason or "the handler gave the task up")
+
+
 class InvalidDelay(ConfigurationError, Fail):
     """The delay of a Retry or Snooze is no number of seconds.
 

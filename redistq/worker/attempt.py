@@ -19,6 +19,7 @@ from typing import Any
 from .. import tracing
 from ..context import TaskContext
 from ..errors import (
+    Cancel,
     CancelRequested,
     Fail,
     LeaseLost,
@@ -339,6 +340,8 @@ class Attempt:
         if self.asked and issubclass(kind, _WAYS_TO_OBEY):
             why = error.args[0] if kind is CancelRequested and error.args else ""
             return self.cancelled(why or "asked to end while it ran", took, started)
+        if issubclass(kind, Cancel):
+            return self.cancelled(message_of(error), took, started)
         retries = self.terms.options.retries_or(policy.retries)
         if issubclass(kind, LeaseLost):  # refused; should it not be, the task runs again
             return self._again("snoozed", 0.001, b"", "LeaseLost", took, started)

@@ -70,6 +70,8 @@ def _load_target(target: str) -> Registry:
     found: Any = module
     for part in attribute.split("."):
         found = getattr(found, part, None)
+    if callable(made := getattr(found, "__redistq_registry__", None)):  # an app of another kind
+        found = made()
     if isinstance(found, Registry):
         found.warn_of_skipped()
         return found
