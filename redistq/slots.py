@@ -64,6 +64,11 @@ def serve(lender: Lender) -> None:
     _here.runner = Runner(lender)
 
 
+def leave() -> None:
+    """This thread is no runner any more."""
+    _here.runner = None
+
+
 def serve_process(lender: Lender) -> None:
     """This process does nothing but run the tasks of that processor: a thread that a handler
     started, and that waits for tasks, holds up its handler, and so a slot."""

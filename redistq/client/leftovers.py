@@ -16,7 +16,7 @@ from ..functions.written import CALL
 from ..logger import logger
 from ..protocol.homes import Home
 from ..protocol.options import NO_OPTIONS, TaskOptions
-from ..protocol.plain_commands import BATCH_CLIENT, TIME, read_time
+from ..protocol.plain_commands import BATCH_CLIENT, read_time
 from ..protocol.waits import by_priority
 from .queues import MARK, ClientQueue, has_ended
 
@@ -52,7 +52,7 @@ class Leftovers:
         with a name. The first ``most`` entries that wait are looked at; None: all, and the delayed
         ones too.
         """
-        now_ms = read_time(self.queue.broker.call(TIME))
+        now_ms = read_time(self.queue.broker.call(self.queue.commands.time))
         start = self._unread()
         seen = 0
         while start and (most is None or seen < most):

@@ -30,7 +30,7 @@ from ..producer.sansio import LEAST_PATIENCE_S, Inbox
 from ..protocol.commands import Command, Commands, Snapshot, Watched
 from ..protocol.homes import Home
 from ..protocol.keys import ENDED, QueueKeys, without_priority
-from ..protocol.plain_commands import TIME, PlainCommands, portions, read_stream, read_time
+from ..protocol.plain_commands import PlainCommands, portions, read_stream, read_time
 from ..protocol.replies import messages, read
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class ClientQueue:
         """Return how many living worker processes run function calls, by home; under "" those that
         run the calls of all homes."""
         commands = self.commands
-        now_ms = read_time(self.broker.call(TIME))
+        now_ms = read_time(self.broker.call(commands.time))
         workers = self.broker.call(commands.workers_alive(now_ms))
         asked = (commands.names_and_home(name.decode()) for name in workers)
         served: dict[str, int] = {}

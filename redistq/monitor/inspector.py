@@ -17,7 +17,7 @@ from ..producer.shape import SUMMARY, read_summary
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
-from ..protocol.plain_commands import TIME, read_time
+from ..protocol.plain_commands import read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
 from .agenda import ScheduleRow
@@ -141,7 +141,7 @@ class Inspector:
             cursor = text_of(raw)
             if cursor == "0":
                 break
-        now_ms = read_time(self._broker.call(TIME))
+        now_ms = read_time(self._broker.call(self._commands.time))
         states = most_waiting_first(states_of(facts).values())
         return [LimitRow(state, now_ms) for state in states[: n and _count(n)]]
 

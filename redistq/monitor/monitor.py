@@ -17,7 +17,7 @@ from ..producer.operations import Wish
 from ..producer.producer import TaskProducer
 from ..protocol.commands import Snapshot
 from ..protocol.keys import COUNTED, DEFAULT_QUEUE, without_priority
-from ..protocol.plain_commands import TIME, read_time
+from ..protocol.plain_commands import read_time
 from . import columns, frames
 from .events import Followed
 from .inspector import EVENTS_MAX, Inspector
@@ -75,7 +75,7 @@ class TaskMonitor(Followed, Scheduled):
 
     def now_ms(self) -> int:
         """Return the server's time in ms since the epoch."""
-        return read_time(self.broker.call(TIME))
+        return read_time(self.broker.call(self.commands.time))
 
     def tick(
         self,

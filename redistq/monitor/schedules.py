@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..connection.broker import Broker
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
-from ..protocol.plain_commands import TIME, read_time
+from ..protocol.plain_commands import read_time
 from ..protocol.schedules import read_all
 from . import columns, frames
 from .agenda import ScheduleRow, in_order
@@ -35,7 +35,7 @@ def read_rows(broker: Broker, commands: Commands, n: int | None) -> list[Schedul
         if cursor == b"0":
             break
     schedules = list(read_all(found.items(), without_priority(commands.keys.stream)).values())
-    now_ms = read_time(broker.call(TIME))
+    now_ms = read_time(broker.call(commands.time))
     order = in_order(ScheduleRow(schedule, "", now_ms) for schedule in schedules)[:n]
     lanes = {queue: _lane(commands, queue) for queue in {row.schedule.queue for row in order}}
     asked = [row for row in order if row.schedule.last_id]

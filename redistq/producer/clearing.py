@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from ..protocol.commands import Commands
 from ..protocol.keys import PRIORITIES, QueueKeys, at_priority, without_priority
-from ..protocol.plain_commands import MAX_TASKS, TIME, read_time
+from ..protocol.plain_commands import MAX_TASKS, read_time
 from ..protocol.waits import by_priority
 from .sansio import Operation, Sleep
 
@@ -43,7 +43,7 @@ def purge(lanes: Lanes, counts: dict[str, int]) -> Operation[dict[str, int]]:
     """
     counts.update(dict.fromkeys(("waiting", "delayed", "queued"), 0))
     yield from _waiting(lanes, counts)
-    end = str(read_time((yield TIME)))
+    end = str(read_time((yield next(iter(lanes.values())).time)))
     for commands in lanes.values():
         yield from _delayed(commands, counts)
     for commands in lanes.values():

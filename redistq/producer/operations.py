@@ -37,7 +37,7 @@ from ..protocol.options import (
     unknown_option,
     wait_seconds,
 )
-from ..protocol.plain_commands import MAX_BYTES, TIME, portions, read_time
+from ..protocol.plain_commands import MAX_BYTES, portions, read_time
 from ..protocol.progress import Progress, read_progress
 from ..protocol.waits import read_why
 from .diagnosis import Diagnosis
@@ -351,7 +351,7 @@ class ProducerOperations:
                 return done
 
     def _now_ms(self) -> Operation[int]:
-        return read_time((yield TIME))
+        return read_time((yield self.commands.time))
 
     def _pause(self, paused: bool) -> Operation[None]:
         yield self.commands.set_paused(paused)

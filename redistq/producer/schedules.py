@@ -18,7 +18,7 @@ from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.commands import Commands
 from ..protocol.keys import without_priority
 from ..protocol.options import ScheduleKeywords, Seconds, count, listed, moment
-from ..protocol.plain_commands import TIME, portions, read_time
+from ..protocol.plain_commands import portions, read_time
 from ..protocol.schedules import (
     MOST_AT_ONCE,
     MOST_SCHEDULES,
@@ -102,7 +102,7 @@ class ScheduleOperations:
         raises LookupError where one is not there."""
         state = "" if paused is None else str(int(paused))
         while True:
-            now_ms = read_time((yield TIME))
+            now_ms = read_time((yield self._commands.time))
             old = self._read(name, (yield self._commands.schedule(name)))
             next_ms, anchor_ms = changed_times(old, timing, now_ms)
             word, _ = yield self._commands.set_schedule(
@@ -144,7 +144,7 @@ class ScheduleOperations:
         """End a pause."""
         word = b"late"
         while word == b"late":
-            now_ms = read_time((yield TIME))
+            now_ms = read_time((yield self._commands.time))
             old = yield from self.get(name)
             if old is None:
                 raise UnknownSchedule(name)
@@ -181,7 +181,7 @@ class ScheduleOperations:
 
     def run_now(self, name: str) -> Operation[TaskId]:
         """Add one task of a schedule at once; return the id of the task that stands."""
-        now_ms = read_time((yield TIME))
+        now_ms = read_time((yield self._commands.time))
         task_id = f"{check_name(name)}@now-{now_ms}"
         schedule = yield from self.known(name)
         (stands,) = yield from self._fire(schedule, [(task_id, now_ms)], False)
@@ -192,7 +192,7 @@ class ScheduleOperations:
         their ids."""
         first = round(moment("the start of a backfill", start) * 1000)
         last = round(moment("the end of a backfill", end) * 1000)
-        now_ms = read_time((yield TIME))
+        now_ms = read_time((yield self._commands.time))
         schedule = yield from self.known(name)
         times: list[int] = []
         for at_ms in schedule.timing.times(first - 1, schedule.anchor_ms):
@@ -213,7 +213,7 @@ class ScheduleOperations:
 
     def preview(self, timing: Timing, n: int) -> Operation[list[datetime]]:
         """Return the next times a rule fires, by the server's clock."""
-        now_ms = read_time((yield TIME))
+        now_ms = read_time((yield self._commands.time))
         times = timing.times(now_ms, now_ms)
         return [moment_of(next(times), timing.tz) for _ in range(count("n", n, least=1, most=1000))]
 

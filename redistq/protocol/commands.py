@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from . import scripts
+from . import scripts, simulated
 from .answers import Answered as Answered
 from .answers import Fired as Fired
 from .answers import HeartbeatReply as HeartbeatReply
@@ -76,15 +76,18 @@ class Commands(WorkerCommands):
     ) -> None:
         super().__init__(keys)
         self.group = group
-        self._scripts = scripts.QueueScripts(
-            keys,
-            {
-                "group": group,
-                "history_max": str(history_max),
-                "dead_ttl": str(dead_ttl_ms),
-                "channel": keys.channel,
-            },
-        )
+        own = {
+            "group": group,
+            "history_max": str(history_max),
+            "dead_ttl": str(dead_ttl_ms),
+            "channel": keys.channel,
+        }
+        clock = simulated.clock_of(keys.stream)
+        if clock is None:
+            self._scripts = scripts.QueueScripts(keys, own)
+        else:
+            self._scripts = scripts.QueueScripts(keys, own, simulated.load, (clock,))
+            self.time = simulated.read_clock(keys.stream)
         self._enqueue: Command = self._scripts.enqueue(())
         self._settle = self._scripts.settle
 

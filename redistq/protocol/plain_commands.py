@@ -44,6 +44,8 @@ class PlainCommands:
 
     def __init__(self, keys: QueueKeys) -> None:
         self.keys = keys
+        self.time = TIME
+        """Ask for the time that the queue's scripts go by; ``read_time`` reads the answer."""
 
     # -- tasks -----------------------------------------------------------------------------------
 

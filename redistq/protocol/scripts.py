@@ -134,11 +134,16 @@ def load(name: str) -> Script:
     text = _COMMENT.sub("", text)
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     script = Script(name, source, text, sha)
-    _texts[sha] = text
+    remember(script)
     return script
 
 
 _texts: dict[str, str] = {}
+
+
+def remember(script: Script) -> None:
+    """Keep a script's text, for servers that do not know its SHA1."""
+    _texts[script.sha] = script.text
 
 
 def text_of(sha: str) -> str:
@@ -256,20 +261,30 @@ def _maker(verb: str, own: tuple[str, ...]) -> Callable[..., Call]:
 class QueueScripts:
     """Every script of one queue, as a function of its name: ``scripts.cancel(ids, ttl=1000)``."""
 
-    def __init__(self, keys: object, own: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        keys: object,
+        own: Mapping[str, Any],
+        loader: Callable[[str], Script] = load,
+        more_keys: Sequence[str] = (),
+    ) -> None:
         """``keys`` has an attribute for each key that headers name; ``own`` are the arguments that
-        are the same in all calls of the queue, by their names in the headers."""
+        are the same in all calls of the queue, by their names in the headers. ``loader`` finds the
+        script of a verb, which is given ``more_keys`` after those of its header."""
         self._keys = keys
         self._own = own
+        self._loader = loader
+        self._more_keys = more_keys
         for verb in VERBS:  # all at once: another release may be installed over this one later
-            load(verb)
+            loader(verb)
 
     def __getattr__(self, verb: str) -> Call:
         """Make a script's function when it is first wanted."""
         if verb not in VERBS:
             raise AttributeError(f"there is no script {verb!r}")
         keys = [getattr(self._keys, name) for name in header_of(verb).keys]
-        head = ("EVALSHA", load(verb).sha, len(keys), *keys)
+        keys.extend(self._more_keys)
+        head = ("EVALSHA", self._loader(verb).sha, len(keys), *keys)
         call = _maker(verb, tuple(self._own))(head, **self._own)
         setattr(self, verb, call)
         return call

@@ -11,7 +11,7 @@ import time
 
 from ..connection.broker import Broker
 from ..logger import logger
-from ..protocol.plain_commands import TIME, read_time
+from ..protocol.plain_commands import TIME, Command, read_time
 
 log = logger("redistq.worker")
 
@@ -26,8 +26,10 @@ PATIENCE_S = 0.5
 class ServerClock:
     """Compares times with the server's clock; thread-safe."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, command: Command = TIME) -> None:
+        """``command`` asks the server for the time."""
         self._broker = broker
+        self._command = command
         self._ahead_ms: float | None = None  # of our monotonic clock
         self._ask_at = 0.0
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class ServerClock:
     def _ask(self) -> None:
         before = time.monotonic()
         try:
-            server_ms = read_time(self._broker.call(TIME, before + PATIENCE_S))
+            server_ms = read_time(self._broker.call(self._command, before + PATIENCE_S))
         except Exception as error:  # whatever it is: the task runs, as it would without a clock
             log.warning("the server's clock is not known: %s", error)
             self._ask_at = time.monotonic() + ASK_AGAIN_S

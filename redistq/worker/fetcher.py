@@ -115,7 +115,7 @@ class Fetcher:
                 faulty_since = math.inf
                 if tasks:
                     self._prefetch.came(time.monotonic())
-                    self.take(self._let_in(self._not_paused(tasks)), drained=len(tasks) < room)
+                    self.take(self.let_in(self._not_paused(tasks)), drained=len(tasks) < room)
             except GroupMissing:
                 log.warning("queue %s has no group: making it anew", self._settings.queue)
                 self._group_gone = True
@@ -193,7 +193,7 @@ class Fetcher:
         self._names_changed = True
         self._room.ring()
 
-    def _let_in(self, tasks: list[Delivery]) -> list[Delivery]:
+    def let_in(self, tasks: list[Delivery]) -> list[Delivery]:
         """Return these without those whose name has a rule, or is paused, and that do not wait
         under its key yet: they go back to do so. One that cannot go back is run."""
         gone: set[tuple[bytes, WorkerQueue]] = set()
@@ -222,7 +222,7 @@ class Fetcher:
         while self._suspects:
             tasks.append(self._suspects.popleft())
         try:
-            tasks = self._let_in(tasks)
+            tasks = self.let_in(tasks)
         except BaseException:  # whatever it is: they are still here, and are looked at again
             self._names_changed = True
             raise
@@ -311,7 +311,7 @@ class Fetcher:
         held = set(self.held)
         for page in self.reader.pending(connection):
             lost = [task for task in page if task[1] and (task[0], task[2]) not in held]
-            found = self._let_in(self.reader.own(lost))
+            found = self.let_in(self.reader.own(lost))
             if found:
                 log.info("took up %d tasks whose delivery was lost", len(found))
                 self.accept(found)

@@ -88,7 +88,13 @@ class Processor:
         room = Room()
         held: Held = {}
         self.executor = Executor(
-            settings, handlers, consumer, scoreboard, held, ServerClock(broker), self._thread
+            settings,
+            handlers,
+            consumer,
+            scoreboard,
+            held,
+            ServerClock(broker, commands[0].time),
+            self._thread,
         )
         self.reporter = Reporter(broker, consumer)
         self.item_writer = ItemWriter(broker, consumer)
