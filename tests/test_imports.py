@@ -19,7 +19,7 @@ ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol"),
     *("context", "handlers", "flows", "tracing", "connection", "settings", "producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "compat", "monitor", "dashboard", "cli"),
-    *("cli_monitor", "__main__"),
+    *("testing", "cli_monitor", "__main__"),
 )
 # Doors, opened at first use: a name that users know stands below what it opens.
 DOORS = {

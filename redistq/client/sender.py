@@ -241,6 +241,11 @@ class Sender:
         unsent = {item.task_id for item in list(self._outbox)}
         return [task_id for task_id in ids if task_id not in unsent]
 
+    def send_all(self) -> None:
+        """Send all that waits, and wait until it has arrived."""
+        self.flush(patient=True)
+        self.settle_down()
+
     def settle_down(self) -> None:
         """Wait until what is just being sent has arrived."""
         with self._sending:

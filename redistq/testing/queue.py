@@ -114,6 +114,7 @@ class TestQueue:
 
     def tasks(self) -> list[Enqueued]:
         """Return the tasks that have not ended."""
+        self._send()
         return tasks_in(self._broker, self._commands)
 
     def assert_enqueued(
@@ -223,6 +224,7 @@ class TestQueue:
 
     def _next(self) -> tuple[Engine, Delivery] | None:
         while True:
+            self._send()
             engine = self._living()
             if self._silent:
                 self._take_up()
@@ -232,6 +234,11 @@ class TestQueue:
             except WorkerDied:
                 continue
             return None if task is None else (engine, task)
+
+    def _send(self) -> None:
+        """Let what the client was given arrive."""
+        if "client" in self.__dict__:
+            self.client._session.exchange.sender.send_all()
 
     def _living(self) -> Engine:
         """Return a worker that lives and has today's handlers."""
