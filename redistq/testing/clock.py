@@ -65,12 +65,12 @@ class Clock:
 
     def freeze(self, time: datetime | float | None = None) -> AbstractContextManager[Clock]:
         """Let it stand still, at that time if one is given; for good, or for a ``with`` block."""
-        if time is not None:
-            self.move_to(time)
         if self._frozen_ms is None:
             now = self.now_ms
             self._set(f"={now}", 0)
             self._frozen_ms = now
+        if time is not None:
+            self.move_to(time)
         return self._until_left()
 
     def unfreeze(self) -> None:

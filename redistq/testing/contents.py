@@ -56,7 +56,7 @@ class Enqueued:
     def __str__(self) -> str:
         state = self.state
         if self.due_in is not None:
-            state += f", due in {self.due_in.total_seconds():g} s"
+            state += f", due in {round(self.due_in.total_seconds(), 1):g} s"
         if self.reason not in ("", "delay"):
             state += f" ({self.reason})"
         payload = json.dumps(self.payload, default=repr, ensure_ascii=False)

@@ -310,6 +310,7 @@ class Engine:
             loop.close()
         self._loops.clear()
         self._connection.close()
+        self._broker.close()
         self._scoreboard.close()
 
     def _start(self, target: Callable[[], Any], role: str) -> None:

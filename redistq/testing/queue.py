@@ -99,9 +99,7 @@ class TestQueue:
     @functools.cached_property
     def client(self) -> Client:
         """A client of this queue, for functions; it has no workers: ``drain`` runs its calls."""
-        return Client(
-            address=self._address, queue=self.name, signing_key=self._key, shared=True
-        )
+        return Client(address=self._address, queue=self.name, signing_key=self._key, shared=True)
 
     @functools.cached_property
     def monitor(self) -> TaskMonitor:
