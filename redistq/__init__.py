@@ -16,6 +16,7 @@ if f"{_module.removeprefix('-m')}.".startswith(f"{__name__}.") and not sys.flags
     sys.path.append(sys.path.pop(0))
 
 import importlib  # noqa: E402
+import os  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     )
     from .flows import chain, chord, group, map_reduce, sig
     from .handlers import Registry, task
+    from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
     from .monitor.events import TaskEvent
     from .producer import AsyncTaskProducer, TaskProducer
@@ -99,7 +101,9 @@ __all__ = [
     "ItemsGone",
     "LeaseLost",
     "LocalWorkers",
+    "Middleware",
     "ModuleMissing",
+    "NewTask",
     "PayloadError",
     "PayloadTooLarge",
     "Progress",
@@ -111,6 +115,7 @@ __all__ = [
     "Retry",
     "ServerFull",
     "ServerUnavailable",
+    "Settled",
     "Snooze",
     "StepError",
     "StepMismatch",
@@ -150,6 +155,7 @@ __all__ = [
     "sig",
     "task",
     "track",
+    "travels",
 ]
 
 _HOMES = {
@@ -158,6 +164,10 @@ _HOMES = {
     "LocalWorkers": "client.client",
     "TaskFuture": "client.futures",
     "Dashboard": "dashboard",
+    "Middleware": "middleware",
+    "NewTask": "middleware",
+    "Settled": "middleware",
+    "travels": "middleware",
     "Registry": "handlers",
     "TaskContext": "context",
     "current_task": "context",
@@ -197,3 +207,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "REDISTQ_TRACING" in os.environ:  # it stands around all tasks of this process: see there
+    importlib.import_module(".tracing", __name__)

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans from the producer to the handler; without it, one look at a name a task.
+"""OpenTelemetry spans from the producer to the handler, as middleware of the whole process.
 
-Used by producers (a span that creates the task, whose context travels in the task's options) and
-by workers (a span around the handler, its child). Off unless ``REDISTQ_TRACING=1`` is in the
+Around adding it makes a span that creates the task, whose context travels in the task's headers;
+around running a span of the handler, its child. Off unless ``REDISTQ_TRACING=1`` is in the
 environment or ``enable()`` was called; opentelemetry is imported only then. Where spans go is the
 application's to set up, as always with OpenTelemetry.
 """
@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from .context import TaskContext
 from .errors import Snooze, Suspended
 from .logger import logger
+from .middleware import Middleware, NewTask, ambient
 
 log = logger("redistq.tracing")
 
 ENV = "REDISTQ_TRACING"
 
 
-class Tracing:
+class Tracing(Middleware):
     """Makes the spans; one for the process, see ``active``."""
 
     def __init__(self, provider: Any = None) -> None:
@@ -36,45 +38,38 @@ class Tracing:
         self._propagate = propagate
         self._tracer = trace.get_tracer("redistq", tracer_provider=provider)
 
-    def created(self, task_id: str, name: str, queue: str) -> dict[str, str]:
-        """Make a span for a task's creation; return its context, to travel with the task."""
-        carrier: dict[str, str] = {}
-        with (
-            _no_trouble(),
-            self._tracer.start_as_current_span(
-                f"create {name}",
-                kind=self._trace.SpanKind.PRODUCER,
-                attributes=_attributes(task_id, name, queue, "create"),
-            ),
-        ):
-            self._propagate.inject(carrier)
-        return carrier
-
-    def context(self) -> dict[str, str]:
-        """Return the current context alone, for many tasks added at once under one span."""
-        carrier: dict[str, str] = {}
+    def enqueue(self, task: NewTask, next: Callable[[NewTask], str]) -> str:
+        """Make a span for a task's creation, whose context travels in its headers; where many are
+        added as one, the current context alone."""
         with _no_trouble():
-            self._propagate.inject(carrier)
-        return carrier
+            carrier: dict[str, str] = {}
+            if task.id:
+                with self._tracer.start_as_current_span(
+                    f"create {task.name}",
+                    kind=self._trace.SpanKind.PRODUCER,
+                    attributes=_attributes(task.id, task.name, task.queue, "create"),
+                ):
+                    self._propagate.inject(carrier)
+            else:
+                self._propagate.inject(carrier)
+            task.headers.update(carrier)
+        return next(task)
 
-    @contextlib.contextmanager
-    def running(
-        self, carrier: Mapping[str, Any] | None, task_id: str, name: str, queue: str, attempt: int
-    ) -> Iterator[None]:
-        """A span around a handler, the child of the one that created the task, whose context the
-        task carries.
+    def run(self, context: TaskContext, payload: Any) -> Generator[Any, Any, Any]:
+        """A span around a handler, the child of the one that created the task, whose context is in
+        its headers.
 
         What the handler raises is recorded and makes it an error; what puts its task off does not.
         """
         span: Any = None
+        name = context.name
         with _no_trouble():
-            context = None if carrier is None else self._propagate.extract(carrier)
-            attributes = _attributes(task_id, name, queue, "process") | {"redistq.attempt": attempt}
+            attributes = _attributes(context.task_id, name, context.queue, "process")
             around = self._tracer.start_as_current_span(
                 f"process {name}",
-                context=context,
+                context=self._propagate.extract(context.headers),
                 kind=self._trace.SpanKind.CONSUMER,
-                attributes=attributes,
+                attributes=attributes | {"redistq.attempt": context.attempt},
                 record_exception=False,
                 set_status_on_exception=False,
             )
@@ -131,12 +126,17 @@ def enable(provider: Any = None) -> None:
     Raises ImportError without opentelemetry.
     """
     global active
-    active = Tracing(provider)
+    spans = Tracing(provider)
+    disable()
+    active = spans
+    ambient.use(spans)
 
 
 def disable() -> None:
     """Make no more spans."""
     global active
+    if active is not None:
+        ambient.leave(active)
     active = None
 
 

@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol"),
-    *("context", "handlers", "flows", "tracing", "connection", "settings", "producer", "scheduler"),
+    *("context", "middleware", "handlers", "flows", "tracing", "connection", "settings"),
+    *("producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "compat", "monitor", "dashboard", "cli"),
     *("testing", "cli_monitor", "__main__"),
 )

@@ -14,6 +14,7 @@ from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..display.html import escape, panel
 from ..errors import ConfigurationError
 from ..functions.signing import key_from, user_key
+from ..middleware import Middleware, checked_middleware
 from ..producer.diagnosis import ANY_NAME
 from ..producer.limits import Limits
 from ..protocol.codec import DEFAULT_MAX_BYTES
@@ -56,8 +57,8 @@ class Client(Submitting, SendsEvents, Executor):
     leave theirs. With ``shared=True`` any worker may run these calls, and workers started here run
     everybody's, as workers started by the command do.
 
-    As a context manager it waits for its futures and stops its workers. Safe to use from several
-    threads.
+    ``middleware`` stands around what it sends. As a context manager it waits for its futures and
+    stops its workers. Safe to use from several threads.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Client(Submitting, SendsEvents, Executor):
         password: str | None = None,
         signing_key: str | bytes | None = None,
         allow_pickle: bool = False,
+        middleware: Iterable[Middleware] = (),
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
         address: Address | None = None,
@@ -99,6 +101,7 @@ class Client(Submitting, SendsEvents, Executor):
             timeout=seconds("timeout", timeout, positive=True),
             shared=shared,
             home=home or Home.here(),
+            layers=checked_middleware(middleware),
         )
         self._options = CallOptions()
         self._session = Session(settings)

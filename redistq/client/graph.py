@@ -171,8 +171,8 @@ class CallGraph(Graph):
         keyed = arguments_of(fn, args, kwargs) if callable(fn) and options.gate else argument
         gate = gate_of(self.queue, options, keyed, parents, after, alone=False)
         text = None if gate is None else gate.text
-        opts = task_options(self.session, options, is_call, batch=self.name, gate=text)
         node = CallNode(self, position, "call" if is_call else "named", called)
+        opts = task_options(self.session, options, name, node.task_id, batch=self.name, gate=text)
         digest = plan.digest(name.encode(), given, before)
         fields = (node.task_id, name, payload, opts, options.due)
         plan.add(fields, [] if gate is None else gate.conditions, called, digest, before)

@@ -29,6 +29,7 @@ from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.blobs import Blobs
 from ..functions.packing import Packer
 from ..functions.signing import Signer
+from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
 from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
@@ -65,6 +66,8 @@ class ClientSettings:
     """Whether any worker may run the calls."""
     home: Home
     """Where calls belong; see homes.py."""
+    layers: Layers = ()
+    """What stands around the tasks that are added, the outermost first."""
 
     @property
     def stream(self) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import tracing
 from ..errors import ConfigurationError
 from ..functions.packing import Shared, arguments_of, keep_needs_s, label
 from ..functions.pickling import Parents
 from ..functions.written import CALL, Call
+from ..middleware import ambient
+from ..middleware.chain import headers_of
 from ..protocol.codec import encode_payload
 from ..protocol.keys import batch_task_id, new_call_id, new_task_id
 from ..protocol.options import CallOptions, shown
@@ -128,7 +129,7 @@ def send(
         future.keep_briefly = True
     inbox = session.exchange.presence.inbox.name
     text = None if gate is None else gate.text
-    opts = task_options(session, options, name.startswith(CALL), inbox=inbox, gate=text)
+    opts = task_options(*(session, options, name, future.task_id), inbox=inbox, gate=text)
     fields = (future.task_id, name, packet, opts, options.due)
     item = Outgoing(future.queue, fields, cached)
     if gate is not None:
@@ -213,7 +214,7 @@ def batch_tasks(
     needs: list[str] = []
     function = session.packer.store_function(fn, keep_s, needs)
     name = f"{CALL}:{options.name or label(fn)}"
-    opts = task_options(session, options, batch=batch_id)
+    opts = task_options(session, options, name, batch=batch_id)
     shared = Shared()
     tasks: list[NewTask] = []
     conditions: dict[int, str] = {}
@@ -229,7 +230,7 @@ def batch_tasks(
         if (gate := gate_of(queue, options, named, parents, alone=False)) is not None:
             prepare(session, parents)
             conditions[index] = "\n".join(gate.conditions)
-            own = task_options(session, options, batch=batch_id, gate=gate.text)
+            own = task_options(session, options, name, task_id, batch=batch_id, gate=gate.text)
         tasks.append((task_id, name, packet, own, options.due))
     return BatchTasks(tasks, needs, conditions)
 
@@ -246,17 +247,23 @@ def queue_and_call(
 def task_options(
     session: Session,
     options: CallOptions,
-    is_call: bool = True,
+    name: str,
+    task_id: str = "",
     *,
     inbox: str | None = None,
     batch: str | None = None,
     gate: str | None = None,
 ) -> bytes:
-    """Return the options that travel with a task; a call of a function names its home."""
+    """Return the options that travel with a task of that name; a call of a function names its
+    home. Without an id it stands for many, which share the options."""
     settings = session.settings
-    home = settings.home.name if is_call and not settings.shared else None
-    trace = None if tracing.active is None else tracing.active.context()
-    return options.written(inbox=inbox, batch=batch, gate=gate, home=home, trace=trace)
+    home = settings.home.name if name.startswith(CALL) and not settings.shared else None
+    if ambient.around or settings.layers:
+        layers = (*ambient.around, *settings.layers)
+        queue = session.queue(options.priority).keys.stream
+        headers = headers_of(layers, task_id, name, queue, options.headers)
+        return options.written(inbox=inbox, batch=batch, gate=gate, home=home, headers=headers)
+    return options.written(inbox=inbox, batch=batch, gate=gate, home=home)
 
 
 def check_function(fn: Any, where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -57,6 +57,13 @@ class TaskContext:
     """What it yields; None where no worker runs it."""
     _target: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
     """Where tasks go that it adds (``task.delay``); None where no worker runs it."""
+    _headers: Mapping[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that travel with the task: text by name, as ``add_task(..., headers=...)``
+        and middleware wrote them."""
+        return dict(self._headers or {})
 
     @property
     def stream_position(self) -> int:

@@ -363,6 +363,7 @@ def with_calls(
             policy=RetryPolicy(retries=0, never_retry=never),
             wants_context=True,
             raw=True,
+            middleware=registry.layers,
         )
     )
     return wider

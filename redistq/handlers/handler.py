@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
+from ..middleware import Layers
 from ..protocol.keys import check_line
 from ..protocol.options import check_limits, checked
 from .call_shape import CallShape
@@ -57,6 +58,8 @@ class Handler:
     """When it is to run by itself."""
     shape: CallShape | None = field(default=None, compare=False)
     """How its function is called; None: with the payload, or the payload and the context."""
+    middleware: Layers = ()
+    """What stands around its tasks, the outermost first."""
 
     @property
     def is_call(self) -> bool:

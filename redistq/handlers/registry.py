@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from ..errors import ArgumentError, ConfigurationError
 from ..logger import logger
+from ..middleware import Layers, Middleware, checked_middleware
 from ..protocol.gate import handler_gate
 from ..protocol.options import (
     DeclaredKeywords,
@@ -42,6 +43,8 @@ class Registry(Mapping[str, Handler]):
 
     def __init__(self, handlers: Mapping[str, Callable[..., Any]] | None = None) -> None:
         self._handlers: dict[str, Handler] = {}
+        self.layers: Layers = ()
+        """Middleware of all its tasks, the outermost first."""
         for name, function in (handlers or {}).items():
             self.add(name, function)
 
@@ -52,6 +55,7 @@ class Registry(Mapping[str, Handler]):
         marked = function if isinstance(function, Handler) else getattr(function, _MARK, None)
         called = function.function if isinstance(function, Handler) else function
         if isinstance(marked, Handler) and not options:
+            layers = marked.middleware if isinstance(function, Handler) else ()
             handler = Handler.of(
                 name,
                 called,
@@ -61,9 +65,10 @@ class Registry(Mapping[str, Handler]):
                 hard_timeout=marked.hard_timeout,
                 gate=marked.gate,
                 declared=marked.declared,
+                middleware=_together(self.layers, layers),
             )
         else:
-            handler = Handler.of(name, called, **options)
+            handler = Handler.of(name, called, middleware=self.layers, **options)
         known = self._handlers.get(name)
         if known is not None and _origin(known) != _origin(handler):
             raise ConfigurationError(
@@ -166,6 +171,23 @@ class Registry(Mapping[str, Handler]):
 
         return register if function is None else register(function)
 
+    def middleware(self, *middleware: Middleware) -> None:
+        """Let these stand around all tasks of this registry, those that are registered later too,
+        in this order inside what is there already: see redistq.Middleware."""
+        self.layers = _together(self.layers, checked_middleware(middleware))
+        for name, handler in self._handlers.items():
+            layers = _together(handler.middleware, self.layers)
+            self._handlers[name] = replace(handler, middleware=layers)
+
+    def surrounded(self, outer: Layers) -> Registry:
+        """Return a registry of the same handlers with more middleware around them all."""
+        wider = Registry()
+        wider.layers = _together(outer, self.layers)
+        for name, handler in self._handlers.items():
+            layers = _together(outer, handler.middleware)
+            wider._handlers[name] = replace(handler, middleware=layers)
+        return wider
+
     def add_handler(self, handler: Handler) -> None:
         """Register a handler that is complete as it is, in place of one of the same name."""
         self._handlers[handler.name] = handler
@@ -254,6 +276,11 @@ def _declared(given: Mapping[str, Any]) -> Declared | None:
     from ..protocol.declared import Declared
 
     return Declared.of(given)
+
+
+def _together(outer: Layers, inner: Layers) -> Layers:
+    """Return both, each once."""
+    return (*outer, *(one for one in inner if all(one is not other for other in outer)))
 
 
 def _origin(handler: Handler) -> tuple[Any, Any]:

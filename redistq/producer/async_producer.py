@@ -100,7 +100,7 @@ class AsyncTaskProducer(ProducerOperations):
 
     def graph(self, name: str) -> AsyncTaskGraph:
         """As TaskProducer.graph, for ``async with``; see AsyncGraph."""
-        return AsyncTaskGraph(self.broker, self.commands, name, self._max_bytes)
+        return AsyncTaskGraph(self.broker, self.commands, name, self._max_bytes, self.layers)
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""

@@ -127,7 +127,7 @@ class TaskProducer(ProducerOperations):
     def graph(self, name: str) -> TaskGraph:
         """Return the graph of that name: to be written, ``with producer.graph("etl") as graph``, or
         one that was sent before; see Graph."""
-        return TaskGraph(self.broker, self.commands, name, self._max_bytes)
+        return TaskGraph(self.broker, self.commands, name, self._max_bytes, self.layers)
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's result, as soon as it is settled; no polling.

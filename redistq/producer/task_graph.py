@@ -9,6 +9,8 @@ from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..flows import Flow, Step, steps_of
 from ..handlers import OfFunction
+from ..middleware import Layers, NewTask, ambient
+from ..middleware.chain import added, given_by, new_task
 from ..protocol.codec import encode_payload
 from ..protocol.commands import Commands
 from ..protocol.gate import MOST_PARENTS, Gate, edges_of, with_parents
@@ -29,7 +31,8 @@ TaskName = str | Callable[..., Any]
 class TaskWriting(GraphOperations):
     """What graphs of named tasks add."""
 
-    def _prepare(self, max_bytes: int) -> None:
+    def _prepare(self, max_bytes: int, layers: Layers) -> None:
+        self._layers = layers
         self._limits: set[Limit] = set()
         self._max_bytes = max_bytes
         self._positions: dict[str, int] = {}
@@ -59,20 +62,42 @@ class TaskWriting(GraphOperations):
         else:
             task = OfFunction.of(type, payload, options)
             name, payload, options, named = task.name, task.payload, {**task.given}, task.named
+        task_id = batch_task_id(self.name, len(plan.tasks))
+        layers = (*ambient.around, *self._layers)
+        if not layers:
+            return self._add(task_id, name, payload, named, after, options)
+
+        def make(new: NewTask) -> str:
+            keyed = named if new.payload is payload else new.payload
+            return self._add(task_id, new.name, new.payload, keyed, after, {**given_by(new)})
+
+        stream = self._commands.keys.stream
+        return added(layers, new_task(task_id, name, stream, payload, options), make)
+
+    def _add(
+        self,
+        task_id: str,
+        name: str,
+        payload: Any,
+        named: Any,
+        after: Any,
+        options: dict[str, Any],
+    ) -> str:
+        plan = self._open_plan
         if name not in self._checked:
             check_line("a task's type", name)
             self._checked.add(name)
         data = encode_payload(name, payload, self._max_bytes)
         edges, parents = self._edges(after) if after is not None else ([], [])
+        bare = None  # what names the task: not the headers, which may be others each time
         if options:
-            opts, due, conditions = self._options(options, named, bool(edges))
+            opts, bare, due, conditions = self._options(options, named, bool(edges))
             edges = [*edges, *conditions]
         else:
             opts = self._gated if edges else self._plain
             due = ""
         position = len(plan.tasks)
-        task_id = batch_task_id(self.name, position)
-        digest = plan.digest(name.encode(), b"".join((data, b"\0", opts)), parents)
+        digest = plan.digest(name.encode(), b"".join((data, b"\0", bare or opts)), parents)
         plan.add((task_id, name, data, opts, due), edges, name, digest, parents)
         self._positions[task_id] = position
         return task_id
@@ -95,9 +120,9 @@ class TaskWriting(GraphOperations):
 
     def _options(
         self, given: Mapping[str, Any], payload: Any, gated: bool
-    ) -> tuple[bytes, str, list[str]]:
-        """Return the options of a task as they stand in its entry, when it is due, and the
-        conditions that they make."""
+    ) -> tuple[bytes, bytes, str, list[str]]:
+        """Return the options of a task as they stand in its entry, the same without headers, when
+        it is due, and the conditions that they make."""
         if unknown := given.keys() - OPTIONS_OF_TASKS:
             raise unknown_option("a task of a graph", sorted(unknown)[0], OPTIONS_OF_TASKS)
         if given.get("unique") is not None:
@@ -112,7 +137,11 @@ class TaskWriting(GraphOperations):
         if gate is not None:
             self._limits.update(gate.limits)
         conditions = gate.conditions.split("\n") if gate is not None and gate.conditions else []
-        return options.written(batch=self.name, gate=text), options.due, conditions
+        opts = options.written(batch=self.name, gate=text)
+        bare = opts
+        if options.headers:
+            bare = options.written(batch=self.name, gate=text, headers=None)
+        return opts, bare, options.due, conditions
 
     def _edges(self, after: Any) -> tuple[list[str], list[int]]:
         """Return the conditions that ``after`` stands for, and which tasks of this graph it
@@ -151,9 +180,11 @@ class TaskGraph(TaskWriting, Graph):
     graph run after it. A handler reads the results of those before it: ``context.results()``.
     """
 
-    def __init__(self, broker: Broker, commands: Commands, name: str, max_bytes: int) -> None:
+    def __init__(
+        self, broker: Broker, commands: Commands, name: str, max_bytes: int, layers: Layers = ()
+    ) -> None:
         super().__init__(broker, commands, name)
-        self._prepare(max_bytes)
+        self._prepare(max_bytes, layers)
 
     def __enter__(self) -> TaskGraph:
         super().__enter__()
@@ -164,9 +195,16 @@ class AsyncTaskGraph(TaskWriting, AsyncGraph):
     """TaskGraph for ``await``: ``async with producer.graph("etl") as graph``, in which tasks are
     added without it; see AsyncGraph."""
 
-    def __init__(self, broker: AsyncBroker, commands: Commands, name: str, max_bytes: int) -> None:
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        commands: Commands,
+        name: str,
+        max_bytes: int,
+        layers: Layers = (),
+    ) -> None:
         super().__init__(broker, commands, name)
-        self._prepare(max_bytes)
+        self._prepare(max_bytes, layers)
 
     async def __aenter__(self) -> AsyncTaskGraph:
         await super().__aenter__()

@@ -29,6 +29,7 @@ from .checks import shown as shown
 from .checks import unknown_option as unknown_option
 from .checks import wait_seconds as wait_seconds
 from .codec import dumps
+from .headers import checked_headers, headers_in
 from .keys import at_priority
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class ScheduleKeywords(HandlerKeywords, total=False):
     timeout: Seconds | None
     hard_timeout: Seconds | None
     result_ttl: Seconds | None
+    headers: Mapping[str, str] | None
 
 
 class TaskKeywords(ScheduleKeywords, total=False):
@@ -104,6 +106,7 @@ class CallKeywords(GateKeywords, total=False):
     result_ttl: Seconds | None
     cache: Seconds | None
     logs: bool
+    headers: Mapping[str, str] | None
 
 
 class Attachments(TypedDict, total=False):
@@ -113,7 +116,7 @@ class Attachments(TypedDict, total=False):
     inbox: str | None
     batch: str | None
     home: str | None
-    trace: dict[str, str] | None
+    headers: Mapping[str, str] | None
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -124,6 +127,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "hard_timeout": partial(seconds, positive=True),
     "result_ttl": seconds,
     "cache": seconds,
+    "headers": checked_headers,
 }
 """What checks an option's value: it is given what the option is called, and the value."""
 OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at"})
@@ -166,9 +170,9 @@ def check_limits(options: Mapping[str, Any], what: str) -> None:
 class TaskOptions:
     """The options of one task; None: what its handler says holds, or there is no such thing.
 
-    ``inbox`` gets a notification of the task's end, and ``batch`` counts it; ``home`` is where it
-    belongs, and ``trace`` the context of the span that created it. ``gate`` says when it may run:
-    see gate.py.
+    ``headers`` are text by name, for the handler and for what stands around it. ``inbox`` gets a
+    notification of the task's end, and ``batch`` counts it; ``home`` is where it belongs. ``gate``
+    says when it may run: see gate.py.
     """
 
     retries: int | None = None
@@ -180,7 +184,7 @@ class TaskOptions:
     inbox: str | None = None
     batch: str | None = None
     home: str | None = None
-    trace: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
     gate: str | None = None
 
     @classmethod
@@ -255,6 +259,7 @@ class CallOptions:
     cache: float | None = None
     logs: bool = False
     priority: str = "normal"
+    headers: Mapping[str, str] | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
     """Those of the gate, as they were given, with a priority that is a number: see gate.py."""
 
@@ -293,7 +298,8 @@ class CallOptions:
         for those that say when a call runs."""
         if self.delay is not None or self.cache is not None:
             raise ConfigurationError("a schedule has no delay and no cache: it says when it runs")
-        whole = {**{name: getattr(self, name) for name in _IN_ENTRIES}, **self.gate}
+        own = (*_IN_ENTRIES, "headers")
+        whole = {**{name: getattr(self, name) for name in own}, **self.gate}
         return {name: value for name, value in whole.items() if value is not None}
 
     @property
@@ -355,10 +361,13 @@ def _due_after(delay: float | None) -> str:
 def _written(
     options: TaskOptions | CallOptions, result_ttl: float | None, more: Attachments
 ) -> bytes:
-    encode = _encode if more.get("trace") is None else _encode.__wrapped__
-    return encode(
-        options.retries, options.timeout, options.hard_timeout, result_ttl, tuple(more.items())
-    )
+    headers = more.pop("headers", options.headers)
+    numbers = (options.retries, options.timeout, options.hard_timeout, result_ttl)
+    written: tuple[tuple[str, Any], ...] = tuple(more.items())
+    if not headers:
+        return _encode(*numbers, written)
+    # Behind all that scripts look for: no text of a user's stands before it.
+    return _encode.__wrapped__(*numbers, (*written, ("headers", dict(headers))))
 
 
 @lru_cache(maxsize=512)  # those of one client's calls are the same
@@ -403,13 +412,12 @@ def _read(opts: bytes) -> TaskOptions:
         else:
             numbers[name] = _CHECKS[name](name, value)
     home = found.get("home")
-    trace = found.get("trace")
     gate = found.get("gate")
     return TaskOptions(
         **numbers,
         inbox=found.get("inbox") or None,
         batch=found.get("batch") or None,
         home=home if isinstance(home, str) else None,
-        trace=trace if isinstance(trace, dict) else None,
+        headers=headers_in(found) if "headers" in found or "trace" in found else None,
         gate=gate if isinstance(gate, str) else None,
     )

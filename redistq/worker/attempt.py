@@ -16,7 +16,6 @@ import logging
 from contextvars import Context
 from typing import Any
 
-from .. import tracing
 from ..context import TaskContext
 from ..errors import (
     Cancel,
@@ -32,6 +31,8 @@ from ..errors import (
 )
 from ..flows import FLOWS, Flow, PackedFlow
 from ..logger import logger
+from ..middleware import ambient
+from ..middleware.chain import running
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
 from ..protocol.options import milliseconds
@@ -104,32 +105,32 @@ class Attempt:
     def call(self) -> Any:
         """Call the handler in a context of its own: what it sets in context variables ends with
         it."""
-        if tracing.active is not None:
-            return Context().run(self._call_traced, tracing.active)
+        if ambient.around:
+            return Context().run(self._surrounded)
         if self.handler.wants_context:
             return Context().run(self.handler.function, self.payload, self.given_context())
         return Context().run(self.handler.function, self.payload)
 
-    def _call_traced(self, spans: tracing.Tracing) -> Any:
-        with self.traced(spans):
-            return self.invoke()
-
     def invoke(self) -> Any:
         """Call the handler in the context of the caller, as the event loop does: its task has one
         of its own."""
+        if ambient.around:
+            return self._surrounded()
         if self.handler.wants_context:
             return self.handler.function(self.payload, self.given_context())
         return self.handler.function(self.payload)
 
-    def traced(self, spans: tracing.Tracing) -> Any:
-        """Return a context manager: the span of this attempt."""
-        return spans.running(
-            self.terms.options.trace,
-            self.id.decode(),
-            self.handler.name,
-            self.queue.name,
-            int(self.attempt),
-        )
+    def _surrounded(self) -> Any:
+        """Call the handler with what stands around all tasks of this process."""
+        handler = self.handler
+
+        def run(payload: Any, context: TaskContext) -> Any:
+            if handler.wants_context:
+                return handler.function(payload, context)
+            return handler.function(payload)
+
+        call = running(ambient.around, handler.name, run, is_async=handler.is_async)
+        return call(self.payload, self.given_context())
 
     def given_context(self) -> TaskContext:
         """Return what the handler may know about its task."""
@@ -153,12 +154,13 @@ class Attempt:
                 task_log, {"task_id": task_id, "task_name": handler.name, "attempt": attempt}
             ),
         )
+        context._headers = self.terms.options.headers
         context._parents = TaskParents(self.queue, task_id)
         if self.asked:  # it may have been since the attempt began
             context.cancelled = True
         context._batch = self.terms.batch
         stream = self.queue.commands.keys.stream
-        context._spawner = self.spawner = Spawner(stream, self.terms.batch)
+        context._spawner = self.spawner = Spawner(stream, self.terms.batch, handler.layers)
         store = ServerSteps(self.queue, handler.consumer, context.entry, task_id)
         context._steps = self.steps = TaskSteps(store)
         queue = self.queue
@@ -213,7 +215,7 @@ class Attempt:
                 body = encode_result(result, self.handler.max_result_bytes)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", self.id.decode(), error)
-            return self.end("failed", encode_error(error), note_of(error), took, started)
+            return self.no_result(error, took, started)
         except BaseException as fault:  # the result's own methods
             return self._unbooked(fault, None, took, started)
         outcome = self.end("succeeded", body, "", took, started, made_by=self._made_by)
@@ -228,18 +230,24 @@ class Attempt:
         """Return the outcome of a handler that returned a flow: it takes the task's place."""
         if self.asked:
             return self.cancelled("asked to end while it ran", took, started)
-        spawner = self.spawner or Spawner(self.queue.commands.keys.stream, self.terms.batch)
+        spawner = self.spawner or Spawner(
+            self.queue.commands.keys.stream, self.terms.batch, self.handler.layers
+        )
         try:
             last = spawner.spawn_flow(flow, self.id.decode(), self.terms.options.home)
         except BaseException as fault:  # what is in the flow, which the user wrote
             log.warning("task %s returned a flow that is none: %s", self.id.decode(), fault)
-            return self.end("failed", encode_error(fault), note_of(fault), took, started)
+            return self.no_result(fault, took, started)
         spawner.close()
         outcome = self.end(CONTINUED, last.encode(), "", took, started, made_by=self._made_by)
         outcome.told = (self.terms.inbox, self.terms.batch)
         outcome.spawned = spawner
         outcome.size += spawner.size
         return outcome
+
+    def no_result(self, fault: BaseException, took: int, started: int) -> Outcome:
+        """Return the outcome of an attempt that ends as failed by what came after its handler."""
+        return self.end("failed", encode_error(fault), note_of(fault), took, started)
 
     @property
     def _made_by(self) -> str:
@@ -389,4 +397,4 @@ class Attempt:
             note_of(fault),
             message_of(fault),
         )
-        return self.end("failed", encode_error(fault), note_of(fault), took, started)
+        return self.no_result(fault, took, started)

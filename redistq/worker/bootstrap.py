@@ -17,6 +17,7 @@ from ..connection.broker import Broker, check_server
 from ..errors import ConfigurationError
 from ..handlers import Handler, Registry, default_registry
 from ..logger import logger
+from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
 from ..system.private import ENV_KEY
@@ -42,9 +43,13 @@ def registry_from(source: Handlers | Registry | list[str]) -> Registry:
             registry.add(name, function)
         return registry
     registry = Registry()
+    layers: Layers = ()
     for target in source:
-        for name, handler in _load_target(target).items():
+        source = _load_target(target)
+        for name, handler in source.items():
             registry.add(name, handler)
+        layers = (*layers, *(one for one in source.layers if one not in layers))
+    registry.layers = layers  # for function calls; each handler has its own
     return registry
 
 

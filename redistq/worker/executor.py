@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import tracing
 from ..context import TaskContext, serve_contexts
 from ..errors import TimeLimitExceeded
 from ..handlers import Handler
@@ -28,6 +27,7 @@ from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, gate_of, is_count
 from ..system.processes import leave_fork
 from .attempt import Attempt
+from .hooks import HookedAttempt, SettledTeller
 from .limits import ThreadMaker, TimeLimits
 from .outcome import FIELDS, PARK, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
@@ -92,6 +92,8 @@ class Executor:
             name.encode(): BoundHandler(handler, settings, consumer)
             for name, handler in handlers.items()
         }
+        for bound in self._bound.values():
+            bound.attempt = Attempt if bound.hooks is None else HookedAttempt
         self._limits = TimeLimits(thread, scoreboard)
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
@@ -106,6 +108,11 @@ class Executor:
     def close(self) -> None:
         """End what ``start`` began: no task will be started any more."""
         self._limits.close()
+
+    def teller(self) -> SettledTeller | None:
+        """Return what tells hooks of settlements; None where none wants to know."""
+        teller = SettledTeller(self._bound)
+        return teller if teller.is_needed else None
 
     # -- what the fetcher asks -------------------------------------------------------------------
 
@@ -216,11 +223,7 @@ class Executor:
                 async with asyncio.timeout(terms.timeout) as clock:
                     if limit is not None:
                         limit.clock = clock
-                    if tracing.active is None:
-                        result = await attempt.invoke()
-                    else:
-                        with attempt.traced(tracing.active):
-                            result = await attempt.invoke()
+                    result = await attempt.invoke()
             except TimeoutError as error:
                 if limit is None or limit.clock is None or not limit.clock.expired():
                     raise
@@ -314,7 +317,7 @@ class Executor:
             parked.told = addresses(opts)
             parked.gate = gate_of(opts)
             return parked
-        run = Attempt()
+        run = handler.attempt()
         run.queue = queue
         run.entry = entry
         run.id = task_id

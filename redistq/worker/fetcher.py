@@ -240,7 +240,9 @@ class Fetcher:
 
     def room(self) -> int:
         """Return how many more tasks to read."""
-        if self._settler.backlog >= UNSETTLED:
+        settler = self._settler
+        behind = settler.teller is not None and settler.teller.is_behind
+        if behind or settler.backlog >= UNSETTLED:
             return 0
         runners = self._runners
         room = self._prefetch.room(

@@ -104,6 +104,7 @@ class Processor:
         self.settler = Settler(
             settings, broker, queues, consumer, scoreboard, held, room, self._fail, self.reporter
         )
+        self.settler.teller = self.executor.teller()
         first = settings.threads + settings.async_concurrency
         lendable = range(first, min(scoreboard.slots, first + slots.MOST))
         self.runners = Runners(
@@ -146,6 +147,8 @@ class Processor:
         self._threads.append(self._thread(self.settler.run, "settle"))
         self._threads.append(self._thread(self.reporter.run, "report"))
         self._threads.append(self._thread(self.item_writer.run, "items"))
+        if self.settler.teller is not None:
+            self._threads.append(self._thread(self.settler.teller.run, "hooks"))
         self._threads.append(self._thread(self.fetcher.run, "fetch"))
         self.runners.start()
         for thread in self._threads:
@@ -166,6 +169,8 @@ class Processor:
         finished = finished and not any(thread.is_alive() for thread in runners)
         if not self.settler.finish(until=max(deadline, time.monotonic() + 2)):
             finished = False
+        if self.settler.teller is not None:
+            self.settler.teller.end(max(deadline - time.monotonic(), 1.0))
         self._stopped.set()
         self.reporter.flush()  # what has not ended runs again, and goes on from there
         self.reporter.close()

@@ -40,6 +40,7 @@ from .scoreboard import Scoreboard
 from .spawn import written
 
 if TYPE_CHECKING:
+    from .hooks import SettledTeller
     from .reporter import Reporter
     from .settings import WorkerSettings
 
@@ -90,6 +91,9 @@ class Settler:
         """Whether the settler's thread was woken since it looked last."""
         self.busy = threading.Lock()
         """Held during a settling call."""
+        self.teller: SettledTeller | None = None
+        """What hears which outcomes the server has accepted, where anybody does."""
+        self._lost_now: list[Outcome] = []
         self.answers = 0
         """How many answers of the server came, refusals for now among them: a sign of life."""
         self.lost = 0
@@ -234,6 +238,7 @@ class Settler:
     def _settle(self, batch: list[Outcome]) -> None:
         """Send one batch, a call for each verb and queue. Repeating it is harmless."""
         self._reporter.before(batch)
+        self._lost_now.clear()
         for queue in self._queues:
             commands = queue.commands
             part = batch if len(self._queues) == 1 else [o for o in batch if o.queue is queue]
@@ -259,6 +264,9 @@ class Settler:
                 held.pop(key, None)
                 if self._waits:
                     self._waits.pop(key, None)
+        if self.teller is not None:
+            answered = (o for o in batch if (o.entry, o.queue) not in broken)
+            self.teller.answered(answered, self._lost_now)
         self.answers += 1
         self._settled += len(batch)
         self._scoreboard.settled = self._settled  # its supervisor sees that work goes on
@@ -312,6 +320,7 @@ class Settler:
         for position in refused.lost:
             outcome = sent[position]
             self.lost += 1
+            self._lost_now.append(outcome)
             log.warning(
                 "task %s attempt %s: the lease was lost, its outcome does not count",
                 outcome.id,

@@ -10,12 +10,14 @@ again, or whose lease was lost leaves none, so a task that runs twice leaves its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from .. import tracing
 from ..errors import ConfigurationError, RedistqError
 from ..flows import Flow, PackedFlow, PackedTask, items_of, steps_to_one
 from ..handlers import OfFunction
+from ..middleware import Layers, NewTask, ambient
+from ..middleware.chain import added, given_by, headers_of, new_task
 from ..producer.gated import TaskId
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
 from ..protocol.gate import Gate
@@ -34,10 +36,12 @@ Child = tuple[str, str, bytes, bytes, str, str]
 class Spawner:
     """What one attempt has spawned."""
 
-    __slots__ = ("_batch", "_closed", "_stream", "children", "limits", "size")
+    __slots__ = ("_batch", "_closed", "_layers", "_stream", "children", "limits", "size")
 
-    def __init__(self, stream: str, batch: str) -> None:
-        """``stream`` is the queue of the task, ``batch`` the one it belongs to."""
+    def __init__(self, stream: str, batch: str, layers: Layers = ()) -> None:
+        """``stream`` is the queue of the task, ``batch`` the one it belongs to, ``layers`` what
+        stands around what it spawns."""
+        self._layers = layers
         self._stream = stream
         self._batch = batch
         self._closed = False
@@ -73,12 +77,31 @@ class Spawner:
         else:
             task = OfFunction.of(type, payload, given)
             name, payload, given, named = task.name, task.payload, task.given, task.named
-        check_line("a task's type", name)
-        data = encode_payload(name, payload, DEFAULT_MAX_BYTES)
-        options = TaskOptions.of(given, "a task") if given else NO_OPTIONS
         if task_id is not None:
             check_line("a task_id", task_id)
         new_id = task_id or new_task_id()
+        layers = (*ambient.around, *self._layers)
+        if not layers:
+            return self._spawn(new_id, name, payload, named, in_batch, given)
+
+        def make(new: NewTask) -> TaskId:
+            keyed = named if new.payload is payload else new.payload
+            return self._spawn(new_id, new.name, new.payload, keyed, in_batch, given_by(new))
+
+        return added(layers, new_task(new_id, name, self._stream, payload, given), make)
+
+    def _spawn(
+        self,
+        new_id: str,
+        name: str,
+        payload: Any,
+        named: Any,
+        in_batch: bool,
+        given: Mapping[str, Any],
+    ) -> TaskId:
+        check_line("a task's type", name)
+        data = encode_payload(name, payload, DEFAULT_MAX_BYTES)
+        options = TaskOptions.of(given, "a task") if given else NO_OPTIONS
         batch = self._batch or None if in_batch else None
         gate = None if OPTIONS_OF_GATE.isdisjoint(given) else Gate.of(given, named, self._stream)
         text, conditions = (None, "") if gate is None else (gate.text, gate.conditions)
@@ -94,11 +117,8 @@ class Spawner:
             )
 
     def _keep(self, task: PackedTask, batch: str | None, home: str | None) -> None:
-        trace = None
-        if tracing.active is not None:
-            trace = tracing.active.created(task.id, task.name, self._stream)
         options = task.options
-        opts = options.written(gate=task.gate, batch=batch, home=home, trace=trace)
+        opts = options.written(gate=task.gate, batch=batch, home=home)
         size = len(task.payload) + len(opts) + len(task.conditions)
         if self.size + size > MOST_BYTES:
             raise ConfigurationError(
@@ -119,7 +139,12 @@ class Spawner:
         if isinstance(flow, PackedFlow):
             for task in flow.tasks:
                 self._check_room()
-                self._keep(task, None, home if isinstance(task.options, CallOptions) else None)
+                is_call = isinstance(task.options, CallOptions)
+                headers = headers_of(
+                    ambient.around, task.id, task.name, self._stream, task.options.headers
+                )
+                options = replace(task.options, headers=headers)
+                self._keep(replace(task, options=options), None, home if is_call else None)
                 last = task.id
         else:
             steps_to_one(flow)

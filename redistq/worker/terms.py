@@ -6,8 +6,12 @@ Made by the executor of what a worker was given; read by attempts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..handlers import Handler
+from ..middleware.base import has, how_run
+from ..middleware.chain import running
+from ..middleware.hooks import Hooks
 from ..protocol.gate import deadline_of
 from ..protocol.options import (
     NO_OPTIONS,
@@ -19,6 +23,9 @@ from . import limits
 from .compose import composed
 from .prefetch import Durations
 from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from .attempt import Attempt
 
 MAX_TERMS = 512
 """Different options of one handler's tasks that are remembered; others are read for each task."""
@@ -73,10 +80,13 @@ class BoundHandler:
     """A handler made ready: what every run of it needs, looked up once."""
 
     __slots__ = (
+        "attempt",
         "consumer",
         "function",
         "hard_timeout",
+        "hooks",
         "is_async",
+        "layers",
         "max_result_bytes",
         "name",
         "policy",
@@ -88,6 +98,9 @@ class BoundHandler:
         "wants_context",
     )
 
+    attempt: type[Attempt]
+    """What an attempt of it is: set by the executor."""
+
     def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
         self.consumer = consumer
         self.max_result_bytes = settings.max_result_bytes
@@ -98,17 +111,41 @@ class BoundHandler:
         self.hard_timeout = handler.hard_timeout
         self.is_async = handler.is_async
         self.raw = handler.raw
+        self.layers = handler.middleware
+        """What stands around its tasks."""
+        self.hooks = Hooks.of(handler.middleware)
+        """What hears of them; None: nothing does."""
+        self._surround()
         self.times = Durations(threaded=not handler.is_async)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
         self.ttl = str(milliseconds(ttl))
         self.terms = {b"": self._terms(NO_OPTIONS)}
         """By the options as they stand in entries; those of thousands of tasks are the same."""
 
+    def _surround(self) -> None:
+        """Put the layers of its middleware around the function; raises ConfigurationError where one
+        cannot stand there."""
+        layers = self.layers
+        if self.raw:  # calls of clients, whatever their functions are
+            layers = tuple(
+                one for one in layers if not (has(one, "run") and how_run(one) == "async")
+            )
+        if not any(has(one, "run") for one in layers):
+            return
+        function, wants_context = self.function, self.wants_context
+
+        def run(payload: Any, context: Any) -> Any:
+            return function(payload, context) if wants_context else function(payload)
+
+        self.function = running(layers, self.name, run, is_async=self.is_async)
+        self.wants_context = True
+
     def terms_of(self, opts: bytes) -> Terms:
         """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
         options = TaskOptions.read(opts)
         terms = self._terms(options)
-        if len(opts) <= REMEMBERED_BYTES and len(self.terms) < MAX_TERMS:
+        few = len(self.terms) < MAX_TERMS and not options.headers  # which differ with each task
+        if few and len(opts) <= REMEMBERED_BYTES:
             self.terms[opts] = terms
         return terms
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..handlers import Registry, default_registry
 from ..logger import logger
+from ..middleware import Middleware, checked_middleware
 from ..protocol.commands import new_consumer_name
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..protocol.options import wait_seconds
@@ -76,6 +77,9 @@ class TaskWorker:
     worker here has a handler for may wait for one that has. See WorkerSettings for the rest.
     Connection arguments are TaskProducer's.
 
+    ``middleware`` stands around all its tasks, outside of what their registry has, in its order:
+    see redistq.Middleware.
+
     Worker processes start in ``folder`` (default: where this process is then).
 
     Functions that a Client sends are run when ``signing_key`` (or ``REDISTQ_SIGNING_KEY``) is the
@@ -98,6 +102,7 @@ class TaskWorker:
         password: str | None = None,
         address: Address | None = None,
         folder: str | None = None,
+        middleware: Iterable[Middleware] = (),
         **options: Any,
     ) -> None:
         self._folder = folder
@@ -108,6 +113,8 @@ class TaskWorker:
             raise ConfigurationError(f"processes is a whole number, 0 or more: {processes!r}")
         self.processes = processes
         self.registry = registry_from(default_registry if task_handlers is None else task_handlers)
+        if layers := checked_middleware(middleware):
+            self.registry = self.registry.surrounded(layers)
         if not (self.registry or self.settings.allow_pickle or self.settings.signing_key):
             raise ConfigurationError(
                 "a worker needs handlers: task_handlers={'name': function}, or functions "
@@ -230,7 +237,7 @@ class TaskWorker:
         from ..functions.pickling import by_value
 
         try:
-            pickled = by_value(dict(self.registry))
+            pickled = by_value(self.registry)
         except Exception as error:  # what is pickled is the user's, and may raise anything
             raise ConfigurationError(
                 f"the handlers cannot be sent to child processes: {error}; define them in a "

@@ -39,7 +39,7 @@ from redistq import (
 from redistq.connection.address import Address
 from redistq.connection.broker import Broker
 from redistq.connection.transport import SocketTransport, Transport
-from redistq.producer.operations import HABIT, RECENT
+from redistq.producer.guess import HABIT, RECENT
 from redistq.producer.results import INBOX_KEPT
 
 registry = Registry()

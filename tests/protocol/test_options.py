@@ -340,7 +340,7 @@ def test_editors_list_the_options(function: Any, keywords: Any) -> None:
 def test_what_is_written_is_read_again() -> None:
     """All options of an entry come back, and those of a call; nothing at all is written as such."""
     options = TaskOptions(retries=3, timeout=1.5, result_ttl=0.0)
-    more: Any = {"inbox": "i", "batch": "b", "home": "h", "trace": {"traceparent": "00-1-2-3"}}
+    more: Any = {"inbox": "i", "batch": "b", "home": "h", "headers": {"traceparent": "00-1-2-3"}}
     assert TaskOptions.read(options.written(**more)) == replace(options, **more)
     call = CallOptions(retries=1, cache=60.0, result_ttl=5.0, delay=3.0)
     assert TaskOptions.read(call.written(inbox="i")) == TaskOptions(
@@ -352,8 +352,10 @@ def test_what_is_written_is_read_again() -> None:
 def test_what_other_languages_write_is_read(doors: Any) -> None:
     """Unknown names are passed over, null is no time limit, and addresses survive what is wrong."""
     read = TaskOptions.read(b'{"timeout": null, "x-new": [1], "home": 5, "trace": "no"}')
-    assert (read.timeout_or(7.0), read.home, read.trace) == (None, None, None)
+    assert (read.timeout_or(7.0), read.home, read.headers) == (None, None, None)
     assert TaskOptions.read(b'{"retries": 0}').timeout_or(7.0) == 7.0
+    read = TaskOptions.read(b'{"headers": {"a": "1", "b": 2}, "trace": {"traceparent": "00-1"}}')
+    assert read.headers == {"traceparent": "00-1", "a": "1"}  # those of the last release, too
     assert addresses(b'{"inbox": "i", "batch": "b", "retries": -1}') == ("i", "b")
     for wrong in (b"[]", b"5", b'{"inbox": 1}', b'{"inbox": "\\ud800"}', b"{"):
         assert addresses(wrong) == ("", "")
