@@ -55,7 +55,7 @@ end
 -- The options with one more key, as text: cjson would change numbers.
 local function with_key(opts, key)
   local quoted = string.sub(cjson.encode('k1 ' .. key), 2, -2)
-  local at = string.find(opts, '"gate":"', 1, true)
+  local at = option(opts, 'gate') ~= '' and string.find(opts, '"gate":"', 1, true)
   if at then return string.sub(opts, 1, at + 7) .. quoted .. '\\n' .. string.sub(opts, at + 8) end
   local rest = string.match(opts, '^%s*{(.*)$') or '}'
   return '{"gate":"' .. quoted .. '"' .. (string.find(rest, '^%s*}') and '' or ',') .. rest

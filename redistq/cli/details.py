@@ -44,6 +44,8 @@ def _task(monitor: TaskMonitor, task_id: str) -> list[str]:
     for name in ("payload", "result"):
         if value := getattr(task, name):
             lines += ["", f"{name}: {one_line(value)}"]
+    if task.headers:
+        lines += ["", "headers:", *(f"  {name}: {one_line(t)}" for name, t in task.headers.items())]
     if task.error_type or task.error:
         lines += ["", f"{task.error_type}: {one_line(task.error)}"]
     if task.traceback:

@@ -276,7 +276,7 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
     attempts = task.attempts()
     if args.json:
-        facts = ("name", "state", "why", "attempt", "worker", "payload", "result")
+        facts = ("name", "state", "why", "attempt", "worker", "payload", "result", "headers")
         errors = ("error_type", "error", "traceback")
         tables.write_json(
             {"task_id": task.id}
@@ -296,6 +296,8 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
         for name in ("payload", "result"):
             if value := getattr(task, name):
                 out.print(text.Text(f"{name}: {clean(value, 400)}"))
+        for name, value in task.headers.items():
+            out.print(text.Text(f"header {clean(name, 200)}: {clean(value, 400)}"))
         if task.error_type or task.error:
             out.print(text.Text(clean(f"{task.error_type}: {task.error}", 4000), style="red"))
         if task.traceback:

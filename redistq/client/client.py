@@ -7,6 +7,7 @@ workers and their guarantees are the same for all. What a client has open is in 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Unpack
 

@@ -17,6 +17,7 @@ from ..producer.shape import SUMMARY, read_summary
 from ..protocol.commands import MAX_TASKS, Commands, Watched
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
+from ..protocol.options import headers_of
 from ..protocol.plain_commands import read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
@@ -305,4 +306,5 @@ def _history_of(
         traceback=error["traceback"],
         events=tuple(events),
         why=why,
+        headers=headers_of(record.get("opts", "").encode()),
     )

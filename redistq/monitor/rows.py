@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..protocol.progress import Progress, read_progress
@@ -253,6 +253,8 @@ class TaskHistory:
     traceback: str
     events: tuple[Event, ...]
     why: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What travels with it, by name; where its options are still there."""
 
     def attempts(self) -> list[Attempt]:
         """Return its attempts, oldest first; where the last is not its end, one more says how it

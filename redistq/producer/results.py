@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..errors import (
 )
 from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
+from ..protocol.options import headers_of
 from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
 from ..protocol.steps import why_put_off
@@ -64,6 +66,8 @@ class TaskStatus:
     expired one was.
     ``attempt`` counts from 1 (None while unread). ``finished_at`` is the server's
     time; ``run_time`` is in seconds. ``error`` is the last error: type, message and traceback.
+    ``payload`` and ``headers`` are there where the record has them: while it waits or is delayed,
+    and of a failed task.
     """
 
     id: str
@@ -77,6 +81,7 @@ class TaskStatus:
     run_time: float | None = None
     payload: Any = None
     why: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -269,6 +274,7 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         run_time=float(run_ms) / 1000 if run_ms else None,
         payload=readable(payload) if payload else None,
         why=_why_of(watched),
+        headers=headers_of(record.get("opts", b"")),
     )
 
 

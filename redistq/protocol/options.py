@@ -354,6 +354,16 @@ def gate_of(opts: bytes) -> str:
     return gate if isinstance(gate, str) else ""
 
 
+def headers_of(opts: bytes) -> dict[str, str]:
+    """Return the headers that stand in an entry, also where its other options cannot be read."""
+    if b'"headers"' not in opts and b'"trace"' not in opts:
+        return {}
+    try:
+        return headers_in(json.loads(opts)) or {}
+    except Exception:  # anyone may have written them
+        return {}
+
+
 def _due_after(delay: float | None) -> str:
     return "" if delay is None else f"+{milliseconds(delay)}"
 
