@@ -23,6 +23,7 @@ __all__ = [
     "ItemTooLarge",
     "ItemsGone",
     "LeaseLost",
+    "MemoryLimitExceeded",
     "ModuleMissing",
     "PayloadError",
     "PayloadTooLarge",
@@ -297,6 +298,11 @@ class TaskExpired(TaskCancelled):
 
 class TimeLimitExceeded(RedistqError, TimeoutError):
     """A handler ran longer than its ``timeout``; the attempt counts as failed."""
+
+
+class MemoryLimitExceeded(RedistqError, MemoryError):
+    """A task's process grew by more than the task's ``memory`` and was killed; the attempt counts
+    as failed."""
 
 
 class CancelRequested(BaseException):

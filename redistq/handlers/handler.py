@@ -17,6 +17,7 @@ from .signature import holds_for_any
 
 if TYPE_CHECKING:
     from ..protocol.declared import Declared
+    from ..protocol.resources import Resources
 
 Waiting = tuple[bytes, str, list[bytes]]
 """A task that waits to run in a process: its entry, its queue, and the entry's fields as a flat
@@ -37,7 +38,9 @@ class Handler:
 
     ``timeout`` is in seconds (None: no limit), and so is ``hard_timeout``, after which its process
     is killed (None: five seconds after ``timeout``); ``result_ttl`` is how many seconds a result is
-    kept (None: the worker's setting; 0: results are not kept).
+    kept (None: the worker's setting; 0: results are not kept). ``memory`` is how many bytes the
+    process may have more than when a task began, and ``resources`` what a task takes of its
+    worker's.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Handler:
     timeout: float | None = None
     result_ttl: float | None = None
     hard_timeout: float | None = None
+    memory: int | None = None
+    resources: Resources | None = None
     is_async: bool = False
     streams: bool = False
     """The function yields: its items are the task's stream."""
@@ -74,7 +79,9 @@ class Handler:
         Raises ConfigurationError when the name or an option cannot work.
         """
         check_line("a task's name", name)
-        options = checked(options, f"task {name!r}")
+        # What was checked before, of a handler under another name, is taken as it is.
+        ready = {n: options.pop(n) for n in ("resources",) if isinstance(options.get(n), tuple)}
+        options = {**checked(options, f"task {name!r}"), **ready}
         check_limits(options, f"task {name!r}")
         if not callable(function):
             raise ConfigurationError(f"the handler of task {name!r} is not callable: {function!r}")

@@ -13,6 +13,7 @@ from ..middleware import Layers, Middleware, checked_middleware
 from ..protocol.gate import handler_gate
 from ..protocol.options import (
     DeclaredKeywords,
+    NeedKeywords,
     TaskDecoratorKeywords,
     listed,
     unknown_option,
@@ -29,6 +30,7 @@ log = logger("redistq.worker")
 Function = TypeVar("Function", bound=Callable[..., Any])
 _MARK = "__redistq_handler__"
 _OF_SCHEDULES = frozenset(DeclaredKeywords.__annotations__)
+_NEEDS = frozenset(NeedKeywords.__annotations__)
 
 
 class TaskDecorator(Protocol):
@@ -63,6 +65,8 @@ class Registry(Mapping[str, Handler]):
                 timeout=marked.timeout,
                 result_ttl=marked.result_ttl,
                 hard_timeout=marked.hard_timeout,
+                memory=marked.memory,
+                resources=marked.resources,
                 gate=marked.gate,
                 declared=marked.declared,
                 middleware=_together(self.layers, layers),
@@ -124,6 +128,9 @@ class Registry(Mapping[str, Handler]):
         function itself, ``producer.add_task(function, payload)``; names in braces in their keys
         are looked up in the payload: ``limits="tenant:{tenant}"``.
 
+        ``memory`` ("2GB") is how much more than at its start the process may have while it runs,
+        and ``resources`` ({"gpu": 1}) what it takes of its worker's: docs/processes.md.
+
         ``cron`` or ``every`` let it run by itself, with ``payload``: the first worker that starts
         with it sets the schedule, of the task's name; ``tz``, ``missed`` and ``overlap`` are those
         of producer.schedules.set.
@@ -140,7 +147,8 @@ class Registry(Mapping[str, Handler]):
         if unknown := options.keys() - TaskDecoratorKeywords.__annotations__.keys():
             raise unknown_option("@task", sorted(unknown)[0], _TASK_OPTIONS)
         declared = _declared({n: v for n, v in options.items() if n in _OF_SCHEDULES})
-        gate = {n: v for n, v in options.items() if n not in _OF_SCHEDULES}
+        needs = {n: v for n, v in options.items() if n in _NEEDS}
+        gate = {n: v for n, v in options.items() if n not in _OF_SCHEDULES and n not in _NEEDS}
         asked = handler_gate(gate, "a task") if gate else None
         policy = RetryPolicy(
             retries=retries,
@@ -161,6 +169,7 @@ class Registry(Mapping[str, Handler]):
                 result_ttl=result_ttl,
                 gate=asked or None,
                 declared=declared,
+                **needs,
             )
             try:
                 setattr(function, _MARK, handler)

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from ..errors import ConfigurationError
+from ..system.memory import size
 from .checks import MAX_COUNT as MAX_COUNT
 from .checks import MAX_SECONDS as MAX_SECONDS
 from .checks import MAX_WAIT_S as MAX_WAIT_S
@@ -31,6 +32,7 @@ from .checks import wait_seconds as wait_seconds
 from .codec import dumps
 from .headers import checked_headers, headers_in
 from .keys import at_priority
+from .resources import Resources, as_mapping, needed
 
 if TYPE_CHECKING:
     from .gate import Group, Key, Limits, Parents, UniqueKey
@@ -73,11 +75,18 @@ class DeclaredKeywords(TypedDict, total=False):
     overlap: str | None
 
 
-class TaskDecoratorKeywords(HandlerKeywords, DeclaredKeywords, total=False):
+class NeedKeywords(TypedDict, total=False):
+    """What a task needs of the worker that runs it; None: not given."""
+
+    memory: int | str | None
+    resources: Mapping[str, float] | None
+
+
+class TaskDecoratorKeywords(HandlerKeywords, DeclaredKeywords, NeedKeywords, total=False):
     """The options of ``@task`` that are no option of its handler."""
 
 
-class ScheduleKeywords(HandlerKeywords, total=False):
+class ScheduleKeywords(HandlerKeywords, NeedKeywords, total=False):
     """The options that a schedule takes for its tasks; None: not given."""
 
     retries: int | None
@@ -94,7 +103,7 @@ class TaskKeywords(ScheduleKeywords, total=False):
     delay: Seconds | None
 
 
-class CallKeywords(GateKeywords, total=False):
+class CallKeywords(GateKeywords, NeedKeywords, total=False):
     """The options that a client takes for its calls; None: not given."""
 
     retries: int
@@ -128,13 +137,15 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "result_ttl": seconds,
     "cache": seconds,
     "headers": checked_headers,
+    "memory": size,
+    "resources": needed,
 }
 """What checks an option's value: it is given what the option is called, and the value."""
 OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at"})
 OPTIONS_OF_GATE = frozenset({*GateKeywords.__annotations__, "priority"})
 """Those of a task that gate.py reads and writes."""
 OPTIONS_OF_CALLS = frozenset(CallKeywords.__annotations__)
-_IN_ENTRIES = ("retries", "timeout", "hard_timeout", "result_ttl")
+_IN_ENTRIES = ("retries", "timeout", "hard_timeout", "result_ttl", "memory")
 NO_LIMIT = math.inf
 """The time limit of a task that has none, whatever its handler says."""
 REMEMBERED_BYTES = 1024
@@ -179,6 +190,8 @@ class TaskOptions:
     timeout: float | None = None
     hard_timeout: float | None = None
     result_ttl: float | None = None
+    memory: int | None = None
+    resources: Resources | None = None
     delay: float | None = None
     execute_at: float | None = None
     inbox: str | None = None
@@ -257,6 +270,8 @@ class CallOptions:
     name: str | None = None
     result_ttl: float | None = None
     cache: float | None = None
+    memory: int | None = None
+    resources: Resources | None = None
     logs: bool = False
     priority: str = "normal"
     headers: Mapping[str, str] | None = None
@@ -300,6 +315,8 @@ class CallOptions:
             raise ConfigurationError("a schedule has no delay and no cache: it says when it runs")
         own = (*_IN_ENTRIES, "headers")
         whole = {**{name: getattr(self, name) for name in own}, **self.gate}
+        if self.resources is not None:
+            whole["resources"] = as_mapping(self.resources)
         return {name: value for name, value in whole.items() if value is not None}
 
     @property
@@ -373,11 +390,12 @@ def _written(
 ) -> bytes:
     headers = more.pop("headers", options.headers)
     numbers = (options.retries, options.timeout, options.hard_timeout, result_ttl)
+    needs = (options.memory, options.resources)
     written: tuple[tuple[str, Any], ...] = tuple(more.items())
     if not headers:
-        return _encode(*numbers, written)
+        return _encode(*numbers, *needs, written)
     # Behind all that scripts look for: no text of a user's stands before it.
-    return _encode.__wrapped__(*numbers, (*written, ("headers", dict(headers))))
+    return _encode.__wrapped__(*numbers, *needs, (*written, ("headers", dict(headers))))
 
 
 @lru_cache(maxsize=512)  # those of one client's calls are the same
@@ -386,6 +404,8 @@ def _encode(
     timeout: float | None,
     hard_timeout: float | None,
     result_ttl: float | None,
+    memory: int | None,
+    resources: Resources | None,
     more: tuple[tuple[str, Any], ...],
 ) -> bytes:
     opts = {name: value for name, value in more if value is not None}
@@ -397,6 +417,10 @@ def _encode(
         opts["hard_timeout"] = hard_timeout
     if result_ttl is not None:
         opts["result_ttl"] = result_ttl
+    if memory is not None:
+        opts["memory"] = memory
+    if resources is not None:
+        opts["resources"] = as_mapping(resources)
     return dumps(opts) if opts else b""
 
 
@@ -423,8 +447,10 @@ def _read(opts: bytes) -> TaskOptions:
             numbers[name] = _CHECKS[name](name, value)
     home = found.get("home")
     gate = found.get("gate")
+    resources = found.get("resources")
     return TaskOptions(
         **numbers,
+        resources=None if resources is None else needed("resources", resources),
         inbox=found.get("inbox") or None,
         batch=found.get("batch") or None,
         home=home if isinstance(home, str) else None,

@@ -169,14 +169,14 @@ class Attempt:
         context._target = queue.target
         return context
 
-    def retry_ms_if_killed(self) -> int:
-        """Return when it is tried again, should it be killed at its hard limit: in so many ms, or
-        -1 when it then ends as failed."""
+    def retry_ms_if_killed(self, error: BaseException = _KILLED) -> int:
+        """Return when it is tried again, should it be killed at its hard limit, or another that
+        ``error`` is of: in so many ms, or -1 when it then ends as failed."""
         policy, attempt = self.handler.policy, int(self.attempt)
         if attempt > self.terms.options.retries_or(policy.retries):
             return -1
         try:
-            wanted = policy.wants(_KILLED)
+            wanted = policy.wants(error)
             return min(milliseconds(policy.delay(attempt)), MAX_RETRY_MS) if wanted else -1
         except BaseException:  # the retry policy's own code
             return -1

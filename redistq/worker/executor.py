@@ -20,11 +20,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..context import TaskContext, serve_contexts
-from ..errors import TimeLimitExceeded
+from ..errors import MemoryLimitExceeded, TimeLimitExceeded
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.options import addresses, gate_of, is_count
+from ..system.memory import resident
 from ..system.processes import leave_fork
 from .attempt import Attempt
 from .hooks import HookedAttempt, SettledTeller
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logger("redistq.worker")
 
+_TOO_LARGE = MemoryLimitExceeded()
 MAX_LABELS = 10_000
 """Names of handlers and labels that are remembered; those beyond are looked up for each task."""
 
@@ -95,6 +97,8 @@ class Executor:
         for bound in self._bound.values():
             bound.attempt = Attempt if bound.hooks is None else HookedAttempt
         self._limits = TimeLimits(thread, scoreboard)
+        if any(handler.memory is not None for handler in handlers.values()):
+            scoreboard.capped = True
         self.ending = False
         """Whether a cancelled coroutine was cancelled by us."""
         self.forked = False
@@ -161,7 +165,7 @@ class Executor:
                 attempt: Attempt = opened  # type: ignore[assignment]
                 if attempt.handler.is_async:
                     raise TypeError("async handler in a thread")
-                limited = attempt.terms.hard_timeout is not None
+                limited = attempt.terms.guarded
                 started = clock()
                 try:
                     try:
@@ -212,6 +216,8 @@ class Executor:
         wishes.running[slot] = attempt
         serve_contexts(attempt.given_context, thread=False)
         started = time.perf_counter_ns()
+        if terms.memory is not None:
+            self._cap(attempt, slot)
         if terms.hard_timeout is not None:
             limit = attempt.limit = self._limits.begin_async(
                 slot, terms.timeout, terms.hard_timeout, attempt.retry_ms_if_killed()
@@ -256,7 +262,10 @@ class Executor:
 
     def _call_limited(self, attempt: Attempt, slot: int) -> Any:
         terms = attempt.terms
-        assert terms.hard_timeout is not None
+        if terms.memory is not None:
+            self._cap(attempt, slot)
+        if terms.hard_timeout is None:
+            return attempt.call()
         retry_ms = attempt.retry_ms_if_killed()
         limit = self._limits.begin(slot, terms.timeout, terms.hard_timeout, retry_ms)
         attempt.limit = limit
@@ -268,6 +277,13 @@ class Executor:
             raise
         finally:
             self._limits.end(limit)
+
+    def _cap(self, attempt: Attempt, slot: int) -> None:
+        """Show the supervisor how much memory this process may have while the attempt runs."""
+        memory, base = attempt.terms.memory, resident()
+        if memory is not None and base is not None:
+            retry_ms = attempt.retry_ms_if_killed(_TOO_LARGE)
+            self._scoreboard.cap(slot, memory, base, retry_ms)
 
     def given_up(self, task: Delivery, slot: int, fault: BaseException) -> Outcome:
         """Return the outcome of an entry that our own code failed on, and free its slot."""

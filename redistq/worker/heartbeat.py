@@ -23,6 +23,7 @@ from ..connection.broker import Broker
 from ..errors import GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import FORCE, Commands, Recovered
+from ..protocol.options import MAX_COUNT
 from ..scheduler.subscriber import ASKED, LISTENING, NAMES, PAUSED, RESUMED
 from .killed import end_overdue
 from .pipe import Child, Parent
@@ -354,7 +355,10 @@ class DeathReports:
         """Have a dead worker's tasks given back; return whether the server heard it."""
         try:
             end_overdue(self._broker, self._commands, death.consumer, death.overdue)
-            sign_off(self._broker, self._commands, self._settings, death.consumer, death.started)
+            # It was killed for those that are overdue: the others are charged, but never end by it.
+            spare = bool(death.overdue)
+            started = death.started
+            sign_off(self._broker, self._commands, self._settings, death.consumer, started, spare)
         except (RedistqError, GroupMissing) as error:
             log.warning("worker %s could not be reported: %s", death.consumer, error)
             return False
@@ -379,19 +383,20 @@ def sign_off(
     settings: WorkerSettings,
     consumer: str,
     started: Iterable[str],
+    spare: bool = False,
 ) -> None:
     """Give back the tasks of a worker process that has ended, or is about to.
 
-    Those that it had ``started`` are charged a recovery. Raises as Broker.call does.
+    Those that it had ``started`` are charged a recovery; with ``spare`` none of them ends by it.
+    Raises as Broker.call does.
     """
+    most = MAX_COUNT if spare else settings.max_recoveries
     started = tuple(started)
     for commands in queues:
         more = True
         while more:
             done = Commands.read_recover(
-                broker.call(
-                    commands.recover(settings.max_recoveries, consumer=consumer, started=started)
-                )
+                broker.call(commands.recover(most, consumer=consumer, started=started))
             )
             more = done.more
             _log_broken(done)

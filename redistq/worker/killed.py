@@ -1,5 +1,5 @@
-"""Attempts that were killed with their process at their hard time limit: each ends as failed, or is
-tried again as its retry policy says.
+"""Attempts that were killed with their process at their hard time limit, or at their limit of
+memory: each ends as failed, or is tried again as its retry policy says.
 
 Used by the supervisor's reports of deaths. The process is gone, so the supervisor settles in its
 name what it was killed for: the entry is still pending for it, and nobody else can answer. What
@@ -12,16 +12,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..connection.broker import Broker
-from ..errors import TimeLimitExceeded
+from ..errors import MemoryLimitExceeded, RedistqError, TimeLimitExceeded
 from ..logger import logger
 from ..protocol.codec import dumps, encode_error
 from ..protocol.commands import ASKED, CANCELLED_TTL_MS, Commands
 from ..protocol.options import addresses, gate_of
+from ..system.memory import in_words
 from .outcome import ASKED_NOTE, FIELDS, fields_of
 from .scoreboard import Overdue
 
 log = logger("redistq.supervisor")
-NOTE = TimeLimitExceeded.__name__
 
 
 def end_overdue(
@@ -44,24 +44,23 @@ def _end(
     fields: dict[bytes, bytes],
 ) -> None:
     """End one attempt; in a queue where it is not pending for the process nothing happens."""
-    error = TimeLimitExceeded(
-        f"the hard time limit of {attempt.seconds:g} s has passed, and the worker process that ran "
-        "it was killed"
-    )
+    error = _error(attempt)
+    what = f"ran past its {'memory' if attempt.memory else 'hard time'} limit"
+    said = type(error).__name__
     body = encode_error(error)
     row: list[Any] = [attempt.entry, fields[b"id"], "retried", fields[b"name"], fields[b"attempt"]]
     row.append(f"{attempt.seconds * 1000:.3f}")
     task = fields[b"id"].decode("utf-8", "replace")
     if attempt.retry_ms >= 0:
-        delay = [body, attempt.retry_ms, NOTE]
+        delay = [body, attempt.retry_ms, said]
         reply = Commands.read_refused(broker.call(commands.retry(consumer, [[*row, *delay]])))
         if reply.broken.get(0) != ASKED:
             if not reply.lost and not reply.broken:
-                log.warning("task %s ran past its hard time limit: it is tried again", task)
+                log.warning("task %s %s: it is tried again", task, what)
             return
         row[2], body, note, ttl = "cancelled", ASKED.encode(), ASKED_NOTE, str(CANCELLED_TTL_MS)
     else:
-        row[2], note, ttl = "failed", NOTE, "0"
+        row[2], note, ttl = "failed", said, "0"
     opts = fields[b"opts"]
     inbox, batch = addresses(opts)
     gate = gate_of(opts)
@@ -70,4 +69,16 @@ def _end(
         broker.call(commands.settle(consumer, [[*row, body, ttl, inbox, note, batch]], gated))
     )
     if not reply.lost and not reply.broken:
-        log.warning("task %s ran past its hard time limit: it ends as %s", task, row[2])
+        log.warning("task %s %s: it ends as %s", task, what, row[2])
+
+
+def _error(attempt: Overdue) -> RedistqError:
+    if attempt.memory:
+        return MemoryLimitExceeded(
+            f"its process grew by {in_words(attempt.seen)} while it ran, past its limit of "
+            f"{in_words(attempt.memory)}, and was killed"
+        )
+    return TimeLimitExceeded(
+        f"the hard time limit of {attempt.seconds:g} s has passed, and the worker process that ran "
+        "it was killed"
+    )

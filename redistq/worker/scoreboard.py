@@ -20,11 +20,15 @@ from typing import NamedTuple
 from ..errors import ConfigurationError
 from ..system.processes import off_standard
 
-_MAGIC = b"redistq1"
-_SLOT = 64
+_MAGIC = b"redistq2"
+_SLOT = 96
+_MAGICS = {b"redistq1": 64, _MAGIC: _SLOT}
+"""Bytes of a slot, by how a scoreboard begins: a process of an earlier release may have made it,
+without room for limits of memory."""
 _ENTRY = 48  # an entry id is at most 41 bytes: two 64-bit numbers and a dash
 _QUEUES = 8
 _SETTLED = 16
+_CAPPED = 24
 _PAUSED = 64  # from here a byte a queue, the most urgent first; then the slots
 _NONE = bytes(_ENTRY)
 
@@ -32,16 +36,22 @@ _NONE = bytes(_ENTRY)
 MAX_RETRY_MS = 2**31 - 1
 """Longest delay that a slot can hold: some 24 days."""
 _LIMIT = struct.Struct("<dif")
+_CAP = struct.Struct("<qqi")
+_CAP_AT = _ENTRY + _LIMIT.size
 
 
 class Overdue(NamedTuple):
-    """An attempt whose hard time limit has passed."""
+    """An attempt that has passed a limit at which its process is killed."""
 
     entry: str
     retry_ms: int
     """When it is tried again; -1: it ends as failed."""
     seconds: float
-    """The limit that has passed."""
+    """The time limit that has passed; 0: it is another one."""
+    memory: int = 0
+    """The limit of memory that it has passed, in bytes."""
+    seen: int = 0
+    """How much more memory its process had than when it began."""
 
 
 class Scoreboard:
@@ -53,14 +63,15 @@ class Scoreboard:
         """To be inherited by the process that takes the other part."""
         try:
             self._map = mmap.mmap(descriptor, 0)
-            if self._map[: len(_MAGIC)] != _MAGIC:
+            self._slot = _MAGICS.get(self._map[: len(_MAGIC)], 0)
+            if not self._slot:
                 raise ValueError(f"descriptor {descriptor} is no scoreboard")
         except BaseException:  # whatever it is, an interrupt too: the descriptor is closed
             self.close()
             raise
         (self._queues,) = struct.unpack_from("<I", self._map, _QUEUES)
         self._first = _header(self._queues)  # where the slots begin
-        self.slots = (len(self._map) - self._first) // _SLOT
+        self.slots = (len(self._map) - self._first) // self._slot
 
     @classmethod
     def create(cls, slots: int, queues: int = 1) -> Scoreboard:
@@ -92,46 +103,77 @@ class Scoreboard:
 
     def begin(self, slot: int, entry: bytes) -> None:
         """Show that slot ``slot`` runs ``entry``."""
-        at = self._first + slot * _SLOT
+        at = self._first + slot * self._slot
         self._map[at : at + len(entry)] = entry
 
     def limit(self, slot: int, deadline: float, retry_ms: int = -1, seconds: float = 0.0) -> None:
         """Show that what runs in ``slot`` must end by ``deadline`` (this machine's monotonic
         clock), which is a limit of so many seconds. ``retry_ms`` says when it is tried again where
         its process is killed then; -1: it ends as failed."""
-        at = self._first + slot * _SLOT + _ENTRY
+        at = self._first + slot * self._slot + _ENTRY
         _LIMIT.pack_into(self._map, at, deadline, retry_ms, seconds)
+
+    def cap(self, slot: int, memory: int, base: int, retry_ms: int = -1) -> None:
+        """Show that the process may have ``memory`` bytes more than ``base`` while what runs in
+        ``slot`` does; ``retry_ms`` as for ``limit``."""
+        if self._slot == _SLOT:
+            _CAP.pack_into(self._map, self._first + slot * _SLOT + _CAP_AT, memory, base, retry_ms)
+            self._map[_CAPPED] = 1
+
+    @property
+    def capped(self) -> bool:
+        """Whether a task with a limit of memory may run here, or has."""
+        return self._map[_CAPPED] != 0
+
+    @capped.setter
+    def capped(self, capped: bool) -> None:
+        self._map[_CAPPED] = capped
 
     def end(self, slot: int) -> None:
         """Show that slot ``slot`` runs nothing."""
-        at = self._first + slot * _SLOT
+        at = self._first + slot * self._slot
         self._map[at : at + _ENTRY] = _NONE
 
     def end_limited(self, slot: int) -> None:
-        """Show the same as ``end`` for a task that had a time limit."""
-        at = self._first + slot * _SLOT
-        self._map[at : at + _SLOT] = bytes(_SLOT)
+        """Show the same as ``end`` for a task that had a limit."""
+        at = self._first + slot * self._slot
+        self._map[at : at + self._slot] = bytes(self._slot)
 
     def running(self) -> list[str]:
         """Return the entries that are being run; one that starts or ends right now may be torn, and
         then matches no entry."""
         found = []
-        for at in range(self._first, len(self._map), _SLOT):
-            raw = self._map[at : at + _ENTRY]
-            if raw[0]:
-                found.append(raw.split(b"\0", 1)[0].decode("ascii", "replace"))
+        for at in range(self._first, len(self._map), self._slot):
+            if self._map[at]:
+                found.append(self._entry_at(at))
         return found
 
     def overdue(self, now: float) -> list[Overdue]:
         """Return what runs past its time limit."""
         found = []
-        for at in range(self._first, len(self._map), _SLOT):
+        for at in range(self._first, len(self._map), self._slot):
             if self._map[at]:
                 deadline, retry_ms, seconds = _LIMIT.unpack_from(self._map, at + _ENTRY)
                 if 0 < deadline < now:
-                    entry = self._map[at : at + _ENTRY].split(b"\0", 1)[0]
-                    found.append(Overdue(entry.decode("ascii", "replace"), retry_ms, seconds))
+                    found.append(Overdue(self._entry_at(at), retry_ms, seconds))
         return found
+
+    def too_large(self, resident: int) -> list[Overdue]:
+        """Return what is past its limit of memory when the process has so many bytes."""
+        found: list[Overdue] = []
+        if self._slot < _SLOT:
+            return found
+        for at in range(self._first, len(self._map), self._slot):
+            if self._map[at]:
+                memory, base, retry_ms = _CAP.unpack_from(self._map, at + _CAP_AT)
+                if 0 < memory < resident - base:
+                    seen = resident - base
+                    found.append(Overdue(self._entry_at(at), retry_ms, 0.0, memory, seen))
+        return found
+
+    def _entry_at(self, at: int) -> str:
+        entry = self._map[at : at + _ENTRY].split(b"\0", 1)[0]
+        return entry.decode("ascii", "replace")
 
     @property
     def paused(self) -> frozenset[int]:

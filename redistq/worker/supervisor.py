@@ -35,8 +35,8 @@ from ..scheduler.subscriber import Subscriber
 from ..system.cores import environment
 from ..system.interpreter import import_path
 from ..system.loops import Backoff, run_forever
-from ..system.processes import how_it_ended
 from .heartbeat import OUTAGE_PAUSE_S, DeathReports, Heartbeat, ManagedProcess
+from .killing import Ends, verdict
 from .pipe import Child
 from .renewal import Renewal
 from .restarts import Restarts
@@ -48,6 +48,8 @@ log = logger("redistq.supervisor")
 KILL_GRACE_S = 5.0
 LOOK_S = 1.0
 """How often it is looked whether a process is to be replaced."""
+MEMORY_LOOK_S = 0.1
+"""How often it is looked at how large processes are whose tasks have a limit of memory."""
 DRAIN_S = 30 * 86_400.0
 """How long a process may drain that was replaced."""
 ORPHAN_TIMEOUT_S = 5.0
@@ -94,6 +96,7 @@ class Supervisor:
         self._deaths = DeathReports(settings, self._broker, self._commands)
         self._restarts = Restarts()
         self._renewal = Renewal(settings)
+        self._ends = Ends()
         self._replaced: ManagedProcess | None = None  # whose replacement is on its way
         self._next_look = 0.0
         self.heartbeat = Heartbeat(
@@ -196,7 +199,8 @@ class Supervisor:
         self.heartbeat.send_if_due()
         self._deaths.send_due()
         self._check_limits()
-        self._sleep(1.0)
+        capped = any(member.scoreboard.capped for member in self.heartbeat.members)
+        self._sleep(MEMORY_LOOK_S if capped else 1.0)
 
     def _sleep(self, longest: float) -> None:
         """Sleep until there is something to do, or it is woken."""
@@ -281,8 +285,7 @@ class Supervisor:
         if member.leaving and not member.killed and child.process.returncode == 0:
             log.info("worker process %d, which %s, has ended", child.pid, member.leaving)
             return
-        ended = how_it_ended(child.process.returncode)
-        why = member.killed or ended
+        why = self._ends.words(member, child.process.returncode)
         if self._restarts.give_up(member, why):
             return
         if member.leaving:
@@ -365,27 +368,17 @@ class Supervisor:
         self._wake.set()
 
     def _check_limits(self) -> None:
-        """Kill each process that runs a task past its time limit, or one that was to end by force,
-        which obeyed nothing."""
+        """Kill each process that runs a task past a limit, or one that was to end by force."""
         now = time.monotonic()
         for member in self.heartbeat.members:
             if member.child is None or not member.ready or member.killed:
                 continue
-            if overdue := member.scoreboard.overdue(now):
-                member.overdue = overdue
-                member.killed = "exceeded a time limit"
-                what = "past its hard time limit"
-            elif member.runs_by_force(now):
-                member.killed = "was killed to end a task"
-                what = "that was to end by force"
-            else:
-                continue
-            log.warning(
-                "worker process %d runs a task %s and cannot be interrupted: killing it",
-                member.child.pid,
-                what,
-            )
-            member.child.process.kill()
+            if (found := verdict(member, now)) is not None:
+                member.overdue = found.overdue
+                member.killed = found.why
+                pid = member.child.pid
+                log.warning("worker process %d runs a task %s: killing it", pid, found.what)
+                member.child.process.kill()
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -404,7 +397,7 @@ class Supervisor:
                 return
             self.heartbeat.send_if_due()
             self._check_limits()
-            self._sleep(0.2)
+            self._sleep(MEMORY_LOOK_S)
 
         self._repeat(wait_for_members, ended)
         drained = not self._any_alive()

@@ -19,6 +19,7 @@ from ..protocol.options import (
     TaskOptions,
     milliseconds,
 )
+from ..protocol.resources import Resources
 from . import limits
 from .compose import composed
 from .prefetch import Durations
@@ -46,6 +47,12 @@ class Terms:
     """What the task asked for of when it may run; '': nothing."""
     deadline_ms: int | None = None
     """The server's time after which its first attempt is not started."""
+    memory: int | None = None
+    """How many bytes more its process may have than when it began; None: no limit."""
+    resources: Resources | None = None
+    """What it takes of its worker's resources; None: nothing."""
+    guarded: bool = False
+    """Whether anything of it is kept an eye on while it runs: its time, memory or resources."""
 
     @classmethod
     def of(
@@ -55,15 +62,19 @@ class Terms:
         hard_timeout: float | None,
         ttl: str,
         gate: str = "",
+        memory: int | None = None,
+        resources: Resources | None = None,
     ) -> Terms:
         """Return the terms of tasks with these options, where their handler's are ``timeout``,
-        ``hard_timeout`` and ``ttl``."""
+        ``hard_timeout``, ``ttl``, ``memory`` and ``resources``."""
         soft = options.timeout_or(timeout)
         hard = options.hard_timeout
         if hard is None:
             hard = hard_timeout
             if soft is not None and (hard is None or hard < soft):
                 hard = soft + limits.HARD_LIMIT_GRACE
+        memory = memory if options.memory is None else options.memory
+        resources = resources if options.resources is None else options.resources
         return cls(
             options,
             soft,
@@ -73,6 +84,9 @@ class Terms:
             hard,
             gate,
             deadline_of(gate) if gate else None,
+            memory,
+            resources,
+            hard is not None or memory is not None or resources is not None,
         )
 
 
@@ -88,9 +102,11 @@ class BoundHandler:
         "is_async",
         "layers",
         "max_result_bytes",
+        "memory",
         "name",
         "policy",
         "raw",
+        "resources",
         "terms",
         "timeout",
         "times",
@@ -109,6 +125,8 @@ class BoundHandler:
         self.policy = handler.policy
         self.timeout = handler.timeout
         self.hard_timeout = handler.hard_timeout
+        self.memory = handler.memory
+        self.resources = handler.resources
         self.is_async = handler.is_async
         self.raw = handler.raw
         self.layers = handler.middleware
@@ -150,4 +168,12 @@ class BoundHandler:
         return terms
 
     def _terms(self, options: TaskOptions) -> Terms:
-        return Terms.of(options, self.timeout, self.hard_timeout, self.ttl, options.gate or "")
+        return Terms.of(
+            options,
+            self.timeout,
+            self.hard_timeout,
+            self.ttl,
+            options.gate or "",
+            self.memory,
+            self.resources,
+        )
