@@ -70,6 +70,7 @@ class Registry(Mapping[str, Handler]):
                 gate=marked.gate,
                 declared=marked.declared,
                 middleware=_together(self.layers, layers),
+                raw=marked.raw,
             )
         else:
             handler = Handler.of(name, called, middleware=self.layers, **options)
