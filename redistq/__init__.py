@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         WrongPython,
     )
     from .flows import chain, chord, group, map_reduce, sig
-    from .handlers import Registry, task
+    from .handlers import Depends, Registry, lifespan, task
     from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
     from .monitor.events import TaskEvent
@@ -94,6 +94,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "Dashboard",
+    "Depends",
     "EmbeddedServerError",
     "EventTimeout",
     "Fail",
@@ -152,6 +153,7 @@ __all__ = [
     "configure",
     "current_task",
     "group",
+    "lifespan",
     "limit",
     "map_reduce",
     "sig",
@@ -170,11 +172,13 @@ _HOMES = {
     "NewTask": "middleware",
     "Settled": "middleware",
     "travels": "middleware",
+    "Depends": "handlers",
     "Registry": "handlers",
     "TaskContext": "context",
     "current_task": "context",
     "track": "context",
     "Progress": "protocol.progress",
+    "lifespan": "handlers",
     "task": "handlers",
     "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",

@@ -108,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
         help="seconds that running tasks may take to finish after a signal (%(default)g)",
     )
     p.add_argument(
+        "--start-timeout",
+        type=float,
+        default=d.start_timeout,
+        help="seconds within which what @lifespan declares is started (%(default)g)",
+    )
+    p.add_argument(
         "--result-ttl",
         type=float,
         default=d.result_ttl,
@@ -190,6 +196,7 @@ def settings_of(args: argparse.Namespace) -> WorkerSettings:
         result_ttl=args.result_ttl,
         unknown_grace=args.unknown_grace,
         shutdown_timeout=args.shutdown_timeout,
+        start_timeout=args.start_timeout,
         allow_pickle=args.allow_pickle,
         signing_key=_key_in(args.signing_key_file),
     )

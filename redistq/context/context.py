@@ -64,6 +64,14 @@ class TaskContext:
         """The headers that travel with the task: text by name, as ``add_task(..., headers=...)``
         and middleware wrote them."""
         return dict(self._headers or {})
+    _state: Any = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def state(self) -> Any:
+        """What the lifespans of this worker process have yielded: a mapping of all that they
+        yielded by name, or the one object; shared by all of its tasks. Empty without lifespans.
+        """
+        return {} if self._state is None else self._state
 
     @property
     def stream_position(self) -> int:

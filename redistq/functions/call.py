@@ -352,8 +352,7 @@ def with_calls(
 ) -> Registry:
     """Return the same handlers, and the one for function calls."""
     wider = Registry()
-    for name, handler in registry.items():
-        wider.add(name, handler)
+    wider.include(registry)
     function = CallHandler(signer, stores, sink)
     never = (UntrustedPayload, WrongPython, ModuleMissing, BlobMissing, PayloadError)
     wider.add_handler(

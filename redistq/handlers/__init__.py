@@ -6,12 +6,14 @@ for each name of a task. Used by user code and by workers. Nothing here talks to
 
 from __future__ import annotations
 
+from .depends import Depends
 from .handler import Handler, LooksAhead, Waiting
 from .policy import RetryPolicy
-from .registry import OfFunction, Registry, default_registry, handler_of, task
+from .registry import OfFunction, Registry, default_registry, handler_of, lifespan, task
 from .typed_task import Task
 
 __all__ = [
+    "Depends",
     "Handler",
     "LooksAhead",
     "OfFunction",
@@ -21,5 +23,6 @@ __all__ = [
     "Waiting",
     "default_registry",
     "handler_of",
+    "lifespan",
     "task",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ from ..protocol.options import (
     listed,
     unknown_option,
 )
+from .depends import Overrides
 from .handler import Handler
+from .lifespan import Lifespan
 from .policy import ExceptionTypes, RetryPolicy
 from .typed_task import P, R, Task, equip
 
@@ -47,6 +50,10 @@ class Registry(Mapping[str, Handler]):
         self._handlers: dict[str, Handler] = {}
         self.layers: Layers = ()
         """Middleware of all its tasks, the outermost first."""
+        self.lifespans: tuple[Lifespan, ...] = ()
+        """What a worker process with these handlers has from its start to its end, in order."""
+        self.overrides = Overrides()
+        """Which factories of dependencies stand in for others."""
         for name, function in (handlers or {}).items():
             self.add(name, function)
 
@@ -196,7 +203,50 @@ class Registry(Mapping[str, Handler]):
         for name, handler in self._handlers.items():
             layers = _together(outer, handler.middleware)
             wider._handlers[name] = replace(handler, middleware=layers)
+        wider.lifespans = self.lifespans
+        wider.overrides.include(self.overrides)
         return wider
+
+    def lifespan(self, function: Function, /) -> Function:
+        """Have worker processes with these handlers enter ``function`` before their first task,
+        and leave it when they have drained.
+
+        It yields once: what comes before is the start, what comes behind the end; it may be
+        ``async``, or return a context manager. A mapping that it yields is in ``context.state``;
+        any other object is ``context.state``, where it is the only one. Several are entered in
+        the order in which they were declared, and left in the other. With a parameter it is given
+        what those before it yielded. See docs/lifespan.md.
+        """
+        found = Lifespan.of(function)
+        self._add_lifespan(found)
+        return function
+
+    def override(
+        self, factory: Callable[..., Any], other: Callable[..., Any]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which ``other`` makes what ``factory`` makes for these handlers; for
+        tests: ``with registry.override(open_session, lambda: FakeSession()): ...``
+
+        Workers in this process, those that run and those that start in the block, heed it, and
+        worker processes that start in it. Raises ConfigurationError for factories that would wait
+        for each other in a circle.
+        """
+        return self.overrides.put(factory, other)
+
+    def include(self, other: Mapping[str, Callable[..., Any] | Handler]) -> None:
+        """Take all that another registry holds, or a mapping of names to functions; raises
+        ConfigurationError where both have a handler of one name."""
+        for name, function in other.items():
+            self.add(name, function)
+        if isinstance(other, Registry):
+            for lifespan in other.lifespans:
+                self._add_lifespan(lifespan)
+            self.overrides.include(other.overrides)
+
+    def _add_lifespan(self, new: Lifespan) -> None:
+        """Add one behind the others, or in place of itself."""
+        kept = [new if new.is_again(one) else one for one in self.lifespans]
+        self.lifespans = tuple(kept) if new in kept else (*kept, new)
 
     def add_handler(self, handler: Handler) -> None:
         """Register a handler that is complete as it is, in place of one of the same name."""
@@ -308,3 +358,6 @@ default_registry = Registry()
 """The registry that ``@task`` fills and that a worker uses when it is given no other."""
 
 task = default_registry.task
+
+lifespan = default_registry.lifespan
+"""``@lifespan``: as ``@task``, for what the worker processes with these handlers have."""

@@ -46,8 +46,7 @@ def registry_from(source: Handlers | Registry | list[str]) -> Registry:
     layers: Layers = ()
     for target in source:
         source = _load_target(target)
-        for name, handler in source.items():
-            registry.add(name, handler)
+        registry.include(source)
         layers = (*layers, *(one for one in source.layers if one not in layers))
     registry.layers = layers  # for function calls; each handler has its own
     return registry

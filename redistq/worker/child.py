@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from .. import slots
@@ -37,6 +38,7 @@ from .bootstrap import announce, registry_from, with_function_calls
 from .heartbeat import sign_off
 from .pipe import Parent
 from .processor import EXIT_FAULT, Processor
+from .resources import StartEnded
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
@@ -103,8 +105,14 @@ class _Orders:
         self.alone = False
         """Whether its supervisor has gone."""
         self._processor: Processor | None = None
+        self._interrupt: Callable[[], None] | None = None
         handle_signal(signal.SIGTERM, self._on_term)
         parent.listen(self._end, self._on_parent_gone, self._on_cancel, self._on_names)
+
+    def start_begins(self, interrupt: Callable[[], None]) -> None:
+        """Let the process end by interrupting its start from here on, not at once: what has been
+        entered is left."""
+        self._interrupt = interrupt
 
     def work_begins(self, processor: Processor) -> None:
         """Let the process end by stopping in good order from here on, not at once; the processor
@@ -149,15 +157,13 @@ class _Orders:
             self._processor.gate_names(place, names)
 
     def _on_term(self, *_: Any) -> None:
-        if not self._working:
-            os._exit(0)
+        self._end_start()
         self.timeout = self._shutdown_timeout
         self._ended.set()
 
     def _end(self, timeout: float) -> None:
         with self._lock:
-            if not self._working:
-                os._exit(0)
+            self._end_start()
             if not self._ended.is_set():
                 self.timeout = timeout
                 self._ended.set()
@@ -166,6 +172,13 @@ class _Orders:
         watch = threading.Timer(timeout, os._exit, (1,))
         watch.daemon = True
         watch.start()
+
+    def _end_start(self) -> None:
+        """End a process that does not work yet: at once, or when it has left what it entered."""
+        if not self._working:
+            if self._interrupt is None:
+                os._exit(0)
+            self._interrupt()
 
 
 def _run(parent: Parent, spec: dict[str, Any]) -> int:
@@ -194,10 +207,19 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         on_fault=lambda reason: os._exit(EXIT_FAULT),
     )
 
-    details = announce(broker, commands, settings, spec["consumer"], registry)
-    orders.work_begins(processor)
-    slots.serve_process(processor)
-    processor.start()
+    orders.start_begins(processor.resources.interrupt)
+    try:
+        processor.open()
+    except StartEnded:
+        return 0
+    try:
+        details = announce(broker, commands, settings, spec["consumer"], registry)
+        orders.work_begins(processor)
+        slots.serve_process(processor)
+        processor.start()
+    except BaseException:  # whatever it is; passed on
+        processor.close(settings.shutdown_timeout)
+        raise
     parent.report_ready(details)
 
     finished = processor.stop(orders.wait())
@@ -258,7 +280,8 @@ def _registry(spec: dict[str, Any]) -> Registry:
         if pickled := spec.get("handlers"):
             import cloudpickle
 
-            return registry_from(cloudpickle.loads(base64.b64decode(pickled)))
+            found: Registry = cloudpickle.loads(base64.b64decode(pickled))
+            return found
         return registry_from(spec["targets"])
     finally:
         loaded.set()

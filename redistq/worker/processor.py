@@ -19,6 +19,7 @@ instead of waiting for a process that beats and does not work.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from .item_writer import ItemWriter
 from .prefetch import Prefetch
 from .queues import Held, Room, queues_of
 from .reporter import Reporter
+from .resources import Resources
 from .runners import RETIRED, EventLoopRunner, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
@@ -47,6 +49,8 @@ log = logger("redistq.worker")
 
 SLACK_S = 5.0
 """What a settling call may take beyond its limit before its thread counts as stuck."""
+LEAVE_S = 1.0
+"""Seconds that are left for leaving lifespans, at least, whatever running tasks took."""
 EXIT_FAULT = 70
 """Exit code of a process whose processor cannot go on."""
 
@@ -54,8 +58,9 @@ EXIT_FAULT = 70
 class Processor:
     """Runs tasks of one or more queues with ``settings.threads`` threads and one event loop.
 
-    ``start`` begins to fetch; ``stop(timeout)`` ends within the time given: running tasks finish,
-    unstarted ones go back uncounted. Safe to stop twice, or before start.
+    ``open`` enters the lifespans of the handlers, ``start`` begins to fetch; ``stop(timeout)`` ends
+    within the time given: running tasks finish, unstarted ones go back uncounted, lifespans are
+    left. Safe to stop twice, or before start.
 
     ``on_fault`` is called at most once, from a thread of the processor, with the reason why the
     processor cannot go on; it must see to it that the process or the processor ends.
@@ -84,6 +89,10 @@ class Processor:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
+        self._loop: EventLoopRunner | None = None
+        self._loop_lock = threading.Lock()
+        self.resources = Resources(handlers, self._event_loop)
+        """What its handlers have beside their tasks."""
         queues = queues_of(settings.queues, commands, scoreboard, broker)
         room = Room()
         held: Held = {}
@@ -95,6 +104,7 @@ class Processor:
             held,
             ServerClock(broker, commands[0].time),
             self._thread,
+            self.resources,
         )
         self.reporter = Reporter(broker, consumer)
         self.item_writer = ItemWriter(broker, consumer)
@@ -126,22 +136,27 @@ class Processor:
         for handler in handlers.values():
             if isinstance(handler.function, LooksAhead):
                 handler.function.look_by(self.runners.waiting)
-        self._loop: EventLoopRunner | None = None
 
     @property
     def lost(self) -> int:
         """How many outcomes did not count, since the lease was lost."""
         return self.settler.lost
 
+    def open(self) -> None:
+        """Enter the lifespans of the handlers; raises ConfigurationError for one that fails or
+        hangs, and StartEnded when ``resources.interrupt`` ended it."""
+        try:
+            self.resources.enter(self.settings.start_timeout)
+        except BaseException:  # whatever it is, an interrupt too
+            self.close(0)
+            raise
+
     def start(self) -> None:
         """Start all threads; the queues' groups are made where they are not there."""
         self.fetcher.ensure_groups()
         self.executor.start()
         if self._has_async:
-            self._loop = EventLoopRunner(
-                self.executor, self.settings, self.settler.put, self._thread
-            )
-            self._loop.start()
+            self._event_loop()
             self.fetcher.loop = self._loop
         self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self.settler.run, "settle"))
@@ -163,7 +178,7 @@ class Processor:
         self._stop_fetching(deadline + 5)
         self.fetcher.give_back()
         runners = self.runners.drain()
-        finished = self._loop is None or self._loop.stop(deadline)
+        finished = self._loop is None or self._loop.drain(deadline)
         for thread in runners:
             thread.join(max(0.0, deadline - time.monotonic()))
         finished = finished and not any(thread.is_alive() for thread in runners)
@@ -176,6 +191,7 @@ class Processor:
         self.reporter.close()
         self.item_writer.close()
         self.settler.give_up()
+        self.close(max(LEAVE_S, deadline - time.monotonic()))
         self.executor.close()
         for thread in self._threads:
             thread.join(2)
@@ -184,6 +200,23 @@ class Processor:
         self._threads.clear()
         self.runners.forget_ended()
         return finished
+
+    def close(self, timeout: float) -> None:
+        """Leave, within so many seconds, what ``open`` entered and factories made, and end the
+        event loop. Safe to call twice."""
+        self._stopping = True
+        self.resources.leave(timeout)
+        if self._loop is not None:
+            self._loop.close()
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of this process, which is started at its first use."""
+        with self._loop_lock:
+            if self._loop is None:
+                settle = self.settler.put
+                self._loop = EventLoopRunner(self.executor, self.settings, settle, self._thread)
+                self._loop.start()
+            return self._loop.loop
 
     def _stop_fetching(self, deadline: float) -> None:
         """Interrupt the fetcher's read until its thread has ended."""

@@ -262,7 +262,7 @@ class EventLoopRunner:
         self._waiting: deque[Delivery] = deque()
         self._running: set[asyncio.Task[Outcome]] = set()
         self._ending = False
-        self._loop = asyncio.new_event_loop()
+        self.loop = self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_complain)
         self._thread = thread(self._main, "loop")
 
@@ -345,11 +345,9 @@ class EventLoopRunner:
                 self._done(self._executor.given_up(task, slot, fault))
         self._admit()
 
-    def stop(self, deadline: float) -> bool:
-        """Let running tasks finish until ``deadline`` (monotonic), then cancel them; end.
-
-        Return whether all of them finished.
-        """
+    def drain(self, deadline: float) -> bool:
+        """Let running tasks finish until ``deadline`` (monotonic), then cancel them; return whether
+        all of them finished."""
         if not self._thread.is_alive():
             return True
 
@@ -370,10 +368,14 @@ class EventLoopRunner:
         with contextlib.suppress(TimeoutError):  # a coroutine that blocks holds up the loop
             future = asyncio.run_coroutine_threadsafe(drain(), self._loop)
             finished = future.result(max(0.0, deadline - time.monotonic()) + 2)
-        self._ending = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(2)
         return finished
+
+    def close(self) -> None:
+        """End the loop, in which nothing runs any more that is ours."""
+        self._ending = True
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(2)
 
 
 def _withdrawn(waiting: deque[Delivery], key: tuple[bytes, WorkerQueue]) -> Delivery | None:

@@ -44,6 +44,8 @@ class WorkerSettings:
     max_result_bytes: int = DEFAULT_MAX_BYTES
     unknown_grace: float = 60.0
     shutdown_timeout: float = 30.0
+    start_timeout: float = 300.0
+    """Seconds within which its lifespans start."""
     history_max: int = 10_000
     dead_ttl: float = 30 * 86_400.0
     allow_pickle: bool = False
@@ -83,6 +85,7 @@ class WorkerSettings:
                 put(self, name, count(name, value, least=1, most=MAX_EVENTS))
         if self.max_rss is not None:
             put(self, "max_rss", size("max_rss", self.max_rss))
+        put(self, "start_timeout", seconds("start_timeout", self.start_timeout, positive=True))
         share = self.low_share
         if not (isinstance(share, int | float) and 0 <= share <= MOST_SHARE):
             raise ConfigurationError(

@@ -43,12 +43,15 @@ class Sidecar:
         folder: str | None = None,
         pass_fds: Sequence[int] = (),
         on_report: Callable[[Report], None] | None = None,
+        patience: float = 0.0,
     ) -> None:
         """Start the process; it loads its modules while this one loads others.
 
         ``on_report`` is called, in a thread of its own, with what it reports of the tasks that run
-        in this process.
+        in this process. ``patience`` is how many seconds its worker processes may take to start,
+        beyond the usual.
         """
+        self._patience = START_TIMEOUT_S + patience
         self._on_report = on_report
         self._ear: threading.Thread | None = None
         self._settings = settings
@@ -113,7 +116,7 @@ class Sidecar:
                 **described,
             }
         )
-        report = child.hear(START_TIMEOUT_S)
+        report = child.hear(self._patience)
         if report is not None and report.ready:
             if self._on_report is None:
                 child.ignore_reports()
@@ -124,7 +127,7 @@ class Sidecar:
                 self._ear.start()
             return
         code = child.process.poll()
-        silent = f"gave no answer for {START_TIMEOUT_S:g} s"
+        silent = f"gave no answer for {self._patience:g} s"
         why = silent if code is None else how_it_ended(code)
         _end(child, 0)
         child.ignore_reports()

@@ -27,6 +27,7 @@ from .settings import WorkerSettings
 
 if TYPE_CHECKING:
     from .attempt import Attempt
+    from .resources import Resources
 
 MAX_TERMS = 512
 """Different options of one handler's tasks that are remembered; others are read for each task."""
@@ -117,8 +118,16 @@ class BoundHandler:
     attempt: type[Attempt]
     """What an attempt of it is: set by the executor."""
 
-    def __init__(self, handler: Handler, settings: WorkerSettings, consumer: str) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        settings: WorkerSettings,
+        consumer: str,
+        resources: Resources | None = None,
+    ) -> None:
         self.consumer = consumer
+        self.resources = resources
+        """What it has beside its tasks."""
         self.max_result_bytes = settings.max_result_bytes
         self.function, self.wants_context = composed(handler)
         self.name = handler.name

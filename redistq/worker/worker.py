@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import Broker
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .processor import Processor
 
 log = logger("redistq.worker")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class TaskWorker:
         self.registry = registry_from(default_registry if task_handlers is None else task_handlers)
         if layers := checked_middleware(middleware):
             self.registry = self.registry.surrounded(layers)
+        self._own = Registry()  # has what was declared for this worker alone
         if not (self.registry or self.settings.allow_pickle or self.settings.signing_key):
             raise ConfigurationError(
                 "a worker needs handlers: task_handlers={'name': function}, or functions "
@@ -131,13 +134,33 @@ class TaskWorker:
         self.fault = ""
         """Why the worker stopped by itself; empty while it has not."""
 
+    def lifespan(self, function: Function, /) -> Function:
+        """Have this worker's processes enter ``function`` before their first task, and leave it
+        when they have drained; behind those of its registry. See Registry.lifespan.
+
+        Raises ConfigurationError once the worker runs.
+        """
+        if self.running:
+            raise ConfigurationError("a worker's lifespans are declared before it starts")
+        return self._own.lifespan(function)
+
+    def _all(self) -> Registry:
+        """Return its handlers with all lifespans."""
+        if not self._own.lifespans:
+            return self.registry
+        whole = Registry()
+        whole.include(self.registry)
+        whole.include(self._own)
+        return whole
+
     # -- life ------------------------------------------------------------------------------------
 
     def start(self) -> TaskWorker:
         """Start to fetch and run tasks; returns when the worker is ready. Safe to call twice.
 
         Raises ServerUnavailable when the server does not answer, and ConfigurationError when
-        child processes cannot load the handlers.
+        child processes cannot load the handlers, or when a lifespan fails or does not start within
+        ``start_timeout`` seconds.
         """
         with self._life:
             if not self._stopped.is_set():
@@ -174,15 +197,7 @@ class TaskWorker:
         try:
             from .processor import Processor
 
-            registry = with_function_calls(self.registry, self.settings, broker, self._commands)
-            details = announce(broker, self._commands, self.settings, self.consumer, registry)
-            sidecar.introduce(
-                lambda: {
-                    "consumer": self.consumer,
-                    "scoreboard": scoreboard.descriptor,
-                    "details": details,
-                }
-            )
+            registry = with_function_calls(self._all(), self.settings, broker, self._commands)
             self.fault = ""
             processor = Processor(
                 self.settings,
@@ -193,8 +208,21 @@ class TaskWorker:
                 scoreboard,
                 on_fault=self._on_fault,
             )
-            self._processor = processor
-            processor.start()
+            processor.open()
+            try:
+                details = announce(broker, self._commands, self.settings, self.consumer, registry)
+                sidecar.introduce(
+                    lambda: {
+                        "consumer": self.consumer,
+                        "scoreboard": scoreboard.descriptor,
+                        "details": details,
+                    }
+                )
+                self._processor = processor
+                processor.start()
+            except BaseException:  # whatever it is, an interrupt too
+                processor.close(self.settings.shutdown_timeout)
+                raise
         except BaseException:  # whatever it is, an interrupt too: no process is left behind
             sidecar.end(0)
             scoreboard.close()
@@ -220,6 +248,7 @@ class TaskWorker:
             folder=self._folder,
             pass_fds=pass_fds,
             on_report=on_report,
+            patience=self.settings.start_timeout if self._all().lifespans else 0.0,
         )
 
     def _on_report(self, report: Report) -> None:
@@ -237,7 +266,7 @@ class TaskWorker:
         from ..functions.pickling import by_value
 
         try:
-            pickled = by_value(self.registry)
+            pickled = by_value(self._all())
         except Exception as error:  # what is pickled is the user's, and may raise anything
             raise ConfigurationError(
                 f"the handlers cannot be sent to child processes: {error}; define them in a "
