@@ -10,24 +10,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigurationError
 from ..protocol.options import shown
+from .signature import annotations_of, injected_by, is_context, is_variable, parameters_of
 
 SCOPES = ("task", "process")
 Factory = Callable[..., Any]
-_NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_REST_KINDS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dependency:
     """What ``Depends`` returns: a factory, and how long what it makes is kept."""
 
+    __redistq_injected__: ClassVar[bool] = True
+    """See signature.py: the caller does not give such a parameter."""
     factory: Factory
     scope: str = "task"
 
@@ -74,91 +74,6 @@ def key_of(factory: Factory) -> Any:
     return factory
 
 
-# -- what a signature asks for ---------------------------------------------------------------------
-
-
-def injected(function: Callable[..., Any]) -> dict[str, Dependency]:
-    """Return the parameters that the worker gives to a function, by name.
-
-    A wrapper that passes on what it gets by name (``**kwargs``) asks for what the function that it
-    wraps asks for. Raises ConfigurationError for one that cannot be given by name.
-    """
-    found: dict[str, Dependency] = {}
-    for _ in range(20):
-        parameters = _parameters(function)
-        scope = _globals(function)
-        for parameter in parameters:
-            dependency = _dependency(parameter, scope)
-            if dependency is None:
-                continue
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise ConfigurationError(
-                    f"the parameter {parameter.name!r} of {name_of(function)} is given by the "
-                    "worker, by its name: put it behind the / of the signature"
-                )
-            found.setdefault(parameter.name, dependency)
-        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        wrapped = getattr(function, "__wrapped__", None)
-        if not passes_on or not callable(wrapped):
-            break
-        function = wrapped
-    return found
-
-
-def _parameters(function: Any) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(function, follow_wrapped=False).parameters.values())
-    except (TypeError, ValueError):
-        return []  # some built-ins have no signature: they take nothing of ours
-
-
-def _globals(function: Any) -> Mapping[str, Any]:
-    """Return the names of the module that a function, a class or an object stands in."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    found = getattr(function, "__globals__", None)
-    if found is None:
-        found = vars(sys.modules.get(getattr(function, "__module__", None) or "", object))
-    return found if isinstance(found, dict) else {}
-
-
-def _dependency(parameter: inspect.Parameter, scope: Mapping[str, Any]) -> Dependency | None:
-    if isinstance(parameter.default, Dependency):
-        return parameter.default
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        annotation = _evaluated(annotation, parameter.name, scope)
-    annotation = getattr(annotation, "__value__", annotation)  # of ``type Name = Annotated[...]``
-    for part in getattr(annotation, "__metadata__", ()):
-        if isinstance(part, Dependency):
-            return part
-    return None
-
-
-def _evaluated(annotation: str, parameter: str, scope: Mapping[str, Any]) -> Any:
-    """Return what an annotation stands for that is text (``from __future__ import annotations``);
-    None where that cannot be known here, such as of names for type checkers alone."""
-    try:
-        return eval(annotation, dict(scope))
-    except Exception as error:  # whatever its parts raise
-        if "Depends(" not in annotation:
-            return None
-        raise ConfigurationError(
-            f"the annotation {annotation} of the parameter {parameter!r} cannot be read: {error}; "
-            f"name what stands at the top of its module, or write {parameter}=Depends(...)"
-        ) from error
-
-
-def is_context(parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter of a factory is given the context of the task."""
-    kind = parameter.annotation
-    return (
-        parameter.name in ("context", "ctx")
-        or getattr(kind, "__name__", "") == "TaskContext"
-        or (isinstance(kind, str) and "TaskContext" in kind)
-    )
-
-
 # -- how a factory is called -----------------------------------------------------------------------
 
 
@@ -185,12 +100,24 @@ class Recipe:
 def recipe_of(factory: Factory) -> Recipe:
     """Return how a factory is called; raises ConfigurationError for one that needs more than a
     worker can give."""
-    needs = injected(factory)
+    needs: list[tuple[str, Dependency]] = []
     context = ""
-    for parameter in _parameters(factory):
-        if parameter.name in needs or parameter.kind in _REST_KINDS:
+    inner, parameters = parameters_of(factory) or (factory, [])
+    annotations = annotations_of(_initialiser(inner))
+    for parameter in parameters:
+        if is_variable(parameter):
             continue
-        if is_context(parameter) and parameter.kind in _NAMED_KINDS:
+        annotation = annotations.get(parameter.name, parameter.annotation)
+        by = injected_by(parameter, annotation)
+        wanted = isinstance(by, Dependency) or is_context(parameter, annotation)
+        if wanted and parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConfigurationError(
+                f"{parameter.name!r} of the factory {name_of(factory)} is given by its name: put "
+                "it behind the / of the signature"
+            )
+        if isinstance(by, Dependency):
+            needs.append((parameter.name, by))
+        elif wanted:
             context = parameter.name
         elif parameter.default is parameter.empty:
             raise ConfigurationError(
@@ -213,11 +140,16 @@ def recipe_of(factory: Factory) -> Recipe:
         factory,
         key_of(factory),
         name_of(factory),
-        tuple(needs.items()),
+        tuple(needs),
         context,
         in_loop or inspect.iscoroutinefunction(called),
         opens,
     )
+
+
+def _initialiser(factory: Any) -> Any:
+    """Return what takes the arguments of a factory: of a class, its ``__init__``."""
+    return vars(factory).get("__init__", factory) if isinstance(factory, type) else factory
 
 
 def _makes_manager(factory: Any) -> str:

@@ -21,7 +21,7 @@ from ..protocol.options import (
 )
 from .depends import Overrides
 from .handler import Handler
-from .lifespan import Lifespan
+from .lifespans import Lifespan
 from .policy import ExceptionTypes, RetryPolicy
 from .typed_task import P, R, Task, equip
 

@@ -8,7 +8,7 @@ these is called exactly as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
 from ..handlers import Handler
@@ -16,23 +16,40 @@ from ..handlers.call_shape import CONTEXT, CallShape, is_call_payload
 from ..handlers.signature import EMPTY, is_positional
 from ..logger import logger
 
+if TYPE_CHECKING:
+    from .injection import Calling
+    from .resources import Resources
+
 log = logger("redistq.worker")
 
-Calling = Callable[[Any, Any, Mapping[str, Any]], Any]
-"""Calls a handler's function, given the payload, the context, and what is injected by name."""
 _NOTHING_INJECTED: Mapping[str, Any] = {}
 
 
-def composed(handler: Handler) -> tuple[Callable[..., Any], bool]:
+def composed(
+    handler: Handler, resources: Resources | None = None
+) -> tuple[Callable[..., Any], bool]:
     """Return what is called for a handler, with the payload or with the payload and the context,
-    and whether it wants the context."""
+    and whether it wants the context. ``resources`` are what the worker process has beside tasks."""
     function = handler.function
     wants_context = handler.wants_context
     shape = handler.shape
     if shape is not None and not shape.plain:
         calling = Arguments(handler, shape)
-        # Injected parameters: what resolves shape.injected calls ``calling`` with their values.
-        function = _without_injection(calling, wants_context)
+        if needs := shape.injected:
+            from .injection import with_injected
+            from .resources import Resources
+
+            function = with_injected(
+                calling,
+                handler.name,
+                needs,
+                resources or Resources.alone(),
+                is_async=handler.is_async,
+                streams=handler.streams,
+            )
+            wants_context = True
+        else:
+            function = _without_injection(calling, wants_context)
     if handler.streams:
         from ..functions.yielding import streaming
 

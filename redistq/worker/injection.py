@@ -9,18 +9,19 @@ asked for in a thread runs in the worker's event loop meanwhile.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from functools import partial
 from typing import Any
 
 from ..context import TaskContext
-from ..handlers.depends import Dependency, Recipe, check_dependencies, name_of
+from ..handlers.depends import Dependency, Recipe, check_dependencies
 from .keeper import Keeper, result_of
 from .process_scope import ProcessScope, noted, result_in_loop
 from .resources import Loop, Resources
 
 Function = Callable[..., Any]
+Calling = Callable[[Any, Any, Mapping[str, Any]], Any]
+"""Calls a handler's function, given the payload, the context, and what is injected by name."""
 Needs = Mapping[str, Dependency]
 
 
@@ -162,32 +163,33 @@ async def _aexit(manager: Any, error: BaseException | None) -> None:
 
 
 def with_injected(
-    function: Function,
+    calling: Calling,
+    name: str,
     needs: Needs,
     resources: Resources,
     *,
     is_async: bool,
     streams: bool,
 ) -> Function:
-    """Return a function that takes the context of the task, then the arguments of ``function``,
-    and calls that with what ``needs`` name as well.
+    """Return a function of the payload and the context of task ``name``, which calls ``calling``
+    with both and what ``needs`` name.
 
     Raises ConfigurationError where factories cannot give that.
     """
-    check_dependencies(name_of(function), needs.values(), resources.overrides)
-    make: Callable[[Function, Needs, Resources], Function]
+    check_dependencies(f"task {name!r}", needs.values(), resources.overrides)
+    make: Callable[[Calling, Needs, Resources], Function]
     if streams:
         make = _streaming_in_loop if is_async else _streaming
     else:
         make = _in_loop if is_async else _in_thread
-    return make(function, needs, resources)
+    return make(calling, needs, resources)
 
 
-def _in_thread(function: Function, needs: Needs, resources: Resources) -> Function:
-    def run(context: TaskContext, *args: Any, **kwargs: Any) -> Any:
+def _in_thread(calling: Calling, needs: Needs, resources: Resources) -> Function:
+    def run(payload: Any, context: TaskContext) -> Any:
         scope = _ThreadScope(resources, context)
         try:
-            result = function(*args, **kwargs, **scope.given(needs))
+            result = calling(payload, context, scope.given(needs))
         except BaseException as error:  # the user's; passed on
             scope.leave(error)
             raise
@@ -197,11 +199,11 @@ def _in_thread(function: Function, needs: Needs, resources: Resources) -> Functi
     return run
 
 
-def _in_loop(function: Function, needs: Needs, resources: Resources) -> Function:
-    async def run(context: TaskContext, *args: Any, **kwargs: Any) -> Any:
+def _in_loop(calling: Calling, needs: Needs, resources: Resources) -> Function:
+    async def run(payload: Any, context: TaskContext) -> Any:
         scope = _LoopScope(resources, context)
         try:
-            result = await function(*args, **kwargs, **await scope.given(needs))
+            result = await calling(payload, context, await scope.given(needs))
         except BaseException as error:  # the user's; passed on
             await scope.leave(error)
             raise
@@ -211,12 +213,11 @@ def _in_loop(function: Function, needs: Needs, resources: Resources) -> Function
     return run
 
 
-def _streaming(function: Function, needs: Needs, resources: Resources) -> Function:
-    def run(context: TaskContext, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+def _streaming(calling: Calling, needs: Needs, resources: Resources) -> Function:
+    def run(payload: Any, context: TaskContext) -> Generator[Any, Any, Any]:
         scope = _ThreadScope(resources, context)
         try:
-            found = function(*args, **kwargs, **scope.given(needs))
-            result = (yield from found) if inspect.isgenerator(found) else found
+            result = yield from calling(payload, context, scope.given(needs))
         except BaseException as error:  # the user's; passed on
             scope.leave(error)
             raise
@@ -226,22 +227,22 @@ def _streaming(function: Function, needs: Needs, resources: Resources) -> Functi
     return run
 
 
-def _streaming_in_loop(function: Function, needs: Needs, resources: Resources) -> Function:
-    async def run(context: TaskContext, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+def _streaming_in_loop(calling: Calling, needs: Needs, resources: Resources) -> Function:
+    async def run(payload: Any, context: TaskContext) -> AsyncGenerator[Any, Any]:
         scope = _LoopScope(resources, context)
         try:
-            found = function(*args, **kwargs, **await scope.given(needs))
+            source = calling(payload, context, await scope.given(needs))
             fault: BaseException | None = None
             while True:
                 try:
-                    item = await (found.__anext__() if fault is None else found.athrow(fault))
+                    item = await (source.__anext__() if fault is None else source.athrow(fault))
                 except StopAsyncIteration:
                     break
                 fault = None
                 try:
                     yield item
                 except GeneratorExit:
-                    await found.aclose()
+                    await source.aclose()
                     raise
                 except BaseException as error:  # what is to be raised in it, and it may catch
                     fault = error

@@ -7,7 +7,10 @@ it open may be a thread. Used for lifespans and for what factories of dependenci
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +19,10 @@ from contextvars import Context
 from types import FrameType
 from typing import Any
 
+MOST_LINES = 6
+"""Steps that are shown of each end of a long stack."""
+_OURS = os.path.dirname(__file__)
+_THROUGH = (threading.__file__, contextlib.__file__)
 LOOK_S = 0.2
 """How often a thread that waits runs a step: what is raised in it from outside strikes then."""
 
@@ -104,4 +111,12 @@ def stack_of_thread(thread: int | None) -> str:
     frame = None if thread is None else sys._current_frames().get(thread)
     if frame is None:
         return ""
-    return "".join(traceback.format_stack(frame)[-5:]).rstrip()
+    lines = traceback.format_list(
+        [
+            step
+            for step in traceback.extract_stack(frame)
+            if not step.filename.startswith(_OURS) and step.filename not in _THROUGH
+        ]
+    )
+    left_out = ["  ...\n"] if len(lines) > 2 * MOST_LINES else []
+    return "".join([*lines[:MOST_LINES], *left_out, *lines[MOST_LINES:][-MOST_LINES:]]).rstrip()

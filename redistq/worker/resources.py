@@ -19,10 +19,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, RedistqError
 from ..handlers import Handler, Registry
 from ..handlers.depends import Overrides
-from ..handlers.lifespan import Lifespan
+from ..handlers.lifespans import Lifespan
 from ..logger import logger
 from ..protocol.codec import message_of
 from .keeper import Keeper, result_of, stack_of_thread
@@ -70,8 +70,20 @@ class Resources:
         self._told = threading.Event()
         self._done = threading.Event()
         self._now: str = ""
+        """What is being entered or left."""
+        self._starts = False
+        """Whether something is being entered."""
         self._keeper: Keeper | None = None
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def alone(cls) -> Resources:
+        """Return those of handlers that no worker runs: without lifespans, and without a loop."""
+
+        def no_loop() -> asyncio.AbstractEventLoop:
+            raise RedistqError("async factories run in a worker's event loop, and none runs here")
+
+        return cls({}, no_loop)
 
     # -- the start -------------------------------------------------------------------------------
 
@@ -140,14 +152,16 @@ class Resources:
             if self._told.is_set():
                 break
             self._now = lifespan.name
+            self._starts = True
             try:
                 self._enter(lifespan)
             except BaseException as error:  # the user's, and whatever it is
                 self._news.put(self._failure(error))
                 break
+            finally:
+                self._starts = False
         else:
             self.state = self._so_far()
-            self._now = ""
             self._news.put(None)
         self._told.wait()
         self._leave_all()
@@ -219,21 +233,23 @@ class Resources:
                 return
             self._thread = self._started(self._leave_all)
         deadline = time.monotonic() + timeout
-        if self._now:  # a start that does not end: what was before it is left all the same
+        if self._starts:  # a start that does not end: what was before it is left all the same
             if (keeper := self._keeper) is not None:
                 keeper.cancel()
             if not self._done.wait(min(1.0, timeout)) and self._open:
                 self._started(self._leave_all)
         if self._done.wait(max(0.0, deadline - time.monotonic())):
             return
-        if self._now and not self._open:
-            return  # it has been said where that start hangs, and nothing else is open
-        log.warning(
-            "%s: not left within %g s, and given up; it stands here:\n%s",
-            ", ".join([*([self._now] if self._now else []), *(n for n, _ in self._open)]),
-            timeout,
-            self._where(),
-        )
+        names = [name for name, _ in reversed(self._open)]
+        if not self._starts:
+            names.insert(0, self._now)
+        if names:  # else it has been said where a start hangs
+            log.warning(
+                "%s: not left within %.1f s, and given up; it stands here:\n%s",
+                ", ".join(names),
+                timeout,
+                self._where(),
+            )
 
     def _leave_all(self) -> None:
         with contextlib.suppress(IndexError):
@@ -244,5 +260,4 @@ class Resources:
                     leave()
                 except BaseException as error:  # the user's, and whatever it is
                     log.error("%s raised when it was left", name, exc_info=error)
-                self._now = ""
         self._done.set()

@@ -129,7 +129,7 @@ class BoundHandler:
         self.resources = resources
         """What it has beside its tasks."""
         self.max_result_bytes = settings.max_result_bytes
-        self.function, self.wants_context = composed(handler)
+        self.function, self.wants_context = composed(handler, resources)
         self.name = handler.name
         self.policy = handler.policy
         self.timeout = handler.timeout

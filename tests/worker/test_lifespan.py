@@ -20,7 +20,7 @@ from support.workers import Command, until, worker_commands
 from redistq import ConfigurationError, Registry, TaskContext, TaskProducer, TaskWorker
 from redistq.worker import resources
 
-JOBS = '''
+JOBS = """
 import asyncio, os, sys, threading, time
 import redis
 from redistq import lifespan, task
@@ -69,15 +69,15 @@ def waits(payload, context):
     say("runs")
     out.blpop("go", 30)
     say("returns")
-'''
-IN_LOOP = '''
+"""
+IN_LOOP = """
 import asyncio
 from jobs import *
 
 @task
 async def in_loop(payload, context):
     return context.state["loop"] is asyncio.get_running_loop()
-'''
+"""
 
 
 @pytest.fixture
@@ -243,7 +243,10 @@ def test_workers_of_an_application_have_lifespans_too(
         yield {"shared": 2}
 
     with worker:
-        assert producer.get_result(producer.add_task("state"), timeout=20) == {"shared": 2, "own": 1}
+        assert producer.get_result(producer.add_task("state"), timeout=20) == {
+            "shared": 2,
+            "own": 1,
+        }
         with pytest.raises(ConfigurationError, match="before it starts"):
             worker.lifespan(own)
     assert said(db) == ["own ends"]
