@@ -64,6 +64,7 @@ class TaskContext:
         """The headers that travel with the task: text by name, as ``add_task(..., headers=...)``
         and middleware wrote them."""
         return dict(self._headers or {})
+
     _state: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property

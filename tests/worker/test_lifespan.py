@@ -372,7 +372,7 @@ def test_a_start_that_hangs_and_ends_later_is_left(registry: Registry, url: str)
         left.set()
 
     worker = TaskWorker(url=url, task_handlers=registry, start_timeout=0.1)
-    with pytest.raises(ConfigurationError, match="did not start within 0.1 s"):
+    with pytest.raises(ConfigurationError, match=r"did not start within 0\.1 s"):
         worker.start()
     go.set()
     assert left.wait(10)
