@@ -1,7 +1,7 @@
 """Lifespans: what a worker process has from its start to its end, as ``@lifespan`` declares it.
 
 A lifespan is a function that yields once, or one that returns a context manager; either may be
-async. What enters and leaves it is the worker's (worker/resources.py); nothing here runs one.
+async. What enters and leaves it is the worker's (worker/provided.py); nothing here runs one.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ class Attempt:
         context._steps = self.steps = TaskSteps(store)
         queue = self.queue
         context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
-        if handler.resources is not None:
-            context._state = handler.resources.state
+        if handler.provided is not None:
+            context._state = handler.provided.state
         context._items = AttemptItems(queue, self.entry, task_id, self.terms.ttl)
         context._target = queue.target
         return context

@@ -38,7 +38,7 @@ from .bootstrap import announce, registry_from, with_function_calls
 from .heartbeat import sign_off
 from .pipe import Parent
 from .processor import EXIT_FAULT, Processor
-from .resources import StartEnded
+from .provided import StartEnded
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
@@ -207,7 +207,7 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         on_fault=lambda reason: os._exit(EXIT_FAULT),
     )
 
-    orders.start_begins(processor.resources.interrupt)
+    orders.start_begins(processor.provided.interrupt)
     try:
         processor.open()
     except StartEnded:

@@ -18,18 +18,16 @@ from ..logger import logger
 
 if TYPE_CHECKING:
     from .injection import Calling
-    from .resources import Resources
+    from .provided import Provided
 
 log = logger("redistq.worker")
 
 _NOTHING_INJECTED: Mapping[str, Any] = {}
 
 
-def composed(
-    handler: Handler, resources: Resources | None = None
-) -> tuple[Callable[..., Any], bool]:
+def composed(handler: Handler, provided: Provided | None = None) -> tuple[Callable[..., Any], bool]:
     """Return what is called for a handler, with the payload or with the payload and the context,
-    and whether it wants the context. ``resources`` are what the worker process has beside tasks."""
+    and whether it wants the context. ``provided`` are what the worker process has beside tasks."""
     function = handler.function
     wants_context = handler.wants_context
     shape = handler.shape
@@ -37,13 +35,13 @@ def composed(
         calling = Arguments(handler, shape)
         if needs := shape.injected:
             from .injection import with_injected
-            from .resources import Resources
+            from .provided import Provided
 
             function = with_injected(
                 calling,
                 handler.name,
                 needs,
-                resources or Resources.alone(),
+                provided or Provided.alone(),
                 is_async=handler.is_async,
                 streams=handler.streams,
             )

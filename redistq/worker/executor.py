@@ -38,7 +38,7 @@ from .terms import BoundHandler
 from .wishes import Wishes
 
 if TYPE_CHECKING:
-    from .resources import Resources
+    from .provided import Provided
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -74,7 +74,7 @@ if hasattr(os, "register_at_fork"):
 class Executor:
     """Runs tasks with the handlers it was given; thread-safe, one runner function a slot.
 
-    ``thread`` makes the threads it needs, from what they run and their part; ``resources`` is what
+    ``thread`` makes the threads it needs, from what they run and their part; ``provided`` is what
     the handlers have beside their tasks.
     """
 
@@ -87,14 +87,14 @@ class Executor:
         held: Held,
         clock: Clock,
         thread: ThreadMaker = _daemon,
-        resources: Resources | None = None,
+        provided: Provided | None = None,
     ) -> None:
         self._clock = clock
         self._scoreboard = scoreboard
         self.wishes = Wishes(settings.scoreboard_slots, held)
         """What runs here, and which of it is to end."""
         self._bound = {
-            name.encode(): BoundHandler(handler, settings, consumer, resources)
+            name.encode(): BoundHandler(handler, settings, consumer, provided)
             for name, handler in handlers.items()
         }
         for bound in self._bound.values():

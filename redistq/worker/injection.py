@@ -17,7 +17,7 @@ from ..context import TaskContext
 from ..handlers.depends import Dependency, Recipe, check_dependencies
 from .keeper import Keeper, result_of
 from .process_scope import ProcessScope, noted, result_in_loop
-from .resources import Loop, Resources
+from .provided import Loop, Provided
 
 Function = Callable[..., Any]
 Calling = Callable[[Any, Any, Mapping[str, Any]], Any]
@@ -30,9 +30,9 @@ class _Scope:
 
     __slots__ = ("_context", "_loop", "_made", "_open", "_process")
 
-    def __init__(self, resources: Resources, context: TaskContext) -> None:
-        self._process: ProcessScope = resources.process
-        self._loop: Loop = resources.loop
+    def __init__(self, provided: Provided, context: TaskContext) -> None:
+        self._process: ProcessScope = provided.process
+        self._loop: Loop = provided.loop
         self._context = context
         self._made: dict[Any, Any] = {}
         self._open: list[tuple[str, Callable[[BaseException | None], Any]]] = []
@@ -166,7 +166,7 @@ def with_injected(
     calling: Calling,
     name: str,
     needs: Needs,
-    resources: Resources,
+    provided: Provided,
     *,
     is_async: bool,
     streams: bool,
@@ -176,18 +176,18 @@ def with_injected(
 
     Raises ConfigurationError where factories cannot give that.
     """
-    check_dependencies(f"task {name!r}", needs.values(), resources.overrides)
-    make: Callable[[Calling, Needs, Resources], Function]
+    check_dependencies(f"task {name!r}", needs.values(), provided.overrides)
+    make: Callable[[Calling, Needs, Provided], Function]
     if streams:
         make = _streaming_in_loop if is_async else _streaming
     else:
         make = _in_loop if is_async else _in_thread
-    return make(calling, needs, resources)
+    return make(calling, needs, provided)
 
 
-def _in_thread(calling: Calling, needs: Needs, resources: Resources) -> Function:
+def _in_thread(calling: Calling, needs: Needs, provided: Provided) -> Function:
     def run(payload: Any, context: TaskContext) -> Any:
-        scope = _ThreadScope(resources, context)
+        scope = _ThreadScope(provided, context)
         try:
             result = calling(payload, context, scope.given(needs))
         except BaseException as error:  # the user's; passed on
@@ -199,9 +199,9 @@ def _in_thread(calling: Calling, needs: Needs, resources: Resources) -> Function
     return run
 
 
-def _in_loop(calling: Calling, needs: Needs, resources: Resources) -> Function:
+def _in_loop(calling: Calling, needs: Needs, provided: Provided) -> Function:
     async def run(payload: Any, context: TaskContext) -> Any:
-        scope = _LoopScope(resources, context)
+        scope = _LoopScope(provided, context)
         try:
             result = await calling(payload, context, await scope.given(needs))
         except BaseException as error:  # the user's; passed on
@@ -213,9 +213,9 @@ def _in_loop(calling: Calling, needs: Needs, resources: Resources) -> Function:
     return run
 
 
-def _streaming(calling: Calling, needs: Needs, resources: Resources) -> Function:
+def _streaming(calling: Calling, needs: Needs, provided: Provided) -> Function:
     def run(payload: Any, context: TaskContext) -> Generator[Any, Any, Any]:
-        scope = _ThreadScope(resources, context)
+        scope = _ThreadScope(provided, context)
         try:
             result = yield from calling(payload, context, scope.given(needs))
         except BaseException as error:  # the user's; passed on
@@ -227,9 +227,9 @@ def _streaming(calling: Calling, needs: Needs, resources: Resources) -> Function
     return run
 
 
-def _streaming_in_loop(calling: Calling, needs: Needs, resources: Resources) -> Function:
+def _streaming_in_loop(calling: Calling, needs: Needs, provided: Provided) -> Function:
     async def run(payload: Any, context: TaskContext) -> AsyncGenerator[Any, Any]:
-        scope = _LoopScope(resources, context)
+        scope = _LoopScope(provided, context)
         try:
             source = calling(payload, context, await scope.given(needs))
             fault: BaseException | None = None

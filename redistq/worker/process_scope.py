@@ -20,7 +20,7 @@ from ..handlers.depends import Factory, Overrides, Recipe, key_of, recipe_of
 from .keeper import Keeper, result_of
 
 if TYPE_CHECKING:
-    from .resources import Loop
+    from .provided import Loop
 
 
 def noted(error: BaseException, name: str, when: str = "raised by") -> None:

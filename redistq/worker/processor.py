@@ -35,9 +35,9 @@ from .executor import Executor
 from .fetcher import Fetcher
 from .item_writer import ItemWriter
 from .prefetch import Prefetch
+from .provided import Provided
 from .queues import Held, Room, queues_of
 from .reporter import Reporter
-from .resources import Resources
 from .runners import RETIRED, EventLoopRunner, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
@@ -91,7 +91,7 @@ class Processor:
 
         self._loop: EventLoopRunner | None = None
         self._loop_lock = threading.Lock()
-        self.resources = Resources(handlers, self._event_loop)
+        self.provided = Provided(handlers, self._event_loop)
         """What its handlers have beside their tasks."""
         queues = queues_of(settings.queues, commands, scoreboard, broker)
         room = Room()
@@ -104,7 +104,7 @@ class Processor:
             held,
             ServerClock(broker, commands[0].time),
             self._thread,
-            self.resources,
+            self.provided,
         )
         self.reporter = Reporter(broker, consumer)
         self.item_writer = ItemWriter(broker, consumer)
@@ -144,9 +144,9 @@ class Processor:
 
     def open(self) -> None:
         """Enter the lifespans of the handlers; raises ConfigurationError for one that fails or
-        hangs, and StartEnded when ``resources.interrupt`` ended it."""
+        hangs, and StartEnded when ``provided.interrupt`` ended it."""
         try:
-            self.resources.enter(self.settings.start_timeout)
+            self.provided.enter(self.settings.start_timeout)
         except BaseException:  # whatever it is, an interrupt too
             self.close(0)
             raise
@@ -205,7 +205,7 @@ class Processor:
         """Leave, within so many seconds, what ``open`` entered and factories made, and end the
         event loop. Safe to call twice."""
         self._stopping = True
-        self.resources.leave(timeout)
+        self.provided.leave(timeout)
         if self._loop is not None:
             self._loop.close()
 

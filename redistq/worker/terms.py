@@ -27,7 +27,7 @@ from .settings import WorkerSettings
 
 if TYPE_CHECKING:
     from .attempt import Attempt
-    from .resources import Resources
+    from .provided import Provided
 
 MAX_TERMS = 512
 """Different options of one handler's tasks that are remembered; others are read for each task."""
@@ -106,6 +106,7 @@ class BoundHandler:
         "memory",
         "name",
         "policy",
+        "provided",
         "raw",
         "resources",
         "terms",
@@ -123,13 +124,13 @@ class BoundHandler:
         handler: Handler,
         settings: WorkerSettings,
         consumer: str,
-        resources: Resources | None = None,
+        provided: Provided | None = None,
     ) -> None:
         self.consumer = consumer
-        self.resources = resources
+        self.provided = provided
         """What it has beside its tasks."""
         self.max_result_bytes = settings.max_result_bytes
-        self.function, self.wants_context = composed(handler, resources)
+        self.function, self.wants_context = composed(handler, provided)
         self.name = handler.name
         self.policy = handler.policy
         self.timeout = handler.timeout

@@ -18,7 +18,7 @@ import redis
 from support.workers import Command, until, worker_commands
 
 from redistq import ConfigurationError, Registry, TaskContext, TaskProducer, TaskWorker
-from redistq.worker import resources
+from redistq.worker import provided
 
 JOBS = """
 import asyncio, os, sys, threading, time
@@ -330,7 +330,7 @@ def test_a_start_that_is_slow_is_said_with_where_it_stands(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(resources, "SLOW_S", 0.05)
+    monkeypatch.setattr(provided, "SLOW_S", 0.05)
     go = threading.Event()
 
     def has_said(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Resources: what a worker process has beside its tasks. Its lifespans, and what factories make
+"""Provided: what a worker process has beside its tasks. Its lifespans, and what factories make
 once a process.
 
 Used by the processor, which enters before it fetches and leaves when it has drained. Lifespans are
@@ -40,14 +40,14 @@ Loop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class StartEnded(Exception):
-    """A start was ended from outside: ``Resources.interrupt``."""
+    """A start was ended from outside: ``Provided.interrupt``."""
 
 
 class _Unfit(ConfigurationError):
     """What is wrong with a lifespan, in full."""
 
 
-class Resources:
+class Provided:
     """The lifespans of some handlers, entered once, and what their factories make.
 
     ``loop`` returns the worker's event loop, which runs.
@@ -77,7 +77,7 @@ class Resources:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def alone(cls) -> Resources:
+    def alone(cls) -> Provided:
         """Return those of handlers that no worker runs: without lifespans, and without a loop."""
 
         def no_loop() -> asyncio.AbstractEventLoop:
