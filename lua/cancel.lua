@@ -58,7 +58,7 @@ redis.call('XDEL', STREAM, '0-0')
 -- Cancels one; raises what fails.
 local function cancel(id)
   local record = look({}, 'HMGET', TASK .. id, 'state', 'entry', 'name', 'attempt', 'opts')
-  local task = { was = record[1] or nil, entry = record[2], name = record[3] or '', attempt = record[4] or '',
+  local task = { was = record[1] or nil, entry = record[2], name = record[3] or '', attempt = record[4] or '1',
     opts = record[5] }
   if record[1] == 'delayed' or record[1] == 'waiting' then
     redis.call('ZREM', record[1] == 'delayed' and DELAYED or WAITING, '')

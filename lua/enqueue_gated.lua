@@ -106,7 +106,7 @@ for at = rest, #ARGV, 6 do
   else
     say(at, accept({ id = ARGV[at], name = ARGV[at + 1], payload = ARGV[at + 2], opts = opts, due = due,
       conditions = ARGV[at + 5], attempt = '1', recovered = '0', gate = false, terms = false, new = true, more = false,
-      place = false, since_ms = false }))
+      place = false }))
   end
   if due > NOW and (earliest == 0 or due < earliest) then earliest = due end
 end

@@ -284,7 +284,7 @@ local function may_accept()
 end
 local OWN = 't' .. HOME .. ' '
 local NEW = { 'entry', 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts', 'after', 'added_ms', 'under',
-  'since_ms', 'place', 'parents', 'due' }
+  'place', 'parents', 'due' }
 -- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known'
 -- for an id that is taken, 'fault' and words of an error, or a word, an id and more.
 local function accept(task)

@@ -31,8 +31,7 @@ local function wait_behind(id, name, payload, opts, gate)
   end
   local text = int(place)
   local written = redis.pcall('HSET', record, 'state', 'waiting', 'reason', term.group and 'share' or 'limit', 'under',
-    term.key, 'since_ms', NOW_TEXT, 'place', text, 'name', name, 'payload', payload, 'attempt', '1', 'recovered', '0',
-    'opts', opts)
+    term.key, 'place', text, 'name', name, 'payload', payload, 'opts', opts)
   local score, ref, members, all = place - asked.priority * AGEING_US, ref_of(id), added[line], added[WAITING]
   if asked.priority ~= 0 then text = int(score) end
   local fault = type(written) == 'table' and written.err

@@ -8,13 +8,12 @@ local function continued(id, name, attempt, entry, worker, run_ms, ttl_ms, child
   local before = lane ~= '' and lane .. '\n' or ''
   local place = int(math.max(tonumber(redis.call('HGET', 'limits:' .. base, 'n') or 0) + 1, tonumber(now) * 1000))
   redis.call('HSET', 'limits:' .. base, 'n', place)
-  redis.call('HSET', record, 'state', 'waiting', 'entry', '', 'reason', 'parents', 'under', '', 'since_ms', now,
-    'place', place, 'parents', '1', 'name', name, 'payload', task.payload, 'attempt', attempt,
-    'recovered', task.recovered, 'opts', task.opts, 'from', entry .. ' ' .. worker, 'worker', worker,
-    'run_ms', run_ms, 'continued', ttl_ms .. ' ' .. int(DEAD_TTL) .. ' ' .. child)
+  redis.call('HSET', record, 'state', 'waiting', 'entry', '', 'reason', 'parents', 'place', place,
+    'parents', '1', 'name', name, 'payload', task.payload, 'attempt', attempt, 'recovered', task.recovered,
+    'opts', task.opts, 'from', entry .. ' ' .. worker, 'worker', worker, 'run_ms', run_ms, 'continued', ttl_ms .. ' ' .. int(DEAD_TTL) .. ' ' .. child)
   undoing('HSET', record, 'entry', entry)
-  undoing('HDEL', record, 'state', 'reason', 'under', 'since_ms', 'place', 'parents', 'name', 'payload', 'attempt',
-    'recovered', 'opts', 'from', 'worker', 'run_ms', 'continued')
+  undoing('HDEL', record, 'state', 'reason', 'place', 'parents', 'name', 'payload', 'attempt', 'recovered', 'opts',
+    'from', 'worker', 'run_ms', 'continued')
   redis.call('ZADD', 'waiting:' .. base, now, before .. id)
   undoing('ZREM', 'waiting:' .. base, before .. id)
   if redis.call('HINCRBY', of, 'readers', 1) == 1 then

@@ -1,11 +1,11 @@
 -- waiting_task(id): a waiting task as its record says, without its payload; nil where it does not wait.
 local function waiting_task(id)
-  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'opts', 'place', 'since_ms', 'name', 'attempt',
-    'recovered', 'due', 'held')
+  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'opts', 'place', 'name', 'attempt', 'recovered', 'due',
+    'held')
   if has[1] ~= 'waiting' then return nil end
   return { waits = true, under = has[2] or '', opts = has[3] or '', gate = option(has[3], 'gate'),
-    place = tonumber(has[4] or 0), since_ms = has[5], name = has[6] or '', attempt = has[7] or '1',
-    recovered = has[8] or '0', due = has[9], held = has[10] or nil, was = 'waiting', entry = '' }
+    place = tonumber(has[4] or 0), name = has[5] or '', attempt = has[6] or '1', recovered = has[7] or '0',
+    due = has[8], held = has[9] or nil, was = 'waiting', entry = '' }
 end
 -- ready(id, task): a task whose parents have ended goes on: until it is due, or through its keys.
 local function ready(id, task)
@@ -14,8 +14,9 @@ local function ready(id, task)
     redis.call('ZADD', DELAYED, int(due), id)
     undoing('ZREM', DELAYED, id)
     remove_from(WAITING, ref_of(id))
-    redis.call('HSET', TASK .. id, 'state', 'delayed', 'reason', 'delay')
-    redis.call('HDEL', TASK .. id, 'under', 'since_ms', 'place', 'parents', 'due')
+    redis.call('HSET', TASK .. id, 'state', 'delayed', 'reason', 'delay', 'attempt', task.attempt, 'recovered',
+      task.recovered)
+    redis.call('HDEL', TASK .. id, 'under', 'place', 'parents', 'due')
     redis.pcall('PUBLISH', 'wake:' .. STREAM, int(due))
     return
   end
@@ -71,7 +72,7 @@ local function ends_as(id, task, state)
   local fault = whole(written)
   if fault then return error(fault, 0) end
   redis.call('ZREM', WAITING, ref_of(id))
-  redis.pcall('HDEL', record, 'continued', 'recovered', 'under', 'since_ms', 'place', 'parents',
+  redis.pcall('HDEL', record, 'continued', 'recovered', 'under', 'place', 'parents',
     ENDS[state] == 'reason' and '' or 'reason')
   if state ~= 'failed' then redis.pcall('HDEL', record, 'payload', 'opts') end
   local gate = option(task.opts, 'gate')
@@ -109,7 +110,7 @@ end
 local function dependant(ref)
   local id = visit(ref)
   local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'place', 'parents')
-  local found = { waits = has[1] == 'waiting' and has[2] == '', id = id, lane = HERE, place = has[3],
+  local found = { waits = has[1] == 'waiting' and (has[2] or '') == '', id = id, lane = HERE, place = has[3],
     parents = tonumber(has[4] or 0), ended = 0, edges = false }
   dependants[ref] = found
   return found
@@ -145,7 +146,8 @@ local function release(edge, what, state)
   local has = redis.call('HMGET', TASK .. id, 'opts', 'name', 'payload', 'attempt', 'recovered', 'due', 'held')
   local opts = has[1] or ''
   local task = { waits = true, opts = opts, gate = option(opts, 'gate'), place = tonumber(place), name = has[2] or '',
-    payload = has[3] or '', attempt = has[4] or '1', recovered = has[5] or '0', due = has[6], held = has[7] or nil }
+    payload = has[3] or '', attempt = has[4] or '1', recovered = has[5] or '0', due = has[6], held = has[7] or nil,
+    away = not (has[4] or has[6] or has[7]) and BEHIND_PARENTS or nil }
   local fault = whole(ready, id, task)
   if fault then error(fault, 0) end
   found.waits = false

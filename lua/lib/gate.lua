@@ -132,18 +132,20 @@ local function leave_line(ref, under, gate)
   end
   if term.group then leave_shares(line, term.group) end
 end
--- What a record says of waiting: in a line; and, beside that, for parents, a time or in its turn.
-local AWAY = { 'state', 'reason', 'under', 'since_ms', 'place', 'name', 'payload', 'attempt', 'recovered', 'opts',
-  'parents', 'due', 'held' }
+-- What a record says of waiting, at most; and of a new task in a line, or of one that waits for parents alone.
+local AWAY = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'under', 'attempt', 'recovered', 'parents', 'due',
+  'held' }
+local LINED = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'under' }
+local BEHIND_PARENTS = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'parents' }
 -- let_in(id, task): a task whose keys are taken is in the stream from now on. Noted for undoing, but for
 -- what its record said of its waiting, which goes last.
 local function let_in(id, task)
   local entry = add(id, task.name, task.payload, task.attempt, task.recovered, task.opts)
   noted[#noted + 1] = { 'XDEL', STREAM, entry }
-  local record = TASK .. id
+  local record, away = TASK .. id, task.away or AWAY
   redis.call('HSET', record, 'entry', entry)
   noted[#noted + 1] = { 'HSET', record, 'entry', '' }
-  redis.call('HDEL', record, unpack(AWAY, 1, task.in_line and 10 or 13))
+  redis.call('HDEL', record, unpack(away, 1, #away))
 end
 local NONE = {}
 -- wait(id, task, reason, under): a task is in no stream, but accepted: its record says what it waits for.
@@ -151,20 +153,23 @@ local NONE = {}
 local function wait(id, task, reason, under)
   local record, ref = TASK .. id, ref_of(id)
   place_of(id, task)
-  task.since_ms = task.since_ms or NOW_TEXT
   if not task.waits then
     if task.new then -- who accepts it undoes that; its entry is empty already
       local more = task.more or NONE
-      redis.call('HSET', record, 'state', 'waiting', 'reason', reason, 'under', under, 'since_ms', task.since_ms,
-        'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', '1', 'recovered', '0', 'opts',
-        task.opts, unpack(more, 1, #more))
+      if under == '' then
+        redis.call('HSET', record, 'state', 'waiting', 'reason', reason, 'place', int(task.place), 'name', task.name,
+          'payload', task.payload, 'opts', task.opts, unpack(more, 1, #more))
+      else
+        redis.call('HSET', record, 'state', 'waiting', 'reason', reason, 'place', int(task.place), 'name', task.name,
+          'payload', task.payload, 'opts', task.opts, 'under', under, unpack(more, 1, #more))
+      end
     else
-      undoing('HDEL', record, 'under', 'since_ms', 'place', 'parents', 'due')
-      redis.call('HSET', record, 'entry', '', 'state', 'waiting', 'reason', reason, 'under', under, 'since_ms',
-        task.since_ms, 'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', task.attempt,
+      undoing('HDEL', record, 'under', 'place', 'parents', 'due')
+      redis.call('HSET', record, 'entry', '', 'state', 'waiting', 'reason', reason, 'under', under,
+        'place', int(task.place), 'name', task.name, 'payload', task.payload, 'attempt', task.attempt,
         'recovered', task.recovered, 'opts', task.opts)
     end
-    add_to(WAITING, task.since_ms, ref)
+    add_to(WAITING, NOW_TEXT, ref)
     local expires = (task.terms or terms(task.gate or '')).expires
     if expires and expires >= NOW then timer(expires + 1, cjson.encode({ 'late', ref, '' })) end
   else
@@ -193,7 +198,7 @@ end
 -- otherwise it holds nothing but its turn in an order, and waits under the first that has none. `under`: the key in
 -- whose line it is the first. Answers nothing when it is in; else the key, the reason, and when
 -- there will be room, if that is known. A task: name, payload, attempt, recovered, opts, gate and, where
--- it has them, held, place, since_ms; waits: whether it has been waiting already.
+-- it has them, held, place; waits: whether it has been waiting already.
 local function enter(id, task, under)
   local asked = task.terms or terms(task.gate)
   local keys, kept = asked.keys, task.held == 'o'

@@ -9,12 +9,13 @@ local function task_in_line(id, key)
   local opts = has[7] or ''
   local gate = option(opts, 'gate')
   local task = { waits = true, in_line = true, opts = opts, gate = gate, terms = terms(gate), name = has[3] or '',
-    payload = has[4] or '', attempt = has[5] or '1', recovered = has[6] or '0' }
+    payload = has[4] or '', attempt = has[5] or '1', recovered = has[6] or '0', away = not has[5] and LINED or nil }
   local keys = task.terms.keys
   if keys[1] and keys[1].order then
     has = redis.call('HMGET', record, 'place', 'held')
     task.place, task.held = tonumber(has[1] or 0), has[2] or nil
     task.in_line = not task.held
+    if task.held then task.away = nil end
   end
   return task
 end

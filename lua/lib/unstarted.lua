@@ -34,7 +34,7 @@ local function ended_unstarted(id, task, state, words)
   else
     redis.call('XDEL', STREAM, task.entry)
   end
-  redis.pcall('HDEL', record, 'payload', 'opts', 'recovered', 'under', 'since_ms', 'place', 'parents', 'due',
+  redis.pcall('HDEL', record, 'payload', 'opts', 'recovered', 'under', 'place', 'parents', 'due',
     'continued', words == '' and 'reason' or '')
   local child = has[3] and string.match(has[3], '^%d+ %d+ (.*)$')
   if child then later('seen', ref_of(child), ref_of(id)) end -- it is not read any more

@@ -7,7 +7,7 @@ queue's length. Times are milliseconds of the server's clock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..connection.broker import Broker
@@ -276,6 +276,14 @@ def _count(n: int) -> int:
     return n
 
 
+def _since_ms(record: Mapping[str, str], *, waits: bool) -> int | None:
+    """Return since when a task waits, is queued or runs; None where it is not known."""
+    if waits:  # a place in line is of microseconds
+        place = int_or_none(record.get("place", ""))
+        return None if place is None else place // 1000
+    return int_or_none(record.get("entry", "").split("-")[0])
+
+
 def _history_of(
     task_id: str, watched: Watched, record: dict[str, str], events: list[Event], why: str
 ) -> TaskHistory:
@@ -297,7 +305,7 @@ def _history_of(
         state=state,
         attempt=int_or_none(record.get("attempt", "")) or (last.attempt if last else 1),
         worker="" if state in ("queued", "delayed", "waiting") else worker,
-        since_ms=int_or_none(record.get("since_ms") or record.get("entry", "").split("-")[0]),
+        since_ms=_since_ms(record, waits=state == "waiting"),
         finished_ms=finished_ms,
         payload=preview_of(record.get("payload", "")),
         result=preview_of(record.get("result", "")),

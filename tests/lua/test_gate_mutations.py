@@ -94,6 +94,13 @@ MUTANTS = [
         "now.used + used + weight > most then break end",
         "false then break end",
     ),
+    Mutant("let in, and still under a key", "'opts', 'under' }", "'opts' }"),
+    Mutant("let in, and still behind parents", "'opts', 'parents' }", "'opts' }"),
+    Mutant(
+        "after its parents it has no count",
+        "'attempt', task.attempt, 'recovered',\n      task.recovered)",
+        "'at', 0)",
+    ),
     Mutant("behind, and not counted", "  recount(now, 0, 1)\n  return true\n", "  return true\n"),
     Mutant("behind, and in no line", "members[n + 1], members[n + 2] = text, ref", "_ = 1"),
     Mutant(

@@ -49,18 +49,15 @@ class HandMade:
         keys = QueueKeys(at_priority(self.queue, priority))
         ref = task_id if priority == "normal" else f"!{priority}\n{task_id}"
         since = self.now_ms() if since_ms is None else since_ms
-        self._place += 1
+        self._place = max(self._place + 1, since * 1000)
         record = {
             "entry": "",
             "state": "waiting",
             "name": "work",
             "payload": '{"n":1}',
-            "attempt": 1,
-            "recovered": 0,
             "opts": json.dumps({"gate": gate}, separators=(",", ":")) if gate else "",
             "reason": reason,
-            "under": under,
-            "since_ms": since,
+            "under": under or None,
             "place": self._place,
             **fields,
         }

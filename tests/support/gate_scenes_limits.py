@@ -37,7 +37,7 @@ def is_ready(world: GateWorld, *ids: str, why: str) -> None:
 def waits(world: GateWorld, id: str, reason: str, under: str = "") -> None:
     """A task waits, for this reason."""
     record = world.normal.record(id)
-    said = (record.get("state"), record.get("reason"), record.get("under"))
+    said = (record.get("state"), record.get("reason"), record.get("under", ""))
     demand(said == ("waiting", reason, under), f"{id!r} is {said}")
 
 
