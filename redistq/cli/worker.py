@@ -113,11 +113,13 @@ def _server_of(
 
 
 def _supervisor(args: argparse.Namespace, settings: WorkerSettings, address: Address) -> Supervisor:
+    processes = settings.first_processes(args.processes)
+
     def on_ready() -> None:
         log.info(
             "ready: %d process%s of %d threads for queue %s at %s",
-            args.processes,
-            "" if args.processes == 1 else "es",
+            processes,
+            "" if processes == 1 else "es",
             args.threads,
             ", ".join(settings.queues),
             address,
@@ -126,7 +128,7 @@ def _supervisor(args: argparse.Namespace, settings: WorkerSettings, address: Add
     return Supervisor(
         settings,
         address,
-        children=args.processes,
+        children=processes,
         child_spec={
             "targets": args.targets,
             "log_level": args.log_level,

@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
         help="async tasks at a time, a process (%(default)s)",
     )
     p.add_argument(
+        "--autoscale",
+        metavar="LEAST,MOST",
+        help="as many worker processes as the work that waits asks for, such as 2,8",
+    )
+    p.add_argument(
         "--max-tasks",
         type=int,
         metavar="N",
@@ -187,6 +192,7 @@ def settings_of(args: argparse.Namespace) -> WorkerSettings:
         threads=args.threads,
         async_concurrency=args.async_concurrency,
         low_share=args.low_share,
+        autoscale=args.autoscale,
         max_tasks=args.max_tasks,
         max_rss=args.max_rss,
         blas_threads=args.blas_threads,

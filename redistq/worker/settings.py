@@ -59,6 +59,9 @@ class WorkerSettings:
     """A worker process with so much memory is replaced by a fresh one: bytes, or "2GB"."""
     blas_threads: int | None = None
     """Threads of numeric libraries, each process; None: the cores, shared out among processes."""
+    autoscale: tuple[int, int] | str | None = None
+    """The least and the most worker processes, as many as the work that waits asks for; None: their
+    number stays."""
     home: str = ""
     """The home whose function calls it runs (see homes.py); empty: everybody's."""
 
@@ -86,6 +89,8 @@ class WorkerSettings:
         if self.max_rss is not None:
             put(self, "max_rss", size("max_rss", self.max_rss))
         put(self, "start_timeout", seconds("start_timeout", self.start_timeout, positive=True))
+        if self.autoscale is not None:
+            put(self, "autoscale", _bounds(self.autoscale))
         share = self.low_share
         if not (isinstance(share, int | float) and 0 <= share <= MOST_SHARE):
             raise ConfigurationError(
@@ -102,6 +107,13 @@ class WorkerSettings:
     def scoreboard_slots(self) -> int:
         """How many tasks one process runs at a time, those included that run in lent slots."""
         return self.threads + self.async_concurrency + MOST_LENT
+
+    def first_processes(self, processes: int) -> int:
+        """Return how many worker processes there are at first, where so many are asked for."""
+        if self.autoscale is None:
+            return processes
+        least, most = _bounds(self.autoscale)
+        return min(max(processes, least), most)
 
     @property
     def lease_ms(self) -> int:
@@ -140,3 +152,18 @@ class WorkerSettings:
         if unknown := set(values) - known:
             raise unknown_option("a worker", sorted(unknown)[0], known)
         return cls(**values)
+
+
+def _bounds(value: Any) -> tuple[int, int]:
+    """Return the least and the most processes of ``autoscale``: two numbers, or "2,8"."""
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        least, most = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        least = most = 0
+    if not 1 <= least <= most <= 1000:
+        raise ConfigurationError(
+            "autoscale is the least and the most worker processes, from 1 to 1,000, such as 2,8, "
+            f"not {shown(value)}"
+        )
+    return least, most

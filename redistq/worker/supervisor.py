@@ -30,11 +30,13 @@ from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..logger import logger
 from ..protocol.commands import new_consumer_name
+from ..protocol.options import MAX_COUNT
 from ..scheduler.scheduler import TaskScheduler
 from ..scheduler.subscriber import Subscriber
 from ..system.cores import environment
 from ..system.interpreter import import_path
 from ..system.loops import Backoff, run_forever
+from .autoscale import Scaling
 from .heartbeat import OUTAGE_PAUSE_S, DeathReports, Heartbeat, ManagedProcess
 from .killing import Ends, verdict
 from .pipe import Child
@@ -96,6 +98,12 @@ class Supervisor:
         self._deaths = DeathReports(settings, self._broker, self._commands)
         self._restarts = Restarts()
         self._renewal = Renewal(settings)
+        self._scaling: Scaling | None = None
+        self._most = children
+        if children and settings.autoscale is not None:
+            self._scaling = Scaling(settings, self._broker, self._commands)
+            self._wanted = settings.first_processes(children)
+            self._most = settings.first_processes(MAX_COUNT)
         self._ends = Ends()
         self._replaced: ManagedProcess | None = None  # whose replacement is on its way
         self._next_look = 0.0
@@ -220,6 +228,8 @@ class Supervisor:
             if member.child is not None and not member.alive:
                 self.heartbeat.remove(member)
                 self._reap(member, member.child)
+        if self._scaling is not None:
+            self._wanted = self._scaling.wanted(self._wanted, self._staying)
         self._renew()
         missing = self._missing
         if missing > 0 and time.monotonic() >= self._restarts.at:
@@ -322,7 +332,7 @@ class Supervisor:
             child = Child(
                 "redistq.worker.child",
                 pass_fds=(scoreboard.descriptor,),
-                environment=environment(self._wanted, self.settings.blas_threads),
+                environment=environment(self._most, self.settings.blas_threads),
             )
             member = ManagedProcess(
                 new_consumer_name(socket.gethostname()), scoreboard, child, start=start
