@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .plain import plain_arguments
 from .signature import (
     EMPTY,
     annotations_of,
@@ -21,6 +22,9 @@ from .signature import (
     is_variable,
     parameters_of,
 )
+
+if TYPE_CHECKING:
+    from .conversion import ArgumentTypes
 
 CONTEXT: Any = object()
 """Stands for the task's context among what is supplied."""
@@ -46,8 +50,13 @@ class Supplied:
 class Call(dict[str, Any]):
     """The payload of a call, bound to the signature: what its arguments are, by name."""
 
-    __slots__ = ("named",)
+    __slots__ = ("named", "task")
     named: Mapping[str, Any]
+    task: str
+
+    def __redistq_plain__(self) -> Any:
+        """Return it as what JSON can hold; raises ArgumentError."""
+        return plain_arguments(self.task, self)
 
 
 class CallShape:
@@ -58,7 +67,7 @@ class CallShape:
 
     __slots__ = (
         *("annotations", "arguments", "function", "is_call", "plain", "supplied", "_stub"),
-        "passes_on",
+        *("passes_on", "types"),
     )
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -73,6 +82,8 @@ class CallShape:
         self.plain = True
         self.passes_on = False
         """Whether the signature is that of what it wraps."""
+        self.types: ArgumentTypes | None = None
+        """What its arguments are: see conversion.types_of."""
         self._stub: Callable[..., dict[str, Any]] | None = None
         found = parameters_of(function)
         if found is None:

@@ -19,9 +19,11 @@ from ..protocol.options import (
     listed,
     unknown_option,
 )
+from .conversion import types_of
 from .depends import Overrides
 from .handler import Handler
 from .lifespans import Lifespan
+from .plain import plain_arguments
 from .policy import ExceptionTypes, RetryPolicy
 from .typed_task import P, R, Task, equip
 
@@ -292,7 +294,7 @@ def handler_of(function: Any) -> Handler:
     return handler
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OfFunction:
     """A task that is added by its decorated function."""
 
@@ -312,7 +314,14 @@ class OfFunction:
         if handler.gate:
             given = {**handler.gate, **{k: v for k, v in given.items() if v is not None}}
         shape = handler.shape
-        if shape is None or not shape.is_call:
+        if shape is None:
+            return cls(handler.name, payload, given, payload)
+        types = shape.types or types_of(handler)
+        if not shape.is_call:
+            if types.is_needed:
+                types.check((payload,), {})
+            if type(payload) not in _JSON:
+                payload = plain_arguments(handler.name, payload, shape.payload_name or "payload")
             return cls(handler.name, payload, given, payload)
         try:
             call = shape.call_of(payload)
@@ -326,6 +335,9 @@ class OfFunction:
                 f"{handler.name}.delay(...), or with the payload "
                 '{"args": [...], "kwargs": {...}}'
             )
+        if types.is_needed:
+            types.check(call["args"], call["kwargs"])
+        call.task = handler.name
         return cls(handler.name, call, given, call.named)
 
 
@@ -349,6 +361,8 @@ def _origin(handler: Handler) -> tuple[Any, Any]:
     return getattr(function, "__module__", None), getattr(function, "__qualname__", id(function))
 
 
+_JSON = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
+"""Types of payloads that are written as they are."""
 _TASK_OPTIONS = (
     *("name", "retries", "backoff", "backoff_cap", "jitter", "retry_on", "never_retry"),
     *("timeout", "hard_timeout", "result_ttl", *TaskDecoratorKeywords.__annotations__),

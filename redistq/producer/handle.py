@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..errors import ResultError
 from ..handlers import Handler
+from ..handlers.conversion import result_converter
 from ..protocol.progress import Progress
 from .gated import TaskId
 from .operations import Wish
@@ -95,7 +97,14 @@ class TaskHandle(Generic[R]):
         return self._target.async_producer().stream(self.id, start, timeout=timeout)
 
     def _typed(self, result: Any) -> R:
-        return result  # type: ignore[no-any-return]
+        make = result_converter(self._handler.shape)
+        try:
+            return result if make is None else make(result)  # type: ignore[no-any-return]
+        except Exception as error:  # of validators, too
+            raise ResultError(
+                f"the result of task {self._handler.name!r} is not what its function says it "
+                f"returns: {error}; read it as it is by get_result({str(self.id)!r})"
+            ) from error
 
     def __str__(self) -> str:
         return str(self.id)

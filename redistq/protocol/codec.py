@@ -118,10 +118,14 @@ def _is_flat(value: Any) -> bool:
 
 def encode_payload(name: str, payload: Any, limit: int) -> bytes:
     """Return a task's payload as JSON; raises PayloadError or PayloadTooLarge before anything is
-    stored."""
+    stored. One that has the method ``__redistq_plain__`` is asked for what JSON can hold, where it
+    is none."""
     try:
-        data = _plain(payload)
+        plain = getattr(payload, "__redistq_plain__", None)
+        data = _plain(payload) if plain is None else _made_plain(payload, lambda _: plain())
     except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, PayloadError):
+            raise  # it says what of it
         raise PayloadError(
             f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
             "(dict, list, str, numbers, bool, None)"
@@ -131,31 +135,38 @@ def encode_payload(name: str, payload: Any, limit: int) -> bytes:
     return data
 
 
-def encode_result(result: Any, limit: int) -> bytes:
-    """Return a handler's result as JSON.
+def _made_plain(value: Any, plain: Callable[[Any], Any]) -> bytes:
+    try:
+        return _plain(value)
+    except (TypeError, ValueError, RecursionError):
+        return _plain(plain(value))
+
+
+def encode_result(result: Any, limit: int, plain: Callable[[Any], Any] | None = None) -> bytes:
+    """Return a handler's result as JSON; ``plain`` makes that of one that is none.
 
     Raises ResultError or ResultTooLarge, which end the task as failed.
     """
     if result is None:
         return b"null"
-    data = _of_handler(result, "return")
+    data = _of_handler(result, "return", plain)
     if len(data) > limit:
         raise ResultTooLarge(len(data), limit)
     return data
 
 
-def encode_item(item: Any, limit: int) -> bytes:
+def encode_item(item: Any, limit: int, plain: Callable[[Any], Any] | None = None) -> bytes:
     """Return what a handler yields as JSON; raises ResultError or ItemTooLarge."""
-    data = _of_handler(item, "yield")
+    data = _of_handler(item, "yield", plain)
     if len(data) > limit:
         raise ItemTooLarge(len(data), limit)
     return data
 
 
-def _of_handler(value: Any, verb: str) -> bytes:
+def _of_handler(value: Any, verb: str, plain: Callable[[Any], Any] | None = None) -> bytes:
     try:
-        return _plain(value)
-    except (TypeError, ValueError, RecursionError) as error:
+        return _plain(value) if plain is None else _made_plain(value, plain)
+    except (TypeError, ValueError, RecursionError, NotImplementedError) as error:
         raise ResultError(
             f"the handler {verb}ed {type(value).__name__}, which cannot be written as JSON: "
             f"{error}; {verb} plain values"

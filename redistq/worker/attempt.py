@@ -214,7 +214,8 @@ class Attempt:
             if self.handler.raw:
                 body = check_size(result, MAX_RAW_RESULT)
             else:
-                body = encode_result(result, self.handler.max_result_bytes)
+                handler = self.handler
+                body = encode_result(result, handler.max_result_bytes, handler.plain_result)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", self.id.decode(), error)
             return self.no_result(error, took, started)

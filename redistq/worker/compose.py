@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError
 from ..handlers import Handler
 from ..handlers.call_shape import CONTEXT, CallShape, is_call_payload
+from ..handlers.conversion import types_of
 from ..handlers.signature import EMPTY, is_positional
 from ..logger import logger
 
@@ -31,7 +32,7 @@ def composed(handler: Handler, provided: Provided | None = None) -> tuple[Callab
     function = handler.function
     wants_context = handler.wants_context
     shape = handler.shape
-    if shape is not None and not shape.plain:
+    if shape is not None and not (shape.plain and not types_of(handler).is_needed):
         calling = Arguments(handler, shape)
         if needs := shape.injected:
             from .injection import with_injected
@@ -69,7 +70,7 @@ class Arguments:
     Raises ArgumentError, which ends the task as failed, for those that do not fit.
     """
 
-    __slots__ = ("_function", "_name", "_shape", "_takes_one", "_warned")
+    __slots__ = ("_function", "_name", "_shape", "_takes_one", "_types", "_warned")
 
     def __init__(self, handler: Handler, shape: CallShape) -> None:
         self._function = handler.function
@@ -77,10 +78,13 @@ class Arguments:
         self._shape = shape
         self._warned = False
         self._takes_one = shape.passes_on
+        self._types = types_of(handler)
 
     def __call__(self, payload: Any, context: Any, injected: Mapping[str, Any]) -> Any:
         """Call it; what it returns is returned as it is, a coroutine too."""
         args, kwargs = self._read(payload)
+        if self._types.is_needed:
+            self._types.convert(args, kwargs)
         shape = self._shape
         if shape.supplied:
             self._supply(args, kwargs, context, injected)

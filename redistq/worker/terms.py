@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..handlers import Handler
+from ..handlers.conversion import result_writer
 from ..middleware.base import has, how_run
 from ..middleware.chain import running
 from ..middleware.hooks import Hooks
@@ -105,6 +106,7 @@ class BoundHandler:
         "max_result_bytes",
         "memory",
         "name",
+        "plain_result",
         "policy",
         "provided",
         "raw",
@@ -132,6 +134,7 @@ class BoundHandler:
         self.max_result_bytes = settings.max_result_bytes
         self.function, self.wants_context = composed(handler, provided)
         self.name = handler.name
+        self.plain_result = result_writer(handler.shape)
         self.policy = handler.policy
         self.timeout = handler.timeout
         self.hard_timeout = handler.hard_timeout
