@@ -26,7 +26,6 @@ TURN_S = 0.005
 """How long a generator may keep an event loop that does not wait for anything."""
 LOOK_EVERY = 32
 """Items after which it is looked how long that is."""
-_json = partial(encode_item, limit=MAX_ITEM_BYTES)
 
 
 def json_list(items: list[bytes], generation: int, first: int) -> bytes:
@@ -35,34 +34,44 @@ def json_list(items: list[bytes], generation: int, first: int) -> bytes:
 
 
 def streaming(
-    function: Callable[..., Any], *, wants_context: bool, is_async: bool
+    function: Callable[..., Any],
+    *,
+    wants_context: bool,
+    is_async: bool,
+    plain: Callable[[Any], Any] | None = None,
 ) -> Callable[..., Any]:
     """Return what runs a handler's function that yields: it streams the items, and returns how many
-    there are. What turns out to be no generator is returned as it is."""
-    return (_in_loop if is_async else _in_thread)(function, wants_context)
+    there are. What turns out to be no generator is returned as it is. ``plain`` makes JSON of an
+    item that is none."""
+    write = partial(encode_item, limit=MAX_ITEM_BYTES, plain=plain)
+    return (_in_loop if is_async else _in_thread)(function, wants_context, write)
 
 
-def _in_thread(function: Callable[..., Any], wants_context: bool) -> Callable[..., Any]:
+def _in_thread(
+    function: Callable[..., Any], wants_context: bool, write: Callable[[Any], bytes]
+) -> Callable[..., Any]:
 
     def run(payload: Any, context: TaskContext) -> Any:
         found = function(payload, context) if wants_context else function(payload)
         items = context._items
         if items is None or not inspect.isgenerator(found):
             return found
-        items.begin(_json, json_list)
+        items.begin(write, json_list)
         return {"items": drained(found, items)}
 
     return run
 
 
-def _in_loop(function: Callable[..., Any], wants_context: bool) -> Callable[..., Any]:
+def _in_loop(
+    function: Callable[..., Any], wants_context: bool, write: Callable[[Any], bytes]
+) -> Callable[..., Any]:
 
     async def run(payload: Any, context: TaskContext) -> Any:
         found = function(payload, context) if wants_context else function(payload)
         items = context._items
         if items is None or not inspect.isasyncgen(found):
             return await found if inspect.isawaitable(found) else found
-        await asyncio.to_thread(items.begin, _json, json_list)
+        await asyncio.to_thread(items.begin, write, json_list)
         return {"items": await drained_async(found, items)}
 
     return run

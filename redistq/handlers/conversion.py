@@ -30,7 +30,7 @@ Converter = Callable[[Any], Any]
 _SCALARS = (str, int, float, bool)
 _RICH = (
     *(datetime.date, datetime.time, datetime.timedelta, uuid.UUID, decimal.Decimal, enum.Enum),
-    *(bytes, bytearray, memoryview, set, frozenset),
+    *(bytes, bytearray, memoryview, set, frozenset, tuple),
 )
 _CONTAINERS = (
     *(list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping),

@@ -108,7 +108,7 @@ def equip(function: Any, handler: Handler) -> None:
     """Give a decorated function what adds its tasks; raises AttributeError where it takes no
     attributes. What an object has under such a name stays its own."""
     calls: TaskCalls[Any, Any] = TaskCalls(handler)
+    again = isinstance(getattr(getattr(function, "delay", None), "__self__", None), TaskCalls)
     for name in NAMES:
-        known = getattr(function, name, None)
-        if known is None or isinstance(getattr(known, "__self__", known), TaskCalls | str):
+        if again or not hasattr(function, name):
             setattr(function, name, getattr(calls, name))

@@ -68,7 +68,9 @@ class TaskHandle(Generic[R]):
 
     def stream(self, start: int | str = 0, *, timeout: float | None = None) -> ItemStream:
         """Return what the task yields, as TaskProducer.stream."""
-        return self._target.producer().stream(self.id, start, timeout=timeout)
+        found = self._target.producer().stream(self.id, start, timeout=timeout)
+        found.convert(result_converter(self._handler.shape, streams=True))
+        return found
 
     # -- with await ------------------------------------------------------------------------------
 
@@ -94,7 +96,9 @@ class TaskHandle(Generic[R]):
 
     def astream(self, start: int | str = 0, *, timeout: float | None = None) -> AsyncItemStream:
         """As ``stream``, for ``async for``."""
-        return self._target.async_producer().stream(self.id, start, timeout=timeout)
+        found = self._target.async_producer().stream(self.id, start, timeout=timeout)
+        found.convert(result_converter(self._handler.shape, streams=True))
+        return found
 
     def _typed(self, result: Any) -> R:
         make = result_converter(self._handler.shape)

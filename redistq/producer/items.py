@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
@@ -88,6 +88,8 @@ class ItemReader:
         self._task_id = task_id
         self._commands = commands
         self._restarts = restarts
+        self.make: Callable[[Any], Any] | None = None
+        """What makes an item of its JSON; None: it is that."""
         self._timeout = wait_seconds(timeout)
         self.inbox = Inbox.new(commands.keys)
         self.generation = 0
@@ -219,7 +221,7 @@ class ItemReader:
                 f"what task {self._task_id} yields is no JSON: of a function call it is read with "
                 f"client.future({self._task_id!r}).stream()"
             ) from error
-        return items
+        return items if self.make is None else list(map(self.make, items))
 
     def _ended(self, page: Page) -> Operation[list[Any] | None]:
         """Return None for a task that has succeeded; raises its error for any other."""
@@ -269,6 +271,10 @@ class _Items:
         self._left: Iterator[Any] = iter(())
         self._count = 0  # of those that were not given
         self._ended = False
+
+    def convert(self, make: Callable[[Any], Any] | None) -> None:
+        """Let ``make`` make each item of its JSON; None: it is given as it is."""
+        self._reader.make = make
 
     @property
     def position(self) -> int:

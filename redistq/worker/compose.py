@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError
 from ..handlers import Handler
 from ..handlers.call_shape import CONTEXT, CallShape, is_call_payload
-from ..handlers.conversion import types_of
+from ..handlers.conversion import result_writer, types_of
 from ..handlers.signature import EMPTY, is_positional
 from ..logger import logger
 
@@ -52,7 +52,12 @@ def composed(handler: Handler, provided: Provided | None = None) -> tuple[Callab
     if handler.streams:
         from ..functions.yielding import streaming
 
-        function = streaming(function, wants_context=wants_context, is_async=handler.is_async)
+        function = streaming(
+            function,
+            wants_context=wants_context,
+            is_async=handler.is_async,
+            plain=result_writer(shape),
+        )
         wants_context = True
     # Middleware: what runs around an attempt takes (payload, context) and calls ``function``.
     return function, wants_context
