@@ -320,7 +320,7 @@ class OfFunction:
         if not shape.is_call:
             if types.is_needed:
                 types.check((payload,), {})
-            if type(payload) not in _JSON:
+            if types.is_needed or type(payload) not in _JSON:
                 payload = plain_arguments(handler.name, payload, shape.payload_name or "payload")
             return cls(handler.name, payload, given, payload)
         try:

@@ -121,11 +121,11 @@ def encode_payload(name: str, payload: Any, limit: int) -> bytes:
     stored. One that has the method ``__redistq_plain__`` is asked for what JSON can hold, where it
     is none."""
     try:
-        plain = getattr(payload, "__redistq_plain__", None)
-        data = _plain(payload) if plain is None else _made_plain(payload, lambda _: plain())
+        data = _plain(payload)
     except (TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, PayloadError):
-            raise  # it says what of it
+        plain = getattr(payload, "__redistq_plain__", None)
+        if plain is not None:
+            return encode_payload(name, plain(), limit)
         raise PayloadError(
             f"the payload of task {name!r} cannot be written as JSON: {error}; pass plain values "
             "(dict, list, str, numbers, bool, None)"
