@@ -21,6 +21,7 @@ from ..protocol.waits import REASONS
 from ..system.interpreter import require
 from ..system.private import host_in, is_loopback, named_here
 from .monitor import TaskMonitor
+from .scale import with_scale
 from .tick import Tick, condition, running_count, slots_of
 
 log = logger("redistq.metrics")
@@ -183,6 +184,7 @@ class MetricsServer:
             raise ConfigurationError(
                 f"metrics cannot be served at {host}:{port}: {error}"
             ) from error
+        self._server.set_app(with_scale(self._server.get_app(), self._monitors))
         if is_loopback(host):
             # For this machine alone: so not for a web site that a browser here has open.
             self._server.set_app(_for_own_names(self._server.get_app(), named_here(host)))
