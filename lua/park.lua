@@ -1,4 +1,4 @@
--- park: tasks this worker has no handler for wait for a worker that has one, uncounted.
+-- park: tasks that this worker cannot run, for want of a handler or a key, wait for one that can, uncounted.
 -- KEYS:
 --   1 stream
 --   2 delayed
@@ -18,12 +18,13 @@
 --   3 history_max: events kept, about
 --   4 dead_ttl: how long a failed task is kept, ms
 --   5 channel: where schedulers listen for an earlier due time
---   6 grace: how long a task waits for a worker that knows its name, ms
---   for each task (3): entry, id, name
+--   6 grace: how long a task waits for a worker that knows its name, or has what it needs, ms
+--   for each task (4): entry, id, name, lacks ('' the handler, else what its payload needs, as workers say
+--     that they have it)
 -- RETURN: for each task 'parked', 'dead' or 'lost'; or a position (from 1) and an error's words when it
 --   is broken: it could not be written, nothing of it was, and it is pending; 'asked to end' for the words
 --   when that is wished of it (see cancel): it is to be settled instead
--- COST: per call one ZRANGEBYSCORE and one HGET a living worker (1000 at most); per task as retry
+-- COST: per call one ZRANGEBYSCORE and one HMGET a living worker (1000 at most); per task as retry
 -- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
 --   neither loops hotly nor waits long; a name that no living worker has had for the grace time
 --   ends as a dead letter that says which names are known. `parked_ms` is when it was first
@@ -61,9 +62,13 @@ local GRACE = tonumber(ARGV[6])
 --@include follow_up
 --@include wish
 local now = now_ms()
-local names = '\n'
+local names, had = '\n', '\n'
 local alive = redis.call('ZRANGEBYSCORE', KEYS[9], int(now), '+inf', 'LIMIT', 0, 1000)
-for i = 1, #alive do names = names .. (look('', 'HGET', KEYS[10] .. alive[i], 'names') or '') .. '\n' end
+for i = 1, #alive do
+  local has = look({}, 'HMGET', KEYS[10] .. alive[i], 'names', 'has')
+  names = names .. (has[1] or '') .. '\n'
+  had = had .. (has[2] or '') .. '\n'
+end
 local function known_names()
   local seen, list = {}, {}
   for name in string.gmatch(names, '[^\n]+') do
@@ -86,10 +91,10 @@ local function readable(text)
   if string.find(rest, '[\128-\255]') then text = string.gsub(text, '[\128-\255]', '?') end
   return text
 end
-local function dead_letter(entry, id, name, task, body)
+local function dead_letter(entry, id, name, task, kind, message)
   local batch = countable(option(task.opts, 'batch'))
-  local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', 'UnknownTask',
-    int(now), task)
+  local body = cjson.encode({ type = kind, message = message, traceback = '' })
+  local fault = finished(id, 'failed', name, task.attempt, entry, CONSUMER, '0', body, '0', kind, int(now), task)
   if fault then return error(fault, 0) end
   local ok, missing = pcall(beside, redis.pcall('HINCRBY', COUNTERS, 'failed', 1))
   if not ok then
@@ -104,8 +109,8 @@ local function dead_letter(entry, id, name, task, body)
 end
 may_drop()
 local answer, earliest = {}, 0
-for at = 7, #ARGV, 3 do
-  local entry, id, name = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+for at = 7, #ARGV, 4 do
+  local entry, id, name, lacks = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local mine = owned({ entry }, CONSUMER)[entry]
   local task = mine and read(entry)
   if mine and not task then drop(entry) end -- pending but gone: trimmed by other hands
@@ -124,15 +129,17 @@ for at = 7, #ARGV, 3 do
     local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
       or string.find(names, '\n' .. handler .. '\n', 1, true)
+    if lacks ~= '' then known = string.find(had, '\n' .. lacks .. '\n', 1, true) end
     local fault = wish(entry, CONSUMER) and 'asked to end' or nil
     if fault then -- it is the worker's to settle
     elseif not known and now - since >= GRACE then
       local message = 'no handler named ' .. readable(name) .. '; the workers here know ' .. known_names()
-      if handler == 'redistq.call' then
+      if lacks ~= '' then
+        message = 'no worker here has the ' .. readable(lacks) .. ' that its payload needs: give it to them, and replay'
+      elseif handler == 'redistq.call' then
         message = message .. '; a function is run by workers that share the client\'s signing key'
       end
-      local body = cjson.encode({ type = 'UnknownTask', message = message, traceback = '' })
-      fault = whole(dead_letter, entry, id, name, task, body)
+      fault = whole(dead_letter, entry, id, name, task, lacks == '' and 'UnknownTask' or 'Unreadable', message)
       if not fault then answer[#answer + 1] = 'dead' end
     else
       local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
@@ -152,7 +159,7 @@ for at = 7, #ARGV, 3 do
         answer[#answer + 1] = 'parked'
       end
     end
-    if fault then answer[#answer + 1] = { (at - 4) / 3, fault } end
+    if fault then answer[#answer + 1] = { (at - 3) / 4, fault } end
   end
 end
 follow_up()

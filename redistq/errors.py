@@ -135,6 +135,23 @@ class UntrustedPayload(RedistqError):
     """A pickled payload or result whose writer cannot be trusted; it was not unpickled."""
 
 
+class Unreadable(RedistqError):
+    """A payload, result or error cannot be read here, for want of a key, a package, or a newer
+    release; ``lacks`` says what. Nothing is wrong with it."""
+
+    def __init__(self, what: str, lacks: str, advice: str = "") -> None:
+        self.lacks = lacks
+        self._advice = advice
+        super().__init__(
+            f"{what} cannot be read here, for there is no {lacks}: "
+            f"{advice or 'give the same codec to both sides (codec=, --codec or REDISTQ_CODEC)'}"
+        )
+
+    def of(self, what: str) -> Unreadable:
+        """Return the same error of something that is known better."""
+        return Unreadable(what, self.lacks, self._advice)
+
+
 class ResultError(RedistqError, TypeError):
     """A handler's result cannot be serialised; the task ends as failed, without a retry."""
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
-    *("errors", "logger", "slots", "system", "display", "protocol"),
+    *("errors", "logger", "slots", "system", "display", "protocol", "codecs"),
     *("context", "middleware", "handlers", "flows", "tracing", "connection", "settings"),
     *("producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "compat", "monitor", "dashboard", "cli"),

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 from ..system.streams import written
 
-_USAGE = """usage: redistq {worker,monitor,dashboard,events,schedules} ...
+_USAGE = """usage: redistq {worker,monitor,dashboard,events,schedules,script,schema} ...
 
   worker      run the tasks of a queue              (redistq worker --help)
   monitor     look at a queue, pause it, replay     (redistq monitor --help)
   dashboard   a live screen in this terminal; with --serve, a web page
   events      what happens to tasks, event by event (redistq events --help)
   schedules   periodic tasks: seen, set, run now    (redistq schedules --help)
+  script      the Lua text of a script, for programs in other languages
+  schema      the JSON schema of what stands on the server
 
   --version   say which redistq this is
 """
@@ -49,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .monitor import main as monitor
 
         return monitor(args, prog="redistq")
+    if command in ("script", "schema"):
+        from .texts import main as texts
+
+        return texts(command, rest)
     if command in ("-h", "--help", "help"):
         return written(lambda: _say(_USAGE))
     if command == "--version":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
+from ..codecs.codec import Codec
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.private import ENV_KEY, read_given
@@ -148,6 +150,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="run functions that clients sign with the key in FILE (or in $REDISTQ_SIGNING_KEY)",
     )
+    p.add_argument(
+        "--codec",
+        type=Path,
+        metavar="FILE",
+        help="compress, sign or encrypt payloads and results as FILE says (or $REDISTQ_CODEC): see "
+        "docs/codecs.md",
+    )
     p.add_argument("--delayed-key", help="the sorted set of delayed tasks (delayed:QUEUE)")
     p.add_argument(
         "--no-scheduler", action="store_true", help="do not move delayed tasks; others must"
@@ -183,6 +192,12 @@ def _key_in(path: Path | None) -> str | None:
     return key.hex()
 
 
+def _codec_in(path: Path | None) -> dict[str, Any] | None:
+    """Return the settings of a file's codec, or of the environment's, for children."""
+    codec = Codec.from_env() if path is None else Codec.from_file(path)
+    return None if codec is None else codec.settings()
+
+
 def settings_of(args: argparse.Namespace) -> WorkerSettings:
     """Return a worker's settings; raises ConfigurationError."""
     return WorkerSettings(
@@ -205,4 +220,5 @@ def settings_of(args: argparse.Namespace) -> WorkerSettings:
         start_timeout=args.start_timeout,
         allow_pickle=args.allow_pickle,
         signing_key=_key_in(args.signing_key_file),
+        codec=_codec_in(args.codec),
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..codecs.codec import Codec, given_or_env
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..display.html import escape, panel
 from ..errors import ConfigurationError
@@ -77,6 +78,7 @@ class Client(Submitting, SendsEvents, Executor):
         middleware: Iterable[Middleware] = (),
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
+        codec: Codec | None = None,
         address: Address | None = None,
         shared: bool = False,
         home: Home | None = None,
@@ -103,6 +105,7 @@ class Client(Submitting, SendsEvents, Executor):
             shared=shared,
             home=home or Home.here(),
             layers=checked_middleware(middleware),
+            codec=given_or_env(codec),
         )
         self._options = CallOptions()
         self._session = Session(settings)

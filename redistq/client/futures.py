@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
+from ..codecs.sealing import Kind
 from ..display.html import badge, escape, panel, tag
 from ..errors import RedistqError, ResultTimeout, TaskCancelled, TimeLimitExceeded
 from ..functions.references import Referable, Reference
@@ -164,6 +165,8 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
         """Return a result that has stayed on the server."""
         commands = self.queue.commands
         _, body, *_ = self.queue.broker.call(commands.end_of(self.task_id))
+        if self.origin != "call":
+            body = self.queue.opened("result", self.task_id, body)
         context = self.queue.context_of(self.task_id)
         value = decode_result(self.queue.signer, context, self.task_id, body, self.origin)
         self._result = value
@@ -351,6 +354,9 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
     origin = future.origin
     context = future.queue.context_of(task_id)
     try:
+        if origin != "call" and state in ("succeeded", "failed"):
+            kind: Kind = "result" if state == "succeeded" else "error"
+            body = future.queue.opened(kind, task_id, body)
         if state == "succeeded":
             future.set_result(decode_result(signer, context, task_id, body, origin))
         elif state == "failed":

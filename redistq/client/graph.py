@@ -174,6 +174,9 @@ class CallGraph(Graph):
         node = CallNode(self, position, "call" if is_call else "named", called)
         opts = task_options(self.session, options, name, node.task_id, batch=self.name, gate=text)
         digest = plan.digest(name.encode(), given, before)
+        seals = None if is_call else self.queue.seals
+        if seals is not None:
+            payload = seals.payload(node.task_id, name, payload)
         fields = (node.task_id, name, payload, opts, options.due)
         plan.add(fields, [] if gate is None else gate.conditions, called, digest, before)
         return node

@@ -20,9 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..codecs.codec import Codec
+from ..codecs.sealing import Kind, seal_of
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, UnknownBatch
-from ..functions.signing import Signer, task_context
+from ..functions.signing import Signer, is_packet, task_context
 from ..functions.written import CALL
 from ..producer.diagnosis import Diagnosis
 from ..producer.limits import LimitOperations
@@ -56,7 +58,7 @@ class ClientQueue:
 
     __slots__ = (
         *("__weakref__", "broker", "commands", "diagnosis", "keys", "priority", "session"),
-        *("limits", "signer"),
+        *("limits", "seal", "seals", "signer"),
     )
 
     def __init__(
@@ -67,6 +69,7 @@ class ClientQueue:
         home: Home,
         priority: str,
         signer: Signer,
+        codec: Codec | None = None,
     ) -> None:
         self.session = session
         """One reference for all futures, which hold the session itself only while they wait."""
@@ -75,6 +78,10 @@ class ClientQueue:
         self.keys: QueueKeys = commands.keys
         self.priority = priority
         self.signer = signer
+        self.seal = seal_of(codec, commands.keys.stream)
+        """Opens results and errors of named tasks."""
+        self.seals = None if codec is None else self.seal
+        """Seals the payloads of named tasks; None: nothing does."""
         self.limits = LimitOperations(commands)
         """Sees to it that limits declared in code hold."""
         self.diagnosis = Diagnosis(
@@ -84,6 +91,13 @@ class ClientQueue:
     def context_of(self, task_id: str) -> str:
         """Return what the signatures of a task's call, result and error are bound to."""
         return task_context(self.keys.stream, task_id)
+
+    def opened(self, kind: Kind, task_id: str, body: bytes | None) -> bytes | None:
+        """Return what a task came to as it was before a codec sealed it; what a call signed is left
+        as it is."""
+        if body is None or is_packet(body):
+            return body
+        return self.seal.open_of_task(kind, task_id, body)
 
     def check_same(self, client: Session, what: str) -> None:
         """Raise ConfigurationError where this is a queue of another server, or another queue, than

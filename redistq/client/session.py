@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
+from ..codecs.codec import Codec
 from ..connection.address import Address
 from ..connection.broker import Broker
 from ..errors import ConnectionLost, RedistqError, UnknownTask
@@ -68,6 +69,8 @@ class ClientSettings:
     """Where calls belong; see homes.py."""
     layers: Layers = ()
     """What stands around the tasks that are added, the outermost first."""
+    codec: Codec | None = None
+    """What seals named tasks."""
 
     @property
     def stream(self) -> str:
@@ -116,6 +119,7 @@ class Session:
                     self.settings.home,
                     priority,
                     self.signer,
+                    self.settings.codec,
                 )
             return self.queues[priority]
 
@@ -340,7 +344,7 @@ class StartedWorkers:
             address=settings.address,
             signing_key=settings.key.hex(),
             folder=settings.home.folder,
-            **options,
+            **{"codec": settings.codec, **options},
         )
 
     def start(self, worker: TaskWorker) -> None:

@@ -49,7 +49,7 @@ class FutureReader(ItemReader):
         self, future: TaskFuture, start: int | str, restarts: bool, timeout: float | None
     ) -> None:
         queue = future.queue
-        super().__init__(future.task_id, queue.commands, start, restarts, timeout)
+        super().__init__(future.task_id, queue.commands, start, restarts, timeout, queue.seal)
         self._origin = future.origin
         self._items = CallItems(queue.signer, queue.context_of(future.task_id))
         self._last: Page | None = None

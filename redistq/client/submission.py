@@ -108,6 +108,9 @@ def _submit_named(
     future.origin = "named"
     future.task_name = name
     gate = gate_of(queue, options, given, {}, after)
+    if queue.seals is not None:
+        text = None if gate is None else gate.text
+        payload = queue.seals.payload(future.task_id, name, payload, text)
     return send(session, future, name, payload, options, gate=gate)
 
 

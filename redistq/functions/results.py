@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..codecs.sealing import Seal, seal_of
 from ..connection.broker import Broker
 from ..errors import RedistqError, UnknownTask, UntrustedPayload
 from ..protocol.codec import loads
@@ -64,8 +65,12 @@ def result_in(
 class ResultReader:
     """Reads results of tasks of one queue, of whatever lane; for all tasks that run."""
 
-    def __init__(self, broker: Broker, stream: str, signer: Signer | None) -> None:
+    def __init__(
+        self, broker: Broker, stream: str, signer: Signer | None, seal: Seal | None = None
+    ) -> None:
+        """``seal`` opens results of named tasks."""
         self._broker = broker
+        self._seal = seal or seal_of(None, stream)
         self._stream = stream
         """The queue's name on the server, without a priority."""
         self._signer = signer
@@ -111,6 +116,8 @@ class ResultReader:
         state, body = row
         if state != b"succeeded":
             raise _not_there(reference.id, state)
+        if body is not None and not is_packet(body) and reference.kind in ("named", "unknown"):
+            body = self._seal.open_of_task("result", reference.id, body)
         if self._signer is not None:
             context = self._context(reference)
             return result_in(self._signer, context, reference.id, body, reference.kind)

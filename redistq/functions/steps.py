@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..errors import PayloadError, ResultError, ResultTooLarge, StepError, UntrustedPayload
 from ..protocol.codec import encode_result, loads
+from ..protocol.envelope import is_envelope
 from ..protocol.steps import MAX_STEP_BYTES, event_body
 from .pickling import Seen, dump, load
 from .signing import Signer, is_packet
@@ -53,6 +54,8 @@ class PlainSteps:
 
     def event(self, name: str, of_task: bool, body: bytes) -> Any:
         """Return it whoever sent it: so is every payload of a named task."""
+        if is_envelope(body):
+            raise StepError(f"the event {name!r} is sealed, and this worker has no codec")
         return loads(_ANYONE.unpack("event", "", body) if is_packet(body) else body)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from ..codecs import Codec
 from ..connection.broker import Broker
 from ..context import running_task
 from ..errors import ConfigurationError
@@ -49,9 +50,10 @@ class Target:
         return target
 
     @classmethod
-    def sharing(cls, broker: Broker, stream: str, group: str) -> Target:
+    def sharing(cls, broker: Broker, stream: str, group: str, codec: Codec | None = None) -> Target:
         """Return the target of a queue whose server there are connections to already."""
-        target = cls({"address": broker.address, "stream": stream, "group": group})
+        options = {"address": broker.address, "stream": stream, "group": group, "codec": codec}
+        target = cls(options)
         target._own = TaskProducer(**target._options)
         target._own.broker = broker
         return target

@@ -16,7 +16,7 @@ from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
 from ..protocol.progress import Progress
-from ..protocol.steps import EVENT_KEPT_S, StepStatus, event_body
+from ..protocol.steps import EVENT_KEPT_S, StepStatus
 from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
 from .items import AsyncItemStream, ItemReader
@@ -100,7 +100,9 @@ class AsyncTaskProducer(ProducerOperations):
 
     def graph(self, name: str) -> AsyncTaskGraph:
         """As TaskProducer.graph, for ``async with``; see AsyncGraph."""
-        return AsyncTaskGraph(self.broker, self.commands, name, self._max_bytes, self.layers)
+        return AsyncTaskGraph(
+            self.broker, self.commands, name, self._max_bytes, self.layers, self._seals
+        )
 
     async def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """As TaskProducer.get_result; cancelling the wait leaves the task alone."""
@@ -115,7 +117,7 @@ class AsyncTaskProducer(ProducerOperations):
         timeout: float | None = None,
     ) -> AsyncItemStream:
         """As TaskProducer.stream, for ``async for``."""
-        reader = ItemReader(task_id, self.commands, start, restarts, timeout)
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self._seal)
         return AsyncItemStream(reader, self.broker)
 
     async def get_task(self, task_id: str) -> TaskStatus:
@@ -158,7 +160,7 @@ class AsyncTaskProducer(ProducerOperations):
         keep: Seconds = EVENT_KEPT_S,
     ) -> int:
         """As TaskProducer.send_event."""
-        operation = sending(self.commands, name, event_body(name, payload), task, keep)
+        operation = sending(self.commands, name, self._event(name, payload, task), task, keep)
         return await run_async(self.broker, operation)
 
     async def steps(self, task_id: str) -> list[StepStatus]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..codecs.sealing import Seal
 from ..connection.broker import Broker
 from ..errors import (
     ConfigurationError,
@@ -84,8 +85,10 @@ class ItemReader:
         start: int | str,
         restarts: bool,
         timeout: float | None,
+        seal: Seal,
     ) -> None:
         self._task_id = task_id
+        self._seal = seal
         self._commands = commands
         self._restarts = restarts
         self.make: Callable[[Any], Any] | None = None
@@ -215,7 +218,9 @@ class ItemReader:
     def _decoded(self, chunk: Chunk) -> list[Any]:
         """Return the items of a chunk."""
         try:
-            items: list[Any] = loads(chunk.body)
+            place = (str(chunk.generation), str(chunk.first))
+            body = self._seal.open_of_task("items", self._task_id, chunk.body, *place)
+            items: list[Any] = loads(body)
         except ValueError as error:
             raise RedistqError(
                 f"what task {self._task_id} yields is no JSON: of a function call it is read with "
@@ -227,6 +232,8 @@ class ItemReader:
         """Return None for a task that has succeeded; raises its error for any other."""
         state, result, error, _, reason = yield self._commands.end_of(self._task_id)
         if state == b"succeeded":
+            if result is not None:
+                result = self._seal.open_of_task("result", self._task_id, result)
             if not page.standing.generation and result not in (None, b'{"items":0}'):
                 raise RedistqError(
                     f"task {self._task_id} has no stream: its handler yielded nothing, and "
@@ -236,7 +243,8 @@ class ItemReader:
         words = (state or b"").decode()
         if words not in SETTLED:
             raise UnknownTask(self._task_id)
-        outcome(self._task_id, words, (error or b"null") if words == "failed" else reason or b"")
+        body = (error or b"null") if words == "failed" else reason or b""
+        outcome(self._task_id, words, body, self._seal)
         return None
 
     def _wait(self, started: float) -> Operation[Chunk | None]:

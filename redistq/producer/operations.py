@@ -14,6 +14,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 
+from ..codecs.codec import Codec, given_or_env
+from ..codecs.sealing import Seal, seal_of
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, UnknownTask
@@ -38,12 +40,13 @@ from ..protocol.options import (
 )
 from ..protocol.plain_commands import MAX_BYTES, portions, read_time
 from ..protocol.progress import Progress, read_progress
+from ..protocol.steps import event_body
 from ..protocol.waits import read_why
 from .diagnosis import Diagnosis
 from .gated import Addition, Fields, GatedTask, TaskId, not_stored
 from .guess import WaiterGuess
 from .limits import LimitOperations
-from .results import CUT, ResultWait, TaskStatus, letter_of, readable, status_of
+from .results import CUT, ResultWait, TaskStatus, letter_of, payload_in, status_of
 from .sansio import Operation
 from .schedules import ScheduleOperations
 
@@ -62,7 +65,7 @@ class ProducerOperations:
     OPTIONS = frozenset(
         {
             *("redis_host", "redis_port", "db", "stream", "url", "password", "group"),
-            *("delayed_key", "max_payload_bytes", "timeout"),
+            *("delayed_key", "max_payload_bytes", "timeout", "codec"),
         }
     )
     """What a producer is made with."""
@@ -80,6 +83,7 @@ class ProducerOperations:
         delayed_key: str | None = None,
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
+        codec: Codec | None = None,
         address: Address | None = None,
         middleware: Iterable[Middleware] = (),
     ) -> None:
@@ -91,8 +95,13 @@ class ProducerOperations:
         self.timeout = seconds("timeout", timeout, positive=True)
         self._max_bytes = max_payload_bytes
         self._delayed_key = delayed_key
+        self._codec = given_or_env(codec)
+        self._seal: Seal = seal_of(self._codec, stream)  # what is read here
+        self._seals = None if self._codec is None else self._seal  # what is written here
         self._limits = LimitOperations(self.commands)
-        self._schedules = ScheduleOperations(self.commands, self._limits, max_payload_bytes)
+        self._schedules = ScheduleOperations(
+            self.commands, self._limits, max_payload_bytes, self._seals
+        )
         self._guess = WaiterGuess(self.keys)
         self._checked: str | None = None  # the name of the last new task, which can be one
         self._diagnosis = Diagnosis(self.commands, self.address)
@@ -106,6 +115,7 @@ class ProducerOperations:
             "delayed_key": self._delayed_key,
             "max_payload_bytes": self._max_bytes,
             "timeout": self.timeout,
+            "codec": self._codec,
         }
 
     def active(self) -> AbstractContextManager[None]:
@@ -165,6 +175,8 @@ class ProducerOperations:
             task_id = new_id or new_task_id()
             if alone and not due and gate is None:
                 inbox = self._guess.added(task_id)
+        if self._seals is not None:
+            data = self._seals.payload(task_id, name, data, None if gate is None else gate.text)
         if gate is not None:
             opts = options.written(gate=gate.text)
             return GatedTask((task_id, name, data, opts, due), gate.conditions, gate.limits)
@@ -218,7 +230,7 @@ class ProducerOperations:
                 else:
                     fields = self._new(name, payload)
                     plain = isinstance(name, str) and type(fields) is tuple and not fields[3]
-                    plain = plain and not (self.layers or ambient.around)
+                    plain = plain and not (self.layers or ambient.around or self._seals)
                     checked = name if plain and isinstance(name, str) else None
             else:
                 fields = self._new(*_parts_of(item))
@@ -262,13 +274,18 @@ class ProducerOperations:
             raise error
         return TaskId.of(task_id, self.keys.stream, "known")
 
+    def _event(self, name: str, payload: Any, task: str | None) -> bytes:
+        """Return the body of an event."""
+        body = event_body(name, payload)
+        return body if self._seals is None else self._seals.event(name, body, task or "")
+
     # -- looking and waiting ---------------------------------------------------------------------
 
     def _status(self, task_id: str) -> Operation[TaskStatus]:
         watched = Commands.read_watch((yield self.commands.watch(task_id)))
         if watched.state == "unknown":
             raise UnknownTask(task_id)
-        status = status_of(task_id, watched)
+        status = status_of(task_id, watched, self._seal)
         if watched.state == "waiting":
             words = read_why((yield self.commands.why(task_id))).words()
             return replace(status, why=words)
@@ -282,7 +299,10 @@ class ProducerOperations:
         expected = self._guess.awaited(task_id)
         inbox = expected or self._guess.lend()
         try:
-            wait = ResultWait(task_id, timeout, inbox, self.commands, self._diagnosis, self.timeout)
+            wait = ResultWait(
+                *(task_id, timeout, inbox, self.commands, self._diagnosis, self.timeout),
+                self._seal,
+            )
             return (yield from wait.result(expected is not None))
         finally:
             self._guess.give_back(inbox)
@@ -336,12 +356,16 @@ class ProducerOperations:
             page = self.commands.browse("dead", min(left, MAX_TASKS), start)
             _, rows, after = yield page
             for row in rows:
-                letter = letter_of(row)
+                letter = letter_of(row, self._seal)
                 if letter is None:
                     continue  # its record has expired
                 if letter.payload is CUT:
-                    payload = yield self.commands.payload(letter.id)
-                    letter = replace(letter, payload=readable(payload) if payload else None)
+                    payload, opts = yield self.commands.payload_and_options(letter.id)
+                    record = {"name": (letter.name or "").encode(), "opts": opts or b""}
+                    found_in = (
+                        payload_in(letter.id, payload, record, self._seal) if payload else None
+                    )
+                    letter = replace(letter, payload=found_in)
                 found.append(letter)
             start = after.decode()
             left -= MAX_TASKS

@@ -17,7 +17,7 @@ from ..protocol.commands import Snapshot
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.options import Seconds, TaskKeywords, listed, wait_seconds
 from ..protocol.progress import Progress
-from ..protocol.steps import EVENT_KEPT_S, StepStatus, event_body
+from ..protocol.steps import EVENT_KEPT_S, StepStatus
 from .clearing import drain, lanes_of, purge
 from .gated import GatedTask, TaskId
 from .items import ItemReader, ItemStream
@@ -127,7 +127,9 @@ class TaskProducer(ProducerOperations):
     def graph(self, name: str) -> TaskGraph:
         """Return the graph of that name: to be written, ``with producer.graph("etl") as graph``, or
         one that was sent before; see Graph."""
-        return TaskGraph(self.broker, self.commands, name, self._max_bytes, self.layers)
+        return TaskGraph(
+            self.broker, self.commands, name, self._max_bytes, self.layers, self._seals
+        )
 
     def get_result(self, task_id: str, timeout: float | None = None) -> Any:
         """Return the task's result, as soon as it is settled; no polling.
@@ -154,7 +156,7 @@ class TaskProducer(ProducerOperations):
         ItemsGone: the oldest are no longer kept. ResultTimeout: nothing came for ``timeout``
         seconds (None: no limit); the next item may be asked for again.
         """
-        reader = ItemReader(task_id, self.commands, start, restarts, timeout)
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self._seal)
         return ItemStream(reader, self.broker)
 
     def get_task(self, task_id: str) -> TaskStatus:
@@ -223,7 +225,7 @@ class TaskProducer(ProducerOperations):
 
         Raises UnknownTask, and RedistqError for a task that has ended.
         """
-        operation = sending(self.commands, name, event_body(name, payload), task, keep)
+        operation = sending(self.commands, name, self._event(name, payload, task), task, keep)
         return run(self.broker, operation)
 
     def steps(self, task_id: str) -> list[StepStatus]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..codecs.sealing import Seal
 from ..errors import (
     RedistqError,
     ResultTimeout,
@@ -22,11 +23,14 @@ from ..errors import (
     TaskExpired,
     TaskFailed,
     UnknownTask,
+    Unreadable,
+    UntrustedPayload,
     WrongKind,
 )
 from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
-from ..protocol.options import headers_of
+from ..protocol.envelope import described, is_envelope
+from ..protocol.options import gate_of, headers_of
 from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
 from ..protocol.steps import why_put_off
@@ -100,6 +104,7 @@ class ResultWait:
         "_inbox",
         "_patience",
         "_quiet",
+        "_seal",
         "_task_id",
         "_timeout",
     )
@@ -112,8 +117,10 @@ class ResultWait:
         commands: Commands,
         diagnosis: Diagnosis,
         patience: float,
+        seal: Seal,
     ) -> None:
         self._task_id = task_id
+        self._seal = seal
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._inbox = inbox
@@ -184,7 +191,7 @@ class ResultWait:
         for note in notes:
             if note.task_id == self._task_id and note.body is not None:
                 try:
-                    return outcome(self._task_id, note.state, note.body)
+                    return outcome(self._task_id, note.state, note.body, self._seal)
                 except _UNREADABLE:
                     break  # the record has the truth
         return _NOTHING
@@ -194,7 +201,7 @@ class ResultWait:
         field, none = _BODIES.get(watched.state, ("reason", b""))
         body = watched.record.get(field, none)
         try:
-            return outcome(self._task_id, watched.state, body)
+            return outcome(self._task_id, watched.state, body, self._seal)
         except _UNREADABLE as error:
             raise _cannot_be_read(self._task_id, watched, error) from error
 
@@ -226,21 +233,29 @@ class ResultWait:
             return self._diagnosis.unanswered(error)
 
 
-def outcome(task_id: str, state: str, body: bytes) -> Any:
+def outcome(task_id: str, state: str, body: bytes, seal: Seal) -> Any:
     """Return the result that a settled task's body holds; raises TaskFailed, TaskCancelled or
-    TaskExpired."""
+    TaskExpired, and Unreadable or UntrustedPayload for a result that was sealed otherwise."""
     if state == "succeeded":
-        return loads(body)
+        return loads(seal.open_of_task("result", task_id, body))
     if state == "failed":
-        raise TaskFailed(task_id, loads(body))
+        raise TaskFailed(task_id, error_in(task_id, body, seal))
     error = TaskExpired if state == "expired" else TaskCancelled
     raise error(task_id, body.decode("utf-8", "replace"))
 
 
-def status_of(task_id: str, watched: Watched) -> TaskStatus:
+def error_in(task_id: str, body: bytes, seal: Seal) -> Any:
+    """Return the error that a body holds; of one that cannot be read here, what that needs."""
+    try:
+        return loads(seal.open_of_task("error", task_id, body))
+    except (Unreadable, UntrustedPayload) as error:
+        return {"type": type(error).__name__, "message": str(error), "traceback": ""}
+
+
+def status_of(task_id: str, watched: Watched, seal: Seal) -> TaskStatus:
     """Return how a task stands, from its record; raises RedistqError for an unreadable one."""
     try:
-        return _status_of(task_id, watched)
+        return _status_of(task_id, watched, seal)
     except UNREADABLE as error:
         raise _cannot_be_read(task_id, watched, error) from error
 
@@ -251,7 +266,7 @@ def _cannot_be_read(task_id: str, watched: Watched, error: Exception) -> Redistq
     )
 
 
-def _status_of(task_id: str, watched: Watched) -> TaskStatus:
+def _status_of(task_id: str, watched: Watched, seal: Seal) -> TaskStatus:
     record = watched.record
 
     def text(field: str) -> str | None:
@@ -268,14 +283,34 @@ def _status_of(task_id: str, watched: Watched) -> TaskStatus:
         name=text("name"),
         attempt=int(attempt) if attempt else None,
         worker=watched.consumer or text("worker"),
-        result=loads(record["result"]) if watched.state == "succeeded" else None,
-        error=loads(error) if error else None,
+        result=_result_in(task_id, record, seal) if watched.state == "succeeded" else None,
+        error=error_in(task_id, error, seal) if error else None,
         finished_at=datetime.fromtimestamp(int(finished) / 1000, UTC) if finished else None,
         run_time=float(run_ms) / 1000 if run_ms else None,
-        payload=readable(payload) if payload else None,
+        payload=payload_in(task_id, payload, record, seal) if payload else None,
         why=_why_of(watched),
         headers=headers_of(record.get("opts", b"")),
     )
+
+
+def _result_in(task_id: str, record: dict[str, bytes], seal: Seal) -> Any:
+    """Return the result in a record; of one that cannot be opened here, how it is sealed."""
+    body = record["result"]
+    try:
+        return loads(seal.open_of_task("result", task_id, body))
+    except (Unreadable, UntrustedPayload):
+        return described(body) or "(refused: not sealed as required)"
+
+
+def payload_in(task_id: str, payload: bytes, record: Mapping[str, bytes], seal: Seal) -> Any:
+    """Return the payload of a task whose record that is; of one that cannot be opened here, how it
+    is sealed."""
+    name = record.get("name", b"").decode("utf-8", "replace")
+    try:
+        gate = gate_of(record.get("opts", b""))
+        return readable(seal.open_payload(task_id, name, payload, gate)[0])
+    except (Unreadable, UntrustedPayload):
+        return described(payload) or readable(payload)
 
 
 def _why_of(watched: Watched) -> str:
@@ -285,7 +320,7 @@ def _why_of(watched: Watched) -> str:
     return why_put_off(watched.record)
 
 
-def letter_of(row: list[Any]) -> TaskStatus | None:
+def letter_of(row: list[Any], seal: Seal) -> TaskStatus | None:
     """Return a dead letter from its row in a page: see browse.lua. Its payload is CUT where the
     page has its start alone; None for a letter without a record."""
     task_id, died_ms, flat = row
@@ -294,10 +329,12 @@ def letter_of(row: list[Any]) -> TaskStatus | None:
     if not (record["name"] or record["error"]):
         return None
     record["finished_ms"] = died_ms
-    letter = status_of(task_id.decode("utf-8", "replace"), Watched("failed", record, ""))
-    if len(start) >= SHORT_BYTES or start == b"(large)":
+    letter = status_of(task_id.decode("utf-8", "replace"), Watched("failed", record, ""), seal)
+    if len(start) >= SHORT_BYTES or start == b"(large)" or is_envelope(start):
         return replace(letter, payload=CUT)
-    return replace(letter, payload=readable(start)) if start else letter
+    if not start:
+        return letter
+    return replace(letter, payload=payload_in(letter.id, start, record, seal))
 
 
 def readable(payload: bytes) -> Any:

@@ -6,10 +6,12 @@ out. What fires them is every scheduler of the queue's workers: see scheduler/fi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..codecs.sealing import Seal
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError, UnknownSchedule
 from ..handlers import OfFunction
@@ -47,8 +49,13 @@ class ScheduleOperations:
     """What can be done with the schedules of one queue, as operations."""
 
     def __init__(
-        self, commands: Commands, limits: LimitOperations, max_bytes: int = DEFAULT_MAX_BYTES
+        self,
+        commands: Commands,
+        limits: LimitOperations,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        seals: Seal | None = None,
     ) -> None:
+        self._seals = seals
         self._commands = commands
         self._limits = limits
         self._max_bytes = max_bytes
@@ -109,7 +116,7 @@ class ScheduleOperations:
                 name,
                 timing.written(),
                 definition.written(),
-                payload,
+                self._sealed(name, definition.task, payload, old),
                 source=source,
                 paused=state,
                 next_ms=next_ms,
@@ -128,6 +135,16 @@ class ScheduleOperations:
             stands = self._read(name, (yield self._commands.schedule(name)))
             if word != b"late" and stands is not None:  # fired, or deleted, in between
                 return stands
+
+    def _sealed(self, name: str, task: str, payload: bytes, old: Schedule | None) -> bytes:
+        """Return a payload as it stands in the record: what is there, where that is the same."""
+        if self._seals is None:
+            return payload
+        if old is not None and old.task == task:
+            with contextlib.suppress(RedistqError):  # it was sealed by others, or with other keys
+                if self._seals.open_scheduled(name, task, old.payload) == payload:
+                    return old.payload
+        return self._seals.of_schedule(name, task, payload)
 
     def delete(self, name: str) -> Operation[bool]:
         """Delete a schedule; return whether there was one."""

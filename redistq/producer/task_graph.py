@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..codecs.sealing import Seal
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..flows import Flow, Step, steps_of
@@ -31,7 +32,8 @@ TaskName = str | Callable[..., Any]
 class TaskWriting(GraphOperations):
     """What graphs of named tasks add."""
 
-    def _prepare(self, max_bytes: int, layers: Layers) -> None:
+    def _prepare(self, max_bytes: int, layers: Layers, seals: Seal | None) -> None:
+        self._seals = seals
         self._layers = layers
         self._limits: set[Limit] = set()
         self._max_bytes = max_bytes
@@ -98,6 +100,8 @@ class TaskWriting(GraphOperations):
             due = ""
         position = len(plan.tasks)
         digest = plan.digest(name.encode(), b"".join((data, b"\0", bare or opts)), parents)
+        if self._seals is not None:
+            data = self._seals.payload(task_id, name, data)
         plan.add((task_id, name, data, opts, due), edges, name, digest, parents)
         self._positions[task_id] = position
         return task_id
@@ -181,10 +185,16 @@ class TaskGraph(TaskWriting, Graph):
     """
 
     def __init__(
-        self, broker: Broker, commands: Commands, name: str, max_bytes: int, layers: Layers = ()
+        self,
+        broker: Broker,
+        commands: Commands,
+        name: str,
+        max_bytes: int,
+        layers: Layers = (),
+        seals: Seal | None = None,
     ) -> None:
         super().__init__(broker, commands, name)
-        self._prepare(max_bytes, layers)
+        self._prepare(max_bytes, layers, seals)
 
     def __enter__(self) -> TaskGraph:
         super().__enter__()
@@ -202,9 +212,10 @@ class AsyncTaskGraph(TaskWriting, AsyncGraph):
         name: str,
         max_bytes: int,
         layers: Layers = (),
+        seals: Seal | None = None,
     ) -> None:
         super().__init__(broker, commands, name)
-        self._prepare(max_bytes, layers)
+        self._prepare(max_bytes, layers, seals)
 
     async def __aenter__(self) -> AsyncTaskGraph:
         await super().__aenter__()

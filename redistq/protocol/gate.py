@@ -203,6 +203,14 @@ def deadline_of(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def unique_key_in(text: str) -> str | None:
+    """Return the unique key of a task with this gate; None for one that has none."""
+    for line in text.split("\n"):
+        if line[:1] == "u":
+            return line.partition(" ")[2]
+    return None
+
+
 def names_key(opts: bytes, name: bytes) -> bool:
     """Return whether the options of an entry have the key of its task's name among their limits."""
     if b'"gate"' not in opts or b"name:" not in opts:

@@ -74,6 +74,10 @@ class PlainCommands:
         """Ask for the payload that stands in a task's record."""
         return ("HGET", self.keys.task(task_id), "payload")
 
+    def payload_and_options(self, task_id: str) -> Command:
+        """Ask for payload and options in a task's record."""
+        return ("HMGET", self.keys.task(task_id), "payload", "opts")
+
     def name_and_options(self, task_id: str) -> Command:
         """Ask for name and options in a task's record, as a delayed task has them."""
         return ("HMGET", self.keys.task(task_id), "name", "opts")

@@ -128,8 +128,10 @@ class WorkerCommands(PlainCommands):
         return self._scripts.release(entries, consumer=consumer, drained_only=int(drained_only))
 
     def park(self, consumer: str, grace_ms: int, tasks: Iterable[Sequence[Any]]) -> Command:
-        """Put (entry, id, name) back for a worker that knows the name."""
-        return self._scripts.park(_flat(tasks), consumer=consumer, grace=grace_ms)
+        """Put (entry, id, name) back for a worker that knows the name; with a fourth, what the
+        payload needs, for one that has it."""
+        rows = ((*task, "") if len(task) == 3 else task for task in tasks)
+        return self._scripts.park(_flat(rows), consumer=consumer, grace=grace_ms)
 
     def regate(self, consumer: str, entries: Iterable[bytes]) -> Command:
         """Hand back entries whose name has a rule or is paused; the answer is one word an entry."""

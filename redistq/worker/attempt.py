@@ -42,6 +42,7 @@ from .parents import TaskParents
 from .queues import WorkerQueue
 from .reporter import Report
 from .scoreboard import MAX_RETRY_MS
+from .sealed import SealedSteps, TaskSeal
 from .spawn import Spawner
 from .steps import ServerSteps, Suspension, TaskSteps
 from .streaming import AttemptItems
@@ -76,6 +77,7 @@ class Attempt:
         "payload",
         "queue",
         "recovered",
+        "seal",
         "spawner",
         "steps",
         "terms",
@@ -95,6 +97,8 @@ class Attempt:
     """What keeps the tasks it spawns, where there is a context."""
     steps: TaskSteps | None
     """What it does once for its task, where there is a context."""
+    seal: TaskSeal | None
+    """What seals all it writes; None: its payload was plain."""
     asked: bool
     """Whether it was asked to end."""
     limit: limits.Limit | None
@@ -160,16 +164,26 @@ class Attempt:
             context.cancelled = True
         context._batch = self.terms.batch
         stream = self.queue.commands.keys.stream
-        context._spawner = self.spawner = Spawner(stream, self.terms.batch, handler.layers)
+        context._spawner = self.spawner = self._make_spawner(stream)
         store = ServerSteps(self.queue, handler.consumer, context.entry, task_id)
-        context._steps = self.steps = TaskSteps(store)
         queue = self.queue
-        context._running = Report(queue.reporter, queue, self.entry, task_id, attempt, self.limit)
+        seal = self.seal
+        steps = None
+        if queue.seals is not None:
+            steps = SealedSteps(queue.seals, task_id, seal is not None)
+        context._steps = self.steps = TaskSteps(store, steps)
+        context._running = Report(
+            queue.reporter, queue, self.entry, task_id, attempt, self.limit, seal
+        )
         if handler.provided is not None:
             context._state = handler.provided.state
-        context._items = AttemptItems(queue, self.entry, task_id, self.terms.ttl)
+        context._items = AttemptItems(queue, self.entry, task_id, self.terms.ttl, seal)
         context._target = queue.target
         return context
+
+    def _make_spawner(self, stream: str) -> Spawner:
+        handler = self.handler
+        return Spawner(stream, self.terms.batch, handler.layers, self.seal, self.queue.seals)
 
     def retry_ms_if_killed(self, error: BaseException = _KILLED) -> int:
         """Return when it is tried again, should it be killed at its hard limit, or another that
@@ -216,6 +230,8 @@ class Attempt:
             else:
                 handler = self.handler
                 body = encode_result(result, handler.max_result_bytes, handler.plain_result)
+                if self.seal is not None:
+                    body = self.seal.result(body)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", self.id.decode(), error)
             return self.no_result(error, took, started)
@@ -233,9 +249,7 @@ class Attempt:
         """Return the outcome of a handler that returned a flow: it takes the task's place."""
         if self.asked:
             return self.cancelled("asked to end while it ran", took, started)
-        spawner = self.spawner or Spawner(
-            self.queue.commands.keys.stream, self.terms.batch, self.handler.layers
-        )
+        spawner = self.spawner or self._make_spawner(self.queue.commands.keys.stream)
         try:
             last = spawner.spawn_flow(flow, self.id.decode(), self.terms.options.home)
         except BaseException as fault:  # what is in the flow, which the user wrote
@@ -250,7 +264,7 @@ class Attempt:
 
     def no_result(self, fault: BaseException, took: int, started: int) -> Outcome:
         """Return the outcome of an attempt that ends as failed by what came after its handler."""
-        return self.end("failed", encode_error(fault), note_of(fault), took, started)
+        return self.end("failed", self._error(fault), note_of(fault), took, started)
 
     @property
     def _made_by(self) -> str:
@@ -379,12 +393,21 @@ class Attempt:
                 note,
                 text,
             )
+            if self.seal is not None:
+                body = self.seal.last_error(body)
             return self._again("retried", delay, body, note, took, started)
         # A client that waits for it hears of it, and a notebook is not the place to say it twice.
         is_awaited = self.terms.inbox or self.terms.batch
         level = logging.INFO if is_awaited else logging.WARNING
         log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
+        if self.seal is not None:
+            body = self.seal.error(body)
         return self.end("failed", body, note, took, started)
+
+    def _error(self, error: BaseException) -> bytes:
+        """Return an error as the end of the task says it."""
+        body = encode_error(error)
+        return body if self.seal is None else self.seal.error(body)
 
     def _unbooked(
         self, fault: BaseException, error: BaseException | None, took: int, started: int

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..codecs.codec import Codec, what_it_has
 from ..connection.broker import Broker, check_server
 from ..errors import ConfigurationError
 from ..handlers import Handler, Registry, default_registry
@@ -148,11 +149,14 @@ def announce(
     }
     if settings.home:
         details["home"] = settings.home
+    codec = Codec.of(settings.codec) if settings.codec else None
+    if has := "\n".join(what_it_has(codec)):
+        details["has"] = has
     check_rights(broker, queues, consumer)
     for queue, commands in zip(settings.queues, queues, strict=True):
         reply = broker.call(commands.register(consumer, settings.lease_ms, details))
         _compare(settings, queue, reply[0].decode(), int(reply[1]))
-    declare_schedules(broker, queues, handlers)
+    declare_schedules(broker, queues, handlers, codec)
     return details
 
 

@@ -13,6 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..codecs.codec import Codec
+from ..codecs.sealing import seal_of
 from ..connection.broker import Broker
 from ..errors import RedistqError
 from ..handlers import Handler
@@ -33,17 +35,20 @@ ENV_DEPLOY = "REDISTQ_DEPLOY"
 
 
 def declare_schedules(
-    broker: Broker, queues: Sequence[Commands], handlers: Mapping[str, Handler]
+    broker: Broker,
+    queues: Sequence[Commands],
+    handlers: Mapping[str, Handler],
+    codec: Codec | None = None,
 ) -> None:
     """Set the schedules that handlers declare in the first of these queues, where their deploy is
-    new; it never raises, but logs."""
+    new, their payloads sealed by ``codec``; it never raises, but logs."""
     programs = _programs(handlers)
     commands = next((c for c in queues if PRIORITY_MARK not in c.keys.stream), queues[0])
     try:
         known = broker.call(commands.deploys(programs)) if programs else ()
         for (program, declared), deploys in zip(programs.items(), known, strict=True):
             if declared or deploys:
-                _Deploy(broker, commands, program, declared, handlers).do()
+                _Deploy(broker, commands, program, declared, handlers, codec).do()
     except (RedistqError, ValueError) as error:
         log.warning(
             "schedules declared in code are not set, and are tried at the next start: %s", error
@@ -73,6 +78,7 @@ class _Deploy:
         program: str,
         declared: Mapping[str, Declared],
         handlers: Mapping[str, Handler],
+        codec: Codec | None,
     ) -> None:
         self._broker = broker
         self._commands = commands
@@ -81,7 +87,11 @@ class _Deploy:
         self._handlers = handlers
         self._name = os.environ.get(ENV_DEPLOY, "").strip().replace("\n", " ")[:100]
         self._name = self._name or deploy_of(declared)
-        self._schedules = ScheduleOperations(commands, LimitOperations(commands))
+        self._schedules = ScheduleOperations(
+            commands,
+            LimitOperations(commands),
+            seals=None if codec is None else seal_of(codec, commands.keys.stream),
+        )
 
     def do(self) -> None:
         """Set what is declared and delete what is not any more, unless that was done, or a newer

@@ -20,20 +20,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..context import TaskContext, serve_contexts
-from ..errors import MemoryLimitExceeded, TimeLimitExceeded
+from ..errors import (
+    MemoryLimitExceeded,
+    RedistqError,
+    TimeLimitExceeded,
+    Unreadable,
+    UntrustedPayload,
+)
 from ..handlers import Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
+from ..protocol.envelope import is_envelope
 from ..protocol.options import addresses, gate_of, is_count
 from ..system.memory import resident
 from ..system.processes import leave_fork
 from .attempt import Attempt
 from .hooks import HookedAttempt, SettledTeller
 from .limits import ThreadMaker, TimeLimits
-from .outcome import FIELDS, PARK, Outcome, fields_of
+from .outcome import FIELDS, Outcome, fields_of
 from .prefetch import NAMES, UNKNOWN, Durations
 from .queues import Delivery, Held
 from .scoreboard import Scoreboard
+from .sealed import open_payload
 from .terms import BoundHandler
 from .wishes import Wishes
 
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
 log = logger("redistq.worker")
 
 _TOO_LARGE = MemoryLimitExceeded()
+_UNREAD = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, RedistqError)
+"""What is raised for options or a payload that cannot be read, or not here."""
 MAX_LABELS = 10_000
 """Names of handlers and labels that are remembered; those beyond are looked up for each task."""
 
@@ -332,10 +342,7 @@ class Executor:
             return Outcome.corrupt(entry, reason, queue)
         handler = self._bound.get(name) or self._labelled(name)
         if handler is None:
-            parked = Outcome(PARK, 0, (entry, task_id, name), queue)
-            parked.told = addresses(opts)
-            parked.gate = gate_of(opts)
-            return parked
+            return Outcome.parked(task, task_id, name, opts)
         run = handler.attempt()
         run.queue = queue
         run.entry = entry
@@ -344,19 +351,43 @@ class Executor:
         run.attempt = attempt
         run.recovered = recovered
         run.asked = False
-        run.context = run.spawner = run.steps = run.limit = None
+        run.context = run.spawner = run.steps = run.limit = run.seal = None
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
-            run.payload = payload if handler.raw else loads(payload)
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            inbox, batch = addresses(opts)
-            run.terms = replace(handler.terms[b""], inbox=inbox, batch=batch, gate=gate_of(opts))
-            body = dumps({"type": "CorruptPayload", "message": message_of(error), "traceback": ""})
-            return run.end("failed", body, "CorruptPayload", 0, 0)
+            if handler.raw:
+                run.payload = payload
+            elif queue.seals is None:
+                run.payload = loads(payload)
+            else:
+                run.payload = open_payload(run, payload)
+        except _UNREAD as error:
+            unread = self._unread(run, payload, name, opts, error)
+            if unread is not None:
+                return unread
         deadline_ms = run.terms.deadline_ms
         if deadline_ms is not None and usual and self._clock.has_passed(deadline_ms):
             return run.expired()
         return run
+
+    def _unread(
+        self, run: Attempt, payload: bytes, name: bytes, opts: bytes, error: Exception
+    ) -> Outcome | None:
+        """Return the outcome of a task whose options or payload could not be read; None where they
+        can be after all."""
+        if run.queue.seals is None and is_envelope(payload) and hasattr(run, "terms"):
+            try:  # what is only compressed needs no codec
+                run.payload = open_payload(run, payload)
+                return None
+            except _UNREAD as fault:
+                error = fault
+        if isinstance(error, Unreadable):
+            return Outcome.parked((run.entry, [], run.queue), run.id, name, opts, error.lacks)
+        inbox, batch = addresses(opts)
+        terms = run.handler.terms[b""]
+        run.terms = replace(terms, inbox=inbox, batch=batch, gate=gate_of(opts))
+        kind = "UntrustedPayload" if isinstance(error, UntrustedPayload) else "CorruptPayload"
+        body = dumps({"type": kind, "message": message_of(error), "traceback": ""})
+        return run.end("failed", body, kind, 0, 0)
 
     def _labelled(self, name: bytes) -> BoundHandler | None:
         """Return the handler of ``handler:label``, which is shown by its whole name."""

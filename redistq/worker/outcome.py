@@ -70,6 +70,11 @@ class Outcome:
         return _text(self.args[2 if self.verb is PARK else 3])
 
     @property
+    def lacks(self) -> str:
+        """What a task that is parked needs and this worker has not, in words."""
+        return self.args[3] or f"handler named {self.name}"
+
+    @property
     def reason(self) -> str:
         """Why the entry is no task, of one that is set aside."""
         return _text(self.args[1])
@@ -83,6 +88,18 @@ class Outcome:
     def corrupt(cls, entry: bytes, reason: str, queue: WorkerQueue) -> Outcome:
         """Return the outcome of an entry that is no task: it is set aside with the reason."""
         return cls(CORRUPT, 0, (entry, reason), queue)
+
+    @classmethod
+    def parked(
+        cls, task: Delivery, task_id: bytes, name: bytes, opts: bytes, lacks: str = ""
+    ) -> Outcome:
+        """Return the outcome of a task that this worker cannot run, for want of a handler, or of
+        what its payload needs: another worker may."""
+        entry, _, queue = task
+        parked = cls(PARK, 0, (entry, task_id, name, lacks), queue)
+        parked.told = addresses(opts)
+        parked.gate = gate_of(opts)
+        return parked
 
     @classmethod
     def fault(cls, task: Delivery, fault: BaseException) -> Outcome:

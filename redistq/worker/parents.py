@@ -88,7 +88,7 @@ class TaskParents:
             from ..functions.results import ResultReader, TaskResults
 
             stream = without_priority(self._queue.commands.keys.stream)
-            self._results = TaskResults(ResultReader(self._broker, stream, None))
+            self._results = TaskResults(ResultReader(self._broker, stream, None, self._queue.seal))
         return self._results
 
     def _ask(self, command: Any) -> Any:

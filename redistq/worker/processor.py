@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
+from ..codecs.codec import Codec
 from ..connection.broker import Broker
 from ..handlers import Handler, LooksAhead
 from ..logger import logger
@@ -93,7 +94,8 @@ class Processor:
         self._loop_lock = threading.Lock()
         self.provided = Provided(handlers, self._event_loop)
         """What its handlers have beside their tasks."""
-        queues = queues_of(settings.queues, commands, scoreboard, broker)
+        codec = Codec.of(settings.codec) if settings.codec else None
+        queues = queues_of(settings.queues, commands, scoreboard, broker, codec)
         room = Room()
         held: Held = {}
         self.executor = Executor(

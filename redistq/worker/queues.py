@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..codecs.codec import Codec
+from ..codecs.sealing import seal_of
 from ..connection.broker import Broker
 from ..connection.connection import Connection
 from ..errors import GroupMissing, RedistqError
@@ -41,7 +43,7 @@ class WorkerQueue:
 
     __slots__ = (
         *("_place", "_scoreboard", "_target", "broker", "commands", "gated_names", "item_writer"),
-        *("name", "reporter"),
+        *("name", "reporter", "seal", "seals"),
     )
 
     def __init__(
@@ -51,6 +53,7 @@ class WorkerQueue:
         scoreboard: Scoreboard,
         place: int,
         broker: Broker | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.name = name
         self.broker = broker
@@ -63,6 +66,10 @@ class WorkerQueue:
         self._scoreboard = scoreboard
         self._place = place
         self._target: Target | None = None
+        self.seal = seal_of(codec, commands.keys.stream)
+        """What reads payloads and results that were sealed."""
+        self.seals = None if codec is None else self.seal
+        """What seals them; None: nothing does."""
         self.gated_names: frozenset[bytes] = frozenset()
         """Names of tasks that have a rule or are paused; ``*`` stands for all."""
 
@@ -71,7 +78,8 @@ class WorkerQueue:
         if self._target is None and self.broker is not None:
             from ..producer.active import Target
 
-            self._target = Target.sharing(self.broker, self.name, self.commands.group)
+            codec = None if self.seals is None else self.seals.codec
+            self._target = Target.sharing(self.broker, self.name, self.commands.group, codec)
         return self._target
 
     @property
@@ -93,10 +101,11 @@ def queues_of(
     commands: Sequence[Commands],
     scoreboard: Scoreboard,
     broker: Broker | None = None,
+    codec: Codec | None = None,
 ) -> list[WorkerQueue]:
     """Return the queues of a worker process, whose flags are on its scoreboard."""
     return [
-        WorkerQueue(name, calls, scoreboard, place, broker)
+        WorkerQueue(name, calls, scoreboard, place, broker, codec)
         for place, (name, calls) in enumerate(zip(names, commands, strict=True))
     ]
 

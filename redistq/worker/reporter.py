@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .limits import Limit
     from .outcome import Outcome
     from .queues import WorkerQueue
+    from .sealed import TaskSeal
 
 log = logger("redistq.worker")
 
@@ -48,7 +49,17 @@ class Report:
     """What one attempt says of itself; any of its threads may."""
 
     __slots__ = (
-        *("_reporter", "attempt", "began", "checkpoint", "closed", "cursor_", "entry", "id"),
+        *(
+            "_reporter",
+            "_seal",
+            "attempt",
+            "began",
+            "checkpoint",
+            "closed",
+            "cursor_",
+            "entry",
+            "id",
+        ),
         "limit",
         *("queue", "reported", "sent", "unsent"),
     )
@@ -61,9 +72,11 @@ class Report:
         task_id: str,
         attempt: int,
         limit: Limit | None = None,
+        seal: TaskSeal | None = None,
     ) -> None:
         """Without a reporter nothing is sent; ``limit`` is what bounds its time."""
         self._reporter = reporter
+        self._seal = seal
         self.queue = queue
         self.entry = entry
         self.id = task_id
@@ -112,7 +125,7 @@ class Report:
             )
         # What the handler changes later was not saved.
         self.cursor_ = cursor if type(cursor) in _UNCHANGING else json.loads(body)
-        self.checkpoint = body
+        self.checkpoint = body if self._seal is None else self._seal.checkpoint(body)
         if not self.unsent:
             self._wants()
 
@@ -126,9 +139,9 @@ class Report:
             found = None
             if raw is not None:
                 try:
-                    found = json.loads(raw)
-                except ValueError:
-                    log.warning("the checkpoint of task %s is no JSON and is ignored", self.id)
+                    found = json.loads(self.queue.seal.open_of_task("checkpoint", self.id, raw))
+                except (ValueError, RedistqError) as error:
+                    log.warning("the checkpoint of task %s is ignored: %s", self.id, error)
             if self.cursor_ is _NOT_READ:  # another thread may have saved one meanwhile
                 self.cursor_ = found
         return self.cursor_

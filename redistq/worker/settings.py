@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..codecs.codec import Codec
 from ..connection.address import Address
 from ..errors import ConfigurationError
 from ..protocol.codec import DEFAULT_MAX_BYTES
@@ -50,6 +51,8 @@ class WorkerSettings:
     dead_ttl: float = 30 * 86_400.0
     allow_pickle: bool = False
     signing_key: str | None = field(default=None, repr=False)
+    codec: dict[str, Any] | None = field(default=None, repr=False)
+    """What seals and opens payloads and results: a Codec's settings, with its keys."""
     low_share: float = 0.0
     """For each task that it reads of a queue, so many are read of each less urgent one that has
     some: 0 none, 0.1 one for ten, 0.5 at most."""
@@ -73,6 +76,10 @@ class WorkerSettings:
         if self.queue not in queues:
             object.__setattr__(self, "queue", queues[0])
         put = object.__setattr__
+        if isinstance(self.codec, Codec):
+            put(self, "codec", self.codec.settings())
+        elif self.codec is not None:
+            Codec.of(self.codec)  # raises ConfigurationError
         for name, least, most in (
             ("threads", 1, 1000),
             ("async_concurrency", 1, 10_000),

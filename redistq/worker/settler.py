@@ -302,7 +302,7 @@ class Settler:
                 if type(word) is list:
                     self._put_aside(outcome, words_of(word[1]))
                 elif word == b"dead":
-                    log.warning("task %s is dead: no handler named %s", outcome.id, outcome.name)
+                    log.warning("task %s is dead: no %s", outcome.id, outcome.lacks)
         for outcome in batch:
             if outcome.verb is CORRUPT:
                 reply = self._broker.call(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..codecs.sealing import Seal
 from ..errors import ConfigurationError, RedistqError
 from ..flows import Flow, PackedFlow, PackedTask, items_of, steps_to_one
 from ..handlers import OfFunction
@@ -24,6 +25,7 @@ from ..protocol.gate import Gate
 from ..protocol.keys import check_line, new_task_id
 from ..protocol.limits import Limit
 from ..protocol.options import NO_OPTIONS, OPTIONS_OF_GATE, CallOptions, TaskOptions, gate_of
+from .sealed import TaskSeal
 
 MOST_SPAWNED = 1_000
 """Tasks that one attempt may spawn: the call that settles it adds them all in one step."""
@@ -36,12 +38,25 @@ Child = tuple[str, str, bytes, bytes, str, str]
 class Spawner:
     """What one attempt has spawned."""
 
-    __slots__ = ("_batch", "_closed", "_layers", "_stream", "children", "limits", "size")
+    __slots__ = (
+        *("_batch", "_closed", "_layers", "_seal", "_seals", "_stream", "children", "limits"),
+        "size",
+    )
 
-    def __init__(self, stream: str, batch: str, layers: Layers = ()) -> None:
+    def __init__(
+        self,
+        stream: str,
+        batch: str,
+        layers: Layers = (),
+        seal: TaskSeal | None = None,
+        seals: Seal | None = None,
+    ) -> None:
         """``stream`` is the queue of the task, ``batch`` the one it belongs to, ``layers`` what
-        stands around what it spawns."""
+        stands around what it spawns. ``seal`` is for its children, ``seals`` for the named tasks
+        of flows that function calls return."""
         self._layers = layers
+        self._seal = seal
+        self._seals = seals
         self._stream = stream
         self._batch = batch
         self._closed = False
@@ -62,9 +77,10 @@ class Spawner:
         task_id: str | None,
         in_batch: bool,
         given: Mapping[str, Any],
+        ends: str = "",
     ) -> TaskId:
         """Keep a task, checked and encoded; return its id. Raises what ``add_task`` raises, and
-        RedistqError once the attempt has ended."""
+        RedistqError once the attempt has ended. ``ends`` is the task that ends as this one does."""
         if self._closed:
             raise RedistqError(
                 "this task has ended: what it spawns travels with its end, so spawn before it "
@@ -82,11 +98,11 @@ class Spawner:
         new_id = task_id or new_task_id()
         layers = (*ambient.around, *self._layers)
         if not layers:
-            return self._spawn(new_id, name, payload, named, in_batch, given)
+            return self._spawn(new_id, name, payload, named, in_batch, given, ends)
 
         def make(new: NewTask) -> TaskId:
             keyed = named if new.payload is payload else new.payload
-            return self._spawn(new_id, new.name, new.payload, keyed, in_batch, given_by(new))
+            return self._spawn(new_id, new.name, new.payload, keyed, in_batch, given_by(new), ends)
 
         return added(layers, new_task(new_id, name, self._stream, payload, given), make)
 
@@ -98,6 +114,7 @@ class Spawner:
         named: Any,
         in_batch: bool,
         given: Mapping[str, Any],
+        ends: str,
     ) -> TaskId:
         check_line("a task's type", name)
         data = encode_payload(name, payload, DEFAULT_MAX_BYTES)
@@ -106,6 +123,8 @@ class Spawner:
         gate = None if OPTIONS_OF_GATE.isdisjoint(given) else Gate.of(given, named, self._stream)
         text, conditions = (None, "") if gate is None else (gate.text, gate.conditions)
         limits = () if gate is None else gate.limits
+        if self._seal is not None:
+            data = self._seal.child(new_id, name, data, text, ends)
         self._keep(PackedTask(new_id, name, data, options, text, conditions, limits), batch, None)
         return TaskId.of(new_id, self._stream)
 
@@ -144,13 +163,19 @@ class Spawner:
                     ambient.around, task.id, task.name, self._stream, task.options.headers
                 )
                 options = replace(task.options, headers=headers)
+                if not is_call and self._seals is not None:
+                    data = self._seals.payload(task.id, task.name, task.payload, task.gate)
+                    task = replace(task, payload=data)
                 self._keep(replace(task, options=options), None, home if is_call else None)
                 last = task.id
         else:
             steps_to_one(flow)
-            for item in items_of(flow):
+            items = items_of(flow)
+            answers = task_id if self._seal is None else self._seal.ends
+            for item in items:
                 name, payload, new_id = item.pop("type"), item.pop("payload"), item.pop("task_id")
-                last = self.spawn(name, payload, new_id, False, item)
+                ends = answers if item is items[-1] else ""
+                last = self.spawn(name, payload, new_id, False, item, ends)
         if any(line[:1] == "u" for line in gate_of(self.children[-1][3]).split("\n")):
             raise ConfigurationError(
                 "the last task of a flow that a handler returns is not unique: where its key is "

@@ -22,6 +22,7 @@ from .item_buffer import Encode, Join, Yielded
 if TYPE_CHECKING:
     from .item_writer import ItemWriter
     from .queues import WorkerQueue
+    from .sealed import TaskSeal
 
 WINDOW = 16 * 1024 * 1024
 """Bytes that nobody has read, with which the next ``yield`` waits."""
@@ -39,12 +40,31 @@ class AttemptItems:
     """What one attempt yields, as its context knows it."""
 
     __slots__ = (
-        *("_asked", "_collected", "_queue", "_standing", "_ttl", "entry", "id", "keep", "open"),
+        *(
+            "_asked",
+            "_collected",
+            "_queue",
+            "_seal",
+            "_standing",
+            "_ttl",
+            "entry",
+            "id",
+            "keep",
+            "open",
+        ),
         "window",
     )
 
-    def __init__(self, queue: WorkerQueue, entry: bytes, task_id: str, ttl: str) -> None:
-        """``ttl`` is how long a result of the task is kept, ms."""
+    def __init__(
+        self,
+        queue: WorkerQueue,
+        entry: bytes,
+        task_id: str,
+        ttl: str,
+        seal: TaskSeal | None = None,
+    ) -> None:
+        """``ttl`` is how long a result of the task is kept, ms; ``seal`` seals what it yields."""
+        self._seal = seal
         self._queue = queue
         self.entry = entry
         self.id = task_id
@@ -81,6 +101,8 @@ class AttemptItems:
         """Take items from now on; asks the server how far they are."""
         writer = self._writer()
         self._load()
+        if self._seal is not None:
+            join = self._seal.joined(join)
         self.open = self._yielded(writer, encode, join)
 
     def collect(self, encode: Encode, join: Join) -> Collected:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..codecs.codec import given_or_env
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
@@ -84,6 +85,8 @@ class TaskWorker:
 
     Worker processes start in ``folder`` (default: where this process is then).
 
+    ``codec`` opens what producers have sealed, and seals results and errors: see docs/codecs.md.
+
     Functions that a Client sends are run when ``signing_key`` (or ``REDISTQ_SIGNING_KEY``) is the
     client's, on the embedded server, which only this user can write to, or with ``allow_pickle``;
     otherwise such tasks wait for another worker: unpickling runs whatever their writer chose.
@@ -108,6 +111,7 @@ class TaskWorker:
         **options: Any,
     ) -> None:
         self._folder = folder
+        options["codec"] = given_or_env(options.get("codec"))
         self.settings = WorkerSettings.of(
             {"queue": stream, "group": group, "threads": thread_count, **options}
         )
