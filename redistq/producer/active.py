@@ -83,6 +83,8 @@ class Target:
 
 _targets: weakref.WeakSet[Target] = weakref.WeakSet()
 _program: Target | None = None
+_replaced: list[Target] = []
+"""What stands in for the program's, in tests: the last of them."""
 _active: ContextVar[Target | None] = ContextVar("redistq-producer", default=None)
 _lock = threading.Lock()
 
@@ -114,7 +116,8 @@ def target() -> Target:
     found = _active.get()
     if found is None:
         task = running_task()
-        found = task._target() if task is not None and task._target is not None else _program
+        found = task._target() if task is not None and task._target is not None else None
+        found = found or (_replaced[-1] if _replaced else _program)
     if found is None:
         with _lock:
             found = _program = _program or Target({})
@@ -129,6 +132,18 @@ def active(producer: ProducerOperations) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+@contextlib.contextmanager
+def replaced(producer: ProducerOperations) -> Iterator[None]:
+    """Let ``task.delay(...)`` use that producer in this block, in all threads, whatever
+    ``configure`` says: for tests."""
+    target = Target.of(producer)
+    _replaced.append(target)
+    try:
+        yield
+    finally:
+        _replaced.remove(target)
 
 
 def add(handler: Handler, payload: Any, options: Mapping[str, Any]) -> TaskHandle[Any]:

@@ -10,13 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..connection.broker import Broker
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, PayloadError, PayloadTooLarge
+from ..functions.packing import label
 from ..functions.written import CALL
-from ..handlers import handler_of
+from ..handlers import Handler, handler_of
+from ..handlers.call_shape import CallShape
 from ..monitor.inspector import Inspector
-from ..protocol.codec import loads
+from ..protocol.codec import encode_payload, loads
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import PRIORITIES
+from ..protocol.plain_commands import MAX_BYTES
 from ..worker.outcome import fields_of
 
 MOST = 10_000
@@ -57,7 +60,7 @@ class Enqueued:
         state = self.state
         if self.due_in is not None:
             state += f", due in {round(self.due_in.total_seconds(), 1):g} s"
-        if self.reason not in ("", "delay"):
+        if self.reason and (self.due_in is None or self.attempt > 1):
             state += f" ({self.reason})"
         payload = json.dumps(self.payload, default=repr, ensure_ascii=False)
         return f"{self.name}  {payload:.200}  {state}"
@@ -143,29 +146,49 @@ class Wanted:
     args: Sequence[Any] | None = None
     kwargs: Mapping[str, Any] | None = None
     delayed: bool | float | timedelta | datetime | None = None
+    shape: CallShape | None = None
+    """How its handler is called, where that is known."""
 
     @classmethod
-    def of(cls, task: str | Callable[..., Any], **wanted: Any) -> Wanted:
+    def of(
+        cls, task: str | Callable[..., Any], handlers: Mapping[str, Handler], **wanted: Any
+    ) -> Wanted:
         """Return it for a task's name, or for a function: one with ``@task``, or one that a client
         submits."""
-        if isinstance(task, str):
-            return cls(task, **wanted)
+        name = task if isinstance(task, str) else f"{CALL}:{label(task)}"
+        handler = handlers.get(name)
         with contextlib.suppress(ConfigurationError):
-            return cls(handler_of(task).name, **wanted)
-        return cls(f"{CALL}:{getattr(task, '__name__', task)}", **wanted)
+            handler = handler_of(task)
+            name = handler.name
+        return cls(name, shape=None if handler is None else handler.shape, **wanted)
 
     def fits(self, task: Enqueued) -> bool:
         """Return whether a task is like that."""
         if task.name != self.name:
             return False
-        if self.payload is not ANYTHING and task.payload != self.payload:
+        if self.payload is not ANYTHING and task.payload != _sent(self.payload):
             return False
-        call = task.payload if isinstance(task.payload, Mapping) else {}
-        if self.args is not None and call.get("args") != list(self.args):
+        return self._is_called(task) and self._is_due(task)
+
+    def _is_called(self, task: Enqueued) -> bool:
+        """Return whether it has the arguments that are wanted, however they were written."""
+        if self.args is None and self.kwargs is None:
+            return True
+        args, kwargs = tuple(self.args or ()), dict(self.kwargs or {})
+        if self.shape is None or not self.shape.is_call:
+            given: dict[str, Any] = {"args": [], "kwargs": {}}
+            if isinstance(task.payload, Mapping):
+                given.update(task.payload)
+            return given == {"args": _sent(list(args)), "kwargs": _sent(kwargs)}
+        try:
+            call = self.shape.call_of(task.payload)
+        except TypeError:  # a call that its handler cannot take
             return False
-        if self.kwargs is not None and call.get("kwargs") != dict(self.kwargs):
+        if call is None:
             return False
-        return self._is_due(task)
+        named = {name: _sent(value) for name, value in call.named.items()}
+        wanted = {name: _sent(value) for name, value in self.shape.bind(args, kwargs).items()}
+        return named == wanted
 
     def _is_due(self, task: Enqueued) -> bool:
         wanted = self.delayed
@@ -185,6 +208,15 @@ class Wanted:
             if value is not None and value is not ANYTHING:
                 said.append(f"{what}={value!r}")
         return ", ".join(said)
+
+
+def _sent(value: Any) -> Any:
+    """Return a value as it arrives: dataclasses as dicts, say; what cannot be sent (ANY) as it
+    is."""
+    try:
+        return loads(encode_payload("", value, MAX_BYTES))
+    except (PayloadError, PayloadTooLarge):
+        return value
 
 
 def complaint(wanted: Wanted, fitting: int, count: int | None, tasks: Sequence[Enqueued]) -> str:

@@ -20,6 +20,7 @@ from ..functions.signing import Signer
 from ..handlers import Handler, Registry, default_registry
 from ..monitor import TaskMonitor
 from ..producer import AsyncTaskProducer, TaskProducer
+from ..producer.active import replaced
 from ..protocol import simulated
 from ..protocol.commands import Commands
 from ..protocol.keys import PRIORITIES, at_priority
@@ -44,7 +45,8 @@ class TestQueue:
 
     ``drain`` runs what is due in the calling thread, with the handlers given (a mapping, a
     Registry; without any those of ``@task``), on a real server, by the same scripts, encodings and
-    options as a worker in production. ``clock`` is the time that the queue goes by.
+    options as a worker in production. ``clock`` is the time that the queue goes by. In a ``with``
+    block ``task.delay(...)`` adds to this queue, whatever the program has configured.
     ``options`` are a worker's: ``result_ttl``, ``max_recoveries``, ``lease`` …
 
     Its keys are removed when it is closed. Not for several threads at a time.
@@ -87,6 +89,7 @@ class TestQueue:
         self._runs: Runs | None = None  # of the drain that is under way
         self._silent: list[tuple[str, int]] = []  # the dead, and when their lease is over
         self._depth = 0
+        self._opened = contextlib.ExitStack()
         self._helpers: list[_Helper] = []
 
     # -- what adds and looks -----------------------------------------------------------------------
@@ -128,11 +131,13 @@ class TestQueue:
         """Return the tasks of that name, or function, that have not ended and are like that; raises
         AssertionError, which lists what is there, when there are none, or not ``count``.
 
-        ``payload`` is compared with ``==``, so that ``unittest.mock.ANY`` may stand in it; ``args``
-        and ``kwargs`` are those of a call, each alone if need be. ``delayed`` says whether it is,
-        or for how many seconds (a timedelta), or until when (an aware datetime).
+        ``payload`` is compared with ``==``, so that ``unittest.mock.ANY`` may stand in it;
+        ``args`` and ``kwargs`` are those of a call, defaults included. ``delayed`` says whether it
+        is, or for how many seconds (a timedelta), or until when (an aware datetime).
         """
-        wanted = Wanted.of(task, payload=payload, args=args, kwargs=kwargs, delayed=delayed)
+        wanted = Wanted.of(
+            task, self._given, payload=payload, args=args, kwargs=kwargs, delayed=delayed
+        )
         tasks = self.tasks()
         found = [enqueued for enqueued in tasks if wanted.fits(enqueued)]
         if len(found) != count if count is not None else not found:
@@ -329,6 +334,7 @@ class TestQueue:
 
     def close(self) -> None:
         """Remove all keys of the queue, and close what was opened; safe to repeat."""
+        self._opened.close()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -343,6 +349,7 @@ class TestQueue:
         simulated.forget(self.name)
 
     def __enter__(self) -> TestQueue:
+        self._opened.enter_context(replaced(self.producer))
         return self
 
     def __exit__(

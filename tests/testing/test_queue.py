@@ -25,6 +25,7 @@ from redistq import (
     limit,
     sig,
 )
+from redistq.producer.active import target
 from redistq.testing import DrainFailed, TestQueue
 
 
@@ -357,11 +358,42 @@ def test_assert_enqueued(queue: TestQueue, registry: Registry) -> None:
 
 def test_call_shaped_payloads(queue: TestQueue) -> None:
     """Arguments of calls are compared one by one."""
-    queue.producer.add_task("add", {"args": [2], "kwargs": {"b": 3}})
-    queue.assert_enqueued("add", args=[2], kwargs={"b": 3})
-    queue.assert_enqueued("add", args=(2,))
+    queue.producer.add_task("elsewhere", {"args": [2], "kwargs": {"b": 3}})
+    queue.assert_enqueued("elsewhere", args=(2,), kwargs={"b": 3})
     with pytest.raises(AssertionError, match="args=\\[3\\]"):
-        queue.assert_enqueued("add", args=[3])
+        queue.assert_enqueued("elsewhere", args=[3])
+
+
+def test_delay_adds_here(queue: TestQueue, registry: Registry) -> None:
+    """``task.delay`` and ``adelay`` of the program add to the test's queue; arguments are compared
+    as they are bound."""
+
+    @registry.task
+    def move(x: int, times: int = 1, *, fast: bool = False) -> int:
+        return x * times
+
+    handle = move.delay(3, times=2)
+    asyncio.run(move.options(delay=60).adelay(4))
+    queue.assert_enqueued(move, args=[3, 2], count=1)
+    queue.assert_enqueued("move", kwargs={"x": 3, "times": 2, "fast": False})
+    queue.assert_enqueued(move, args=[ANY], delayed=60)
+    queue.assert_enqueued(move, args=[3, 3], count=0)
+    assert queue.drain(check=True).results == [6]
+    assert handle.result(timeout=1) == 6
+    queue.close()
+    assert target().producer().keys.stream != queue.name
+
+
+def test_delay_in_a_handler_adds_here(queue: TestQueue, registry: Registry) -> None:
+    """What handlers add by ``delay`` is in the queue of their task."""
+
+    @registry.task
+    def first(n: int) -> None:
+        second.delay(n + 1)
+
+    second = registry.task(name="second")(lambda n: n)
+    first.delay(1)
+    assert queue.drain(check=True).names == ["first", "second"]
 
 
 def test_calls_of_clients_are_found(queue: TestQueue) -> None:
