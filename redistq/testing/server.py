@@ -5,6 +5,7 @@ It ends with the last process that uses it, so the workers of one ``pytest -n`` 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -15,10 +16,11 @@ _home: Path | None = None
 
 def session_url(home: Path | None = None) -> str:
     """Return the address of this session's server, started where it does not run. The first call
-    says in which folder it keeps its data; a temporary one, if it does not."""
+    says in which folder it keeps its data; a temporary one of this user's, if it does not."""
     global _home
     if _home is None:
-        _home = home or Path(tempfile.mkdtemp(prefix="redistq-test-"))
+        user = os.getuid() if hasattr(os, "getuid") else ""
+        _home = home or Path(tempfile.gettempdir()) / f"redistq-test-{user}"
     return embedded.join(_home).url
 
 
