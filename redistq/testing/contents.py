@@ -175,7 +175,10 @@ class Wanted:
         if self.args is None and self.kwargs is None:
             return True
         args, kwargs = tuple(self.args or ()), dict(self.kwargs or {})
-        if self.shape is None or not self.shape.is_call:
+        if self.shape is not None and not self.shape.is_call:
+            wanted = self.shape.payload(args, kwargs)
+            return bool(task.payload == _sent(wanted))
+        if self.shape is None:
             given: dict[str, Any] = {"args": [], "kwargs": {}}
             if isinstance(task.payload, Mapping):
                 given.update(task.payload)
@@ -187,8 +190,8 @@ class Wanted:
         if call is None:
             return False
         named = {name: _sent(value) for name, value in call.named.items()}
-        wanted = {name: _sent(value) for name, value in self.shape.bind(args, kwargs).items()}
-        return named == wanted
+        bound = self.shape.bind(args, kwargs)
+        return named == {name: _sent(value) for name, value in bound.items()}
 
     def _is_due(self, task: Enqueued) -> bool:
         wanted = self.delayed

@@ -372,13 +372,17 @@ def test_delay_adds_here(queue: TestQueue, registry: Registry) -> None:
     def move(x: int, times: int = 1, *, fast: bool = False) -> int:
         return x * times
 
+    one = registry.task(name="one")(lambda text: text)
     handle = move.delay(3, times=2)
     asyncio.run(move.options(delay=60).adelay(4))
     queue.assert_enqueued(move, args=[3, 2], count=1)
     queue.assert_enqueued("move", kwargs={"x": 3, "times": 2, "fast": False})
     queue.assert_enqueued(move, args=[ANY], delayed=60)
     queue.assert_enqueued(move, args=[3, 3], count=0)
-    assert queue.drain(check=True).results == [6]
+    one.delay("x")
+    queue.assert_enqueued(one, args=["x"])
+    queue.assert_enqueued("one", kwargs={"text": "x"})
+    assert queue.drain(check=True).results == [6, "x"]
     assert handle.result(timeout=1) == 6
     queue.close()
     assert target().producer().keys.stream != queue.name
