@@ -35,7 +35,7 @@ SNAPSHOT_SETTING: Command = ("CONFIG", "GET", "save")
 
 def read_time(reply: list[Any]) -> int:
     """Return the answer of ``TIME`` in whole ms since the epoch."""
-    seconds, micros = reply
+    seconds, micros, *_ = reply
     return int(seconds) * 1000 + int(micros) // 1000
 
 

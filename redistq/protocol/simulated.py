@@ -20,25 +20,20 @@ from .keys import without_priority
 from .plain_commands import Command
 
 _CLOCK = """\
-local simulated_time
-local function simulated()
-  if not simulated_time then
-    local real = redis.call('TIME')
-    local ms = real[1] * 1000 + math.floor(real[2] / 1000)
-    local micros = real[2] % 1000
-    local kept = redis.call('GET', KEYS[#KEYS])
-    if kept and string.sub(kept, 1, 1) == '=' then
-      ms, micros = tonumber(string.sub(kept, 2)), 0
-    elseif kept then
-      ms = ms + tonumber(kept)
-    end
-    simulated_time = { string.format('%d', math.floor(ms / 1000)),
-      string.format('%d', ms % 1000 * 1000 + micros), string.format('%d', ms) .. '-*' }
+(function()
+  local real = redis.call('TIME')
+  local ms, micros = real[1] * 1000 + math.floor(real[2] / 1000), real[2] % 1000
+  local kept = redis.call('GET', KEYS[#KEYS])
+  if kept and string.sub(kept, 1, 1) == '=' then
+    ms, micros = tonumber(string.sub(kept, 2)), 0
+  elseif kept then
+    ms = ms + tonumber(kept)
   end
-  return simulated_time
-end
-"""
-_READ = _CLOCK + "local now = simulated()\nreturn { now[1], now[2] }\n"
+  return { string.format('%d', math.floor(ms / 1000)),
+    string.format('%d', ms % 1000 * 1000 + micros), string.format('%d', ms) .. '-*' }
+end)()"""
+"""An expression: some scripts have as many local variables as a script may have."""
+_READ = f"return {_CLOCK}"
 _MOVE = """\
 local by = tonumber(ARGV[2])
 local keys = redis.call('KEYS', ARGV[3])
@@ -87,8 +82,8 @@ def clock_of(queue: str) -> str | None:
 def load(verb: str) -> scripts.Script:
     """Return the script of a verb as simulated queues have it; its clock is one more key."""
     real = scripts.load(verb)
-    text = _NEW_ENTRY.sub("simulated()[3]", real.text).replace(_TIME, "simulated()")
-    return _known(verb, real.source, _CLOCK + text)
+    text = real.text.replace(_TIME, _CLOCK)
+    return _known(verb, real.source, _NEW_ENTRY.sub(lambda _: f"{_CLOCK}[3]", text))
 
 
 def verb_of(command: Command) -> str:
