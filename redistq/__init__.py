@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .client.client import Client, LocalWorkers
     from .client.futures import TaskFuture
     from .client.graph import CallGraph
-    from .context import TaskContext, current_task, track
+    from .context import BatchContext, TaskContext, current_task, track
     from .dashboard import Dashboard
     from .errors import (
         ArgumentError,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         WrongPython,
     )
     from .flows import chain, chord, group, map_reduce, sig
-    from .handlers import Depends, Registry, lifespan, task
+    from .handlers import BatchErrors, Depends, Registry, lifespan, task
     from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
     from .monitor.events import TaskEvent
@@ -89,6 +89,8 @@ __all__ = [
     "AsyncTaskGraph",
     "AsyncTaskProducer",
     "Batch",
+    "BatchContext",
+    "BatchErrors",
     "CallGraph",
     "CancelRequested",
     "Client",
@@ -174,6 +176,8 @@ _HOMES = {
     "travels": "middleware",
     "Depends": "handlers",
     "Registry": "handlers",
+    "BatchContext": "context",
+    "BatchErrors": "handlers",
     "TaskContext": "context",
     "current_task": "context",
     "track": "context",

@@ -6,12 +6,14 @@ it is given by the worker, behind the protocols of ``parts``; nothing here does.
 
 from __future__ import annotations
 
+from .batch import BatchContext
 from .context import RAISES, TaskContext
 from .current import as_current, current_task, running_task, serve_contexts, track
 from .parts import Collecting, Items, Parents, Running, Spawner, Steps
 
 __all__ = [
     "RAISES",
+    "BatchContext",
     "Collecting",
     "Items",
     "Parents",

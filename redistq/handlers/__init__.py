@@ -6,6 +6,7 @@ for each name of a task. Used by user code and by workers. Nothing here talks to
 
 from __future__ import annotations
 
+from .batching import BatchErrors, Batching
 from .depends import Depends
 from .handler import Handler, LooksAhead, Waiting
 from .policy import RetryPolicy
@@ -13,6 +14,8 @@ from .registry import OfFunction, Registry, default_registry, handler_of, lifesp
 from .typed_task import Task
 
 __all__ = [
+    "BatchErrors",
+    "Batching",
     "Depends",
     "Handler",
     "LooksAhead",

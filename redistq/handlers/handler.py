@@ -11,6 +11,7 @@ from ..errors import ConfigurationError
 from ..middleware import Layers
 from ..protocol.keys import check_line
 from ..protocol.options import check_limits, checked
+from .batching import Batching
 from .call_shape import CallShape
 from .policy import RetryPolicy
 from .signature import holds_for_any
@@ -63,6 +64,8 @@ class Handler:
     """When it is to run by itself."""
     shape: CallShape | None = field(default=None, compare=False)
     """How its function is called; None: with the payload, or the payload and the context."""
+    batching: Batching | None = None
+    """How its tasks are gathered, of which it is given many at once; None: one by one."""
     middleware: Layers = ()
     """What stands around its tasks, the outermost first."""
 
@@ -91,12 +94,29 @@ class Handler:
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
         shape = CallShape(function)
+        streams = in_loop or holds_for_any(inspect.isgeneratorfunction, function)
+        if options.get("batching") is not None:
+            check_batch(name, shape, streams)
         return cls(
             name,
             function,
             is_async=is_async,
-            streams=in_loop or holds_for_any(inspect.isgeneratorfunction, function),
+            streams=streams,
             wants_context=shape.wants_context,
             shape=shape,
             **options,
+        )
+
+
+def check_batch(name: str, shape: CallShape, streams: bool) -> None:
+    """Raise ConfigurationError for a function that cannot be given the payloads of many tasks."""
+    if shape.is_call:
+        raise ConfigurationError(
+            f"the handler of task {name!r} has batch=..., and takes arguments: a batch handler "
+            "takes one parameter, the list of its tasks' payloads, and may take a context beside it"
+        )
+    if streams:
+        raise ConfigurationError(
+            f"the handler of task {name!r} has batch=..., and yields: a batch handler returns a "
+            "list with a result for each payload"
         )

@@ -14,11 +14,13 @@ from ..middleware import Layers, Middleware, checked_middleware
 from ..protocol.gate import handler_gate
 from ..protocol.options import (
     DeclaredKeywords,
+    HandlerKeywords,
     NeedKeywords,
     TaskDecoratorKeywords,
     listed,
     unknown_option,
 )
+from .batching import Batching
 from .conversion import types_of
 from .depends import Overrides
 from .handler import Handler
@@ -78,6 +80,7 @@ class Registry(Mapping[str, Handler]):
                 resources=marked.resources,
                 gate=marked.gate,
                 declared=marked.declared,
+                batching=marked.batching,
                 middleware=_together(self.layers, layers),
                 raw=marked.raw,
             )
@@ -145,6 +148,9 @@ class Registry(Mapping[str, Handler]):
         with it sets the schedule, of the task's name; ``tz``, ``missed`` and ``overlap`` are those
         of producer.schedules.set.
 
+        With ``batch`` the function is given the payloads of up to so many tasks as a list, gathered
+        for at most ``within`` seconds (0.1): see docs/batch_handlers.md.
+
         What it returns is the task's result, JSON; a flow (``sig``, ``chain``, ``chord`` …) takes
         the task's place instead, which ends as the flow's last task does.
         """
@@ -158,7 +164,8 @@ class Registry(Mapping[str, Handler]):
             raise unknown_option("@task", sorted(unknown)[0], _TASK_OPTIONS)
         declared = _declared({n: v for n, v in options.items() if n in _OF_SCHEDULES})
         needs = {n: v for n, v in options.items() if n in _NEEDS}
-        gate = {n: v for n, v in options.items() if n not in _OF_SCHEDULES and n not in _NEEDS}
+        gate = {n: v for n, v in options.items() if n in HandlerKeywords.__annotations__}
+        batching = _batching(options.get("batch"), options.get("within"))
         asked = handler_gate(gate, "a task") if gate else None
         policy = RetryPolicy(
             retries=retries,
@@ -180,6 +187,7 @@ class Registry(Mapping[str, Handler]):
                 gate=asked or None,
                 declared=declared,
                 **needs,
+                batching=batching,
             )
             try:
                 setattr(function, _MARK, handler)
@@ -339,6 +347,15 @@ class OfFunction:
             types.check(call["args"], call["kwargs"])
         call.task = handler.name
         return cls(handler.name, call, given, call.named)
+
+
+def _batching(batch: Any, within: Any) -> Batching | None:
+    """Return how a handler's tasks are gathered; None: they are not. Raises ConfigurationError."""
+    if batch is not None:
+        return Batching.of(batch, within)
+    if within is not None:
+        raise ConfigurationError("within says how long a batch is gathered: give batch=..., too")
+    return None
 
 
 def _declared(given: Mapping[str, Any]) -> Declared | None:

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from ..context import TaskContext
+from ..context import BatchContext, TaskContext
 
 CONTEXT_NAMES = ("context", "ctx")
 """Parameters that are given the task's context, unless they are annotated as data."""
@@ -126,9 +126,10 @@ def is_context(parameter: inspect.Parameter, annotation: Any) -> bool:
         return False
     kinds = typing.get_args(annotation) or (annotation,)
     for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, TaskContext):
+        if isinstance(kind, type) and issubclass(kind, TaskContext | BatchContext):
             return True
-    if isinstance(annotation, str) and "TaskContext" in annotation:
+    known = ("TaskContext", "BatchContext")
+    if isinstance(annotation, str) and any(name in annotation for name in known):
         return True
     if parameter.name not in CONTEXT_NAMES:
         return False

@@ -15,9 +15,9 @@ from ..connection.redis_py import ServerError
 from ..errors import ConfigurationError, GroupMissing, UnknownTask
 from ..producer.shape import SUMMARY, read_summary
 from ..protocol.commands import MAX_TASKS, Commands, Watched
+from ..protocol.headers import headers_of
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
-from ..protocol.options import headers_of
 from ..protocol.plain_commands import read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why

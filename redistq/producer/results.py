@@ -30,7 +30,8 @@ from ..errors import (
 from ..protocol.codec import loads
 from ..protocol.commands import SETTLED, Commands, Watched
 from ..protocol.envelope import described, is_envelope
-from ..protocol.options import gate_of, headers_of
+from ..protocol.headers import headers_of
+from ..protocol.options import gate_of
 from ..protocol.plain_commands import trim_stream
 from ..protocol.replies import UNREADABLE
 from ..protocol.steps import why_put_off

@@ -82,7 +82,16 @@ class NeedKeywords(TypedDict, total=False):
     resources: Mapping[str, float] | None
 
 
-class TaskDecoratorKeywords(HandlerKeywords, DeclaredKeywords, NeedKeywords, total=False):
+class BatchKeywords(TypedDict, total=False):
+    """What ``@task`` takes for a function that is given many tasks at once; None: not given."""
+
+    batch: int | None
+    within: Seconds | None
+
+
+class TaskDecoratorKeywords(
+    HandlerKeywords, DeclaredKeywords, NeedKeywords, BatchKeywords, total=False
+):
     """The options of ``@task`` that are no option of its handler."""
 
 
@@ -369,16 +378,6 @@ def gate_of(opts: bytes) -> str:
     except Exception:  # anyone may have written them
         return ""
     return gate if isinstance(gate, str) else ""
-
-
-def headers_of(opts: bytes) -> dict[str, str]:
-    """Return the headers that stand in an entry, also where its other options cannot be read."""
-    if b'"headers"' not in opts and b'"trace"' not in opts:
-        return {}
-    try:
-        return headers_in(json.loads(opts)) or {}
-    except Exception:  # anyone may have written them
-        return {}
 
 
 def _due_after(delay: float | None) -> str:

@@ -46,7 +46,7 @@ from .sealed import SealedSteps, TaskSeal
 from .spawn import Spawner
 from .steps import ServerSteps, Suspension, TaskSteps
 from .streaming import AttemptItems
-from .terms import BoundHandler, Terms
+from .terms import BoundHandler, Terms, with_context
 
 log = logger("redistq.worker")
 task_log = logging.getLogger("redistq.task")
@@ -127,14 +127,12 @@ class Attempt:
     def _surrounded(self) -> Any:
         """Call the handler with what stands around all tasks of this process."""
         handler = self.handler
-
-        def run(payload: Any, context: TaskContext) -> Any:
-            if handler.wants_context:
-                return handler.function(payload, context)
-            return handler.function(payload)
-
+        run = with_context(handler.function, handler.wants_context)
         call = running(ambient.around, handler.name, run, is_async=handler.is_async)
         return call(self.payload, self.given_context())
+
+    def begun(self) -> None:
+        """Its handler is about to be called; nobody listens."""
 
     def given_context(self) -> TaskContext:
         """Return what the handler may know about its task."""

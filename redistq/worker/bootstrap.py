@@ -17,6 +17,7 @@ from ..codecs.codec import Codec, what_it_has
 from ..connection.broker import Broker, check_server
 from ..errors import ConfigurationError
 from ..handlers import Handler, Registry, default_registry
+from ..handlers.batching import MOST_TOGETHER
 from ..logger import logger
 from ..middleware import Layers
 from ..protocol.commands import Commands
@@ -178,8 +179,13 @@ def check_rights(broker: Broker, queues: Sequence[Commands], consumer: str) -> N
 
 def slots_of(settings: WorkerSettings, handlers: Mapping[str, Handler]) -> int:
     """Return how many tasks a worker process runs at a time."""
-    kinds = {handler.is_async for handler in handlers.values()}
-    return settings.threads * (False in kinds) + settings.async_concurrency * (True in kinds)
+    found = 0
+    for is_async, runners in ((False, settings.threads), (True, settings.async_concurrency)):
+        own = [h.batching for h in handlers.values() if h.is_async is is_async]
+        if own:
+            together = max((batching.size for batching in own if batching is not None), default=1)
+            found += min(runners * together, runners + MOST_TOGETHER)
+    return found
 
 
 def _compare(settings: WorkerSettings, queue: str, group: str, lease_ms: int) -> None:

@@ -27,7 +27,7 @@ from ..errors import (
     Unreadable,
     UntrustedPayload,
 )
-from ..handlers import Handler
+from ..handlers import Batching, Handler
 from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.envelope import is_envelope
@@ -100,7 +100,7 @@ class Executor:
         provided: Provided | None = None,
     ) -> None:
         self._clock = clock
-        self._scoreboard = scoreboard
+        self.scoreboard = scoreboard
         self.wishes = Wishes(settings.scoreboard_slots, held)
         """What runs here, and which of it is to end."""
         self._bound = {
@@ -109,7 +109,7 @@ class Executor:
         }
         for bound in self._bound.values():
             bound.attempt = Attempt if bound.hooks is None else HookedAttempt
-        self._limits = TimeLimits(thread, scoreboard)
+        self.limits = TimeLimits(thread, scoreboard)
         if any(handler.memory is not None for handler in handlers.values()):
             scoreboard.capped = True
         self.ending = False
@@ -120,11 +120,20 @@ class Executor:
 
     def start(self) -> None:
         """Get ready before the first task: no more threads may be had when it comes."""
-        self._limits.start()
+        self.limits.start()
 
     def close(self) -> None:
         """End what ``start`` began: no task will be started any more."""
-        self._limits.close()
+        self.limits.close()
+
+    def gathered(self, *, is_async: bool) -> dict[bytes, tuple[Batching, Durations]]:
+        """Return how tasks are gathered of batch handlers, by their names, and how long they
+        take."""
+        return {
+            name: (bound.batching, bound.times)
+            for name, bound in self._bound.items()
+            if bound.batching is not None and bound.is_async is is_async
+        }
 
     def teller(self) -> SettledTeller | None:
         """Return what tells hooks of settlements; None where none wants to know."""
@@ -155,7 +164,7 @@ class Executor:
     def runner(self, slot: int) -> Callable[[Delivery], Outcome]:
         """Return the function that runs a task in slot ``slot``, in the calling thread alone, and
         never raises."""
-        scoreboard = self._scoreboard
+        scoreboard = self.scoreboard
         clock = time.perf_counter_ns
         wishes = self.wishes
         running = wishes.running
@@ -216,7 +225,7 @@ class Executor:
     async def run_async(self, task: Delivery, slot: int) -> Outcome:
         """As a runner, for ``async def`` handlers; raises CancelledError when the processor
         ends."""
-        scoreboard = self._scoreboard
+        scoreboard = self.scoreboard
         scoreboard.begin(slot, task[0])
         attempt = self.open(task)
         if isinstance(attempt, Outcome):
@@ -230,9 +239,9 @@ class Executor:
         serve_contexts(attempt.given_context, thread=False)
         started = time.perf_counter_ns()
         if terms.memory is not None:
-            self._cap(attempt, slot)
+            self.cap(attempt, slot)
         if terms.hard_timeout is not None:
-            limit = attempt.limit = self._limits.begin_async(
+            limit = attempt.limit = self.limits.begin_async(
                 slot, terms.timeout, terms.hard_timeout, attempt.retry_ms_if_killed()
             )
         try:
@@ -260,7 +269,7 @@ class Executor:
             outcome = attempt.returned(result, took, started)
         wishes.running[slot] = None
         if limit is not None:
-            self._limits.end(limit)
+            self.limits.end(limit)
         scoreboard.end_limited(slot)
         times = attempt.handler.times
         times.busy_ns += time.perf_counter_ns() - started
@@ -276,11 +285,11 @@ class Executor:
     def _call_limited(self, attempt: Attempt, slot: int) -> Any:
         terms = attempt.terms
         if terms.memory is not None:
-            self._cap(attempt, slot)
+            self.cap(attempt, slot)
         if terms.hard_timeout is None:
             return attempt.call()
         retry_ms = attempt.retry_ms_if_killed()
-        limit = self._limits.begin(slot, terms.timeout, terms.hard_timeout, retry_ms)
+        limit = self.limits.begin(slot, terms.timeout, terms.hard_timeout, retry_ms)
         attempt.limit = limit
         try:
             return attempt.call()
@@ -289,18 +298,18 @@ class Executor:
                 error.args = limit.passed().args
             raise
         finally:
-            self._limits.end(limit)
+            self.limits.end(limit)
 
-    def _cap(self, attempt: Attempt, slot: int) -> None:
+    def cap(self, attempt: Attempt, slot: int) -> None:
         """Show the supervisor how much memory this process may have while the attempt runs."""
         memory, base = attempt.terms.memory, resident()
         if memory is not None and base is not None:
             retry_ms = attempt.retry_ms_if_killed(_TOO_LARGE)
-            self._scoreboard.cap(slot, memory, base, retry_ms)
+            self.scoreboard.cap(slot, memory, base, retry_ms)
 
     def given_up(self, task: Delivery, slot: int, fault: BaseException) -> Outcome:
         """Return the outcome of an entry that our own code failed on, and free its slot."""
-        self._scoreboard.end_limited(slot)
+        self.scoreboard.end_limited(slot)
         log.error("entry %r could not be handled: %s", task[0], message_of(fault), exc_info=fault)
         return Outcome.fault(task, fault)
 

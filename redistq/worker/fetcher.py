@@ -23,9 +23,11 @@ from ..errors import ConnectionLost, GroupMissing, RedistqError
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, words_of
 from .executor import Executor
-from .prefetch import LOOK_S, STUCK_S, Prefetch
+from .gather import Gatherer
+from .loop import EventLoopRunner
+from .prefetch import LOOK_S, STUCK_S, Prefetch, room_with_batches
 from .queues import Delivery, Held, Reader, Room, WorkerQueue
-from .runners import EventLoopRunner, Runners
+from .runners import Runners
 from .settler import UNSETTLED, Settler
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ class Fetcher:
         self._room = room
         self._prefetch = prefetch
         self.reader = Reader(broker, queues, consumer, settings.home, room.wait, settings.low_share)
+        self.gatherers: dict[bytes, Gatherer] = {}
+        """What gathers the tasks of batch handlers, by their names."""
+        self.has_plain = True
+        """Whether there are handlers that are no batch handlers."""
         self.loop: EventLoopRunner | None = None
         """What runs ``async def`` handlers, where there are any."""
         # Ready too, but a worker died while it ran them.
@@ -109,7 +115,8 @@ class Fetcher:
                 if room <= 0:
                     continue
                 # With unstarted work in hand, be back in time to see whether it is stuck.
-                block_ms = int(LOOK_S * 1000) if self._runners.ready else self._block_ms
+                looks = self._runners.ready or any(g.holds for g in self.gatherers.values())
+                block_ms = int(LOOK_S * 1000) if looks else self._block_ms
                 tasks = self.reader.read(connection, room, block_ms)
                 pause = 0.05
                 faulty_since = math.inf
@@ -216,9 +223,7 @@ class Fetcher:
     def _let_in_unstarted(self) -> None:
         """Hand back what waits here of names that have a rule now."""
         self._names_changed = False
-        tasks = self._runners.take_unstarted()
-        if self.loop is not None:
-            tasks.extend(self.loop.take_unstarted())
+        tasks = self._take_unstarted()
         while self._suspects:
             tasks.append(self._suspects.popleft())
         try:
@@ -252,6 +257,13 @@ class Fetcher:
             loop_room=self.loop.room() if self.loop is not None else 0,
         )
         self._room.low = self._prefetch.low
+        if self.gatherers:
+            gatherers = set(self.gatherers.values())
+            free = sum(gatherer.room() for gatherer in gatherers)
+            share = self._prefetch.share(set().union(*(g.times for g in gatherers)))
+            room = room_with_batches(
+                room, len(runners.ready), runners.idle, free, share if self.has_plain else 1.0
+            )
         return room
 
     def take(self, tasks: list[Delivery], drained: bool) -> None:
@@ -280,6 +292,11 @@ class Fetcher:
             if tasks and not self._release(tasks, drained_only=True):
                 runners.put_first(tasks)  # nobody else has time: they keep their place
             prefetch.offered_stuck(now, started=runners.started)
+        for gatherer in set(self.gatherers.values()):
+            if gatherer.is_stuck(now):
+                tasks = gatherer.take_unstarted()
+                if tasks and not self._release(tasks, drained_only=True):
+                    gatherer.put_first(tasks)
         if prefetch.surplus_is_due(now):
             times = self._executor.times(runners.ready.copy())
             tasks = runners.take_last(prefetch.surplus(times))
@@ -291,6 +308,7 @@ class Fetcher:
         """Hand on tasks that are now pending for us."""
         held = self.held
         loop = self.loop
+        gatherers = self.gatherers
         to_loop: list[Delivery] = []
         to_runners: list[Delivery] = []
         for task in tasks:
@@ -298,6 +316,8 @@ class Fetcher:
             held[entry, queue] = None
             if len(flat) == 12 and flat[9] != b"0":  # its worker died while it ran
                 self._suspects.append(task)
+            elif gatherers and len(flat) > 3 and (gatherer := gatherers.get(flat[3])) is not None:
+                gatherer.put([task])
             elif loop is not None and self._executor.is_async(flat):
                 to_loop.append(task)
             else:
@@ -322,9 +342,7 @@ class Fetcher:
 
     def give_back(self, queues: Sequence[WorkerQueue] | None = None, suspects: bool = True) -> None:
         """Give unstarted work to other workers, uncounted; all of it, or that of some queues."""
-        tasks = self._runners.take_unstarted()
-        if self.loop is not None:
-            tasks.extend(self.loop.take_unstarted())
+        tasks = self._take_unstarted()
         while suspects and self._suspects:
             tasks.append(self._suspects.popleft())
         kept = [task for task in tasks if queues is not None and task[2] not in queues]
@@ -333,6 +351,15 @@ class Fetcher:
             self._release(tasks)
         if kept:
             self.accept(kept)
+
+    def _take_unstarted(self) -> list[Delivery]:
+        """Return all that nobody has started, which is no longer ours to run, but for suspects."""
+        tasks = self._runners.take_unstarted()
+        if self.loop is not None:
+            tasks.extend(self.loop.take_unstarted())
+        for gatherer in set(self.gatherers.values()):
+            tasks.extend(gatherer.take_unstarted())
+        return tasks
 
     def _release(self, tasks: list[Delivery], drained_only: bool = False) -> bool:
         """Give these back and forget them; return False when others have enough to do without

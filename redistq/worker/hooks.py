@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError
@@ -51,6 +51,8 @@ class HookedAttempt(Attempt):
 
     def begun(self) -> None:
         """Tell that it begins."""
+        if not hasattr(self, "scope"):  # its context is the caller's, or that of a whole batch
+            self.scope = copy_context()
         if hooks := self._hooks.on_start:
             tell(hooks, self.given_context())
 

@@ -20,7 +20,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import TimeLimitExceeded
 from .scoreboard import Scoreboard
@@ -121,9 +121,12 @@ class TimeLimits:
     def begin(self, slot: int, soft_s: float | None, hard_s: float, retry_ms: int) -> Limit:
         """Limit what the calling thread runs in a slot from now on. ``retry_ms`` is for whoever
         kills it: see Scoreboard.limit."""
-        limit = Limit(self, slot, soft_s, hard_s, retry_ms)
+        return self.keep(Limit(self, slot, soft_s, hard_s, retry_ms))
+
+    def keep(self, limit: Limit) -> Limit:
+        """Keep a limit of the calling thread from now on; return it."""
         limit.show()
-        if soft_s is not None:
+        if limit.soft_s is not None:
             with self._lock:
                 self._current[limit.thread] = limit
                 early = limit.deadline < self._next
@@ -133,7 +136,10 @@ class TimeLimits:
 
     def begin_async(self, slot: int, soft_s: float | None, hard_s: float, retry_ms: int) -> Limit:
         """Limit the coroutine that calls this; ``clock`` is to be set to what keeps it."""
-        limit = Limit(self, slot, soft_s, hard_s, retry_ms)
+        return self.keep_async(Limit(self, slot, soft_s, hard_s, retry_ms))
+
+    def keep_async(self, limit: Limit) -> Limit:
+        """Keep a limit of the calling coroutine from now on; return it."""
         limit.loop = asyncio.get_running_loop()
         limit.show()
         return limit
@@ -187,3 +193,25 @@ class TimeLimits:
                         self._next = min(self._next, limit.deadline)
                 wait = min(self._next - now, LONGEST_WAIT_S)
             self._bell.wait(wait)
+
+
+class BatchLimit(Limit):
+    """What bounds the tasks of a batch, which run in one call: the first of their limits."""
+
+    __slots__ = ("places",)
+
+    def __init__(
+        self,
+        limits: TimeLimits,
+        soft_s: float | None,
+        hard_s: float,
+        places: Sequence[tuple[int, int]],
+    ) -> None:
+        """``places``: of each task its slot, and when it is tried again should it be killed."""
+        super().__init__(limits, places[0][0], soft_s, hard_s, -1)
+        self.places = places
+
+    def show(self) -> None:
+        """Show the hard limit on the scoreboard, of each task."""
+        for slot, retry_ms in self.places:
+            self._limits.board.limit(slot, self.hard, retry_ms, self.hard_s)

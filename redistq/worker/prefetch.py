@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 PREFETCH_NS = 50_000_000
 """Most unstarted work held, in time: what runs in 50 ms."""
@@ -104,6 +104,10 @@ class Prefetch:
             room = max(room, loop_room)
         return min(room, PREFETCH_TASKS)
 
+    def share(self, names: Set[Durations]) -> float:
+        """Return which part of the tasks to come is of these names, about; 0 before the first."""
+        return self._forecast.share(names)
+
     def learn(self, page: Sequence[Durations]) -> None:
         """Expect the names of this page to come again."""
         self._forecast.read(Counter(page))
@@ -168,6 +172,16 @@ class Prefetch:
         self._stuck_s = min(self._stuck_s * 2, LONGEST_STUCK_S)
 
 
+def room_with_batches(room: int, waiting: int, idle: int, free: int, share: float) -> int:
+    """Return how many more tasks to read where some names are gathered: ``free`` more of those may
+    be held, which are about that ``share`` of what comes, and ``room`` more of the others."""
+    others = max(room, PREFETCH_MIXED - waiting, 0)
+    if share >= 1.0:
+        return min(free, PREFETCH_TASKS)
+    count = min(others / (1.0 - share), free / share if share > 0 else others)
+    return min(max(int(count), idle - waiting), PREFETCH_TASKS)
+
+
 # -- how long tasks take ---------------------------------------------------------------------------
 
 
@@ -192,6 +206,10 @@ class Forecast:
             if times is not UNKNOWN:
                 shares[times] = shares.get(times, 0.0) + new * n / total
         self._shares = shares
+
+    def share(self, names: Set[Durations]) -> float:
+        """Return which part of them is of these names."""
+        return sum(share for times, share in self._shares.items() if times in names)
 
     def mean_ns(self) -> float | None:
         """Return how long one takes, about; None before the first."""

@@ -31,15 +31,18 @@ from ..connection.broker import Broker
 from ..handlers import Handler, LooksAhead
 from ..logger import logger
 from ..protocol.commands import Commands
+from .batches import Batches
 from .clock import ServerClock
 from .executor import Executor
 from .fetcher import Fetcher
+from .gather import Gatherer, Slots
 from .item_writer import ItemWriter
+from .loop import EventLoopRunner
 from .prefetch import Prefetch
 from .provided import Provided
 from .queues import Held, Room, queues_of
 from .reporter import Reporter
-from .runners import RETIRED, EventLoopRunner, Runners
+from .runners import RETIRED, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
 
@@ -96,7 +99,7 @@ class Processor:
         """What its handlers have beside their tasks."""
         codec = Codec.of(settings.codec) if settings.codec else None
         queues = queues_of(settings.queues, commands, scoreboard, broker, codec)
-        room = Room()
+        room = self._room = Room()
         held: Held = {}
         self.executor = Executor(
             settings,
@@ -117,12 +120,19 @@ class Processor:
             settings, broker, queues, consumer, scoreboard, held, room, self._fail, self.reporter
         )
         self.settler.teller = self.executor.teller()
+        self._gatherers: list[Gatherer] = []
         first = settings.threads + settings.async_concurrency
         lendable = range(first, min(scoreboard.slots, first + slots.MOST))
         self.runners = Runners(
             settings.threads, lendable, self.executor, self.settler, room, self._thread
         )
-        has_sync = any(not handler.is_async for handler in handlers.values())
+        first += slots.MOST
+        # None on a scoreboard that an earlier release has made: tasks run one by one.
+        self._batch_slots = Slots(range(first, scoreboard.slots))
+        alone = not len(self._batch_slots)
+        plain = [handler for handler in handlers.values() if alone or handler.batching is None]
+        has_sync = any(not handler.is_async for handler in plain)
+        has_loop = any(handler.is_async for handler in plain)
         self.fetcher = Fetcher(
             settings,
             broker,
@@ -133,8 +143,10 @@ class Processor:
             self.settler,
             held,
             room,
-            prefetch or Prefetch(settings.threads, has_sync=has_sync, has_loop=self._has_async),
+            prefetch or Prefetch(settings.threads, has_sync=has_sync, has_loop=has_loop),
         )
+        self.fetcher.has_plain = bool(plain)
+        self._gather(self.runners, settings.threads, is_async=False)
         for handler in handlers.values():
             if isinstance(handler.function, LooksAhead):
                 handler.function.look_by(self.runners.waiting)
@@ -166,6 +178,8 @@ class Processor:
         self._threads.append(self._thread(self.item_writer.run, "items"))
         if self.settler.teller is not None:
             self._threads.append(self._thread(self.settler.teller.run, "hooks"))
+        for gatherer in self._gatherers:
+            self._threads.append(self._thread(gatherer.run, "gather"))
         self._threads.append(self._thread(self.fetcher.run, "fetch"))
         self.runners.start()
         for thread in self._threads:
@@ -193,6 +207,8 @@ class Processor:
         self.reporter.close()
         self.item_writer.close()
         self.settler.give_up()
+        for gatherer in self._gatherers:
+            gatherer.stop()
         self.close(max(LEAVE_S, deadline - time.monotonic()))
         self.executor.close()
         for thread in self._threads:
@@ -216,9 +232,23 @@ class Processor:
         with self._loop_lock:
             if self._loop is None:
                 settle = self.settler.put
-                self._loop = EventLoopRunner(self.executor, self.settings, settle, self._thread)
+                self._loop = EventLoopRunner(
+                    self.executor, self.settings, settle, self._thread, self._room
+                )
+                self._gather(self._loop, self.settings.async_concurrency, is_async=True)
                 self._loop.start()
             return self._loop.loop
+
+    def _gather(self, runners: Runners | EventLoopRunner, count: int, *, is_async: bool) -> None:
+        """Gather the tasks of batch handlers for these runners, where there are any."""
+        names = self.executor.gathered(is_async=is_async)
+        if not names or not len(self._batch_slots):
+            return
+        self.scoreboard.widen()
+        runners.batches = Batches(self.executor, self._batch_slots.give_back)
+        runners.gather = Gatherer(names, self._batch_slots, count, runners.wake)
+        self._gatherers.append(runners.gather)
+        self.fetcher.gatherers.update(dict.fromkeys(names, runners.gather))
 
     def _stop_fetching(self, deadline: float) -> None:
         """Interrupt the fetcher's read until its thread has ended."""
@@ -241,6 +271,8 @@ class Processor:
         unstarted = self.runners.withdraw(key)
         if unstarted is None and self._loop is not None:
             unstarted = self._loop.withdraw(key)
+        for gatherer in self._gatherers:
+            unstarted = unstarted or gatherer.withdraw(key)
         if unstarted is None:
             self.executor.wishes.tell(key)
         else:

@@ -1,23 +1,16 @@
-"""Runners: the threads of a processor that run tasks, and the event loop for ``async def`` ones.
+"""Runners: the threads of a processor that run tasks; coroutines are run by loop.py.
 
 A runner takes a task, runs it, which shows it on the scoreboard, and leaves an Outcome. With
 nothing left to run it settles what there is itself, so a lone task is settled without waking
 another thread; under load the settler's thread does it. Fed by the fetcher, started and stopped by
 the processor. A runner whose task waits for other tasks lends its slot (see slots.py).
-
-The event loop runs many coroutines at a time in one thread. It is made where a handler is async.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextvars import Context
-from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +18,20 @@ from .. import slots
 from ..errors import RedistqError
 from ..handlers import Waiting
 from ..logger import logger
+from .batches import Batches
 from .executor import Executor
-from .limits import ThreadMaker
+from .gather import Gatherer
 from .outcome import Outcome
 from .queues import Delivery, Room, WorkerQueue
 from .settler import LARGE_RESULT, Settler
 
 if TYPE_CHECKING:
-    from .settings import WorkerSettings
+    pass
 
 log = logger("redistq.worker")
 
 RETIRED = object()
 """What a runner answers that is not needed any more."""
-LOOP_LOOK_S = 1.0
-"""How often the loop looks for work by itself: a handler may have closed the descriptor by which
-other threads wake it, and without this nothing would ever run here again."""
 
 
 class Runners:
@@ -58,6 +49,9 @@ class Runners:
         room: Room,
         thread: Callable[..., threading.Thread],
     ) -> None:
+        self.gather: Gatherer | None = None
+        """What gathers the tasks of batch handlers, where there are any."""
+        self.batches: Batches | None = None
         self._count = count
         self._executor = executor
         self._settler = settler
@@ -124,7 +118,7 @@ class Runners:
     def withdraw(self, key: tuple[bytes, WorkerQueue]) -> Delivery | None:
         """Return the task with that entry, of that queue, which is no longer ours to run; None
         where it does not wait here."""
-        return _withdrawn(self.ready, key)
+        return withdrawn(self.ready, key)
 
     def take_last(self, count: int) -> list[Delivery]:
         """Return the last of what waits, in its order, which is no longer ours to run."""
@@ -136,6 +130,10 @@ class Runners:
             pass  # runners were faster
         tasks.reverse()
         return tasks
+
+    def wake(self) -> None:
+        """A group of tasks is due: wake a runner for it."""
+        self._wake(1)
 
     def _wake(self, tasks: int) -> None:
         """Wake as many runners as there is work for."""
@@ -158,14 +156,17 @@ class Runners:
         outcomes = settler.outcomes
         run = self._executor.runner(slot)
         slots.serve(self)
+        gather = self.gather
         while True:
+            if gather is not None and gather.due:
+                self._run_group(gather, outcomes)
             try:
                 task = ready.popleft()
             except IndexError:
                 if outcomes:
                     settler.flush()
                 with self._idle_lock:
-                    if ready:
+                    if ready or (gather is not None and gather.due):
                         continue
                     if self._draining:
                         return None
@@ -189,6 +190,21 @@ class Runners:
                     with self._idle_lock:
                         if self._surplus:
                             return self._retire(slot)
+
+    def _run_group(self, gather: Gatherer, outcomes: deque[Outcome]) -> None:
+        """Run the tasks of a batch that is due, if another runner has not taken it."""
+        group = gather.take()
+        if group is None or self.batches is None:
+            return
+        self.started += len(group.tasks)
+        if self._room.waits:
+            self._room.ring()
+        found = self.batches.run(group)
+        outcomes.extend(found)
+        if sum(outcome.size for outcome in found) > LARGE_RESULT:
+            self._settler.flush(wait=True)
+        if self.ready and not self._settler.rung:
+            self._settler.ring()
 
     # -- lending slots: see slots.py -------------------------------------------------------------
 
@@ -239,146 +255,7 @@ class Runners:
         return RETIRED
 
 
-# -- the event loop --------------------------------------------------------------------------------
-
-
-class EventLoopRunner:
-    """Run up to ``settings.async_concurrency`` coroutines; ``done`` takes every outcome.
-
-    ``thread`` makes the loop's thread, from what it runs and its part.
-    """
-
-    def __init__(
-        self,
-        executor: Executor,
-        settings: WorkerSettings,
-        done: Callable[[Outcome], None],
-        thread: ThreadMaker,
-    ) -> None:
-        self._executor = executor
-        self._done = done
-        self._limit = settings.async_concurrency
-        self._slots = deque(range(settings.threads, settings.threads + self._limit))
-        self._waiting: deque[Delivery] = deque()
-        self._running: set[asyncio.Task[Outcome]] = set()
-        self._ending = False
-        self.loop = self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_complain)
-        self._thread = thread(self._main, "loop")
-
-    def start(self) -> None:
-        """Start the loop's thread."""
-        self._thread.start()
-
-    def _main(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._look()
-        while not self._ending:
-            try:
-                self._loop.run_forever()
-            except (SystemExit, KeyboardInterrupt) as error:
-                # Of a task that a handler made: whoever awaits it has its error, and others go on.
-                log.warning(
-                    "%s in a task that a handler started ends that task, not the event loop",
-                    type(error).__name__,
-                )
-            else:
-                if not self._ending:
-                    log.warning("a handler stopped the event loop, which goes on for the others")
-        with contextlib.suppress(Exception):  # a handler's generator may raise anything at its end
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
-
-    def room(self) -> int:
-        """Return how many more tasks fit."""
-        return self._limit - len(self._running) - len(self._waiting)
-
-    def put(self, tasks: list[Delivery]) -> None:
-        """Run these, each as soon as a place is free."""
-        self._waiting.extend(tasks)
-        self._loop.call_soon_threadsafe(self._admit)
-
-    def take_unstarted(self) -> list[Delivery]:
-        """Return what waits and was not started, which is no longer ours to run."""
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._waiting.popleft())
-        return taken
-
-    def withdraw(self, key: tuple[bytes, WorkerQueue]) -> Delivery | None:
-        """As Runners.withdraw."""
-        return _withdrawn(self._waiting, key)
-
-    def _look(self) -> None:
-        self._loop.call_later(LOOP_LOOK_S, self._look, context=Context())
-        self._admit()
-        if self._ending:
-            self._loop.stop()
-
-    def _admit(self) -> None:
-        while self._slots:
-            try:
-                task = self._waiting.popleft()
-            except IndexError:
-                return
-            slot = self._slots.popleft()
-            attempt = self._executor.run_async(task, slot)
-            try:
-                running = self._loop.create_task(attempt, context=Context())
-            except BaseException as fault:  # a task factory that a handler gave the loop
-                attempt.close()
-                self._slots.append(slot)
-                self._done(self._executor.given_up(task, slot, fault))
-                continue
-            self._running.add(running)
-            running.add_done_callback(partial(self._ended, task, slot))
-
-    def _ended(self, task: Delivery, slot: int, running: asyncio.Task[Outcome]) -> None:
-        """An attempt has come to its end, even one that was cancelled before its first step."""
-        self._running.discard(running)
-        self._slots.append(slot)
-        try:
-            self._done(running.result())
-        except BaseException as fault:  # not the handler's: that would be an outcome
-            if not self._executor.ending:
-                self._done(self._executor.given_up(task, slot, fault))
-        self._admit()
-
-    def drain(self, deadline: float) -> bool:
-        """Let running tasks finish until ``deadline`` (monotonic), then cancel them; return whether
-        all of them finished."""
-        if not self._thread.is_alive():
-            return True
-
-        async def drain() -> bool:
-            running = set(self._running)
-            late: set[asyncio.Task[Outcome]] = set()
-            if running:
-                left = max(0.0, deadline - time.monotonic())
-                _, late = await asyncio.wait(running, timeout=left)
-                self._executor.ending = True
-                for task in late:
-                    task.cancel()
-                if late:
-                    await asyncio.wait(late, timeout=1)
-            return not late
-
-        finished = False
-        with contextlib.suppress(TimeoutError):  # a coroutine that blocks holds up the loop
-            future = asyncio.run_coroutine_threadsafe(drain(), self._loop)
-            finished = future.result(max(0.0, deadline - time.monotonic()) + 2)
-        return finished
-
-    def close(self) -> None:
-        """End the loop, in which nothing runs any more that is ours."""
-        self._ending = True
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(2)
-
-
-def _withdrawn(waiting: deque[Delivery], key: tuple[bytes, WorkerQueue]) -> Delivery | None:
+def withdrawn(waiting: deque[Delivery], key: tuple[bytes, WorkerQueue]) -> Delivery | None:
     for task in waiting.copy():
         if (task[0], task[2]) == key:
             try:
@@ -387,8 +264,3 @@ def _withdrawn(waiting: deque[Delivery], key: tuple[bytes, WorkerQueue]) -> Deli
                 return None  # others take from it all the time
             return task
     return None
-
-
-def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what the loop reports, by a logger that cannot fail."""
-    log.error("event loop: %s", context.get("message"), exc_info=context.get("exception"))

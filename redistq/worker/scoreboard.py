@@ -27,6 +27,7 @@ _MAGICS = {b"redistq1": 64, _MAGIC: _SLOT}
 without room for limits of memory."""
 _ENTRY = 48  # an entry id is at most 41 bytes: two 64-bit numbers and a dash
 _QUEUES = 8
+_LOOKED_AT = 12  # how many slots are looked at: those of batches only where there are any
 _SETTLED = 16
 _CAPPED = 24
 _PAUSED = 64  # from here a byte a queue, the most urgent first; then the slots
@@ -72,12 +73,14 @@ class Scoreboard:
         (self._queues,) = struct.unpack_from("<I", self._map, _QUEUES)
         self._first = _header(self._queues)  # where the slots begin
         self.slots = (len(self._map) - self._first) // self._slot
+        """How many it has, the spare ones among them."""
 
     @classmethod
-    def create(cls, slots: int, queues: int = 1) -> Scoreboard:
-        """Return a new scoreboard; raises ConfigurationError when there is no memory for it."""
-        start = _MAGIC + struct.pack("<I", queues)
-        content = start + bytes(_header(queues) + slots * _SLOT - len(start))
+    def create(cls, slots: int, queues: int = 1, spare: int = 0) -> Scoreboard:
+        """Return a new scoreboard, with ``spare`` slots that nobody looks at until ``widen``;
+        raises ConfigurationError when there is no memory for it."""
+        start = _MAGIC + struct.pack("<II", queues, slots)
+        content = start + bytes(_header(queues) + (slots + spare) * _SLOT - len(start))
         reason: OSError | None = None
         for make in _storages():
             try:
@@ -100,6 +103,15 @@ class Scoreboard:
         scoreboard any more."""
         self.close()
         self._map.close()
+
+    def widen(self) -> None:
+        """Have the spare slots looked at, too."""
+        struct.pack_into("<I", self._map, _LOOKED_AT, self.slots)
+
+    def _places(self) -> range:
+        (slots,) = struct.unpack_from("<I", self._map, _LOOKED_AT)
+        # None: a process of an earlier release has made it, without spare ones.
+        return range(self._first, self._first + (slots or self.slots) * self._slot, self._slot)
 
     def begin(self, slot: int, entry: bytes) -> None:
         """Show that slot ``slot`` runs ``entry``."""
@@ -143,7 +155,7 @@ class Scoreboard:
         """Return the entries that are being run; one that starts or ends right now may be torn, and
         then matches no entry."""
         found = []
-        for at in range(self._first, len(self._map), self._slot):
+        for at in self._places():
             if self._map[at]:
                 found.append(self._entry_at(at))
         return found
@@ -151,7 +163,7 @@ class Scoreboard:
     def overdue(self, now: float) -> list[Overdue]:
         """Return what runs past its time limit."""
         found = []
-        for at in range(self._first, len(self._map), self._slot):
+        for at in self._places():
             if self._map[at]:
                 deadline, retry_ms, seconds = _LIMIT.unpack_from(self._map, at + _ENTRY)
                 if 0 < deadline < now:
@@ -163,7 +175,7 @@ class Scoreboard:
         found: list[Overdue] = []
         if self._slot < _SLOT:
             return found
-        for at in range(self._first, len(self._map), self._slot):
+        for at in self._places():
             if self._map[at]:
                 memory, base, retry_ms = _CAP.unpack_from(self._map, at + _CAP_AT)
                 if 0 < memory < resident - base:

@@ -12,12 +12,14 @@ from typing import Any
 from ..codecs.codec import Codec
 from ..connection.address import Address
 from ..errors import ConfigurationError
+from ..handlers.batching import MOST_TOGETHER
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.commands import Commands
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, shown, unknown_option
 from ..slots import MOST as MOST_LENT
 from ..system.memory import size
+from .scoreboard import Scoreboard
 
 MAX_BYTES = 2**31
 """Most bytes of a result that a worker can allow."""
@@ -121,6 +123,10 @@ class WorkerSettings:
             return processes
         least, most = _bounds(self.autoscale)
         return min(max(processes, least), most)
+
+    def new_scoreboard(self) -> Scoreboard:
+        """Return the scoreboard of a process, with spare slots for tasks that run in batches."""
+        return Scoreboard.create(self.scoreboard_slots, len(self.queues), MOST_TOGETHER)
 
     @property
     def lease_ms(self) -> int:

@@ -42,7 +42,6 @@ from .killing import Ends, verdict
 from .pipe import Child
 from .renewal import Renewal
 from .restarts import Restarts
-from .scoreboard import Scoreboard
 from .settings import WorkerSettings
 
 log = logger("redistq.supervisor")
@@ -327,7 +326,7 @@ class Supervisor:
             return
 
     def _start_child(self, start: int) -> None:
-        scoreboard = Scoreboard.create(self.settings.scoreboard_slots, len(self.settings.queues))
+        scoreboard = self.settings.new_scoreboard()
         try:
             child = Child(
                 "redistq.worker.child",

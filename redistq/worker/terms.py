@@ -5,6 +5,7 @@ Made by the executor of what a worker was given; read by attempts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ..protocol.options import (
 )
 from ..protocol.resources import Resources
 from . import limits
+from .batches import alone
 from .compose import composed
 from .prefetch import Durations
 from .settings import WorkerSettings
@@ -97,6 +99,7 @@ class BoundHandler:
 
     __slots__ = (
         "attempt",
+        "batching",
         "consumer",
         "function",
         "hard_timeout",
@@ -114,6 +117,7 @@ class BoundHandler:
         "terms",
         "timeout",
         "times",
+        "together",
         "ttl",
         "wants_context",
     )
@@ -147,7 +151,14 @@ class BoundHandler:
         self.hooks = Hooks.of(handler.middleware)
         """What hears of them; None: nothing does."""
         self._surround()
-        self.times = Durations(threaded=not handler.is_async)
+        self.batching = handler.batching
+        self.together: Callable[[Any, Any], Any] | None = None
+        """Of a batch handler: what is called with many payloads; ``function`` takes one."""
+        if self.batching is not None:
+            self.together = with_context(self.function, self.wants_context)
+            self.function, self.wants_context = alone(self), True
+        threaded = not handler.is_async and self.batching is None
+        self.times = Durations(threaded=threaded)
         ttl = settings.result_ttl if handler.result_ttl is None else handler.result_ttl
         self.ttl = str(milliseconds(ttl))
         self.terms = {b"": self._terms(NO_OPTIONS)}
@@ -163,11 +174,7 @@ class BoundHandler:
             )
         if not any(has(one, "run") for one in layers):
             return
-        function, wants_context = self.function, self.wants_context
-
-        def run(payload: Any, context: Any) -> Any:
-            return function(payload, context) if wants_context else function(payload)
-
+        run = with_context(self.function, self.wants_context)
         self.function = running(layers, self.name, run, is_async=self.is_async)
         self.wants_context = True
 
@@ -190,3 +197,10 @@ class BoundHandler:
             self.memory,
             self.resources,
         )
+
+
+def with_context(function: Callable[..., Any], wants_context: bool) -> Callable[[Any, Any], Any]:
+    """Return what is called with the payload and the context, whatever the function takes."""
+    if wants_context:
+        return function
+    return lambda payload, context: function(payload)

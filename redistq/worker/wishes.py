@@ -39,6 +39,8 @@ class Wishes:
         """What runs the coroutine of a slot, where it is one."""
         self.threads = [0] * slots
         """Which thread a slot is."""
+        self.in_batches: dict[Key, Attempt] = {}
+        """What runs in batches, whose threads and coroutines are not struck: others run there."""
         self.waiting = False
         """Whether anything that is not running yet is to end: see ``check``."""
         self.struck = False
@@ -60,6 +62,12 @@ class Wishes:
             self.waiting = bool(self._wanted)
             # A slot writes what it runs, then looks whether anything is wanted; this is the other
             # way round: one of the two sees the other.
+            beside = self.in_batches.get(key)
+            if beside is not None:
+                self._wanted.pop(key, None)
+                self.waiting = bool(self._wanted)
+                beside.ask()
+                return
             for slot, attempt in enumerate(self.running):
                 if attempt is not None and (attempt.entry, attempt.queue) == key:
                     self._wanted.pop(key, None)

@@ -191,7 +191,7 @@ class TaskWorker:
     def _start_threads(self, broker: Broker) -> _Running:
         """Run tasks in threads of this process, with a sidecar for the heartbeat."""
         self.consumer = new_consumer_name(socket.gethostname())
-        scoreboard = Scoreboard.create(self.settings.scoreboard_slots, len(self.settings.queues))
+        scoreboard = self.settings.new_scoreboard()
         try:
             # It loads its modules while we load ours.
             sidecar = self._new_sidecar(scoreboard.descriptor, on_report=self._on_report)
