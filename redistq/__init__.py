@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .client.client import Client, LocalWorkers
     from .client.futures import TaskFuture
     from .client.graph import CallGraph
+    from .client.lazy import LazyCall, compute
+    from .client.shared_graph import SharedGraph
     from .context import BatchContext, TaskContext, current_task, track
     from .dashboard import Dashboard
     from .errors import (
@@ -103,6 +105,7 @@ __all__ = [
     "InvalidDelay",
     "ItemTooLarge",
     "ItemsGone",
+    "LazyCall",
     "LeaseLost",
     "LocalWorkers",
     "MemoryLimitExceeded",
@@ -121,6 +124,7 @@ __all__ = [
     "ServerFull",
     "ServerUnavailable",
     "Settled",
+    "SharedGraph",
     "Snooze",
     "StepError",
     "StepMismatch",
@@ -152,6 +156,7 @@ __all__ = [
     "__version__",
     "chain",
     "chord",
+    "compute",
     "configure",
     "current_task",
     "group",
@@ -194,6 +199,9 @@ _HOMES = {
     "TaskScheduler": "scheduler",
     "TaskWorker": "worker",
     "CallGraph": "client.graph",
+    "LazyCall": "client.lazy",
+    "SharedGraph": "client.shared_graph",
+    "compute": "client.lazy",
     "TaskGraph": "producer.task_graph",
     "AsyncTaskGraph": "producer.task_graph",
     "chain": "flows",

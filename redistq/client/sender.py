@@ -19,7 +19,7 @@ from ..connection.broker import Broker
 from ..errors import RedistqError, UnknownParent
 from ..logger import logger
 from ..producer.gated import name_and_queue, not_stored, refusal
-from ..protocol.commands import SETTLED, Commands
+from ..protocol.commands import SETTLED, Command, Commands, Watched
 from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
 from .futures import TaskFuture, mark_cancelled, release
@@ -52,6 +52,8 @@ class Outgoing:
     """What it waits for, and what is done where its unique key is taken; see enqueue_gated."""
     parents: tuple[Any, ...] = ()
     """Futures and batches whose results stand in its arguments."""
+    seen: Watched | None = None
+    """How it stood when it was looked at, where the server had it already."""
     stands: tuple[str, str] | None = None
     """Id and queue of the task that stands in its place, where its unique key was taken."""
 
@@ -133,7 +135,7 @@ class Sender:
                 fill(portion, self._taken(), _size)
                 for queue, items in _runs(portion):
                     try:
-                        known += self._enqueue(queue, items)
+                        known += self._not_made_again(self._enqueue(queue, items))
                     except Exception as error:  # broad: it becomes the error of its futures
                         failed.append((items, error))
             except BaseException:  # broad: raised again
@@ -172,11 +174,8 @@ class Sender:
 
     def _enqueue_gated(self, queue: ClientQueue, items: list[Outgoing]) -> list[Outgoing]:
         """The same for tasks that may have to wait."""
-        flat = itertools.chain.from_iterable((*item.fields, item.conditions) for item in items)
         told: list[Outgoing] = []
-        for answered in Commands.read_gated(
-            self._broker.call(queue.commands.enqueue_gated([*flat]))
-        ):
+        for answered in Commands.read_gated(self._broker.call(_gated_command(queue, items))):
             item = items[answered.position]
             if answered.outcome == "refused":
                 item.refused = refusal(queue.keys, answered)
@@ -197,14 +196,7 @@ class Sender:
         if item.stands is not None:
             task_id = self._join(item, *item.stands)
         try:
-            watched = self._watcher.watch(item.queue, task_id)
-            if item.cached and watched.state in SETTLED - {"succeeded"}:
-                if self._made_again(item):
-                    # Its end will be in our inbox. Taken from the record, that message would be
-                    # left for the next call of the same code, and give it this one's end.
-                    return
-                watched = self._watcher.watch(item.queue, task_id)  # another client was first
-            self._watcher.take(task_id, watched)
+            self._watcher.take(task_id, item.seen or self._watcher.watch(item.queue, task_id))
         except Exception as error:  # broad: it becomes the error of its futures
             self._pending.fail(task_id, error)
 
@@ -226,13 +218,38 @@ class Sender:
                     break
         self._pending.fail(item.task_id, error)
 
+    def _not_made_again(self, known: list[Outgoing]) -> list[Outgoing]:
+        """Try the cached calls among these again that failed, before what depends on them is sent,
+        which would end with their old failure; return the others."""
+        rest: list[Outgoing] = []
+        for item in known:
+            if item.cached and item.refused is None and item.stands is None:
+                try:
+                    # The end of one that runs again will be in our inbox. Taken from the record,
+                    # that message would be left for the next call of the same code, and give it
+                    # this one's end.
+                    if self._has_failed(item) and self._made_again(item):
+                        continue
+                except RedistqError as error:
+                    item.refused = error
+            rest.append(item)
+        return rest
+
+    def _has_failed(self, item: Outgoing) -> bool:
+        item.seen = self._watcher.watch(item.queue, item.task_id)
+        return item.seen.state in SETTLED - {"succeeded"}
+
     def _made_again(self, item: Outgoing) -> bool:
-        """Try a cached call again that failed, with the function as stored now; return whether it
-        was this client that did."""
+        """Try a cached call again, with the function as stored now; return whether it was this
+        client that did."""
         commands = item.queue.commands
-        reply = self._broker.call(commands.resubmit(new_task_id(), [(*item.fields, "", "")]))
+        if item.gated:
+            reply = self._broker.call(_gated_command(item.queue, [item]))
+        else:
+            reply = self._broker.call(commands.resubmit(new_task_id(), [(*item.fields, "", "")]))
         if (error := not_stored(item.queue.keys, reply)) is not None:
             raise error
+        item.seen = None  # where it was another client that did
         return not reply
 
     def sent(self) -> list[str]:
@@ -289,6 +306,16 @@ class Sender:
         return [wanted.pop(task_id) for task_id in taken]
 
 
+def _gated_command(queue: ClientQueue, items: list[Outgoing]) -> Command:
+    """Return the script call for tasks that may have to wait. Of cached ones those run again that
+    failed before, each before what depends on it."""
+    if items[0].cached:
+        rows = ((*item.fields, "", "", item.conditions) for item in items)
+        return queue.commands.resubmit_gated(new_task_id(), rows)
+    flat = itertools.chain.from_iterable((*item.fields, item.conditions) for item in items)
+    return queue.commands.enqueue_gated([*flat])
+
+
 def _size(item: Outgoing) -> int:
     return len(item.fields[2])
 
@@ -303,7 +330,7 @@ def _runs(items: list[Outgoing]) -> Iterable[tuple[ClientQueue, list[Outgoing]]]
     for item in items:
         if not item.gated:
             plain.setdefault(item.queue, []).append(item)
-        elif gated and gated[-1][0] is item.queue:
+        elif gated and gated[-1][0] is item.queue and gated[-1][1][0].cached is item.cached:
             gated[-1][1].append(item)
         else:
             gated.append((item.queue, [item]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..flows import Flow
 from ..protocol.options import (
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .client import Client
+    from .lazy import LazyCall, LazyFunction
+    from .shared_graph import SharedGraph
 
 
 class Submitting(Scheduling):
@@ -118,10 +120,49 @@ class Submitting(Scheduling):
         """
         return submit_flow(self._client._session, flow, self._options)
 
-    def graph(self, name: str) -> CallGraph:
-        """Return the graph of that name: to be written, ``with client.graph("etl") as graph``, or
-        one that was sent before; see Graph."""
-        return CallGraph(self._client._session, self._options, name)
+    @overload
+    def graph(self, name: str) -> CallGraph: ...
+    @overload
+    def graph(self, name: None = None) -> SharedGraph: ...
+    def graph(self, name: str | None = None) -> CallGraph | SharedGraph:
+        """Return a graph: to be written, ``with client.graph("etl") as graph``, or one of that name
+        that was sent before; see Graph.
+
+        Without a name, each of its calls is named by its code and what it is given: run again, from
+        here or from another notebook, it runs only what has changed; see SharedGraph.
+        """
+        if name is not None:
+            return CallGraph(self._client._session, self._options, name)
+        from .shared_graph import SharedGraph
+
+        return SharedGraph(self, self._options)
+
+    def _graph_of(self, call: LazyCall, *, send: bool) -> SharedGraph:
+        from .shared_graph import SharedGraph
+
+        return SharedGraph.of(self, [call], send=send)
+
+    def lazy(self, fn: Callable[..., Any]) -> LazyFunction:
+        """Decorate a function: its calls are written down, and sent when a result is asked for.
+
+        ``a = load("x"); b = clean(a); b.compute()`` sends both, and nothing of ``a`` comes through
+        this process. Results are kept for a week, or ``client.options(cache=...)``, and found again
+        by whoever makes the same calls of the same code; see LazyCall.
+        """
+        from .lazy import lazy_function
+
+        return lazy_function(self, self._options, fn)
+
+    def dask_get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Run a Dask graph on workers: ``dask.compute(x, scheduler=client.dask_get)``, or
+        ``dask.config.set(scheduler=client.dask_get)`` for all collections.
+
+        Each task of the graph is a call; intermediate results go from worker to worker. Dask's own
+        options of schedulers (``num_workers``, ...) have no effect here.
+        """
+        from .dask import compute_graph
+
+        return compute_graph(self._client._session, self._options, dsk, keys)
 
     def batch_scope(self) -> BatchScope:
         """Return a block whose work does not outlive it: leaving it by an error or an interrupt

@@ -78,6 +78,10 @@ class GraphOperations:
         """Return the id of the task at a position, in the order in which tasks were added."""
         return batch_task_id(self.name, position)
 
+    def _commands_at(self, position: int) -> Commands:
+        """Return the script calls of the queue in which the task at a position is."""
+        return self._commands
+
     # -- writing ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -127,7 +131,7 @@ class GraphOperations:
         return [_state_of(state, entry) for state, entry, *_ in records]
 
     def _records(self, positions: Iterable[int]) -> Operation[list[list[bytes | None]]]:
-        commands = (self._commands.node(self.task_id(i)) for i in positions)
+        commands = (self._commands_at(i).node(self.task_id(i)) for i in positions)
         found: list[list[bytes | None]] = []
         while page := list(itertools.islice(commands, _PAGE)):
             found += yield Together(page)
@@ -155,7 +159,8 @@ class GraphOperations:
         queued = [k for k, state in enumerate(states) if state == "queued"]
         if len(queued) <= _PAGE:
             replies: list[Any] = []
-            watch = [self._commands.watch(self.task_id(positions[k])) for k in queued]
+            at = [positions[k] for k in queued]
+            watch = [self._commands_at(i).watch(self.task_id(i)) for i in at]
             yield Many(watch, replies.append)
             for k, reply in zip(queued, replies, strict=True):
                 state = Commands.read_watch(reply).state
