@@ -1,0 +1,1 @@
+"""redistq within web frameworks; each module imports its framework, and nothing else does."""
