@@ -6,9 +6,11 @@ such a handler where some of its tasks failed and others did not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 from ..errors import ConfigurationError, RedistqError, ResultError
 from ..protocol.checks import Seconds, count, seconds, shown
@@ -38,6 +40,21 @@ class Batching:
                 "task of a batch waits so long for others"
             )
         return cls(size, waits)
+
+
+_LISTS = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
+
+
+def element_of(annotation: Any) -> Any:
+    """Return what one item is of what a list of them is annotated with; Any where that is not
+    said."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in _LISTS and arguments:
+        return arguments[0]
+    if origin in (Union, types.UnionType):  # a list, or None
+        known = [part for part in map(element_of, arguments) if part is not Any]
+        return known[0] if len(known) == 1 else Any
+    return Any
 
 
 class BatchErrors(RedistqError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .batching import element_of
 from .plain import plain_arguments
 from .signature import (
     EMPTY,
@@ -67,11 +68,14 @@ class CallShape:
 
     __slots__ = (
         *("annotations", "arguments", "function", "is_call", "plain", "supplied", "_stub"),
-        *("passes_on", "types"),
+        *("of_items", "passes_on", "types"),
     )
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], of_items: bool = False) -> None:
+        """``of_items``: the function takes a list of payloads, and what it is annotated with is
+        read as that of one of them."""
         self.function = function
+        self.of_items = of_items
         self.annotations: Mapping[str, Any] = {}
         self.arguments: tuple[inspect.Parameter, ...] = ()
         """The parameters that the caller gives."""
@@ -98,6 +102,10 @@ class CallShape:
         self.plain = not self.is_call and self._is_plain()
         if self.plain and not self.supplied and not self.passes_on:
             self._look_through(function)
+        if of_items:
+            parts: dict[str, Any] = {given.name: given.annotation for given in self.arguments}
+            parts.update(self.annotations)
+            self.annotations = {name: element_of(kind) for name, kind in parts.items()}
 
     def _divide(self, parameters: Sequence[inspect.Parameter]) -> None:
         arguments: list[inspect.Parameter] = []
@@ -147,7 +155,7 @@ class CallShape:
             self.supplied = CallShape(wrapped).supplied
 
     def __reduce__(self) -> Any:
-        return CallShape, (self.function,)
+        return CallShape, (self.function, self.of_items)
 
     @property
     def wants_context(self) -> bool:

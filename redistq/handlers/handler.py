@@ -93,7 +93,7 @@ class Handler:
         is_async = is_async or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
-        shape = CallShape(function)
+        shape = CallShape(function, options.get("batching") is not None)
         streams = in_loop or holds_for_any(inspect.isgeneratorfunction, function)
         if options.get("batching") is not None:
             check_batch(name, shape, streams)

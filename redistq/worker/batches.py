@@ -18,7 +18,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from ..context import BatchContext, TaskContext
-from ..errors import CancelRequested, RedistqError, ResultError, TimeLimitExceeded
+from ..errors import ArgumentError, CancelRequested, RedistqError, ResultError, TimeLimitExceeded
 from ..handlers.batching import BatchErrors, Failed, apart
 from ..logger import logger
 from ..middleware import ambient
@@ -160,7 +160,9 @@ class _Batch:
             try:
                 if wishes.waiting:
                     wishes.check(opened)
-            except CancelRequested as error:
+                if opened.handler.item is not None:
+                    opened.payload = opened.handler.item(opened.payload)
+            except (CancelRequested, ArgumentError) as error:
                 self.outcomes.append(opened.failed(error, 0, 0))
                 continue
             self.attempts.append(opened)
@@ -257,6 +259,7 @@ def alone(handler: BoundHandler) -> Callable[[Any, TaskContext], Any]:
 
     def run(payload: Any, context: TaskContext) -> Any:
         assert handler.together is not None
+        payload = payload if handler.item is None else handler.item(payload)
         try:
             result = handler.together([payload], context_of(payload, context))
         except BatchErrors as errors:
@@ -265,6 +268,7 @@ def alone(handler: BoundHandler) -> Callable[[Any, TaskContext], Any]:
 
     async def run_async(payload: Any, context: TaskContext) -> Any:
         assert handler.together is not None
+        payload = payload if handler.item is None else handler.item(payload)
         try:
             result = await handler.together([payload], context_of(payload, context))
         except BatchErrors as errors:

@@ -32,7 +32,10 @@ def composed(handler: Handler, provided: Provided | None = None) -> tuple[Callab
     function = handler.function
     wants_context = handler.wants_context
     shape = handler.shape
-    if shape is not None and not (shape.plain and not types_of(handler).is_needed):
+    is_as_it_comes = (
+        shape is None or handler.batching is not None or not types_of(handler).is_needed
+    )
+    if shape is not None and not (shape.plain and is_as_it_comes):
         calling = Arguments(handler, shape)
         if needs := shape.injected:
             from .injection import with_injected
@@ -75,7 +78,7 @@ class Arguments:
     Raises ArgumentError, which ends the task as failed, for those that do not fit.
     """
 
-    __slots__ = ("_function", "_name", "_shape", "_takes_one", "_types", "_warned")
+    __slots__ = ("_converts", "_function", "_name", "_shape", "_takes_one", "_types", "_warned")
 
     def __init__(self, handler: Handler, shape: CallShape) -> None:
         self._function = handler.function
@@ -84,11 +87,12 @@ class Arguments:
         self._warned = False
         self._takes_one = shape.passes_on
         self._types = types_of(handler)
+        self._converts = self._types.is_needed and handler.batching is None
 
     def __call__(self, payload: Any, context: Any, injected: Mapping[str, Any]) -> Any:
         """Call it; what it returns is returned as it is, a coroutine too."""
         args, kwargs = self._read(payload)
-        if self._types.is_needed:
+        if self._converts:
             self._types.convert(args, kwargs)
         shape = self._shape
         if shape.supplied:
@@ -152,3 +156,20 @@ class Arguments:
         by_place = dict(zip(places, positional, strict=False))
         found = [by_place[at].default for at in range(start, end) if at in by_place]
         return [value for value in found if value is not EMPTY]
+
+
+def item_converter(handler: Handler) -> Callable[[Any], Any] | None:
+    """Return what makes an item of one payload of a batch handler, by what it is annotated as;
+    None where it is given as it comes. Raises ArgumentError for a payload that is none."""
+    if handler.batching is None or handler.shape is None:
+        return None
+    types = types_of(handler)
+    if not types.is_needed:
+        return None
+
+    def convert(payload: Any) -> Any:
+        args = [payload]
+        types.convert(args, {})
+        return args[0]
+
+    return convert

@@ -24,7 +24,7 @@ from ..protocol.options import (
 from ..protocol.resources import Resources
 from . import limits
 from .batches import alone
-from .compose import composed
+from .compose import composed, item_converter
 from .prefetch import Durations
 from .settings import WorkerSettings
 
@@ -105,6 +105,7 @@ class BoundHandler:
         "hard_timeout",
         "hooks",
         "is_async",
+        "item",
         "layers",
         "max_result_bytes",
         "memory",
@@ -154,6 +155,8 @@ class BoundHandler:
         self.batching = handler.batching
         self.together: Callable[[Any, Any], Any] | None = None
         """Of a batch handler: what is called with many payloads; ``function`` takes one."""
+        self.item = item_converter(handler)
+        """Of a batch handler: what makes an item of a payload; None: it is one."""
         if self.batching is not None:
             self.together = with_context(self.function, self.wants_context)
             self.function, self.wants_context = alone(self), True

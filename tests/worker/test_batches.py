@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import redis
 from support.workers import history, processor_of, until, worker_commands
 
 from redistq import (
+    ArgumentError,
     BatchContext,
     BatchErrors,
     CancelRequested,
@@ -201,6 +204,52 @@ def test_a_payload_that_cannot_be_read_fails_its_task_alone(url: str) -> None:
             assert [door.get_result(task_id, 10) for task_id in ids] == [3, 3, 3]
             with pytest.raises(TaskFailed, match="CorruptPayload"):
                 door.get_result("bad", 10)
+
+
+@dataclass
+class Row:
+    """What a batch handler takes many of."""
+
+    id: int
+    when: date
+
+
+@BOTH
+def test_items_are_converted_one_by_one(url: str, is_async: bool) -> None:
+    """By what the list is annotated with; one that does not fit fails alone, and so do results."""
+    registry = Registry()
+
+    def made(rows: list[Row]) -> list[Row]:
+        assert all(type(row) is Row and type(row.when) is date for row in rows)
+        return [Row(row.id + 1, row.when) for row in rows]
+
+    if is_async:
+
+        @registry.task(name="save", batch=10)
+        async def save_async(rows: list[Row]) -> list[Row]:
+            return made(rows)
+
+        added: Any = save_async
+    else:
+
+        @registry.task(name="save", batch=10)
+        def save(rows: list[Row]) -> list[Row]:
+            return made(rows)
+
+        added = save
+
+    day = date(2024, 2, 29)
+    with TaskProducer(url=url) as door:
+        door.add_task("save", {"id": 1, "when": "2024-02-29"})
+        with door.active(), pytest.raises(ArgumentError, match="rows of task 'save'"):
+            added.delay("no row")
+        with door.active():
+            handle = added.delay(Row(1, day))
+        wrong = door.add_task("save", "no row")
+        with TaskWorker(url=url, task_handlers=registry, processes=1):
+            assert door.get_result(handle.id, 20) == {"id": 2, "when": "2024-02-29"}
+            with pytest.raises(TaskFailed, match="rows of task 'save'"):
+                door.get_result(wrong, 20)
 
 
 def test_an_expired_task_is_none_of_the_batch(url: str) -> None:
