@@ -103,9 +103,12 @@ class CallShape:
         if self.plain and not self.supplied and not self.passes_on:
             self._look_through(function)
         if of_items:
-            parts: dict[str, Any] = {given.name: given.annotation for given in self.arguments}
-            parts.update(self.annotations)
-            self.annotations = {name: element_of(kind) for name, kind in parts.items()}
+            self._read_as_items()
+
+    def _read_as_items(self) -> None:
+        parts: dict[str, Any] = {given.name: given.annotation for given in self.arguments}
+        parts.update(self.annotations)
+        self.annotations = {name: element_of(kind) for name, kind in parts.items()}
 
     def _divide(self, parameters: Sequence[inspect.Parameter]) -> None:
         arguments: list[inspect.Parameter] = []
