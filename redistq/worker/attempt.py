@@ -134,6 +134,9 @@ class Attempt:
     def begun(self) -> None:
         """Its handler is about to be called; nobody listens."""
 
+    def within(self, scope: Context) -> None:
+        """Its handler is called in that context, as part of a batch; nobody listens."""
+
     def given_context(self) -> TaskContext:
         """Return what the handler may know about its task."""
         return self._make_context() if self.context is None else self.context

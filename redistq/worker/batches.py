@@ -66,7 +66,10 @@ class Batches:
         try:
             limit = batch.limit(is_async=False)
             try:
-                result = Context().run(batch.call)
+                scope = Context()
+                for attempt in batch.attempts:
+                    attempt.within(scope)
+                result = scope.run(batch.call)
             except TimeLimitExceeded as error:
                 if limit is not None and not error.args:  # it was raised from outside, by its type
                     error.args = limit.passed().args

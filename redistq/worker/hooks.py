@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError
@@ -49,10 +49,11 @@ class HookedAttempt(Attempt):
         self.begun()
         return super().invoke()
 
+    def within(self, scope: Context) -> None:
+        self.scope = scope
+
     def begun(self) -> None:
         """Tell that it begins."""
-        if not hasattr(self, "scope"):  # its context is the caller's, or that of a whole batch
-            self.scope = copy_context()
         if hooks := self._hooks.on_start:
             tell(hooks, self.given_context())
 

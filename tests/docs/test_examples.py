@@ -32,6 +32,11 @@ LINES = {
         "1 process: 33,860 primes below 400,000",
         "2 processes: 33,860 primes below 400,000",
     ],
+    "sentry.py": [
+        "charged",
+        "ConnectionError in charge, attempt 2, after: ['customer 2']",
+        "failed for good:",
+    ],
     "monitor_demo.py": ["seconds     ready   pending   delayed succeeded   retried"],
 }
 
