@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         WrongPython,
     )
     from .flows import chain, chord, group, map_reduce, sig
+    from .functions.setups import setup_value
     from .handlers import BatchErrors, Depends, Registry, lifespan, task
     from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
@@ -163,6 +164,7 @@ __all__ = [
     "lifespan",
     "limit",
     "map_reduce",
+    "setup_value",
     "sig",
     "task",
     "track",
@@ -188,6 +190,7 @@ _HOMES = {
     "track": "context",
     "Progress": "protocol.progress",
     "lifespan": "handlers",
+    "setup_value": "functions.setups",
     "task": "handlers",
     "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",

@@ -139,7 +139,7 @@ class Batch(BatchArgument, Updatable):
         options = options.kept(BATCH_TTL_S)
         all_items = list(items)
         packed = batch_tasks(session, batch_id, fn, all_items, options)
-        calls = resume.CallNames.of(fn, all_items) if name else None
+        calls = resume.CallNames.of(fn, all_items, options.setup) if name else None
         batch = cls(session, options.priority, batch_id, len(all_items), progress)
         batch._needs = packed.needs
         batch._options = options

@@ -206,10 +206,13 @@ class CallGraph(Graph):
         keep_s = keep_needs_s(options)
         packer = self.session.packer
         function = packer.store_function(fn, keep_s, self._needs, self._shared)
-        if function not in self._fingerprints:
-            self._fingerprints[function] = fingerprint_of(fn, "the function")
-        given = self._fingerprints[function] + named_by(args, kwargs)
-        call = Call.under(options, function, args, kwargs)
+        setup = packer.store_setup(options, keep_s, self._needs, self._shared)
+        code = function + setup
+        if code not in self._fingerprints:
+            named = fn if options.setup is None else (fn, options.setup)
+            self._fingerprints[code] = fingerprint_of(named, "the function")
+        given = self._fingerprints[code] + named_by(args, kwargs)
+        call = Call.under(options, function, args, kwargs, setup=setup)
         context = self.queue.context_of(self.task_id(position))
         packet = packer.pack(context, call, keep_s, self._needs, self._shared, parents)
         called = options.name or label(fn)

@@ -35,11 +35,13 @@ class CallNames:
     items: list[bytes]
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], items: list[Any]) -> CallNames:
+    def of(
+        cls, fn: Callable[..., Any], items: list[Any], setup: Callable[[], Any] | None = None
+    ) -> CallNames:
         """Return the names of these calls; raises PayloadError for what has no fingerprint."""
         from ..functions.fingerprint import fingerprint_of
 
-        function = name_of_function(fn)
+        function = name_of_function(fn, setup)
         return cls(
             function, [fingerprint_of(item, f"item {i}")[:_DIGEST] for i, item in enumerate(items)]
         )
@@ -50,11 +52,13 @@ class CallNames:
         return [self.function + item for item in self.items]
 
 
-def name_of_function(fn: Callable[..., Any]) -> bytes:
-    """Return what names a function in that; raises PayloadError for what has no fingerprint."""
+def name_of_function(fn: Callable[..., Any], setup: Callable[[], Any] | None = None) -> bytes:
+    """Return what names a function in that, with its setup; raises PayloadError for what has no
+    fingerprint."""
     from ..functions.fingerprint import fingerprint_of
 
-    return fingerprint_of(fn, "the function")[:_DIGEST]
+    named = fn if setup is None else (fn, setup)
+    return fingerprint_of(named, "the function")[:_DIGEST]
 
 
 def remember(queue: ClientQueue, batch_id: str, digests: list[bytes]) -> None:

@@ -112,7 +112,8 @@ def set_function(
         # A packer of its own: what the client's has sent may be another's, and go.
         packer = Packer(_Kept(session, name), session.signer, session.settings.max_payload_bytes)
         function = packer.store_function(fn, STORED_S, needs)
-        _, data = queue_and_call(session, options, function)
+        setup = packer.store_setup(options, STORED_S, needs)
+        _, data = queue_and_call(session, options, function, setup)
         packet = packed(session.signer, queue.keys.stream, name, data, source)
         try:
             return run(

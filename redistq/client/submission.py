@@ -48,12 +48,13 @@ def submit(
     keep_s = keep_needs_s(options)
     needs: list[str] = []
     function = packer.store_function(fn, keep_s, needs)
+    setup = packer.store_setup(options, keep_s, needs)
     for_function = len(needs)
     cached = options.cache is not None
     task_id = new_call_id()
     if cached:
-        task_id = _cached_id(session, queue, fn, args, kwargs, kind.is_stream)
-    call = Call.under(options, function, args, kwargs, stream=kind.is_stream)
+        task_id = _cached_id(session, queue, fn, args, kwargs, kind.is_stream, options.setup)
+    call = Call.under(options, function, args, kwargs, stream=kind.is_stream, setup=setup)
     parents: Parents = {}
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
     future = kind(session, queue, task_id, options.name or label(fn))
@@ -72,11 +73,14 @@ def _cached_id(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     is_stream: bool,
+    setup: Callable[[], Any] | None,
 ) -> str:
     """Return the id of a cached call, by which its result is found again in its queue."""
-    from ..functions.fingerprint import fingerprint
+    from ..functions.fingerprint import fingerprint, fingerprint_of
 
     code = fingerprint(fn, args, kwargs)
+    if setup is not None:
+        code = f"{code} {fingerprint_of(setup, 'the setup').hex()}"
     if is_stream:  # its result is another one
         code = f"{code} stream"
     # A notification in the inbox, which all priorities share, has the task's id alone.
@@ -96,6 +100,11 @@ def _submit_named(
 ) -> TaskFuture:
     if kwargs or len(args) > 1:
         raise TypeError("a named task takes one payload: client.submit('name', payload)")
+    if options.setup is not None:
+        raise ConfigurationError(
+            f"a setup is for functions that are sent, and {name!r} is a task's name: its handler "
+            "takes Depends(load_model, scope='process')"
+        )
     if not name or "\n" in name or len(name) > 200:
         raise ConfigurationError(
             f"a task's name is one line of 1 to 200 characters, not {shown(name)}; for a call: "
@@ -161,6 +170,7 @@ def map_calls(
     keep_s = keep_needs_s(options)
     stored: list[str] = []
     function = session.packer.store_function(fn, keep_s, stored)
+    setup = session.packer.store_setup(options, keep_s, stored)
     called = options.name or label(fn)
     shared = Shared()
     rows: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
@@ -172,7 +182,7 @@ def map_calls(
         future = TaskFuture(session, queue, new_call_id(), called)
         needs: list[str] = []
         blobs.require(stored, needs)
-        call = Call.under(options, function, args, chunk=in_chunks)
+        call = Call.under(options, function, args, chunk=in_chunks, setup=setup)
         context = queue.context_of(future.task_id)
         parents: Parents = {}
         packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
@@ -216,6 +226,7 @@ def batch_tasks(
     keep_s = keep_needs_s(options)
     needs: list[str] = []
     function = session.packer.store_function(fn, keep_s, needs)
+    setup = session.packer.store_setup(options, keep_s, needs)
     name = f"{CALL}:{options.name or label(fn)}"
     opts = task_options(session, options, name, batch=batch_id)
     shared = Shared()
@@ -224,7 +235,7 @@ def batch_tasks(
     for index in range(len(items)) if positions is None else positions:
         item = items[index]
         task_id = batch_task_id(batch_id, index)
-        call = Call.under(options, function, (item,))
+        call = Call.under(options, function, (item,), setup=setup)
         parents: Parents = {}
         context = queue.context_of(task_id)
         packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
@@ -239,11 +250,11 @@ def batch_tasks(
 
 
 def queue_and_call(
-    session: Session, options: CallOptions, function: str
+    session: Session, options: CallOptions, function: str, setup: str = ""
 ) -> tuple[ClientQueue, bytes]:
     """Return the queue of calls with these options, and the call of a stored function without
     arguments, before it is packed."""
-    call = Call.under(options, function, ())
+    call = Call.under(options, function, (), setup=setup)
     return session.queue(options.priority), call.pickled()
 
 

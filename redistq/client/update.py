@@ -73,7 +73,7 @@ def set_function(
     starts with an earlier one. What the server keeps for it is added to ``needs``.
     """
     function = session.packer.store_function(fn, keep_needs_s(options), needs)
-    made = _name_of(fn).hex()
+    made = _name_of(fn, options).hex()
     stream = queue.commands.keys.stream
     while True:
         newest = version_of(queue, batch_id).current
@@ -92,10 +92,10 @@ def set_function(
     return version
 
 
-def _name_of(fn: Callable[..., Any]) -> bytes:
+def _name_of(fn: Callable[..., Any], options: CallOptions) -> bytes:
     """Return what names a function when a batch is resumed; nothing for one without a name."""
     try:
-        return name_of_function(fn)
+        return name_of_function(fn, options.setup)
     except PayloadError:
         return b""
 

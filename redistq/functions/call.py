@@ -44,6 +44,7 @@ from .pickling import Seen, dump, error_by_value
 from .references import Reference, read_by
 from .results import ResultReader, TaskResults
 from .scheduled import opened
+from .setups import Setups
 from .signing import Signer, is_old, task_context
 from .steps import SignedSteps
 from .streams import CallItems, collected, collected_async, streamed
@@ -80,6 +81,7 @@ class CallHandler(LooksAhead):
         self._functions_bytes = 0
         self._lock = threading.Lock()
         self._ahead: Lookahead | None = None
+        self._setups = Setups()
 
     def __call__(self, payload: bytes, context: TaskContext) -> bytes | PackedFlow:
         output = None
@@ -105,6 +107,9 @@ class CallHandler(LooksAhead):
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
             output = TaskOutput(key, self._sink if call.logs else None)
+            if call.setup:
+                load = partial(self._function, call.setup, store.blobs)
+                self._setups.give(call.setup, load, partial(captured, output))
             with captured(output):
                 result = self._make(call, function, store.blobs, context, task)
             if isinstance(result, FLOWS):

@@ -93,11 +93,12 @@ class _FlowPacking:
         kwargs = dict(signature.kwargs)
         keep_s = keep_needs_s(options)
         function = self._packer.store_function(fn, keep_s, self.needs, self._shared)
+        setup = self._packer.store_setup(options, keep_s, self.needs, self._shared)
         task_id = new_call_id()
         parents: Parents = {}
         packet = self._packer.pack(
             task_context(self._stream, task_id),
-            Call.under(options, function, args, kwargs),
+            Call.under(options, function, args, kwargs, setup=setup),
             keep_s,
             self.needs,
             self._shared,

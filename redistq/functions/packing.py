@@ -75,6 +75,19 @@ class Packer:
             self._pickled.keep(fn, pickled, seen.modules)
         return self._store_pickled(fn, pickled, seen.modules, keep_s, needs)
 
+    def store_setup(
+        self,
+        options: CallOptions,
+        keep_s: float,
+        needs: list[str],
+        shared: Shared | None = None,
+    ) -> str:
+        """Return the name of what calls with these options share; '' for nothing. As
+        ``store_function``."""
+        if options.setup is None:
+            return ""
+        return self.store_function(options.setup, keep_s, needs, shared)
+
     def _store_pickled(
         self,
         fn: Callable[..., Any],
@@ -169,7 +182,7 @@ class _Packing:
         else:
             args = tuple([self._stored(a, sure) for a in call.args])
         kwargs = {name: self._stored(a, sure) for name, a in call.kwargs.items()}
-        slim = Call(call.function, args, kwargs, call.chunk, call.logs, call.stream)
+        slim = Call(call.function, args, kwargs, call.chunk, call.logs, call.stream, call.setup)
         return slim.pickled(self._store if parted else None, self.seen)
 
     def _store(self, part: Any) -> str:

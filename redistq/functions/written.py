@@ -45,6 +45,8 @@ class Call:
     chunk: bool = False
     logs: bool = False
     stream: bool = False
+    setup: str = ""
+    """The function whose value it shares with others; '' for none."""
 
     @classmethod
     def under(
@@ -56,9 +58,10 @@ class Call:
         *,
         chunk: bool = False,
         stream: bool = False,
+        setup: str = "",
     ) -> Call:
-        """Return a call with what its options say of the call itself."""
-        return cls(function, args, kwargs or {}, chunk, options.logs, stream)
+        """Return a call with what its options say of the call itself; ``setup`` names theirs."""
+        return cls(function, args, kwargs or {}, chunk, options.logs, stream, setup)
 
     def pickled(self, store: Store | None = None, seen: Seen | None = None) -> bytes:
         """Return it as bytes; with ``store`` its large parts are left out and stored (blobs.py).
@@ -66,8 +69,10 @@ class Call:
         Raises PayloadError naming what cannot be pickled.
         """
         fields: tuple[Any, ...] = (self.function, self.args, self.kwargs, self.chunk, self.logs)
-        if self.stream:  # a worker of an earlier release cannot make such a call
-            fields = (*fields, True)
+        if self.stream or self.setup:  # a worker of an earlier release cannot make such a call
+            fields = (*fields, self.stream)
+        if self.setup:
+            fields = (*fields, self.setup)
         try:
             return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
         except PayloadError as error:

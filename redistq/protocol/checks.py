@@ -7,6 +7,7 @@ of a script, together with the tasks around it; here it fails alone, at once, an
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
 import re
@@ -63,6 +64,22 @@ def seconds(what: str, value: Any, *, positive: bool = False) -> float:
         f"{what} is {wanted} and at most {MAX_SECONDS:,.0f} (31 years), not {shown(value)}; "
         + advice
     )
+
+
+def check_setup(setup: Any) -> None:
+    """Raise ConfigurationError for what is no setup of calls; None is none."""
+    if setup is None:
+        return
+    if not callable(setup):
+        raise ConfigurationError(
+            f"setup is a function that returns what calls share, not {shown(setup)}: "
+            "setup=load_model, without a call"
+        )
+    if inspect.isgeneratorfunction(setup) or inspect.isasyncgenfunction(setup):
+        raise ConfigurationError(
+            "setup returns what calls share, and does not yield: what it holds goes when another "
+            "takes its place; workers with handlers of their own have lifespans (docs/lifespan.md)"
+        )
 
 
 def count(what: str, value: Any, *, least: int = 0, most: int = MAX_COUNT) -> int:

@@ -21,6 +21,7 @@ from .checks import MAX_COUNT as MAX_COUNT
 from .checks import MAX_SECONDS as MAX_SECONDS
 from .checks import MAX_WAIT_S as MAX_WAIT_S
 from .checks import Seconds as Seconds
+from .checks import check_setup
 from .checks import count as count
 from .checks import is_count as is_count
 from .checks import milliseconds as milliseconds
@@ -124,6 +125,7 @@ class CallKeywords(GateKeywords, NeedKeywords, total=False):
     result_ttl: Seconds | None
     cache: Seconds | None
     logs: bool
+    setup: Callable[[], Any] | None
     headers: Mapping[str, str] | None
 
 
@@ -282,6 +284,7 @@ class CallOptions:
     memory: int | None = None
     resources: Resources | None = None
     logs: bool = False
+    setup: Callable[[], Any] | None = None
     priority: str = "normal"
     headers: Mapping[str, str] | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
@@ -294,6 +297,7 @@ class CallOptions:
                 raise unknown_option("a call", name, OPTIONS_OF_CALLS)
         changes = checked(given)
         count("retries", changes.get("retries", 0))  # None is no number of them
+        check_setup(changes.get("setup"))
         gate = {name: changes.pop(name) for name in GateKeywords.__annotations__ if name in changes}
         if changes.get("priority") is None:
             changes.pop("priority", None)
