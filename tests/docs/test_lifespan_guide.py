@@ -1,4 +1,4 @@
-"""docs/lifespan.md keeps its word: its Python runs and prints what it says, its numbers are ours."""
+"""docs/lifespan.md keeps its word: its Python runs, its numbers are those of the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from support.documents import Block, guide, run_as_a_program, unsaid_prints
 
 from redistq.functions import setups
-from redistq.worker import processor, provided, supervisor
+from redistq.worker import processor, provided, restarts
 from redistq.worker.settings import WorkerSettings
 
 GUIDE, PYTHON = guide("lifespan.md")
@@ -31,6 +31,6 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     text = re.sub(r"\s+", " ", GUIDE)
     assert f"after {provided.SLOW_S:.0f} s" in text
     assert f"`--start-timeout` seconds ({WorkerSettings().start_timeout:.0f})" in text
-    assert f"grows to {supervisor.LONGEST_PAUSE_S:.0f} s" in text
+    assert f"grows to {restarts.LONGEST_PAUSE_S:.0f} s" in text
     assert processor.LEAVE_S == 1.0
     assert setups.MOST_KEPT == 4
