@@ -7,7 +7,8 @@ it (``producer.add_flow``, ``client.submit``, or as a part of a graph), and the 
 sent many times.
 
 How a task gets the result of what comes before it: a function, as its last argument (after a group,
-the list of its results); a named task reads it, ``context.results()``.
+the list of its results), one decorated with ``@task`` where it has room for one more; a task that
+is given by its name reads it, ``context.results()``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import ConfigurationError
+from .handlers import handler_of
 from .protocol.keys import new_task_id
 from .protocol.limits import Limit
 from .protocol.options import CallOptions, TaskOptions
@@ -217,17 +219,34 @@ class PackedFlow:
     tasks: list[PackedTask]
 
 
+def payload_of(step: Step) -> tuple[Any, dict[str, Any]]:
+    """Return the payload of a flow's named task, and its options. Raises TypeError for arguments
+    that it does not take."""
+    signature = step.signature
+    args, given = signature.args, {**signature.given}
+    shape = None if isinstance(signature.task, str) else handler_of(signature.task).shape
+    if shape is None:
+        if signature.kwargs or len(args) > 1:
+            raise TypeError("a named task takes one payload: sig('name', payload)")
+        return (args[0] if args else None), given
+    may_take = step.after and given.get("takes") is None
+    if may_take and (payload := shape.with_room(args, signature.kwargs)) is not None:
+        given["takes"] = "results" if step.as_list else "result"
+        return payload[0], given
+    if not (args or signature.kwargs or shape.is_call):
+        return None, given  # as ever: it reads what it wants
+    return shape.payload(args, signature.kwargs), given
+
+
 def items_of(flow: Flow) -> list[dict[str, Any]]:
     """Return a flow of named tasks as items for ``add_tasks``, with their ids."""
     steps, _ = steps_of(flow)
     ids = [new_task_id() for _ in steps]
     items = []
     for step, task_id in zip(steps, ids, strict=True):
-        signature = step.signature
-        if signature.kwargs or len(signature.args) > 1:
-            raise TypeError("a named task takes one payload: sig('name', payload)")
-        item = {"type": signature.task, "task_id": task_id, **signature.given}
-        item["payload"] = signature.args[0] if signature.args else None
+        payload, given = payload_of(step)
+        item = {"type": step.signature.task, "task_id": task_id, **given}
+        item["payload"] = payload
         if step.after:
             item["after"] = [ids[i] for i in step.after]
         items.append(item)

@@ -31,6 +31,7 @@ DOORS = {
     ("producer.graph", "monitor.graph_plot"),  # graph.plot()
     ("producer.operations", "producer.active"),  # with producer.active()
     ("handlers.typed_task", "producer.active"),  # task.delay(...) adds by the program's producer
+    ("handlers.typed_task", "flows"),  # task.s(...) is a part of a flow
     ("handlers.typed_task", "producer.handle"),  # and returns a handle, for type checkers
 }
 

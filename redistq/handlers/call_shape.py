@@ -200,6 +200,21 @@ class CallShape:
         extra = [p for p in self.arguments if p.name == name]
         return _stub_of(self.function, extra)(*args, **kwargs)[name]
 
+    def with_room(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any] | None:
+        """Return the payload of a call whose last argument is still to come; None where there is
+        no room for one. A payload is to come where nothing is given, and no context is there by
+        which results are read."""
+        if not self.is_call:
+            empty = not (args or kwargs or self.wants_context)
+            return (None,) if empty and self.payload_name else None
+        try:
+            named = self.bind((*args, None), kwargs)
+        except TypeError:
+            return None
+        call = Call(args=args, kwargs=kwargs)
+        call.named = named
+        return (call,)
+
     def call_of(self, payload: Any) -> Call | None:
         """Return a payload as the call that it is, bound; None for what is no call; nothing
         is a call without arguments. Raises TypeError where its arguments do not fit."""

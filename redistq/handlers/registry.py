@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
@@ -27,7 +27,7 @@ from .handler import Handler
 from .lifespans import Lifespan
 from .plain import plain_arguments
 from .policy import ExceptionTypes, RetryPolicy
-from .typed_task import P, R, Task, equip
+from .typed_task import AsyncTask, P, R, Task, equip
 
 if TYPE_CHECKING:
     from ..protocol.declared import Declared
@@ -43,8 +43,10 @@ _NEEDS = frozenset(NeedKeywords.__annotations__)
 class TaskDecorator(Protocol):
     """What ``@task(...)`` returns."""
 
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]:
-        """Register the function."""
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
 class Registry(Mapping[str, Handler]):
@@ -95,6 +97,8 @@ class Registry(Mapping[str, Handler]):
         self._handlers[name] = handler
         return handler
 
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
@@ -326,7 +330,7 @@ class OfFunction:
             return cls(handler.name, payload, given, payload)
         types = shape.types or types_of(handler)
         if not shape.is_call:
-            if types.is_needed:
+            if types.is_needed and given.get("takes") is None:
                 types.check((payload,), {})
             if types.is_needed or type(payload) not in _JSON:
                 payload = plain_arguments(handler.name, payload, shape.payload_name or "payload")

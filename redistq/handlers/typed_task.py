@@ -5,19 +5,20 @@ The function itself stays as it is. ``Task`` is what type checkers see of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
 from ..errors import ConfigurationError
 from ..protocol.options import OPTIONS_OF_TASKS, TaskKeywords, unknown_option
 
 if TYPE_CHECKING:
+    from ..flows import Signature
     from ..producer.handle import TaskHandle
     from .handler import Handler
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
-NAMES = ("delay", "adelay", "options", "task_name")
+NAMES = ("delay", "adelay", "options", "task_name", "s", "map", "starmap")
 """What a decorated function has."""
 _OPTIONS = frozenset({*OPTIONS_OF_TASKS, "task_id"})
 
@@ -45,6 +46,15 @@ class Sends(Protocol[P, R]):
     def options(self, **options: Unpack[CallKeywords]) -> Sends[P, R]:
         """Return the same with options of the task: those of TaskProducer.add_task."""
 
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """Return the task as a part of a flow: see redistq.chain, group and chord."""
+
+    def map(self, items: Iterable[Any]) -> Sequence[TaskHandle[R]]:
+        """Add a task for each item, its first argument, in few calls to the server."""
+
+    def starmap(self, items: Iterable[Iterable[Any]]) -> Sequence[TaskHandle[R]]:
+        """As ``map``; each item holds the arguments of one task."""
+
 
 class Task(Sends[P, R], Protocol[P, R]):
     """A function decorated with ``@task``: called here as ever, or added as a task."""
@@ -52,6 +62,15 @@ class Task(Sends[P, R], Protocol[P, R]):
     __name__: str
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function, here and now."""
+
+
+class AsyncTask(Sends[P, R], Protocol[P, R]):
+    """As Task, of an ``async def`` function: called here it is awaited."""
+
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the function, here and now."""
 
 
@@ -93,6 +112,31 @@ class TaskCalls(Generic[P, R]):
             if name not in _OPTIONS:
                 raise unknown_option(f"{self.task_name}.options()", name, _OPTIONS)
         return TaskCalls(self._handler, {**self._given, **options})
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """Return the task as a part of a flow (redistq.chain, group, chord), with its options.
+
+        In a flow the result of what comes before it is its last argument, where it has room for one
+        more; after a group the list of all results.
+        """
+        from ..flows import Signature
+
+        return Signature(self._handler.function, args, kwargs, self._given)
+
+    def map(self, items: Iterable[Any]) -> Sequence[TaskHandle[R]]:
+        """Add a task for each item, its first argument, in few calls to the server; return their
+        handles in order. Every item is checked before the first is sent: raises as ``delay``, and
+        ServerUnavailable as TaskProducer.add_tasks."""
+        return self.starmap((item,) for item in items)
+
+    def starmap(self, items: Iterable[Iterable[Any]]) -> Sequence[TaskHandle[R]]:
+        """As ``map``; each item holds the arguments of one task."""
+        from ..producer import active
+
+        if "task_id" in self._given:
+            raise ConfigurationError("each of many tasks has an id of its own: leave out task_id")
+        payloads = (_payload(self._handler, tuple(args), {}) for args in items)
+        return active.add_many(self._handler, payloads, self._given)
 
     def __repr__(self) -> str:
         return f"<tasks {self.task_name}>"

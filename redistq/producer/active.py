@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,8 +22,9 @@ from ..context import running_task
 from ..errors import ConfigurationError
 from ..handlers import Handler
 from .async_producer import AsyncTaskProducer
+from .gated import TaskId
 from .handle import TaskHandle
-from .operations import ProducerOperations
+from .operations import Item, ProducerOperations
 from .producer import TaskProducer
 
 
@@ -149,14 +150,31 @@ def replaced(producer: ProducerOperations) -> Iterator[None]:
 def add(handler: Handler, payload: Any, options: Mapping[str, Any]) -> TaskHandle[Any]:
     """Add a task of a handler; return its handle."""
     here = target()
-    task_id = here.producer().add_task(handler.function, payload, **options)
+    task_id = here.producer().add_task(handler, payload, **options)
     return TaskHandle(task_id, handler, here)
+
+
+def add_many(
+    handler: Handler, payloads: Iterable[Any], options: Mapping[str, Any]
+) -> list[TaskHandle[Any]]:
+    """Add many tasks of a handler with the same options; return their handles in order."""
+    here = target()
+    items: Iterable[Item] = ((handler, payload) for payload in payloads)
+    if options:
+        items = ({"type": handler, "payload": payload, **options} for payload in payloads)
+    ids = here.producer().add_tasks(items)
+    stream = here.producer().keys.stream
+    return [TaskHandle(_known(one, stream), handler, here) for one in ids]
+
+
+def _known(task_id: str, stream: str) -> TaskId:
+    return task_id if isinstance(task_id, TaskId) else TaskId.of(task_id, stream)
 
 
 async def add_async(handler: Handler, payload: Any, options: Mapping[str, Any]) -> TaskHandle[Any]:
     """As ``add``, with the producer of the running loop."""
     here = target()
-    task_id = await here.async_producer().add_task(handler.function, payload, **options)
+    task_id = await here.async_producer().add_task(handler, payload, **options)
     return TaskHandle(task_id, handler, here)
 
 

@@ -19,7 +19,7 @@ from ..codecs.sealing import Seal, seal_of
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..connection.broker import DEFAULT_TIMEOUT
 from ..errors import ConfigurationError, UnknownTask
-from ..handlers import OfFunction
+from ..handlers import Handler, OfFunction
 from ..middleware import Layers, Middleware, NewTask, ambient, checked_middleware
 from ..middleware.chain import added, given_by, new_task
 from ..protocol.codec import DEFAULT_MAX_BYTES, encode_payload
@@ -50,7 +50,7 @@ from .results import CUT, ResultWait, TaskStatus, letter_of, payload_in, status_
 from .sansio import Operation
 from .schedules import ScheduleOperations
 
-TaskName = str | Callable[..., Any]
+TaskName = str | Callable[..., Any] | Handler
 Item = tuple[TaskName, Any] | Mapping[str, Any]
 Wish = Literal["ask", "force"] | None
 """What ``cancel`` wishes of tasks that run; None: they are left alone."""

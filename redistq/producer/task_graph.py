@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..codecs.sealing import Seal
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
-from ..flows import Flow, Step, steps_of
+from ..flows import Flow, Step, payload_of, steps_of
 from ..handlers import OfFunction
 from ..middleware import Layers, NewTask, ambient
 from ..middleware.chain import added, given_by, new_task
@@ -116,11 +116,8 @@ class TaskWriting(GraphOperations):
         return ids
 
     def _add_step(self, step: Step, after: Any) -> str:
-        signature = step.signature
-        if signature.kwargs or len(signature.args) > 1:
-            raise TypeError("a named task takes one payload: sig('name', payload)")
-        payload = signature.args[0] if signature.args else None
-        return self.add(signature.task, payload, after=after, **signature.given)
+        payload, given = payload_of(step)
+        return self.add(step.signature.task, payload, after=after, **given)
 
     def _options(
         self, given: Mapping[str, Any], payload: Any, gated: bool

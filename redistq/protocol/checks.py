@@ -24,6 +24,8 @@ MAX_SECONDS = 1_000_000_000.0
 """Longest duration: about 31 years. Every platform's clocks and every server can count it."""
 MAX_WAIT_S = min(MAX_SECONDS, threading.TIMEOUT_MAX / 2)
 """Longest wait of a caller; some platforms can wait for no more than some weeks."""
+TAKEN = ("result", "results", "nothing")
+"""What a task may take of the results of the tasks that it runs after."""
 MAX_COUNT = 1_000_000
 """Highest number of retries."""
 LATEST_S = 10_000_000_000.0
@@ -176,3 +178,14 @@ def _from_text(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def taken(option: str, given: Any) -> str | None:
+    """Return which results a task takes as its last argument, checked; raises ConfigurationError.
+
+    "result" is that of the task it runs after, "results" the list of those of all; "nothing": it
+    takes none.
+    """
+    if given not in TAKEN:
+        raise ConfigurationError(f"{option} is one of {', '.join(TAKEN)}, not {shown(given)}")
+    return None if given == "nothing" else str(given)

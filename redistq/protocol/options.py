@@ -28,6 +28,7 @@ from .checks import milliseconds as milliseconds
 from .checks import moment as moment
 from .checks import seconds as seconds
 from .checks import shown as shown
+from .checks import taken as taken
 from .checks import unknown_option as unknown_option
 from .checks import wait_seconds as wait_seconds
 from .codec import dumps
@@ -150,9 +151,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "headers": checked_headers,
     "memory": size,
     "resources": needed,
+    "takes": taken,
 }
 """What checks an option's value: it is given what the option is called, and the value."""
-OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at"})
+OPTIONS_OF_TASKS = frozenset({*TaskKeywords.__annotations__, "execute_at", "takes"})
 OPTIONS_OF_GATE = frozenset({*GateKeywords.__annotations__, "priority"})
 """Those of a task that gate.py reads and writes."""
 OPTIONS_OF_CALLS = frozenset(CallKeywords.__annotations__)
@@ -210,6 +212,8 @@ class TaskOptions:
     home: str | None = None
     headers: Mapping[str, str] | None = None
     gate: str | None = None
+    takes: str | None = None
+    """Which results of the tasks it ran after are its last argument: see flows.py."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any], what: str) -> TaskOptions:
@@ -395,6 +399,8 @@ def _written(
     numbers = (options.retries, options.timeout, options.hard_timeout, result_ttl)
     needs = (options.memory, options.resources)
     written: tuple[tuple[str, Any], ...] = tuple(more.items())
+    if isinstance(options, TaskOptions) and options.takes is not None:
+        written = (*written, ("takes", options.takes))
     if not headers:
         return _encode(*numbers, *needs, written)
     # Behind all that scripts look for: no text of a user's stands before it.
@@ -459,4 +465,5 @@ def _read(opts: bytes) -> TaskOptions:
         home=home if isinstance(home, str) else None,
         headers=headers_in(found) if "headers" in found or "trace" in found else None,
         gate=gate if isinstance(gate, str) else None,
+        takes=taken("takes", found["takes"]) if "takes" in found else None,
     )

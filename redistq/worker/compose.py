@@ -72,6 +72,31 @@ def _without_injection(calling: Calling, wants_context: bool) -> Callable[..., A
     return lambda payload: calling(payload, None, _NOTHING_INJECTED)
 
 
+def with_results(
+    function: Callable[..., Any], wants_context: bool, what: str, is_async: bool
+) -> Callable[..., Any]:
+    """Return a composed function that is given the results of the tasks it runs after: "result" or
+    "results", as the last of its arguments, or as its payload."""
+
+    def call(payload: Any, context: Any, results: list[Any]) -> Any:
+        value = results if what == "results" or len(results) != 1 else results[0]
+        if is_call_payload(payload):
+            payload = {**payload, "args": [*payload.get("args", ()), value]}
+        else:
+            payload = value
+        return function(payload, context) if wants_context else function(payload)
+
+    def run(payload: Any, context: Any) -> Any:
+        return call(payload, context, context.results())
+
+    async def run_async(payload: Any, context: Any) -> Any:
+        import asyncio
+
+        return await call(payload, context, await asyncio.to_thread(context.results))
+
+    return run_async if is_async else run
+
+
 class Arguments:
     """Calls a handler's function with the arguments that a payload holds; is a ``Calling``.
 

@@ -373,7 +373,10 @@ class Executor:
             unread = self._unread(run, payload, name, opts, error)
             if unread is not None:
                 return unread
-        deadline_ms = run.terms.deadline_ms
+        terms = run.terms
+        if terms.options.takes is not None:
+            run.handler = handler.taking(terms.options.takes)
+        deadline_ms = terms.deadline_ms
         if deadline_ms is not None and usual and self._clock.has_passed(deadline_ms):
             return run.expired()
         return run

@@ -5,6 +5,7 @@ Made by the executor of what a worker was given; read by attempts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ..protocol.options import (
 from ..protocol.resources import Resources
 from . import limits
 from .batches import alone
-from .compose import composed, item_converter
+from .compose import composed, item_converter, with_results
 from .prefetch import Durations
 from .settings import WorkerSettings
 
@@ -180,6 +181,13 @@ class BoundHandler:
         run = with_context(self.function, self.wants_context)
         self.function = running(layers, self.name, run, is_async=self.is_async)
         self.wants_context = True
+
+    def taking(self, what: str) -> BoundHandler:
+        """Return this handler for tasks whose last argument are results of others."""
+        found = copy.copy(self)
+        found.function = with_results(self.function, self.wants_context, what, self.is_async)
+        found.wants_context = True
+        return found
 
     def terms_of(self, opts: bytes) -> Terms:
         """Return what holds for a task with these options; raises as ``TaskOptions.read``."""
