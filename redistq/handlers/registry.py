@@ -198,6 +198,8 @@ class Registry(Mapping[str, Handler]):
                 equip(function, handler)
             except AttributeError:
                 pass  # a built-in or bound method takes no mark; it is registered all the same
+            if declared is not None:
+                OfFunction.of(handler, declared.payload, {})  # raises for one that it cannot take
             return function
 
         return register if function is None else register(function)

@@ -17,7 +17,7 @@ from ..codecs.codec import Codec
 from ..codecs.sealing import seal_of
 from ..connection.broker import Broker
 from ..errors import RedistqError
-from ..handlers import Handler
+from ..handlers import Handler, OfFunction
 from ..logger import logger
 from ..producer.limits import LimitOperations
 from ..producer.sansio import run
@@ -124,16 +124,17 @@ class _Deploy:
 
     def _set(self, name: str) -> None:
         declared, handler = self._declared[name], self._handlers[name]
+        task = OfFunction.of(handler, declared.payload, {})
         definition, limits = Definition.of(
             name,
             name,
-            declared.payload,
-            handler.gate or {},
+            task.named,
+            task.given,
             stream=self._commands.keys.stream,
             missed=declared.missed,
             overlap=declared.overlap,
         )
-        data = encode_payload(name, declared.payload, DEFAULT_MAX_BYTES)
+        data = encode_payload(name, task.payload, DEFAULT_MAX_BYTES)
         run(self._broker, LimitOperations(self._commands).declare(limits))
         put = self._schedules.put(
             name, declared.timing, definition, data, source=self._source(self._name)
