@@ -224,12 +224,14 @@ def payload_of(step: Step) -> tuple[Any, dict[str, Any]]:
     that it does not take."""
     signature = step.signature
     args, given = signature.args, {**signature.given}
-    shape = None if isinstance(signature.task, str) else handler_of(signature.task).shape
+    handler = None if isinstance(signature.task, str) else handler_of(signature.task)
+    shape = None if handler is None else handler.shape
     if shape is None:
         if signature.kwargs or len(args) > 1:
             raise TypeError("a named task takes one payload: sig('name', payload)")
         return (args[0] if args else None), given
-    may_take = step.after and given.get("takes") is None
+    batches = handler is not None and handler.batching is not None
+    may_take = step.after and given.get("takes") is None and not batches
     if may_take and (payload := shape.with_room(args, signature.kwargs)) is not None:
         given["takes"] = "results" if step.as_list else "result"
         return payload[0], given

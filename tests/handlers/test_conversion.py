@@ -308,3 +308,25 @@ def test_arguments_are_json_that_other_languages_read(
         "args": [{"number": 1, "when": "2026-03-01T12:30:00Z", "file": "a"}],
         "kwargs": {"customer": {"name": "Ann", "born": "2026-03-01"}},
     }
+
+
+@task(batch=10, within=0.05, retries=0)
+def charge_many(orders: list[Order]) -> list[Order]:
+    assert all(isinstance(order, Order) for order in orders)
+    return [dataclasses.replace(order, number=-order.number) for order in orders]
+
+
+def test_payloads_of_a_batch_handler_are_converted_one_by_one(
+    url: str, producer: TaskProducer
+) -> None:
+    """One that does not fit fails alone; results are typed as one of the list."""
+    with pytest.raises(ArgumentError, match="argument orders of task 'charge_many'"):
+        charge_many.delay({"number": "x"})  # type: ignore[arg-type]
+    wrong = producer.add_task("charge_many", {"number": "x"})
+    handles = charge_many.map([Order(number, WHEN) for number in (1, 2, 3)])
+    with TaskWorker(url=url, task_handlers=registry):
+        assert [handle.result(10) for handle in handles] == [
+            Order(-number, WHEN) for number in (1, 2, 3)
+        ]
+        with pytest.raises(TaskFailed, match="ArgumentError: argument orders of task"):
+            producer.get_result(wrong, 10)
