@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 from ..system.streams import written
 
-_USAGE = """usage: redistq {worker,monitor,dashboard,events,schedules,script,schema} ...
+_USAGE = """usage: redistq COMMAND ...
 
   worker      run the tasks of a queue              (redistq worker --help)
   monitor     look at a queue, pause it, replay     (redistq monitor --help)
   dashboard   a live screen in this terminal; with --serve, a web page
   events      what happens to tasks, event by event (redistq events --help)
   schedules   periodic tasks: seen, set, run now    (redistq schedules --help)
+  trigger     add one task, wait for its result     (redistq trigger --help)
+  health      say by the exit code how a queue is   (redistq health --help)
   script      the Lua text of a script, for programs in other languages
   schema      the JSON schema of what stands on the server
 
@@ -55,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .texts import main as texts
 
         return texts(command, rest)
+    if command == "trigger":
+        from .trigger import main as trigger
+
+        return trigger(rest)
+    if command == "health":
+        from .health import main as health
+
+        return health(rest)
     if command in ("-h", "--help", "help"):
         return written(lambda: _say(_USAGE))
     if command == "--version":
