@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
 from ..system.streams import mend_standard_streams
 from ..worker.bootstrap import check_rights, warn_about_server
+from ..worker.logs import set_up
 from ..worker.settings import WorkerSettings
 from ..worker.supervisor import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Supervisor
 from .worker_options import parser, settings_of
@@ -132,6 +132,7 @@ def _supervisor(args: argparse.Namespace, settings: WorkerSettings, address: Add
         child_spec={
             "targets": args.targets,
             "log_level": args.log_level,
+            "log_format": args.log_format,
             "path": _path_of_handlers(),
         },
         on_ready=on_ready,
@@ -167,9 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     args = parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up(args.log_level, args.log_format)
+    if args.reload:
+        from .reload import serve
+
+        return serve(list(sys.argv[1:] if argv is None else argv), args)
     if args.processes < 1:
         parser().error("--processes is 1 or more")
     try:

@@ -11,6 +11,7 @@ from ..codecs.codec import Codec
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.private import ENV_KEY, read_given
+from ..worker.logs import FORMATS
 from ..worker.settings import WorkerSettings
 
 _EXAMPLES = """
@@ -175,6 +176,24 @@ def parser() -> argparse.ArgumentParser:
         type=str.upper,
         choices=["DEBUG", "INFO", "WARNING", "ERROR"],
         help="how much is logged to standard error (%(default)s)",
+    )
+    p.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: start anew when a Python file below this folder changes "
+        "(redistq[dev])",
+    )
+    p.add_argument(
+        "--reload-dir",
+        action="append",
+        metavar="DIR",
+        help="with --reload: the folder that is watched instead; may be repeated",
+    )
+    p.add_argument(
+        "--log-format",
+        default="plain",
+        choices=FORMATS,
+        help="json: one object a line, with the task that logged it (%(default)s)",
     )
     return p
 

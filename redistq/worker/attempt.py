@@ -283,9 +283,19 @@ class Attempt:
         except BaseException as fault:  # the retry policy, or what the error itself says
             return self._unbooked(fault, error, took, started)
 
+    @property
+    def _described(self) -> dict[str, Any]:
+        """What log records say of it: see logs.py."""
+        return {
+            "task_id": self.id.decode("utf-8", "replace"),
+            "task_name": self.handler.name,
+            "attempt": int(self.attempt),
+            "queue": self.queue.name,
+        }
+
     def cancelled(self, why: str, took: int, started: int) -> Outcome:
         """Return the outcome of an attempt that ended because it was asked to, in words."""
-        log.info("task %s was cancelled: %s", self.id.decode(), why)
+        log.info("task %s was cancelled: %s", self.id.decode(), why, extra=self._described)
         ttl = str(CANCELLED_TTL_MS)
         return self.end("cancelled", why.encode(), ASKED_NOTE, took, started, ttl)
 
@@ -393,6 +403,7 @@ class Attempt:
                 delay,
                 note,
                 text,
+                extra=self._described,
             )
             if self.seal is not None:
                 body = self.seal.last_error(body)
@@ -400,7 +411,8 @@ class Attempt:
         # A client that waits for it hears of it, and a notebook is not the place to say it twice.
         is_awaited = self.terms.inbox or self.terms.batch
         level = logging.INFO if is_awaited else logging.WARNING
-        log.log(level, "task %s attempt %d failed for good: %s: %s", task_id, attempt, note, text)
+        words = "task %s attempt %d failed for good: %s: %s"
+        log.log(level, words, task_id, attempt, note, text, extra=self._described)
         if self.seal is not None:
             body = self.seal.error(body)
         return self.end("failed", body, note, took, started)

@@ -36,6 +36,7 @@ from ..system.loops import OUTAGES
 from ..system.processes import Starter, handle_signal, leave_fork
 from .bootstrap import announce, registry_from, with_function_calls
 from .heartbeat import sign_off
+from .logs import set_up
 from .pipe import Parent
 from .processor import EXIT_FAULT, Processor
 from .provided import StartEnded
@@ -237,10 +238,8 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
 
 def _prepare(spec: dict[str, Any]) -> None:
     """Set up logging, faults, threads and imports, before the first module of the user's."""
-    logging.basicConfig(
-        level=spec.get("log_level", "WARNING"),
-        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
-    )
+    how = spec.get("log_format", "plain")
+    set_up(spec.get("log_level", "WARNING"), how, with_process=True)
     if not faulthandler.is_enabled():
         faulthandler.enable()  # native code that kills this process is named
     # A runner that computes gives up the interpreter after 1 ms instead of 5: fetcher and settler
