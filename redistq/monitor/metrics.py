@@ -21,6 +21,8 @@ from ..protocol.waits import REASONS
 from ..system.interpreter import require
 from ..system.private import host_in, is_loopback, named_here
 from .monitor import TaskMonitor
+from .name_times import NameTimes, families
+from .rows import Event, read_event
 from .scale import with_scale
 from .tick import Tick, condition, running_count, slots_of
 
@@ -32,7 +34,7 @@ LIMITS_SHOWN = 50
 
 
 class QueueCollector:
-    """A prometheus_client collector for one queue; ``read`` returns a tick.
+    """A prometheus_client collector for one queue; ``times`` reads its ticks.
 
     While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
     pass for those of now.
@@ -41,11 +43,11 @@ class QueueCollector:
     def __init__(
         self,
         queue: str,
-        read: Callable[[], Tick],
+        times: NameTimes,
     ) -> None:
         self._core = require("prometheus_client.core", "metrics", "Prometheus metrics")
         self._queue = queue
-        self._read = read
+        self._times = times
 
     def describe(self) -> list[Any]:
         """Return nothing: registering must not ask the server."""
@@ -54,7 +56,7 @@ class QueueCollector:
     def collect(self) -> Iterator[Any]:
         """Yield every family of metrics, from one tick."""
         try:
-            tick: Tick | None = self._read()
+            tick: Tick | None = self._times.tick()
         except RedistqError as error:
             log.warning("no figures for Prometheus: %s", error)
             tick = None
@@ -64,6 +66,7 @@ class QueueCollector:
         yield from self._families(tick.snapshot)
         yield from self._waiting(tick.snapshot, tick.reasons)
         yield from self._limits([limit for limit in tick.limits if limit.has_rule])
+        yield from families(self._core, self._queue, self._times)
 
     def _families(self, shot: Snapshot) -> Iterator[Any]:
         now = condition(shot)
@@ -134,9 +137,17 @@ class QueueCollector:
         return family
 
 
-def _read_by(monitor: TaskMonitor) -> Callable[[], Tick]:
-    """Return what reads the figures of a scrape, in one call."""
-    return lambda: monitor.tick(events=1, running=1, dead=1, batches=1, limits=LIMITS_SHOWN)
+def _times_by(monitor: TaskMonitor) -> NameTimes:
+    """Return what reads the figures of a scrape, in one call, and more where much has ended."""
+
+    def look(after: str | None, events: int) -> Tick:
+        return monitor.tick(after, events=events, running=1, dead=1, batches=1, limits=LIMITS_SHOWN)
+
+    def more(newest: str, oldest: str, most: int) -> list[Event]:
+        page = monitor.broker.call(monitor.commands.history_page(newest, oldest, most))
+        return [read_event(entry, flat) for entry, flat in page]
+
+    return NameTimes(look, more)
 
 
 class QueuesCollector:
@@ -176,7 +187,7 @@ class MetricsServer:
         registry = client.CollectorRegistry()
         self._monitors = list(monitors) if isinstance(monitors, Sequence) else [monitors]
         registry.register(
-            QueuesCollector([QueueCollector(m.queue, _read_by(m)) for m in self._monitors])
+            QueuesCollector([QueueCollector(m.queue, _times_by(m)) for m in self._monitors])
         )
         try:
             self._server, self._thread = client.start_http_server(port, host, registry)
