@@ -205,7 +205,7 @@ def test_the_python_in_operations_runs(
 ) -> None:
     """Every block runs on a queue with some of everything in it."""
     programs = [block.text for block in blocks(OPERATIONS) if block.language == "python"]
-    assert len(programs) == 4
+    assert len(programs) == 5
     for program in programs:
         done = subprocess.run(
             [sys.executable, "-c", program],
