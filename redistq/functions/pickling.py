@@ -27,7 +27,7 @@ from .dependencies import IMPORTS, imported_names
 from .references import Referable, Reference, as_it_is
 
 PYTHON = (sys.version_info.major, sys.version_info.minor)
-_PLAIN = (int, float, str, bytes, bool, type(None), complex)
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex, Reference})
 _RANDOM_MODULES = frozenset({"numpy.random._generator", "numpy.random.mtrand", "torch", "torch._C"})
 
 Reducer = Callable[[Any], Any]
@@ -204,10 +204,13 @@ def load(data: bytes) -> Any:
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
     """Return whether the standard pickler can be used: nothing in it can refer to ``__main__``."""
-    if type(value) in _PLAIN or type(value) is Reference:  # not subclasses: a cell may define one
+    if type(value) in _PLAIN:  # not subclasses: a cell may define one
         return True
     if depth and type(value) in (tuple, list) and len(value) <= 64:
-        return all(_is_plain(item, depth - 1) for item in value)
+        for item in value:
+            if type(item) not in _PLAIN and not _is_plain(item, depth - 1):
+                return False
+        return True
     if depth and type(value) is dict and len(value) <= 64:
         return all(_is_plain(k, 0) and _is_plain(v, depth - 1) for k, v in value.items())
     if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
