@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .client.graph import CallGraph
     from .client.lazy import LazyCall, compute
     from .client.shared_graph import SharedGraph
+    from .codecs import Codec, Compress, Encrypt, Keys, Sign
     from .context import BatchContext, TaskContext, current_task, track
     from .dashboard import Dashboard
     from .errors import (
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         UnknownParent,
         UnknownSchedule,
         UnknownTask,
+        Unreadable,
         UntrustedPayload,
         WrongPython,
     )
@@ -97,15 +99,19 @@ __all__ = [
     "CallGraph",
     "CancelRequested",
     "Client",
+    "Codec",
+    "Compress",
     "ConfigurationError",
     "Dashboard",
     "Depends",
     "EmbeddedServerError",
+    "Encrypt",
     "EventTimeout",
     "Fail",
     "InvalidDelay",
     "ItemTooLarge",
     "ItemsGone",
+    "Keys",
     "LazyCall",
     "LeaseLost",
     "LocalWorkers",
@@ -126,6 +132,7 @@ __all__ = [
     "ServerUnavailable",
     "Settled",
     "SharedGraph",
+    "Sign",
     "Snooze",
     "StepError",
     "StepMismatch",
@@ -152,6 +159,7 @@ __all__ = [
     "UnknownParent",
     "UnknownSchedule",
     "UnknownTask",
+    "Unreadable",
     "UntrustedPayload",
     "WrongPython",
     "__version__",
@@ -176,6 +184,11 @@ _HOMES = {
     "Client": "client.client",
     "LocalWorkers": "client.client",
     "TaskFuture": "client.futures",
+    "Codec": "codecs",
+    "Compress": "codecs",
+    "Encrypt": "codecs",
+    "Keys": "codecs",
+    "Sign": "codecs",
     "Dashboard": "dashboard",
     "Middleware": "middleware",
     "NewTask": "middleware",

@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..codecs.codec import Codec
 from ..display.text import clean, duration, iso, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
@@ -98,6 +100,9 @@ def _which_queue() -> argparse.ArgumentParser:
     group.add_argument("--group", default=nothing, help=f"consumer group ({DEFAULT_GROUP})")
     group.add_argument("--delayed-key", default=nothing, help="its sorted set of delayed tasks")
     group.add_argument(
+        "--codec", type=Path, default=nothing, metavar="FILE", help="what opens sealed tasks"
+    )
+    group.add_argument(
         "--timeout", type=float, default=nothing, help="seconds to wait for the server (5)"
     )
     return where
@@ -167,6 +172,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
             stream=getattr(args, "queue", DEFAULT_QUEUE),
             group=getattr(args, "group", DEFAULT_GROUP),
             delayed_key=getattr(args, "delayed_key", None),
+            codec=Codec.from_file(args.codec) if hasattr(args, "codec") else None,
             timeout=getattr(args, "timeout", 1.0 if args.command == "dashboard" else 5.0),
         ) as monitor:
             code: int = args.run(monitor, args)

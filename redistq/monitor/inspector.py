@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from ..codecs.sealing import Kind, Seal, seal_of
 from ..connection.broker import Broker
 from ..connection.redis_py import ServerError
-from ..errors import ConfigurationError, GroupMissing, UnknownTask
+from ..errors import (
+    ConfigurationError,
+    GroupMissing,
+    UnknownTask,
+    Unreadable,
+    UntrustedPayload,
+)
 from ..producer.shape import SUMMARY, read_summary
 from ..protocol.commands import MAX_TASKS, Commands, Watched
+from ..protocol.envelope import is_envelope
 from ..protocol.headers import headers_of
 from ..protocol.keys import ENDED
 from ..protocol.limits import states_of
+from ..protocol.options import gate_of
 from ..protocol.plain_commands import read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
@@ -54,7 +64,9 @@ EVENTS_MAX = 100_000
 class Inspector:
     """Lists what one queue holds; every method is a few calls that only read."""
 
-    def __init__(self, broker: Broker, commands: Commands) -> None:
+    def __init__(self, broker: Broker, commands: Commands, seal: Seal | None = None) -> None:
+        """``seal`` opens what a codec has sealed."""
+        self._seal = seal or seal_of(None, commands.keys.stream)
         self._broker = broker
         self._commands = commands
 
@@ -226,13 +238,21 @@ class Inspector:
             read_event(row[0], row[1])
             for _, row in self._pages("history", EVENTS_MAX, task_id=task_id)
         ][::-1]
+        if any(is_envelope(watched.record.get(name, b"")) for name in _SEALED):
+            watched = self._opened(task_id, watched)
         record = {name: text_of(value) for name, value in watched.record.items()}
         if watched.state == "unknown" and not events:
             raise UnknownTask(task_id)
         if watched.state in ("queued", "running"):
             # The record of a task in the stream names nothing but its entry.
             for _, flat in self._broker.call(self._commands.entry(record["entry"])):
-                record |= {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
+                fields = {"name": "", "payload": "", "attempt": ""} | fields_of(flat)
+                raw = dict(zip(flat[::2], flat[1::2], strict=False))
+                if is_envelope(raw.get(b"payload", b"")):
+                    named = {text_of(name): value for name, value in raw.items()}
+                    opened = self._opened(task_id, replace(watched, record=named))
+                    fields["payload"] = text_of(opened.record["payload"])
+                record |= fields
         why = ""
         if watched.state == "waiting":
             why = read_why(self._broker.call(self._commands.why(task_id))).words()
@@ -241,6 +261,22 @@ class Inspector:
         elif watched.state == "delayed":
             why = why_put_off(watched.record)
         return _history_of(task_id, watched, record, events, why)
+
+    def _opened(self, task_id: str, watched: Watched) -> Watched:
+        """Return a record with what was sealed as it was before, as far as there is a key."""
+        record = dict(watched.record)
+        name = text_of(record.get("name", b""))
+        for field, kind in _SEALED.items():
+            body = record.get(field, b"")
+            if not is_envelope(body):
+                continue
+            with contextlib.suppress(Unreadable, UntrustedPayload):
+                if kind is None:
+                    gate = gate_of(record.get("opts", b""))
+                    record[field] = self._seal.open_payload(task_id, name, body, gate)[0]
+                else:
+                    record[field] = self._seal.open_of_task(kind, task_id, body)
+        return replace(watched, record=record)
 
     def _pages(
         self, kind: str, n: int, *, full: bool = True, task_id: str = ""
@@ -261,6 +297,10 @@ class Inspector:
                 return
             left -= len(rows) if kind == "delayed" else limit
             start = text_of(after)
+
+
+_SEALED: Mapping[str, Kind | None] = {"payload": None, "result": "result", "error": "error"}
+"""Fields of a record that a codec may have sealed."""
 
 
 def _layers(summary: bytes | None) -> int | None:

@@ -55,7 +55,7 @@ class TaskMonitor(Followed, Scheduled):
         self.broker = self.producer.broker
         self.commands = self.producer.commands
         self.keys = self.producer.keys
-        self.records = Inspector(self.broker, self.commands)
+        self.records = Inspector(self.broker, self.commands, self.producer.seal)
         self._held: dict[str, Running] = {}
         self._dead: dict[tuple[str, int], DeadLetter] = {}
 

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..protocol.envelope import described
 from ..protocol.progress import Progress, read_progress
+
+SEALED = "(sealed)"
+"""The type of an error that cannot be read here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +390,10 @@ def read_batch(batch_id: str, fields: Mapping[str, str]) -> BatchRow:
 
 
 def read_error(text: str) -> dict[str, str]:
-    """Return an error's type, message and traceback; text that is no error is its own message."""
+    """Return an error's type, message and traceback; text that is no error is its own message; one
+    that a codec sealed is only named as such."""
+    if sealed := described(text):
+        return {"type": SEALED, "message": sealed, "traceback": ""}
     try:
         found = json.loads(text) if text else {}
     except ValueError:
@@ -397,9 +404,12 @@ def read_error(text: str) -> dict[str, str]:
 
 
 def preview_of(payload: bytes | str) -> str:
-    """Return the start of a payload as text; a packet (see pickling.py) is only named as one."""
+    """Return the start of a payload as text; a packet (see signing.py), and what a codec sealed, is
+    only named as one."""
     text = text_of(payload)
-    return "(a pickled call)" if text.startswith("\0rq") else text[:200]
+    if text.startswith("\0rq"):
+        return described(text) or "(a pickled call)"
+    return text[:200]
 
 
 def text_of(raw: Any) -> str:

@@ -117,7 +117,7 @@ class AsyncTaskProducer(ProducerOperations):
         timeout: float | None = None,
     ) -> AsyncItemStream:
         """As TaskProducer.stream, for ``async for``."""
-        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self._seal)
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self.seal)
         return AsyncItemStream(reader, self.broker)
 
     async def get_task(self, task_id: str) -> TaskStatus:

@@ -96,8 +96,9 @@ class ProducerOperations:
         self._max_bytes = max_payload_bytes
         self._delayed_key = delayed_key
         self._codec = given_or_env(codec)
-        self._seal: Seal = seal_of(self._codec, stream)  # what is read here
-        self._seals = None if self._codec is None else self._seal  # what is written here
+        self.seal: Seal = seal_of(self._codec, stream)
+        """What opens results and payloads that a codec sealed."""
+        self._seals = None if self._codec is None else self.seal  # what is written here
         self._limits = LimitOperations(self.commands)
         self._schedules = ScheduleOperations(
             self.commands, self._limits, max_payload_bytes, self._seals
@@ -285,7 +286,7 @@ class ProducerOperations:
         watched = Commands.read_watch((yield self.commands.watch(task_id)))
         if watched.state == "unknown":
             raise UnknownTask(task_id)
-        status = status_of(task_id, watched, self._seal)
+        status = status_of(task_id, watched, self.seal)
         if watched.state == "waiting":
             words = read_why((yield self.commands.why(task_id))).words()
             return replace(status, why=words)
@@ -301,7 +302,7 @@ class ProducerOperations:
         try:
             wait = ResultWait(
                 *(task_id, timeout, inbox, self.commands, self._diagnosis, self.timeout),
-                self._seal,
+                self.seal,
             )
             return (yield from wait.result(expected is not None))
         finally:
@@ -356,14 +357,14 @@ class ProducerOperations:
             page = self.commands.browse("dead", min(left, MAX_TASKS), start)
             _, rows, after = yield page
             for row in rows:
-                letter = letter_of(row, self._seal)
+                letter = letter_of(row, self.seal)
                 if letter is None:
                     continue  # its record has expired
                 if letter.payload is CUT:
                     payload, opts = yield self.commands.payload_and_options(letter.id)
                     record = {"name": (letter.name or "").encode(), "opts": opts or b""}
                     found_in = (
-                        payload_in(letter.id, payload, record, self._seal) if payload else None
+                        payload_in(letter.id, payload, record, self.seal) if payload else None
                     )
                     letter = replace(letter, payload=found_in)
                 found.append(letter)

@@ -156,7 +156,7 @@ class TaskProducer(ProducerOperations):
         ItemsGone: the oldest are no longer kept. ResultTimeout: nothing came for ``timeout``
         seconds (None: no limit); the next item may be asked for again.
         """
-        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self._seal)
+        reader = ItemReader(task_id, self.commands, start, restarts, timeout, self.seal)
         return ItemStream(reader, self.broker)
 
     def get_task(self, task_id: str) -> TaskStatus:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, Unreadable
 from ..system.memory import size
 from .checks import MAX_COUNT as MAX_COUNT
 from .checks import MAX_SECONDS as MAX_SECONDS
@@ -161,6 +161,9 @@ OPTIONS_OF_CALLS = frozenset(CallKeywords.__annotations__)
 _IN_ENTRIES = ("retries", "timeout", "hard_timeout", "result_ttl", "memory")
 NO_LIMIT = math.inf
 """The time limit of a task that has none, whatever its handler says."""
+FORMAT = 1
+"""The version of the entry format (docs/format.md); ``v`` in options that need a higher one."""
+_UPGRADE = "it was added by a newer release of redistq: upgrade this worker"
 REMEMBERED_BYTES = 1024
 """Longest options that are remembered once they were read; those of thousands of calls of one
 client, or of one batch, are the same."""
@@ -446,6 +449,8 @@ def _found(opts: bytes) -> dict[str, Any]:
 @lru_cache(maxsize=512)
 def _read(opts: bytes) -> TaskOptions:
     found = _found(opts)
+    if found.get("v", FORMAT) > FORMAT:
+        raise Unreadable("the options of a task", f"format {found['v']}", _UPGRADE)
     numbers = {name: found[name] for name in _IN_ENTRIES if name in found}
     for name, value in numbers.items():
         if isinstance(value, str):

@@ -4,7 +4,10 @@ the server, nothing is lost for want of a key, and nothing that was changed or m
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from redistq import (
     Client,
     Registry,
     TaskFailed,
+    TaskMonitor,
     TaskProducer,
     TaskWorker,
     chain,
@@ -384,6 +388,56 @@ def test_keys_are_rotated_while_tasks_run(url: str) -> None:
             task_id = after.add_task("greet", 3)
             assert after.get_result(task_id, timeout=20) == {"hello": 3}
             assert between.get_result(task_id, timeout=20) == {"hello": 3}
+
+
+# -- what people see -------------------------------------------------------------------------------
+
+
+def test_monitors_say_how_a_task_is_sealed_and_show_it_where_they_have_the_key(
+    url: str, worker: TaskWorker, producer: TaskProducer, tmp_path: Path
+) -> None:
+    """Lists, one task, and the command: never garbage, and the content with ``--codec`` alone."""
+    task_id = producer.add_task("greet", SECRET)
+    failed = producer.add_task("broken", SECRET * 20)
+    waits = producer.add_task("greet", SECRET, delay=60)
+    producer.get_result(task_id, timeout=20)
+    with pytest.raises(TaskFailed):
+        producer.get_result(failed, timeout=20)
+    with TaskMonitor(url=url) as monitor:
+        (delayed,) = monitor.records.delayed(10)
+        (dead,) = monitor.records.dead(10)
+        (ticked,) = monitor.tick().dead
+        task = monitor.records.task(task_id)
+        assert delayed.preview == dead.preview == "(encrypted, key k1)"
+        for letter in (dead, ticked):
+            assert (letter.error_type, letter.error) == ("(sealed)", "(encrypted, key k1)")
+        assert task.result == "(encrypted, key k1)"
+        assert monitor.records.task(failed).error == "(encrypted, key k1)"
+    with TaskMonitor(url=url, codec=ENCRYPTS) as monitor:
+        assert json.loads(monitor.records.task(task_id).result) == {"hello": SECRET}
+        assert monitor.records.task(failed).error_type == "ValueError"
+        assert monitor.records.task(waits).payload == f'"{SECRET}"'
+    path = tmp_path / "codec.toml"
+    path.write_text(f'[encrypt.keys]\nk1 = "{K1}"\n')
+    path.chmod(0o600)
+    for more, shown in (([], "encrypted, key k1"), (["--codec", str(path)], SECRET)):
+        args = ["-m", "redistq", "monitor", "task", task_id, "--url", url, *more]
+        done = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
+
+
+def test_a_newer_format_is_left_to_newer_workers(
+    url: str, db: redis.Redis, producer: TaskProducer
+) -> None:
+    """Options that say so are not read by halves: the task waits, and its dead letter says why."""
+    fields = {"name": "greet", "payload": "1", "attempt": "1", "recovered": "0", "opts": '{"v":2}'}
+    db.xadd("tasks", {"id": "new", **fields})
+    with TaskWorker(url=url, task_handlers=registry, unknown_grace=0.1):
+        until(lambda: db.hget("task:tasks:new", "state") == "failed", "the grace is over")
+    assert json.loads(db.hget("task:tasks:new", "error") or "")["message"].startswith(
+        "no worker here has the format 2 that its payload needs"
+    )
 
 
 # -- processes and files ---------------------------------------------------------------------------

@@ -228,6 +228,24 @@ def test_any_name_makes_a_readable_error(world: World, name: str | bytes, shown:
     assert error["message"].startswith(f"no handler named {shown};")
 
 
+def test_a_task_that_lacks_a_key_waits_for_a_worker_that_has_it(world: World) -> None:
+    """Whose name is known waits all the same, as long as a living worker says that it has the key;
+    else it ends as a dead letter that says what lacks, and keeps its payload."""
+    world.add("a", "b")
+    (one, _), (two, _) = world.call(world.commands.fetch("w", 2, None))[0][1]
+    details = {"names": "job", "has": "signing key k1\nencryption key k2"}
+    world.call(world.commands.register("other", MINUTE, details))
+    had = world.call(world.commands.park("w", 0, [(one, "a", "job", "encryption key k2")]))
+    assert had == [b"parked"]
+    lacked = [(two, "b", "job", "encryption key k")]
+    assert world.twice(lambda: world.call(world.commands.park("w", 0, lacked))) == [b"dead"]
+    error = json.loads(world.record("b")["error"])
+    assert error["type"] == "Unreadable"
+    assert error["message"].startswith("no worker here has the encryption key k that")
+    assert world.record("b")["payload"] == payload_of("b")
+    assert world.record("a")["state"] == "delayed"
+
+
 def test_the_grace_time_begins_when_nobody_knows_the_name(world: World) -> None:
     """A task that waited an hour for a busy worker is not buried the moment that one restarts."""
     world.register("w", names="other")
