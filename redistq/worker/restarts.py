@@ -11,6 +11,7 @@ from ..system.loops import Backoff
 from .heartbeat import ManagedProcess
 
 QUICK_DEATH_S = 5.0
+FIRST_START = 1
 START_TRIES = 3
 """Starts that may fail without a reason given before the supervisor gives up."""
 RESTART_PAUSE_S = 0.1
@@ -54,13 +55,16 @@ class Restarts:
     def give_up(self, ended: ManagedProcess, why: str) -> bool:
         """Return whether another process would not work either; ``failure`` then says why.
 
-        ``ended`` is one that has ended, and ``why`` says how.
+        ``ended`` is one that has ended, and ``why`` says how. Of those that are started first each
+        one's reason counts, also where others work: which is the fastest decides nothing.
         """
-        if ended.ready or self.worked or ended.unavailable:
+        if ended.ready or ended.unavailable:
             return False
-        if ended.failure:
+        if ended.failure and (ended.start == FIRST_START or not self.worked):
             self.failure = ended.failure
             return True
+        if self.worked:
+            return False
         # It was ended from outside, or by native code or os._exit in a handlers' module.
         self._failed_starts.add(ended.start)
         if len(self._failed_starts) < START_TRIES:

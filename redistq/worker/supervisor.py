@@ -165,7 +165,7 @@ class Supervisor:
             self._repeat(self._step, self._stopping)
             if self._restarts.failure:
                 log.error("%s", self._restarts.failure)
-                self._end_children()
+                self._drain()  # others may work, or be half started
                 return EXIT_USAGE
             return self._drain()
         finally:

@@ -35,9 +35,8 @@ def first():
     say("first starts")
     if os.environ.get("FAILS") == "start":
         raise ValueError("there is no licence")
-    if os.environ.get("FAILS") == "hang":
-        say("hangs")
-        out.blpop("go", 0)
+    if os.environ.get("FAILS") == "second process" and out.incr("starts") == 2:
+        raise ValueError("the port is taken")
     try:
         yield {"pid": os.getpid(), "one": 1}
     finally:
@@ -151,6 +150,16 @@ def test_a_start_that_fails_ends_the_worker_with_code_2_and_the_reason(
     assert "def first" not in running.output
     assert 'raise ValueError("there is no licence")' in running.output  # where, too
     assert 1 <= said(db).count("first starts") <= 2  # never again
+
+
+def test_one_process_that_fails_at_the_start_ends_the_worker_and_the_others_in_order(
+    worker: Callable[..., Command], db: redis.Redis
+) -> None:
+    running = worker("--processes", "3", ready=False, FAILS="second process")
+    assert running.wait() == 2
+    assert "ValueError: the port is taken" in running.output
+    assert said(db).count("first ends") == said(db).count("first starts") - 1
+    assert int(db.get("starts") or 0) <= 3  # never again
 
 
 def test_a_start_that_hangs_ends_by_the_start_timeout_and_says_where(

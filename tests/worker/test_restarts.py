@@ -98,11 +98,21 @@ def test_it_gives_up_after_some_starts_without_a_word(ended: Ended) -> None:
     assert "the last one was killed by SIGKILL" in restarts.failure
 
 
+def test_of_those_started_first_each_one_counts(ended: Ended) -> None:
+    """What comes of two processes does not depend on which of them is faster."""
+    restarts = Restarts()
+    restarts.worked = True
+    member = ended(ready=False, start=restarts.begin())
+    member.failure = "the port is taken"
+    assert restarts.give_up(member, "exited with code 1")
+    assert restarts.failure == "the port is taken"
+
+
 def test_once_a_process_worked_it_never_gives_up(ended: Ended) -> None:
     """Then what kills the next one may pass."""
     restarts = Restarts()
     restarts.worked = True
-    member = ended(ready=False)
+    member = ended(ready=False, start=2)
     member.failure = "no memory"
     assert not any(restarts.give_up(member, "was killed") for _ in range(START_TRIES + 1))
     assert restarts.failure == ""
