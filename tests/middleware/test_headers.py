@@ -301,3 +301,11 @@ def test_keys_are_made_of_what_middleware_leaves(url: str) -> None:
     with TaskProducer(url=url, middleware=[Adds()]) as door:
         door.add_task("read", {"tenant": "a"}, limits=limit("tenant:{tenant}"))
         assert list(door.limits.all()) == ["tenant:b"]
+
+
+def test_tasks_of_a_schedule_have_headers(url: str) -> None:
+    """Those that it was set with."""
+    with TaskProducer(url=url) as door, TaskWorker(url=url, task_handlers=HANDLERS):
+        door.schedules.set("often", task="read", every="1h", headers=GIVEN)
+        task_id = door.schedules.run_now("often")
+        assert door.get_result(task_id, 10) == GIVEN
