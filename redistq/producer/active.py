@@ -111,6 +111,13 @@ def configure(url: str | None = None, *, stream: str | None = None, **options: A
     _program = Target(given)
 
 
+def use(producer: ProducerOperations | None) -> None:
+    """Let tasks of this program go where a producer adds them that there is already, by it; None:
+    as ``configure`` says, or the defaults. Of an async producer, called in its event loop."""
+    global _program
+    _program = None if producer is None else Target.of(producer)
+
+
 def target() -> Target:
     """Return where tasks go here."""
     global _program

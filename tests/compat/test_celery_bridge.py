@@ -389,6 +389,25 @@ def test_signals_of_publishing_and_receivers_that_raise(
     assert signals.after_task_publish.disconnect(after)
 
 
+def test_signals_of_a_worker_process(app: Celery) -> None:
+    """At its start, before the first task, and at its end."""
+    heard = []
+
+    @app.task
+    def one() -> list[str]:
+        return list(heard)
+
+    def note(signal: Any, **_: Any) -> None:
+        heard.append(signal.name)
+
+    names = ("worker_process_init", "worker_ready", "worker_shutdown")
+    for name in names:
+        getattr(signals, name).connect(note)
+    with working(app):
+        assert one.delay().get(timeout=10) == list(names[:2])
+    assert heard == list(names)
+
+
 def test_update_state_says_how_far_it_is(app: Celery) -> None:
     """current and total are the progress that notebooks and dashboards show."""
     go = threading.Event()

@@ -53,7 +53,11 @@ def run(name: str, folder: Path, **environment: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+SERVED = {"fastapi_app.py"}
+"""Those that a server runs: tests/contrib."""
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - SERVED))
 def test_an_example_runs_by_itself_and_says_what_it_should(
     name: str, url: str, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...handlers import Registry
 from . import signals
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 def attach(app: Celery, registry: Registry) -> None:
     """Send the signals of a worker process at its start and its end."""
-    lifespan: Any = getattr(registry, "lifespan", None)
-    if lifespan is None:
-        return
 
     def celery_signals() -> Iterator[None]:
         signals.worker_init.send(sender=app)
@@ -29,4 +26,4 @@ def attach(app: Celery, registry: Registry) -> None:
             signals.worker_process_shutdown.send(sender=app)
             app.close()
 
-    lifespan(celery_signals)
+    registry.lifespan(celery_signals)

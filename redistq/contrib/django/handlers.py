@@ -61,8 +61,7 @@ class Project:
         if not apps.ready:
             django.setup()
         autodiscover_modules("tasks")
-        registry = Registry()
-        registry.layers = default_registry.layers
+        registry = default_registry.surrounded(())
         for handler in (*default_registry.values(), *tasks_of_backends()):
             registry.add_handler(_fresh(handler))
         if not registry:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, overload
 
 from ...handlers import Handler, default_registry, handler_of
+from ...handlers.call_shape import Call
 from ...handlers.typed_task import P, R, Sends, TaskCalls
 from ...producer import active
 from ...producer.gated import TaskId
 from ...producer.handle import TaskHandle
-from ...protocol.codec import DEFAULT_MAX_BYTES, encode_payload
+from ...protocol.codec import DEFAULT_MAX_BYTES, encode_payload, loads
 from ...protocol.keys import new_task_id
 from .options import on_commit
 
@@ -53,8 +53,7 @@ class OnCommit(Generic[P, R]):
         """
         handler, given = self._handler, dict(self._given)
         assert handler.shape is not None
-        payload = copy.deepcopy(handler.shape.payload(args, kwargs))
-        encode_payload(handler.name, payload, DEFAULT_MAX_BYTES)
+        payload = _as_it_is(handler, handler.shape.payload(args, kwargs))
         alias = given.pop("database", None)
         here = active.target()
         task_id = str(given.pop("task_id", None) or new_task_id())
@@ -79,6 +78,18 @@ class OnCommit(Generic[P, R]):
         others = {name: value for name, value in options.items() if name != "database"}
         TaskCalls(self._handler).options(**others)
         return OnCommit(self._handler, {**self._given, **options})
+
+
+def _as_it_is(handler: Handler, payload: Any) -> Any:
+    """Return a payload as it would be sent now; raises what cannot be sent."""
+    if isinstance(payload, Call):
+        payload.task = handler.name
+    sent = loads(encode_payload(handler.name, payload, DEFAULT_MAX_BYTES))
+    if not isinstance(payload, Call):
+        return sent
+    kept = Call(sent)
+    kept.named, kept.task = dict(payload.named), handler.name  # keys are made of them
+    return kept
 
 
 @overload
