@@ -19,13 +19,13 @@
 --   4 dead_ttl: how long a failed task is kept, ms
 --   5 channel: where schedulers listen for an earlier due time
 --   6 grace: how long a task waits for a worker that knows its name, or has what it needs, ms
---   for each task (4): entry, id, name, lacks ('' the handler, else what its payload needs, as workers say
---     that they have it)
+--   for each task (4): entry, id, name, lacks ('' the handler, 'room for' and the resources that it needs, else
+--     what its payload needs, as workers say that they have it)
 -- RETURN: for each task 'parked', 'dead' or 'lost'; or a position (from 1) and an error's words when it
 --   is broken: it could not be written, nothing of it was, and it is pending; 'asked to end' for the words
 --   when that is wished of it (see cancel): it is to be settled instead
 -- COST: per call one ZRANGEBYSCORE and one HMGET a living worker (1000 at most); per task as retry
--- WHY: the delay grows with the time waited (50 ms to 2 s), so a queue shared by different workers
+-- WHY: the delay grows with the time waited (50 ms to 2 s; 15 s for room: of those there may be many), so a queue shared by different workers
 --   neither loops hotly nor waits long; a name that no living worker has had for the grace time
 --   ends as a dead letter that says which names are known. `parked_ms` is when it was first
 --   parked, `unknown_ms` since when no worker has known it: a worker that is busy for an hour and
@@ -129,7 +129,12 @@ for at = 7, #ARGV, 4 do
     local handler = string.match(name, '^([^:]+):') or name
     local known = string.find(names, '\n' .. name .. '\n', 1, true)
       or string.find(names, '\n' .. handler .. '\n', 1, true)
-    if lacks ~= '' then known = string.find(had, '\n' .. lacks .. '\n', 1, true) end
+    local room = string.match(lacks, '^room for (.+)$')
+    if room then
+      known = true -- it waits for as long as it takes
+    elseif lacks ~= '' then
+      known = string.find(had, '\n' .. lacks .. '\n', 1, true)
+    end
     local fault = wish(entry, CONSUMER) and 'asked to end' or nil
     if fault then -- it is the worker's to settle
     elseif not known and now - since >= GRACE then
@@ -142,14 +147,16 @@ for at = 7, #ARGV, 4 do
       fault = whole(dead_letter, entry, id, name, task, lacks == '' and 'UnknownTask' or 'Unreadable', message)
       if not fault then answer[#answer + 1] = 'dead' end
     else
-      local delay = math.min(math.max(math.floor((now - parked) / 4), 50), 2000)
+      local delay = math.min(math.max(math.floor((now - parked) / 4), 50), room and 15000 or 2000)
       local due
-      fault, due = whole(postpone, entry, task, entry .. ' ' .. CONSUMER, delay, 'unknown', now)
+      fault, due = whole(postpone, entry, task, entry .. ' ' .. CONSUMER, delay,
+        room and 'room' or 'unknown', now)
       if not fault then
         drop(entry)
         local gate = option(task.opts, 'gate')
         if gate ~= '' then pcall(give_back, id, terms(gate).keys, true, true) end
         redis.pcall('HSETNX', TASK .. id, 'parked_ms', int(now))
+        if room then redis.pcall('HSET', TASK .. id, 'needs', room) end
         if known then
           redis.pcall('HDEL', TASK .. id, 'unknown_ms')
         else

@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
         help="as many worker processes as the work that waits asks for, such as 2,8",
     )
     p.add_argument(
+        "--resources",
+        metavar="NAME=N,...",
+        help="what this worker has for tasks that need it, such as gpu=2,licence=1",
+    )
+    p.add_argument(
         "--max-tasks",
         type=int,
         metavar="N",
@@ -227,6 +232,7 @@ def settings_of(args: argparse.Namespace) -> WorkerSettings:
         async_concurrency=args.async_concurrency,
         low_share=args.low_share,
         autoscale=args.autoscale,
+        resources=args.resources,
         max_tasks=args.max_tasks,
         max_rss=args.max_rss,
         blas_threads=args.blas_threads,

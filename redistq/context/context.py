@@ -35,6 +35,9 @@ class TaskContext:
     worker: str
     logger: logging.LoggerAdapter[logging.Logger]
     cancelled: bool = field(default=False, init=False, compare=False)
+    resources: dict[str, list[int]] = field(default_factory=dict, init=False, compare=False)
+    """Which units it has of what it needs, by their numbers: ``{"gpu": [0]}``. Graphics cards are
+    counted as this process sees them, so ``cuda:0`` is the first."""
     _interrupt: Callable[[], None] | None = field(
         default=None, init=False, repr=False, compare=False
     )

@@ -97,6 +97,11 @@ class Handler:
         streams = in_loop or holds_for_any(inspect.isgeneratorfunction, function)
         if options.get("batching") is not None:
             check_batch(name, shape, streams)
+            if options.get("resources") is not None:
+                raise ConfigurationError(
+                    f"the handler of task {name!r} has batch=..., and resources: a batch is of "
+                    "many tasks; let its worker have the resource for itself, by a queue of its own"
+                )
         return cls(
             name,
             function,

@@ -126,7 +126,7 @@ DELAYED = Listing(
     ("recovered", "count", "recovered"),
     ("error_type", "label", "error_type"),
     ("payload", "text", "preview"),
-    labels={"reason": ("delay", "retry", "snooze", "sleep", "event", "unknown")},
+    labels={"reason": ("delay", "retry", "snooze", "sleep", "event", "room", "unknown")},
 )
 """Of ``DelayedRow``."""
 

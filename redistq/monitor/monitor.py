@@ -175,8 +175,8 @@ class TaskMonitor(Followed, Scheduled):
         """Return tasks that wait for their time, the next due first.
 
         task_id, name, state, due_at, due_in (negative: late), reason (delay, retry, snooze, sleep,
-        event, unknown: no worker has a handler for it), event (which one it waits for), attempt,
-        recovered, error_type (of a retry), payload (its start).
+        event, room: what it needs is in use, unknown: no worker has a handler for it), event (which
+        one it waits for), attempt, recovered, error_type (of a retry), payload (its start).
         """
         return self._stamp(frames.frame(columns.DELAYED, self.records.delayed(n)), n)
 

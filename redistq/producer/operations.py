@@ -40,6 +40,7 @@ from ..protocol.options import (
 )
 from ..protocol.plain_commands import MAX_BYTES, portions, read_time
 from ..protocol.progress import Progress, read_progress
+from ..protocol.resources import lacking
 from ..protocol.steps import event_body
 from ..protocol.waits import read_why
 from .diagnosis import Diagnosis
@@ -290,6 +291,13 @@ class ProducerOperations:
         if watched.state == "waiting":
             words = read_why((yield self.commands.why(task_id))).words()
             return replace(status, why=words)
+        if watched.record.get("reason") == b"room" and watched.state == "delayed":
+            shot = Commands.read_snapshot((yield self.commands.snapshot(1000)))
+            has = [row.details.get("resources", "") for row in shot.workers]
+            needs = watched.record.get("needs", b"").decode("utf-8", "replace")
+            if missing := lacking(needs, has):
+                advice = f"no worker here has {missing}: start one with --resources"
+                return replace(status, why=f"{status.why}; {advice}")
         return status
 
     def _progress(self, task_id: str) -> Operation[Progress | None]:

@@ -17,6 +17,8 @@ Resources = tuple[tuple[str, int], ...]
 """Names and amounts in thousandths, in the order of the names."""
 GPU = "gpu"
 """The resource whose units are the devices that CUDA shows."""
+NO_ROOM = "room for "
+"""How it begins what a task lacks (see park.lua) that waits for room."""
 WHOLE = 1000
 MOST_UNITS = 1000
 """Most of one resource that a worker can declare, and a task can need."""

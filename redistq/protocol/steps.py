@@ -118,9 +118,11 @@ def statuses(steps: dict[int, RecordedStep]) -> list[StepStatus]:
 
 
 def why_put_off(record: Mapping[str, bytes]) -> str:
-    """Return in words what a task waits for that sleeps, or waits for an event, by its record; ''
-    for any other."""
+    """Return in words what a task waits for that sleeps, or waits for an event or for room, by its
+    record; '' for any other."""
     reason = record.get("reason", b"")
+    if reason == b"room" and record.get("state") == b"delayed":
+        return f"waits for room: it needs {record.get('needs', b'').decode('utf-8', 'replace')}"
     if reason not in (b"sleep", b"event") or record.get("state") != b"delayed":
         return ""
     until, _, wait = record.get("awaits", b"").decode("utf-8", "replace").partition(" ")

@@ -80,6 +80,7 @@ class Attempt:
         "seal",
         "spawner",
         "steps",
+        "taken",
         "terms",
     )
 
@@ -101,6 +102,8 @@ class Attempt:
     """What seals all it writes; None: its payload was plain."""
     asked: bool
     """Whether it was asked to end."""
+    taken: dict[str, list[int]] | None
+    """Which units it has of its worker's resources; None: it needs none."""
     limit: limits.Limit | None
     """What bounds its time; None where nothing does."""
 
@@ -163,6 +166,7 @@ class Attempt:
         context._parents = TaskParents(self.queue, task_id)
         if self.asked:  # it may have been since the attempt began
             context.cancelled = True
+        context.resources = self.taken or {}
         context._batch = self.terms.batch
         stream = self.queue.commands.keys.stream
         context._spawner = self.spawner = self._make_spawner(stream)

@@ -11,7 +11,7 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..codecs.codec import Codec, what_it_has
 from ..connection.broker import Broker, check_server
@@ -22,9 +22,13 @@ from ..logger import logger
 from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
+from ..protocol.resources import in_words
 from ..system.private import ENV_KEY
 from .declaring import declare_schedules
 from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 log = logger("redistq.worker")
 
@@ -130,6 +134,7 @@ def announce(
     settings: WorkerSettings,
     consumer: str,
     handlers: Mapping[str, Handler],
+    resources: str = "",
 ) -> dict[str, Any]:
     """Register a worker process; warn when the queue's other workers have other settings.
 
@@ -148,6 +153,8 @@ def announce(
         "group": settings.group,
         "names": "\n".join(sorted(handlers)),
     }
+    if resources:
+        details["resources"] = resources
     if settings.home:
         details["home"] = settings.home
     codec = Codec.of(settings.codec) if settings.codec else None
@@ -159,6 +166,11 @@ def announce(
         _compare(settings, queue, reply[0].decode(), int(reply[1]))
     declare_schedules(broker, queues, handlers, codec)
     return details
+
+
+def resources_of(ledger: Ledger | None) -> str:
+    """Return the most that one task can have in this process, in words; '' nothing."""
+    return "" if ledger is None else in_words(ledger.most)
 
 
 def check_rights(broker: Broker, queues: Sequence[Commands], consumer: str) -> None:

@@ -34,7 +34,7 @@ from ..protocol.commands import Commands
 from ..system.interpreter import use_import_path
 from ..system.loops import OUTAGES
 from ..system.processes import Starter, handle_signal, leave_fork
-from .bootstrap import announce, registry_from, with_function_calls
+from .bootstrap import announce, registry_from, resources_of, with_function_calls
 from .heartbeat import sign_off
 from .logs import set_up
 from .pipe import Parent
@@ -187,6 +187,11 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     orders = _Orders(parent, settings.lease, settings.shutdown_timeout)
     scoreboard = Scoreboard(spec["scoreboard"])
     scoreboard.close()  # mapped; nothing that is started from here shall have it
+    ledger = None
+    if settings.has:
+        from .lots import ledger_of
+
+        ledger = ledger_of(settings.has, spec)
     _prepare(spec)
     own = os.getpid()
     registry = _registry(spec)
@@ -206,6 +211,7 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
         spec["consumer"],
         scoreboard,
         on_fault=lambda reason: os._exit(EXIT_FAULT),
+        ledger=ledger,
     )
 
     orders.start_begins(processor.provided.interrupt)
@@ -214,7 +220,9 @@ def _run(parent: Parent, spec: dict[str, Any]) -> int:
     except StartEnded:
         return 0
     try:
-        details = announce(broker, commands, settings, spec["consumer"], registry)
+        details = announce(
+            broker, commands, settings, spec["consumer"], registry, resources_of(ledger)
+        )
         orders.work_begins(processor)
         slots.serve_process(processor)
         processor.start()

@@ -32,6 +32,7 @@ from ..logger import logger
 from ..protocol.codec import dumps, loads, message_of
 from ..protocol.envelope import is_envelope
 from ..protocol.options import addresses, gate_of, is_count
+from ..protocol.resources import NO_ROOM, Resources, in_words
 from ..system.memory import resident
 from ..system.processes import leave_fork
 from .attempt import Attempt
@@ -46,6 +47,7 @@ from .terms import BoundHandler
 from .wishes import Wishes
 
 if TYPE_CHECKING:
+    from .allotter import Allotter
     from .provided import Provided
     from .settings import WorkerSettings
 
@@ -110,6 +112,10 @@ class Executor:
         for bound in self._bound.values():
             bound.attempt = Attempt if bound.hooks is None else HookedAttempt
         self.limits = TimeLimits(thread, scoreboard)
+        self.needy = frozenset(n for n, bound in self._bound.items() if bound.resources)
+        """Names of tasks that need resources, by their handlers."""
+        self.allotter: Allotter | None = None
+        """What gives tasks the resources that they need."""
         if any(handler.memory is not None for handler in handlers.values()):
             scoreboard.capped = True
         self.ending = False
@@ -141,6 +147,24 @@ class Executor:
         return teller if teller.is_needed else None
 
     # -- what the fetcher asks -------------------------------------------------------------------
+
+    def needs_of(self, task: Delivery) -> Resources:
+        """Return what a task needs of its worker's resources; () nothing."""
+        fields = fields_of(task[1])
+        name, opts = fields.get(b"name", b""), fields.get(b"opts", b"")
+        handler = self._bound.get(name) or self._labelled(name)
+        if handler is None:
+            return ()
+        try:
+            return (handler.terms.get(opts) or handler.terms_of(opts)).resources or ()
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return ()  # it fails when it is opened
+
+    def no_room(self, task: Delivery, needs: Resources) -> Outcome:
+        """Return the outcome of a task that waits for room."""
+        fields = fields_of(task[1])
+        task_id, name, opts = (fields.get(f, b"") for f in (b"id", b"name", b"opts"))
+        return Outcome.parked(task, task_id, name, opts, NO_ROOM + in_words(needs))
 
     def is_async(self, flat: list[bytes]) -> bool:
         """Return whether the event loop should run this entry."""
@@ -240,6 +264,8 @@ class Executor:
         started = time.perf_counter_ns()
         if terms.memory is not None:
             self.cap(attempt, slot)
+        if terms.resources is not None:
+            self._take(attempt)
         if terms.hard_timeout is not None:
             limit = attempt.limit = self.limits.begin_async(
                 slot, terms.timeout, terms.hard_timeout, attempt.retry_ms_if_killed()
@@ -268,6 +294,8 @@ class Executor:
                 leave_fork(None)
             outcome = attempt.returned(result, took, started)
         wishes.running[slot] = None
+        if terms.resources is not None:
+            self._give_back(attempt)
         if limit is not None:
             self.limits.end(limit)
         scoreboard.end_limited(slot)
@@ -286,10 +314,32 @@ class Executor:
         terms = attempt.terms
         if terms.memory is not None:
             self.cap(attempt, slot)
+        if terms.resources is not None:
+            return self._call_with_resources(attempt, slot)
         if terms.hard_timeout is None:
             return attempt.call()
+        return self._call_in_time(attempt, slot, terms.hard_timeout)
+
+    def _call_with_resources(self, attempt: Attempt, slot: int) -> Any:
+        self._take(attempt)
+        hard_s = attempt.terms.hard_timeout
+        try:
+            return attempt.call() if hard_s is None else self._call_in_time(attempt, slot, hard_s)
+        finally:
+            self._give_back(attempt)
+
+    def _take(self, attempt: Attempt) -> None:
+        if self.allotter is not None:
+            attempt.taken = self.allotter.taken_by((attempt.entry, attempt.queue))
+
+    def _give_back(self, attempt: Attempt) -> None:
+        if self.allotter is not None:
+            self.allotter.ended((attempt.entry, attempt.queue))
+
+    def _call_in_time(self, attempt: Attempt, slot: int, hard_s: float) -> Any:
+        terms = attempt.terms
         retry_ms = attempt.retry_ms_if_killed()
-        limit = self.limits.begin(slot, terms.timeout, terms.hard_timeout, retry_ms)
+        limit = self.limits.begin(slot, terms.timeout, hard_s, retry_ms)
         attempt.limit = limit
         try:
             return attempt.call()
@@ -360,7 +410,7 @@ class Executor:
         run.attempt = attempt
         run.recovered = recovered
         run.asked = False
-        run.context = run.spawner = run.steps = run.limit = run.seal = None
+        run.context = run.spawner = run.steps = run.limit = run.seal = run.taken = None
         try:
             run.terms = handler.terms.get(opts) or handler.terms_of(opts)
             if handler.raw:

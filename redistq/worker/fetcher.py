@@ -31,6 +31,7 @@ from .runners import Runners
 from .settler import UNSETTLED, Settler
 
 if TYPE_CHECKING:
+    from .allotter import Allotter
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -75,6 +76,8 @@ class Fetcher:
         """What gathers the tasks of batch handlers, by their names."""
         self.has_plain = True
         """Whether there are handlers that are no batch handlers."""
+        self.allotter: Allotter | None = None
+        """Where tasks wait that need resources."""
         self.loop: EventLoopRunner | None = None
         """What runs ``async def`` handlers, where there are any."""
         # Ready too, but a worker died while it ran them.
@@ -311,6 +314,9 @@ class Fetcher:
         gatherers = self.gatherers
         to_loop: list[Delivery] = []
         to_runners: list[Delivery] = []
+        to_allot: list[Delivery] = []
+        needs_of = self._executor.needs_of
+        needy = self._executor.needy
         for task in tasks:
             entry, flat, queue = task
             held[entry, queue] = None
@@ -318,6 +324,10 @@ class Fetcher:
                 self._suspects.append(task)
             elif gatherers and len(flat) > 3 and (gatherer := gatherers.get(flat[3])) is not None:
                 gatherer.put([task])
+            elif (
+                len(flat) != 12 or flat[3] in needy or (flat[11] and b'"resources"' in flat[11])
+            ) and needs_of(task):
+                to_allot.append(task)
             elif loop is not None and self._executor.is_async(flat):
                 to_loop.append(task)
             else:
@@ -326,6 +336,8 @@ class Fetcher:
             loop.put(to_loop)
         if to_runners:
             self._runners.put(to_runners)
+        if to_allot and self.allotter is not None:
+            self.allotter.put(to_allot)
 
     def take_up_lost_answers(self, connection: Connection) -> None:
         """Take up what is pending for us and not held here."""
@@ -355,8 +367,9 @@ class Fetcher:
     def _take_unstarted(self) -> list[Delivery]:
         """Return all that nobody has started, which is no longer ours to run, but for suspects."""
         tasks = self._runners.take_unstarted()
-        if self.loop is not None:
-            tasks.extend(self.loop.take_unstarted())
+        for others in (self.loop, self.allotter):
+            if others is not None:
+                tasks.extend(others.take_unstarted())
         for gatherer in set(self.gatherers.values()):
             tasks.extend(gatherer.take_unstarted())
         return tasks
@@ -418,10 +431,14 @@ class Fetcher:
             return
         cohort = [suspects.popleft() for _ in range(min(together, len(suspects)))]
         loop = self.loop
-        to_loop = [t for t in cohort if loop is not None and self._executor.is_async(t[1])]
+        needy = [task for task in cohort if self._executor.needs_of(task)]
+        rest = [task for task in cohort if task not in needy]
+        to_loop = [t for t in rest if loop is not None and self._executor.is_async(t[1])]
         if to_loop and loop is not None:
             loop.put(to_loop)
-        self._runners.put([task for task in cohort if task not in to_loop])
+        self._runners.put([task for task in rest if task not in to_loop])
+        if needy and self.allotter is not None:
+            self.allotter.put(needy)
         self._wait_until(lambda: not any((t[0], t[2]) in held for t in cohort), apart_s)
 
     def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:

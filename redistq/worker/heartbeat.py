@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..connection.broker import Broker
 from ..errors import GroupMissing, RedistqError
@@ -29,6 +29,9 @@ from .killed import end_overdue
 from .pipe import Child, Parent
 from .scoreboard import Overdue, Scoreboard
 from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from .lots import Lot
 
 log = logger("redistq.supervisor")
 
@@ -79,6 +82,8 @@ class ManagedProcess:
     """After how many tasks it is replaced; 0: after none."""
     grows: bool = False
     """Whether it began with less memory than that with which it is replaced."""
+    lot: Lot | None = None
+    """What it has of its supervisor's resources."""
     leaving: str = ""
     """Why its supervisor lets it drain and end, in words; empty while it has not."""
     started_at: float = field(default_factory=time.monotonic)

@@ -31,6 +31,7 @@ from ..connection.broker import Broker
 from ..handlers import Handler, LooksAhead
 from ..logger import logger
 from ..protocol.commands import Commands
+from .allotter import Allotter
 from .batches import Batches
 from .clock import ServerClock
 from .executor import Executor
@@ -40,13 +41,14 @@ from .item_writer import ItemWriter
 from .loop import EventLoopRunner
 from .prefetch import Prefetch
 from .provided import Provided
-from .queues import Held, Room, queues_of
+from .queues import Delivery, Held, Room, queues_of
 from .reporter import Reporter
 from .runners import RETIRED, Runners
 from .scoreboard import Scoreboard
 from .settler import Settler
 
 if TYPE_CHECKING:
+    from .ledger import Ledger
     from .settings import WorkerSettings
 
 log = logger("redistq.worker")
@@ -80,6 +82,7 @@ class Processor:
         scoreboard: Scoreboard,
         on_fault: Callable[[str], None] = lambda reason: None,
         prefetch: Prefetch | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.settings = settings
         self.broker = broker
@@ -147,6 +150,16 @@ class Processor:
         )
         self.fetcher.has_plain = bool(plain)
         self._gather(self.runners, settings.threads, is_async=False)
+        self.allotter = Allotter(
+            ledger,
+            settings.threads,
+            held,
+            self.executor.needs_of,
+            self._admit,
+            lambda task, needs: self.settler.put(self.executor.no_room(task, needs)),
+        )
+        self._ledger = ledger
+        self.fetcher.allotter = self.executor.allotter = self.allotter
         for handler in handlers.values():
             if isinstance(handler.function, LooksAhead):
                 handler.function.look_by(self.runners.waiting)
@@ -175,6 +188,8 @@ class Processor:
         self._threads.append(self._thread(self._watch, "watch"))
         self._threads.append(self._thread(self.settler.run, "settle"))
         self._threads.append(self._thread(self.reporter.run, "report"))
+        if self._ledger is not None:
+            self._threads.append(self._thread(self.allotter.run, "allot"))
         self._threads.append(self._thread(self.item_writer.run, "items"))
         if self.settler.teller is not None:
             self._threads.append(self._thread(self.settler.teller.run, "hooks"))
@@ -192,6 +207,7 @@ class Processor:
         # A server that is away is not waited for longer than whoever stops us wants to wait.
         self.broker.timeout = min(self.broker.timeout, max(timeout, 1.0))
         self._stop_fetching(deadline + 5)
+        self.allotter.close()
         self.fetcher.give_back()
         runners = self.runners.drain()
         finished = self._loop is None or self._loop.drain(deadline)
@@ -216,6 +232,8 @@ class Processor:
         if unsettled := self.settler.backlog:
             log.warning("%d finished tasks could not be settled and will run again", unsettled)
         self._threads.clear()
+        if finished and self._ledger is not None:
+            self._ledger.close()
         self.runners.forget_ended()
         return finished
 
@@ -274,6 +292,8 @@ class Processor:
         for gatherer in self._gatherers:
             unstarted = unstarted or gatherer.withdraw(key)
         if unstarted is None:
+            unstarted = self.allotter.withdraw(key)
+        if unstarted is None:
             self.executor.wishes.tell(key)
         else:
             self.settler.put(self.executor.not_started(unstarted))
@@ -284,6 +304,13 @@ class Processor:
         queue = self.fetcher.queues[place]
         queue.gated_names = frozenset(name.encode() for name in names)
         self.fetcher.look_at_names()
+
+    def _admit(self, task: Delivery) -> None:
+        """Run a task that has the resources it needs."""
+        if self._loop is not None and self.executor.is_async(task[1]):
+            self._loop.put([task])
+        else:
+            self.runners.put([task])
 
     # -- lending slots: see slots.py -------------------------------------------------------------
 

@@ -81,16 +81,7 @@ class Scoreboard:
         raises ConfigurationError when there is no memory for it."""
         start = _MAGIC + struct.pack("<II", queues, slots)
         content = start + bytes(_header(queues) + (slots + spare) * _SLOT - len(start))
-        reason: OSError | None = None
-        for make in _storages():
-            try:
-                return cls(_filled(make(), content))
-            except OSError as error:
-                reason = error
-        raise ConfigurationError(
-            f"there is no room for the few kB that a worker shares with its supervisor ({reason}): "
-            "free some memory, or set TMPDIR to a folder that can be written to"
-        )
+        return cls(nameless(content))
 
     def close(self) -> None:
         """Let go of the descriptor; the memory stays for as long as somebody uses it."""
@@ -212,9 +203,24 @@ class Scoreboard:
         struct.pack_into("<Q", self._map, _SETTLED, count)
 
 
+def nameless(content: bytes) -> int:
+    """Return the descriptor of new memory without a name, with that content; raises
+    ConfigurationError when there is no memory for it."""
+    reason: OSError | None = None
+    for make in _storages():
+        try:
+            return _filled(make(), content)
+        except OSError as error:
+            reason = error
+    raise ConfigurationError(
+        f"there is no room for the few kB that a worker shares with its supervisor ({reason}): "
+        "free some memory, or set TMPDIR to a folder that can be written to"
+    )
+
+
 def _header(queues: int) -> int:
     """Return how many bytes stand before the slots."""
-    return _PAUSED + -(-queues // _SLOT) * _SLOT
+    return _PAUSED + -(-queues // 64) * 64
 
 
 def _filled(descriptor: int, content: bytes) -> int:
@@ -236,11 +242,11 @@ def _storages() -> Iterator[Callable[[], int]]:
     """Yield ways to open a file without a name: in memory, or where files in memory are, or any."""
     if hasattr(os, "memfd_create"):
         yield lambda: off_standard(os.memfd_create("redistq-board", os.MFD_CLOEXEC))
-    yield lambda: _nameless("/dev/shm")
-    yield lambda: _nameless(None)
+    yield lambda: _unlinked("/dev/shm")
+    yield lambda: _unlinked(None)
 
 
-def _nameless(folder: str | None) -> int:
+def _unlinked(folder: str | None) -> int:
     import tempfile
 
     descriptor, name = tempfile.mkstemp(prefix="redistq-", suffix=".board", dir=folder)

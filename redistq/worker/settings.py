@@ -6,6 +6,7 @@ scripts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.commands import Commands
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from ..protocol.options import MAX_COUNT, count, milliseconds, seconds, shown, unknown_option
+from ..protocol.resources import WHOLE, Resources, declared
 from ..slots import MOST as MOST_LENT
 from ..system.memory import size
 from .scoreboard import Scoreboard
@@ -67,6 +69,8 @@ class WorkerSettings:
     autoscale: tuple[int, int] | str | None = None
     """The least and the most worker processes, as many as the work that waits asks for; None: their
     number stays."""
+    resources: Resources | Mapping[str, int] | str | None = None
+    """What its processes have together for tasks that need it: {"gpu": 2}, or "gpu=2,licence=1"."""
     home: str = ""
     """The home whose function calls it runs (see homes.py); empty: everybody's."""
 
@@ -98,6 +102,11 @@ class WorkerSettings:
         if self.max_rss is not None:
             put(self, "max_rss", size("max_rss", self.max_rss))
         put(self, "start_timeout", seconds("start_timeout", self.start_timeout, positive=True))
+        if self.resources is not None:
+            given = self.resources  # JSON has made lists of what was checked
+            if isinstance(given, list | tuple):
+                given = {str(name): int(amount) // WHOLE for name, amount in given}
+            put(self, "resources", declared("resources", given) or None)
         if self.autoscale is not None:
             put(self, "autoscale", _bounds(self.autoscale))
         share = self.low_share
@@ -127,6 +136,11 @@ class WorkerSettings:
     def new_scoreboard(self) -> Scoreboard:
         """Return the scoreboard of a process, with spare slots for tasks that run in batches."""
         return Scoreboard.create(self.scoreboard_slots, len(self.queues), MOST_TOGETHER)
+
+    @property
+    def has(self) -> Resources:
+        """What its processes have together for tasks that need it."""
+        return self.resources or ()  # type: ignore[return-value]
 
     @property
     def lease_ms(self) -> int:

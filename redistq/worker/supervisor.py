@@ -104,6 +104,11 @@ class Supervisor:
             self._wanted = settings.first_processes(children)
             self._most = settings.first_processes(MAX_COUNT)
         self._ends = Ends()
+        self._lots = None
+        if children and settings.has:
+            from .lots import Lots
+
+            self._lots = Lots(settings.has, self._most)
         self._replaced: ManagedProcess | None = None  # whose replacement is on its way
         self._next_look = 0.0
         self.heartbeat = Heartbeat(
@@ -289,6 +294,8 @@ class Supervisor:
         self._deaths.add(member.consumer, started, member.overdue)
         self._restarts.count(member)
         child.let_go()
+        if self._lots is not None and member.lot is not None:
+            self._lots.end(member.lot)
         if self._stopping.is_set():
             return
         if member.leaving and not member.killed and child.process.returncode == 0:
@@ -327,14 +334,20 @@ class Supervisor:
 
     def _start_child(self, start: int) -> None:
         scoreboard = self.settings.new_scoreboard()
+        lots, lot = self._lots, None
+        if lots is not None:
+            staying = [member for member in self._staying if member is not self._replaced]
+            lot = lots.draw([member.lot.place for member in staying if member.lot])
         try:
+            env = environment(self._most, self.settings.blas_threads)
+            given = [] if lots is None else [lots.descriptor]
             child = Child(
                 "redistq.worker.child",
-                pass_fds=(scoreboard.descriptor,),
-                environment=environment(self._most, self.settings.blas_threads),
+                pass_fds=(scoreboard.descriptor, *given),
+                environment=env | (lots.environment(lot) if lots and lot else {}),
             )
             member = ManagedProcess(
-                new_consumer_name(socket.gethostname()), scoreboard, child, start=start
+                new_consumer_name(socket.gethostname()), scoreboard, child, start=start, lot=lot
             )
             spec = {
                 "path": import_path(),
@@ -343,7 +356,12 @@ class Supervisor:
                 "address": self.address.as_dict(),
                 "consumer": member.consumer,
                 "scoreboard": scoreboard.descriptor,
+                **(lots.spec(lot) if lots and lot else {}),
             }
+        except BaseException:  # whatever it is; passed on
+            if lots and lot:
+                lots.end(lot)
+            raise
         finally:
             scoreboard.close()
         self.heartbeat.add(member)

@@ -29,7 +29,14 @@ from ..protocol.options import wait_seconds
 from ..protocol.plain_commands import PING
 from ..system.interpreter import import_path
 from ..system.loops import OUTAGES
-from .bootstrap import Handlers, announce, registry_from, warn_about_server, with_function_calls
+from .bootstrap import (
+    Handlers,
+    announce,
+    registry_from,
+    resources_of,
+    warn_about_server,
+    with_function_calls,
+)
 from .heartbeat import sign_off
 from .pipe import Report
 from .scoreboard import Scoreboard
@@ -203,6 +210,11 @@ class TaskWorker:
 
             registry = with_function_calls(self._all(), self.settings, broker, self._commands)
             self.fault = ""
+            ledger = None
+            if self.settings.has:
+                from .lots import own_ledger
+
+                ledger = own_ledger(self.settings.has)
             processor = Processor(
                 self.settings,
                 registry,
@@ -211,10 +223,18 @@ class TaskWorker:
                 self.consumer,
                 scoreboard,
                 on_fault=self._on_fault,
+                ledger=ledger,
             )
             processor.open()
             try:
-                details = announce(broker, self._commands, self.settings, self.consumer, registry)
+                details = announce(
+                    broker,
+                    self._commands,
+                    self.settings,
+                    self.consumer,
+                    registry,
+                    resources_of(ledger),
+                )
                 sidecar.introduce(
                     lambda: {
                         "consumer": self.consumer,

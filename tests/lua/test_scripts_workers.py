@@ -187,6 +187,23 @@ def test_the_delay_grows_with_the_time_waited(world: World) -> None:
     assert world.db.zscore(world.keys.delayed, "a") >= now + 1000
 
 
+def test_what_waits_for_room_waits_for_as_long_as_it_takes(world: World) -> None:
+    """It is no dead letter, its record says what it needs, and many of them come back rarely."""
+    world.add("a")
+    entry, _ = world.one("w")
+    long_ago = world.now_ms() - 100 * MINUTE
+    world.db.hset(world.keys.task("a"), mapping={"parked_ms": long_ago, "unknown_ms": long_ago})
+    row = (entry, "a", "job", "room for gpu=2")
+    now = world.now_ms()
+    assert world.twice(lambda: world.park("w", row, grace_ms=0)) == ["parked"]
+    record = world.record("a")
+    assert (record["state"], record["reason"], record["needs"]) == ("delayed", "room", "gpu=2")
+    assert "unknown_ms" not in record
+    due = world.db.zscore(world.keys.delayed, "a")
+    assert now + 15_000 <= due <= world.now_ms() + 15_000
+    world.check({"a": 0})
+
+
 def test_a_name_nobody_knows_ends_as_a_dead_letter(world: World) -> None:
     """After the grace time the task is dead, and the error names what the living workers know."""
     world.register("w", names="mail\nresize")

@@ -178,10 +178,8 @@ class World:
         """Put attempts off."""
         return self.call(self.commands.suspend(consumer, attempts))
 
-    def park(
-        self, consumer: str, *tasks: tuple[str, str, str], grace_ms: int = 60_000
-    ) -> list[str]:
-        """Park tasks of (entry, id, name)."""
+    def park(self, consumer: str, *tasks: tuple[str, ...], grace_ms: int = 60_000) -> list[str]:
+        """Park tasks of (entry, id, name), or (entry, id, name, what they lack)."""
         answer = self.call(self.commands.park(consumer, grace_ms, tasks))
         return ["broken" if type(word) is list else word.decode() for word in answer]
 

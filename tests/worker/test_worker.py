@@ -8,6 +8,7 @@ import gc
 import itertools
 import logging
 import os
+import struct
 import tempfile
 import threading
 import time
@@ -32,7 +33,7 @@ from redistq import (
     TaskWorker,
     UnknownTask,
 )
-from redistq.worker.scoreboard import Scoreboard
+from redistq.worker.scoreboard import Overdue, Scoreboard
 
 registry = Registry()
 seen: dict[str, list[Any]] = {}
@@ -914,16 +915,37 @@ def test_the_board_shows_what_runs_and_what_is_overdue(tmp_path: Path) -> None:
     scoreboard.begin(1, b"123-4")
     scoreboard.limit(1, 50.0, 70, 1.5)
     assert other.running() == ["123-4"]
-    assert (other.overdue(49), other.overdue(51)) == ([], [("123-4", 70, 1.5)])
+    assert (other.overdue(49), other.overdue(51)) == ([], [Overdue("123-4", 70, 1.5)])
+    assert (other.capped, other.too_large(10**9)) == (False, [])
+    scoreboard.cap(1, 500, 1000, 80)
+    assert (other.capped, other.too_large(1500)) == (True, [])
+    assert other.too_large(1501) == [Overdue("123-4", 80, 0.0, 500, 501)]
     scoreboard.end_limited(1)
     scoreboard.begin(1, b"99-0")
-    assert other.overdue(51) == []
+    assert (other.overdue(51), other.too_large(10**9)) == ([], [])
     other.paused = {0}
     assert scoreboard.paused == {0}
     other.close()
     (tmp_path / "other").write_bytes(bytes(200))
     with pytest.raises(ValueError, match="no scoreboard"):
         Scoreboard(os.open(tmp_path / "other", os.O_RDWR))
+
+
+def test_a_board_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    """Its slots are smaller, and have no limit of memory: a supervisor outlives an upgrade."""
+    before = b"redistq1" + struct.pack("<I", 1) + bytes(128 - 12 + 2 * 64)
+    (tmp_path / "before").write_bytes(before)
+    board = Scoreboard(os.open(tmp_path / "before", os.O_RDWR))
+    assert board.slots == 2
+    board.begin(1, b"5-0")
+    board.limit(1, 50.0, 70, 1.5)
+    board.cap(1, 500, 1000)
+    assert board.running() == ["5-0"]
+    assert board.overdue(51) == [Overdue("5-0", 70, 1.5)]
+    assert board.too_large(10**9) == []
+    board.end_limited(1)
+    assert board.running() == []
+    board.unmap()
 
 
 @pytest.mark.parametrize("left", ["a folder in memory", "a folder", "nothing"])
