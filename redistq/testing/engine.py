@@ -32,12 +32,14 @@ from ..worker.heartbeat import sign_off
 from ..worker.item_writer import ItemWriter
 from ..worker.outcome import CORRUPT, PARK, RETRY, SETTLE, Outcome, fields_of
 from ..worker.prefetch import Prefetch
+from ..worker.provided import Provided
 from ..worker.queues import Delivery, Held, Room, queues_of
 from ..worker.reporter import Reporter
 from ..worker.runners import Runners
 from ..worker.scoreboard import Scoreboard
 from ..worker.settings import WorkerSettings
 from ..worker.settler import Settler
+from .background import Background
 from .clock import Clock
 from .crash import Crashes, DyingBroker, WorkerDied
 from .runs import Run
@@ -80,8 +82,16 @@ class Engine:
         self._held: Held = {}
         self._threads: list[threading.Thread] = []
         room = Room()
+        self._background = Background()
+        self._provided = Provided(handlers, self._background.loop)
         self._executor = Executor(
-            settings, handlers, self.consumer, self._scoreboard, self._held, QueueTime(clock)
+            settings,
+            handlers,
+            self.consumer,
+            self._scoreboard,
+            self._held,
+            QueueTime(clock),
+            provided=self._provided,
         )
         self._reporter = Reporter(broker, self.consumer)
         self._items = ItemWriter(broker, self.consumer)
@@ -123,6 +133,11 @@ class Engine:
         self._details = announce(broker, commands, settings, self.consumer, handlers)
         self._executor.start()
         self._start(self._items.run, "items")
+        try:
+            self._provided.enter(settings.start_timeout)
+        except BaseException:  # whatever it is, an interrupt too
+            self.close()
+            raise
 
     # -- what a supervisor does ------------------------------------------------------------------
 
@@ -174,8 +189,10 @@ class Engine:
     def run(self, task: Delivery, slot: int, lender: slots.Lender) -> Run:
         """Run a task here and settle it; raises RuntimeError for a coroutine where a loop runs."""
         if self._executor.is_async(task[1]):
-            loop = self._loop()
-            attempt = lambda: loop.run_until_complete(self._executor.run_async(task, slot))  # noqa: E731
+            run: Callable[[Any], Outcome] = self._loop().run_until_complete
+            if self._background.runs and asyncio._get_running_loop() is None:
+                run = self._background.run
+            attempt = lambda: run(self._executor.run_async(task, slot))  # noqa: E731
         else:
             attempt = lambda: self._call(task, slot, lender)  # noqa: E731
         return self._ended(task, self._attempted(task, slot, attempt))
@@ -299,7 +316,10 @@ class Engine:
         sign_off(reporter, self.commands, self.settings, self.consumer, running)
 
     def close(self) -> None:
-        """Let go of its threads and connections; the server keeps what it had."""
+        """Let go of its threads and connections, and of what its lifespans and factories made; the
+        server keeps what it had."""
+        self._provided.leave(self.settings.shutdown_timeout)
+        self._background.close()
         self._reporter.close()
         self._items.close()
         self._executor.close()
