@@ -231,6 +231,11 @@ _HOMES = {
 """Where public names stand that are no errors; each is imported at its first use."""
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics %%task, %%batch and %redistq: what ``%load_ext redistq`` calls."""
+    importlib.import_module(".magics", __name__).load_ipython_extension(shell)
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,7 @@ ORDER = (
     *("context", "middleware", "handlers", "flows", "tracing", "connection", "settings"),
     *("producer", "scheduler"),
     *("functions", "worker", "client", "joblib", "compat", "monitor", "dashboard", "cli"),
-    "contrib",
-    *("testing", "cli_monitor", "__main__"),
+    *("contrib", "testing", "magics", "cli_monitor", "__main__"),
 )
 # Doors, opened at first use: a name that users know stands below what it opens.
 DOORS = {

@@ -294,12 +294,14 @@ class Batch(BatchArgument, Updatable):
         "return" the error in the item's place. An error that is raised ends the wait, not the
         batch. Raises ResultTimeout after ``timeout`` seconds.
         """
+        __tracebackhide__ = True
         _check_on_error(on_error)
         return self._results(timeout, on_error)
 
     def _results(
         self, timeout: float | None, on_error: str, stop: threading.Event | None = None
     ) -> list[Any]:
+        __tracebackhide__ = True
         for page in self._pages(timeout, stop):
             if on_error == "raise":
                 bad = sorted({index for index, state in page if state != "succeeded"})
@@ -329,6 +331,7 @@ class Batch(BatchArgument, Updatable):
 
     def _is_left_out(self, error: BaseException | None, on_error: str) -> bool:
         """Return whether an item is left out; raises its error when that was asked for."""
+        __tracebackhide__ = True
         if error is not None and on_error == "raise":
             error.add_note(
                 f"Of batch {self.id!r} this is the first error. results(on_error='return') waits "

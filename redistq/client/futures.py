@@ -122,6 +122,7 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
         After ``timeout`` seconds it raises ResultTimeout (a TimeoutError), which says why nothing
         came if that is known.
         """
+        __tracebackhide__ = True  # of a cell's error the cell's line is what counts
         timeout = wait_seconds(timeout)
         try:
             if self.done():
@@ -140,6 +141,9 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
             raise
         except KeyboardInterrupt:
             self._say_it_goes_on()
+            raise
+        except BaseException as error:  # the task's own, without the lines that waited for it
+            BaseException.with_traceback(error, None)
             raise
         finally:
             del self  # or error, traceback, frame and future would hold each other

@@ -97,6 +97,7 @@ class LazyCall(Referable):
     def compute(self, timeout: float | None = None) -> Any:
         """Return its result; raises what the call raised, and ResultTimeout after ``timeout``
         seconds, while it goes on."""
+        __tracebackhide__ = True
         return self.submit().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -231,6 +232,7 @@ def compute(*values: Any, timeout: float | None = None) -> Any:
     All calls are sent before any is waited for. Raises what the first call raised that failed, and
     ResultTimeout after ``timeout`` seconds, while they go on.
     """
+    __tracebackhide__ = True
     timeout = wait_seconds(timeout)
     end = None if timeout is None else time.monotonic() + timeout
     found: dict[int, LazyCall] = {}
