@@ -58,6 +58,8 @@ class Handler:
     wants_context: bool = False
     raw: bool = False
     """The function takes and returns bytes as they are, not JSON."""
+    labelled: bool = False
+    """It runs tasks of the names ``name:label`` too, whatever the label; so do those of bytes."""
     gate: Mapping[str, Any] | None = None
     """When a task may run that is added by the function itself: what ``@task`` says of it."""
     declared: Declared | None = None

@@ -85,6 +85,7 @@ class Registry(Mapping[str, Handler]):
                 batching=marked.batching,
                 middleware=_together(self.layers, layers),
                 raw=marked.raw,
+                labelled=marked.labelled,
             )
         else:
             handler = Handler.of(name, called, middleware=self.layers, **options)

@@ -454,7 +454,7 @@ class Executor:
     def _labelled(self, name: bytes) -> BoundHandler | None:
         """Return the handler of ``handler:label``, which is shown by its whole name."""
         handler = self._bound.get(name.partition(b":")[0])
-        if handler is None or not handler.raw:
+        if handler is None or not handler.labelled:
             return None
         labelled = copy.copy(handler)
         labelled.name = name.decode("utf-8", "replace")

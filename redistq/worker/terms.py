@@ -107,6 +107,7 @@ class BoundHandler:
         "hooks",
         "is_async",
         "item",
+        "labelled",
         "layers",
         "max_result_bytes",
         "memory",
@@ -148,6 +149,7 @@ class BoundHandler:
         self.resources = handler.resources
         self.is_async = handler.is_async
         self.raw = handler.raw
+        self.labelled = handler.raw or handler.labelled
         self.layers = handler.middleware
         """What stands around its tasks."""
         self.hooks = Hooks.of(handler.middleware)

@@ -8,7 +8,6 @@ from typing import Any
 from ...context import TaskContext
 from ...errors import Retry as _Retry
 from ...handlers import Registry, RetryPolicy
-from ...protocol.codec import DEFAULT_MAX_BYTES, encode_result, loads
 from ...protocol.options import MAX_COUNT
 from ..errors import report_of
 from ..wire import from_wire, to_wire
@@ -19,15 +18,14 @@ from .job import Job, current
 def runner(allowed: Allowed) -> Callable[[Any, TaskContext], Any]:
     """Return the handler of jobs whose functions are allowed."""
 
-    def run(payload: bytes, context: TaskContext) -> bytes:
+    def run(payload: Any, context: TaskContext) -> Any:
         path = context.name.removeprefix(NAME + ":")
         found = Job(context.task_id, context.queue, path)
-        found.read(loads(payload))
+        found.read(payload)
         found.worker_name, found.retries_done = context.worker, context.attempt - 1
         token = current.set(found)
         try:
-            result = perform(found, allowed.function)
-            return encode_result(to_wire(result), DEFAULT_MAX_BYTES)
+            return to_wire(perform(found, allowed.function))
         except _Retry:
             raise
         except Exception as error:
@@ -72,6 +70,5 @@ def handlers(allow: Iterable[str]) -> Registry:
     registry = Registry()
     # What a job raises ends it; whether it is tried again stands in the job.
     policy = RetryPolicy(retries=MAX_COUNT, retry_on=())
-    # Only a handler of bytes is found by what stands before the colon of a name.
-    registry.add(NAME, runner(Allowed(allow)), policy=policy, raw=True)
+    registry.add(NAME, runner(Allowed(allow)), policy=policy, labelled=True)
     return registry
