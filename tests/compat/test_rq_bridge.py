@@ -123,6 +123,25 @@ def test_a_job_of_another_module_ends_as_failed(queue: Queue) -> None:
         assert f"this worker may not run '{__name__}.evil'" in str(job.exc_info)
 
 
+def test_jobs_are_sealed_as_all_tasks_are(queue: Queue, url: str) -> None:
+    """A worker that asks for signed tasks runs no job that anybody may have written."""
+    from redistq import Codec, Keys, Sign, TaskProducer
+
+    codec = Codec(Sign(Keys({"a": "12" * 32})), require="signed")
+    job = queue.enqueue(evil)
+    registry = handlers([__name__])
+    with (
+        TaskWorker(url=url, stream="default", task_handlers=registry, codec=codec),
+        TaskProducer(url=url, stream="default", codec=codec) as producer,
+    ):
+        until(lambda: producer.get_task(job.id).settled, "the job to end")
+        assert (producer.get_task(job.id).state, ran) == ("failed", [])
+        name = f"redistq.rq:{__name__}.evil"
+        signed = producer.add_task(name, {"args": [], "kwargs": {}})
+        assert producer.get_result(signed, timeout=10) is None
+    assert ran == ["evil"]
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

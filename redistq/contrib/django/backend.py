@@ -7,6 +7,7 @@ from the server.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Iterable
@@ -279,7 +280,10 @@ def _in_stream(producer: TaskProducer, status: TaskStatus) -> TaskStatus:
     entry = watched.record.get("entry")
     for _, flat in producer.broker.call(producer.commands.entry(entry)) if entry else ():
         found = dict(zip(flat[::2], flat[1::2], strict=False))
-        return replace(status, name=found[b"name"].decode(), payload=loads(found[b"payload"]))
+        payload: Any = None
+        with contextlib.suppress(ValueError):  # it is sealed
+            payload = loads(found[b"payload"])
+        return replace(status, name=found[b"name"].decode(), payload=payload)
     return producer.get_task(status.id)
 
 
