@@ -177,6 +177,10 @@ def main(argv: list[str] | None = None) -> int:
         parser().error("--processes is 1 or more")
     try:
         settings = settings_of(args)
+        if settings.has:
+            from ..worker.lots import check_devices
+
+            check_devices(settings.has)
         address = _server_of(args, settings, told_to_end)
         metrics = _metrics(args, settings, address)
     except ImportError as error:

@@ -44,7 +44,7 @@ def share(units: int, place: int, processes: int) -> list[int]:
 def visible(own: list[int], named: str | None) -> str:
     """Return these devices as CUDA_VISIBLE_DEVICES names them, where it names so far ``named``."""
     names = [name.strip() for name in (named or "").split(",") if name.strip()]
-    return ",".join(names[unit] if unit < len(names) else str(unit) for unit in own)
+    return ",".join(names[unit] if names else str(unit) for unit in own)
 
 
 class Ledger:

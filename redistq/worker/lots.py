@@ -12,10 +12,22 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConfigurationError
 from ..protocol.resources import GPU, WHOLE, Resources
 from .ledger import Ledger, share, visible
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def check_devices(declared: Resources) -> None:
+    """Raise ConfigurationError where more cards are declared than this program is shown."""
+    named, gpus = os.environ.get(VISIBLE), dict(declared).get(GPU, 0) // WHOLE
+    shown = [name for name in (named or "").split(",") if name.strip()]
+    if named is not None and gpus > len(shown):
+        raise ConfigurationError(
+            f"resources declare gpu={gpus}, and {VISIBLE}={named!r} shows {len(shown)}: declare as "
+            f"many as there are, or unset {VISIBLE} to show all"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,10 @@ class TaskWorker:
         if isinstance(processes, bool) or not isinstance(processes, int) or processes < 0:
             raise ConfigurationError(f"processes is a whole number, 0 or more: {processes!r}")
         self.processes = processes
+        if processes and self.settings.has:
+            from .lots import check_devices
+
+            check_devices(self.settings.has)
         self.registry = registry_from(default_registry if task_handlers is None else task_handlers)
         if layers := checked_middleware(middleware):
             self.registry = self.registry.surrounded(layers)

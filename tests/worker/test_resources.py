@@ -202,6 +202,19 @@ def test_what_waits_can_be_cancelled_and_goes_back_at_the_end(
     producer.get_result(third, 20)
 
 
+def test_more_cards_than_are_shown_are_refused(
+    start: Callable[..., Command], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything starts, by both figures."""
+    one = start("--resources", "gpu=2", ready=False, CUDA_VISIBLE_DEVICES="3")
+    one.says("resources declare gpu=2, and CUDA_VISIBLE_DEVICES='3' shows 1")
+    assert one.wait() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigurationError, match="shows 0"):
+        TaskWorker(url=url, task_handlers={"x": len}, processes=1, resources="gpu=1")
+    TaskWorker(url=url, task_handlers={"x": len}, processes=1, resources="licence=1")
+
+
 def test_parts_of_one(start: Callable[..., Command], producer: TaskProducer, here: Path) -> None:
     """Four tasks share one card, in two processes that both see it."""
     start("--processes", "2", "--resources", "gpu=1")
