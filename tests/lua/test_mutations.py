@@ -156,6 +156,20 @@ def uncharged(world: World) -> None:
     expect(counts == {"ran": "1", "waited": "0"}, f"charged: {counts}")
 
 
+def room(world: World) -> None:
+    """What waits for room is no dead letter, says what it needs, and comes back rarely."""
+    world.add("a")
+    entry, _ = world.one("w")
+    long_ago = world.now_ms() - 1_000_000
+    world.db.hset(world.keys.task("a"), mapping={"parked_ms": long_ago, "unknown_ms": long_ago})
+    now = world.now_ms()
+    said = world.park("w", (entry, "a", "job", "room for gpu=2"), grace_ms=0)
+    expect(said == ["parked"], f"what waits for room: {said}")
+    kept = world.db.hmget(world.keys.task("a"), "reason", "needs", "unknown_ms")
+    expect(kept == [b"room", b"gpu=2", None], f"its record says {kept}")
+    expect(world.db.zscore(world.keys.delayed, "a") >= now + 15_000, "it comes back often")
+
+
 def page_by_page(world: World) -> None:
     """A consumer is not removed while anything is pending for it."""
     world.add(*map(str, range(7)))
@@ -336,6 +350,7 @@ PROBES: list[Callable[[World], None]] = [
     earliest,
     poison,
     uncharged,
+    room,
     page_by_page,
     told_once,
     sent_again,
@@ -380,6 +395,7 @@ OLD_NAME = "add(id, redis.call('HGET', TASK .. id, 'name') or ARGV[at + 1]"
 FULL = "if not string.find(full.err, 'greater than 0-0', 1, true) then"
 ANYBODYS = "setmetatable({}, { __index = function() return true end })"
 
+NEVER_KEPT = "if false then redis.pcall('HSET'"
 MUTANTS = [
     Mutant("the owner is not asked", "entry, entry, 1, consumer)", "entry, entry, 1)"),
     Mutant("the range hint is of all consumers", "2 * n + 64, consumer)", "2 * n + 64)"),
@@ -476,6 +492,10 @@ MUTANTS = [
     Mutant("enqueue: delayed anew", KNOWN_DELAYED, KNOWN_DELAYED + " made = 1", ("enqueue",)),
     Mutant("release: anybody's", "owned(entries, CONSUMER)", ANYBODYS, ("release",)),
     Mutant("park: anybody's", "owned({ entry }, CONSUMER)", ANYBODYS, ("park",)),
+    Mutant("park: room is waited for in vain", "known = true", "known = false", ("park",)),
+    Mutant("park: room is no reason", "room and 'room' or 'unknown'", "'unknown'", ("park",)),
+    Mutant("park: room as often as names", "room and 15000 or 2000", "2000", ("park",)),
+    Mutant("park: needs are not kept", "if room then redis.pcall('HSET'", NEVER_KEPT, ("park",)),
     Mutant("replay: still dead", "redis.call('ZREM', DEAD, id)", "", ("replay",)),
     Mutant("resubmit: still dead", "    redis.call('ZREM', DEAD, id)\n", "", ("resubmit",)),
     Mutant("resubmit: expires", "    redis.call('PERSIST', record)\n", "", ("resubmit",)),
