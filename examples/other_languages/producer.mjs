@@ -2,7 +2,7 @@
 //
 // It needs ioredis (npm ci, beside this file), enqueue.lua and watch.lua here or in the folder SCRIPTS
 // (redistq script enqueue > enqueue.lua; redistq script watch > watch.lua), and a worker with handlers
-// named double and broken.
+// named double, add and broken. Node 20.11 or newer.
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import Redis from "ioredis";
@@ -94,6 +94,8 @@ if (process.argv[1] === import.meta.filename) {
   console.log("again:", await producer.result(id));
   const large = await producer.add("double", "x".repeat(20_000));
   console.log("large:", (await producer.result(large)).length);
+  const sum = await producer.add("add", { args: [2], kwargs: { b: 3 } }); // it takes arguments
+  console.log("arguments:", await producer.result(sum));
   const broken = await producer.add("broken", { why: "no such customer" });
   await producer.result(broken).catch((error) => console.log("error:", `${error.name}: ${error.message}`));
   producer.close();

