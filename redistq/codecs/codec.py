@@ -34,7 +34,7 @@ class Codec:
     all that is not "signed" (or encrypted, which signs too), or not "encrypted".
     """
 
-    __slots__ = ("_compress", "_encrypt", "_headers", "_require", "_sign")
+    __slots__ = ("_compress", "_encrypt", "_sign", "require")
 
     def __init__(self, *stages: Compress | Encrypt | Sign, require: str | None = None) -> None:
         found: dict[type, Any] = {}
@@ -57,7 +57,8 @@ class Codec:
                 f"a codec that requires what is {require} needs the keys to open it: give it "
                 f"{'Encrypt' if require == 'encrypted' else 'Sign or Encrypt'}"
             )
-        self._require = require
+        self.require = require
+        """What is refused otherwise; None: nothing."""
 
     # -- where it is read from -------------------------------------------------------------------
 
@@ -119,8 +120,8 @@ class Codec:
             found["encrypt"] = self._encrypt.keys.settings()
         if self._sign is not None:
             found["sign"] = self._sign.keys.settings()
-        if self._require is not None:
-            found["require"] = self._require
+        if self.require is not None:
+            found["require"] = self.require
         return found
 
     def has(self) -> list[str]:
@@ -181,27 +182,27 @@ class Codec:
 
     def plain(self, data: bytes, what: str) -> bytes:
         """Return data that nobody has sealed; raises UntrustedPayload where that is refused."""
-        if self._require is not None:
+        if self.require is not None:
             raise UntrustedPayload(
-                f"{what} is not {self._require}, as this codec requires: whoever wrote it has no "
+                f"{what} is not {self.require}, as this codec requires: whoever wrote it has no "
                 "codec (codec=, or REDISTQ_CODEC), or is not to be trusted"
             )
         return data
 
     def _check_required(self, header: Header) -> None:
-        if (self._require == "encrypted" and not header.key) or (
-            self._require == "signed" and not header.protected
+        if (self.require == "encrypted" and not header.key) or (
+            self.require == "signed" and not header.protected
         ):
             raise UntrustedPayload(
-                f"this is {header.words()}, and the codec requires what is {self._require}: give "
+                f"this is {header.words()}, and the codec requires what is {self.require}: give "
                 "whoever wrote it the same codec"
             )
 
     def __repr__(self) -> str:
         stages = (self._compress, self._encrypt, self._sign)
         words = [repr(stage) for stage in stages if stage is not None]
-        if self._require is not None:
-            words.append(f"require={self._require!r}")
+        if self.require is not None:
+            words.append(f"require={self.require!r}")
         return f"Codec({', '.join(words)})"
 
     def __reduce__(self) -> Any:

@@ -79,13 +79,14 @@ class Seal:
 
     def open_of_task(self, kind: Kind, task_id: str, data: bytes, *more: str) -> bytes:
         """Return it as it was. An error may be plain: the server's own are."""
-        what = f"the {kind} of task {task_id}"
         if not is_envelope(data):
-            return data if kind == "error" else self.codec.plain(data, what)
+            if self.codec.require is None or kind == "error":
+                return data  # the usual
+            return self.codec.plain(data, f"the {kind} of task {task_id}")
         try:
             return self.codec.open((kind, self._queue, task_id, *more), data)
         except Unreadable as error:
-            raise error.of(what) from None
+            raise error.of(f"the {kind} of task {task_id}") from None
 
     # -- events ----------------------------------------------------------------------------------
 
