@@ -220,7 +220,7 @@ class ArgumentTypes:
     """What the arguments of one handler are: they are checked at the call, and converted before the
     handler runs."""
 
-    __slots__ = ("_by_name", "_keywords", "_more", "_positional", "_task", "is_needed")
+    __slots__ = ("_by_name", "_keywords", "_more", "_positional", "_task", "is_needed", "results")
 
     def __init__(self, task: str, shape: CallShape) -> None:
         self._task = task
@@ -240,6 +240,8 @@ class ArgumentTypes:
                     self._by_name[name] = make
                 if parameter.kind is not parameter.KEYWORD_ONLY:
                     self._positional.append((name, make))
+        self.results: dict[bool, Converter | None] = {}
+        """What makes results, and items, of JSON again; found at first use."""
         makers = (self._more[1], self._keywords[1])
         self.is_needed = bool(self._by_name) or any(make is not None for make in makers)
         """Whether there is anything to convert."""
@@ -314,10 +316,19 @@ def result_writer(shape: CallShape | None) -> Converter | None:
     return to_plain if isinstance(annotation, str) or is_rich(annotation) else None
 
 
-def result_converter(shape: CallShape | None, *, streams: bool = False) -> Converter | None:
+def result_converter(handler: Handler, *, streams: bool = False) -> Converter | None:
     """Return what makes a handler's result, or with ``streams`` one of its items, of JSON again;
     None where it is taken as it comes."""
-    annotation = Any if shape is None else shape.annotations.get("return", Any)
+    if handler.shape is None:
+        return None
+    results = types_of(handler).results
+    if streams not in results:
+        results[streams] = _result_converter(handler.shape, streams)
+    return results[streams]
+
+
+def _result_converter(shape: CallShape, streams: bool) -> Converter | None:
+    annotation = shape.annotations.get("return", Any)
     if streams:
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         annotation = arguments[0] if origin in _STREAMS and arguments else Any

@@ -69,7 +69,7 @@ class TaskHandle(Generic[R]):
     def stream(self, start: int | str = 0, *, timeout: float | None = None) -> ItemStream:
         """Return what the task yields, as TaskProducer.stream."""
         found = self._target.producer().stream(self.id, start, timeout=timeout)
-        found.convert(result_converter(self._handler.shape, streams=True))
+        found.convert(result_converter(self._handler, streams=True))
         return found
 
     # -- with await ------------------------------------------------------------------------------
@@ -97,11 +97,11 @@ class TaskHandle(Generic[R]):
     def astream(self, start: int | str = 0, *, timeout: float | None = None) -> AsyncItemStream:
         """As ``stream``, for ``async for``."""
         found = self._target.async_producer().stream(self.id, start, timeout=timeout)
-        found.convert(result_converter(self._handler.shape, streams=True))
+        found.convert(result_converter(self._handler, streams=True))
         return found
 
     def _typed(self, result: Any) -> R:
-        make = result_converter(self._handler.shape)
+        make = result_converter(self._handler)
         try:
             return result if make is None else make(result)  # type: ignore[no-any-return]
         except Exception as error:  # of validators, too
