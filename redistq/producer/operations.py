@@ -66,7 +66,7 @@ class ProducerOperations:
     OPTIONS = frozenset(
         {
             *("redis_host", "redis_port", "db", "stream", "url", "password", "group"),
-            *("delayed_key", "max_payload_bytes", "timeout", "codec"),
+            *("delayed_key", "max_payload_bytes", "timeout", "codec", "middleware"),
         }
     )
     """What a producer is made with."""
@@ -118,6 +118,7 @@ class ProducerOperations:
             "max_payload_bytes": self._max_bytes,
             "timeout": self.timeout,
             "codec": self._codec,
+            "middleware": self.layers,
         }
 
     def active(self) -> AbstractContextManager[None]:

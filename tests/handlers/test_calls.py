@@ -297,6 +297,20 @@ def test_configure_says_where_tasks_of_the_program_go(
     active._program.producer().close()
 
 
+def test_a_twin_is_as_its_producer(url: str) -> None:
+    """The producer that is made of another has all of its options."""
+    with TaskProducer(url=url, stream="other", timeout=3, max_payload_bytes=100) as producer:
+        options = producer.options()
+        given = {*TaskProducer.OPTIONS, "address"} - {"redis_host", "redis_port", "db", "url"}
+        assert options.keys() == given - {"password"}
+        twin = active.Target.of(producer)
+        assert twin.producer() is producer
+        twin._own = None
+        with twin.producer() as other:
+            assert other is not producer
+            assert other.options() == options
+
+
 def test_a_program_that_says_nothing_uses_the_usual_server(
     url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
