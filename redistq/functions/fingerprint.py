@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import PayloadError
+from ..handlers.typed_task import ADDED, MARK
 from .dependencies import content_of, global_names, imported_names, submodules, version_of
 from .local_modules import digest_of, is_local
-from .pickling import PYTHON, global_generator
+from .pickling import MSGSPEC_CACHE, PYTHON, global_generator
 from .references import Referable
 
 VERSION = b"2"
@@ -36,7 +37,7 @@ _ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex})
 _NOT_OF_A_CLASS = frozenset(
     {"__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"}
     | {"__firstlineno__", "__static_attributes__", "__annotations_cache__", "__annotate_func__"}
-    | {"__annotate__", "__classdictcell__", "__qualname__"}
+    | {"__annotate__", "__classdictcell__", "__qualname__", MSGSPEC_CACHE}
     # What pydantic makes of fields, decorators and configuration; it names classes by address.
     | {"__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__"}
 )
@@ -222,7 +223,12 @@ class _Seen:
         cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
         for name, cell in sorted(cells, key=lambda pair: pair[0]):
             parts += [name.encode(), self.within(f"closure {name!r}", cell)]
-        attributes = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
+        ours = ADDED if MARK in vars(function) else ()
+        attributes = {
+            name: value
+            for name, value in vars(function).items()
+            if name != "__wrapped__" and name not in ours
+        }
         parts.append(self._by_name(attributes))
         if "__wrapped__" in vars(function):
             parts.append(self.of(function.__wrapped__))

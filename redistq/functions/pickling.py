@@ -26,6 +26,8 @@ from ..errors import PayloadError
 from .dependencies import IMPORTS, imported_names
 from .references import Referable, Reference, as_it_is
 
+MSGSPEC_CACHE = "__msgspec_cache__"
+"""What msgspec leaves on classes that it knows."""
 PYTHON = (sys.version_info.major, sys.version_info.minor)
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex, Reference})
 _RANDOM_MODULES = frozenset({"numpy.random._generator", "numpy.random.mtrand", "torch", "torch._C"})
@@ -99,6 +101,8 @@ def pickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             seen = self.seen
+            if isinstance(obj, type) and MSGSPEC_CACHE in vars(obj):
+                delattr(obj, MSGSPEC_CACHE)  # it cannot be pickled, and is made anew when needed
             if kind is FunctionType or kind is type:
                 how = decide(self, obj)
                 if seen is not None and how is NotImplemented:

@@ -27,7 +27,7 @@ from .handler import Handler
 from .lifespans import Lifespan
 from .plain import plain_arguments
 from .policy import ExceptionTypes, RetryPolicy
-from .typed_task import AsyncTask, P, R, Task, equip
+from .typed_task import MARK, AsyncTask, P, R, Task, equip
 
 if TYPE_CHECKING:
     from ..protocol.declared import Declared
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 log = logger("redistq.worker")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_MARK = "__redistq_handler__"
 _OF_SCHEDULES = frozenset(DeclaredKeywords.__annotations__)
 _NEEDS = frozenset(NeedKeywords.__annotations__)
 
@@ -67,7 +66,7 @@ class Registry(Mapping[str, Handler]):
         """Register ``function`` under ``name``; its own ``@task`` options are kept."""
         # The mark travels with functools.wraps: what is run is what was given, whatever a decorator
         # above @task made of the function, with the options that @task was given.
-        marked = function if isinstance(function, Handler) else getattr(function, _MARK, None)
+        marked = function if isinstance(function, Handler) else getattr(function, MARK, None)
         called = function.function if isinstance(function, Handler) else function
         if isinstance(marked, Handler) and not options:
             layers = marked.middleware if isinstance(function, Handler) else ()
@@ -195,7 +194,7 @@ class Registry(Mapping[str, Handler]):
                 batching=batching,
             )
             try:
-                setattr(function, _MARK, handler)
+                setattr(function, MARK, handler)
                 equip(function, handler)
             except AttributeError:
                 pass  # a built-in or bound method takes no mark; it is registered all the same
@@ -277,7 +276,7 @@ class Registry(Mapping[str, Handler]):
             found: Any = sys.modules.get(getattr(function, "__module__", None) or "")
             for part in str(getattr(function, "__qualname__", "")).split("."):
                 found = getattr(found, part, None)
-            marked = getattr(found, _MARK, None)
+            marked = getattr(found, MARK, None)
             if isinstance(marked, Handler) and marked is handler and found is not function:
                 log.warning(
                     "task %s runs without the decorators above @task on %s: put @task on top of "
@@ -301,7 +300,7 @@ class Registry(Mapping[str, Handler]):
 
 def handler_of(function: Any) -> Handler:
     """Return the handler that ``@task`` made of a function; raises ConfigurationError."""
-    handler = function if isinstance(function, Handler) else getattr(function, _MARK, None)
+    handler = function if isinstance(function, Handler) else getattr(function, MARK, None)
     if not isinstance(handler, Handler):
         raise ConfigurationError(
             f"a task's type is a name or a function decorated with @task, not {function!r:.200}"

@@ -20,6 +20,10 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 NAMES = ("delay", "adelay", "options", "task_name", "s", "map", "starmap")
 """What a decorated function has."""
+MARK = "__redistq_handler__"
+"""Where its handler is."""
+ADDED = frozenset({MARK, *NAMES})
+"""All that ``@task`` puts on a function: none of it is the function's own."""
 _OPTIONS = frozenset({*OPTIONS_OF_TASKS, "task_id"})
 
 

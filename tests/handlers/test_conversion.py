@@ -330,3 +330,33 @@ def test_payloads_of_a_batch_handler_are_converted_one_by_one(
         ]
         with pytest.raises(TaskFailed, match="ArgumentError: argument orders of task"):
             producer.get_result(wrong, 10)
+
+
+def test_a_class_that_was_converted_is_pickled_as_before() -> None:
+    """What a conversion leaves on a class, and what @task puts on a function, neither goes to
+    workers of a client nor makes the function another one."""
+    code = (
+        "import pickle, cloudpickle\n"
+        "from dataclasses import dataclass\n"
+        "from redistq import Registry, TaskProducer\n"
+        "from redistq.functions.fingerprint import fingerprint\n"
+        "from redistq.functions.pickling import by_value\n"
+        "from redistq.handlers.conversion import types_of\n"
+        "registry = Registry()\n"
+        "@dataclass\n"
+        "class Order:\n"
+        "    number: int\n"
+        "def plain(order: Order, more: int) -> Order: return order\n"
+        "name = plain.__name__\n"
+        "before = fingerprint(plain, (), {})\n"
+        "charge = registry.task(plain)\n"
+        "types_of(registry[name]).check((Order(1), 2), {})\n"
+        "assert '__msgspec_cache__' in vars(Order)\n"
+        "assert fingerprint(charge, (), {}) == before\n"
+        "loaded = pickle.loads(by_value(charge))\n"
+        "assert loaded.task_name == name\n"
+        "types_of(registry[name]).check((Order(1), 2), {})\n"
+        "print(loaded.options(delay=1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "<tasks plain>", done.stderr
