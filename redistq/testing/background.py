@@ -1,7 +1,7 @@
-"""The event loop beside a test's tasks: for async lifespans, and async factories of plain handlers.
+"""The event loop beside a test's tasks: for ``async def`` handlers, lifespans and factories.
 
-A thread of its own, which begins with its first use. While it runs ``async def`` handlers run in it
-too, as in a worker, so that what belongs to a loop can be used by all of them.
+A thread of its own, which begins with its first use, so that what belongs to a loop can be used by
+all of them, as in a worker. In ``adrain`` handlers run in the test's own loop instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ class Background:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has been started."""
-        return self._loop is not None
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop, which runs."""

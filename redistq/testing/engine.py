@@ -11,23 +11,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 from .. import slots
+from ..codecs.codec import Codec
 from ..connection.broker import Broker
 from ..context import serve_contexts
 from ..functions.results import result_in
 from ..functions.signing import Signer, is_packet, task_context
-from ..handlers import Handler
+from ..handlers import Registry
+from ..handlers.batching import Batching
 from ..protocol.codec import loads
 from ..protocol.commands import Commands, Promoted, new_consumer_name
 from ..protocol.keys import without_priority
 from ..scheduler.firing import Firing
+from ..worker.batches import Batches
 from ..worker.bootstrap import announce
 from ..worker.executor import Executor
 from ..worker.fetcher import Fetcher
+from ..worker.gather import Group, name_of
 from ..worker.heartbeat import sign_off
 from ..worker.item_writer import ItemWriter
 from ..worker.outcome import CORRUPT, PARK, RETRY, SETTLE, Outcome, fields_of
@@ -36,7 +41,6 @@ from ..worker.provided import Provided
 from ..worker.queues import Delivery, Held, Room, queues_of
 from ..worker.reporter import Reporter
 from ..worker.runners import Runners
-from ..worker.scoreboard import Scoreboard
 from ..worker.settings import WorkerSettings
 from ..worker.settler import Settler
 from .background import Background
@@ -65,7 +69,7 @@ class Engine:
     def __init__(
         self,
         settings: WorkerSettings,
-        handlers: Mapping[str, Handler],
+        handlers: Registry,
         broker: DyingBroker,
         commands: list[Commands],
         signer: Signer,
@@ -77,13 +81,14 @@ class Engine:
         self._broker = broker
         self._crashes: Crashes = broker.crashes
         self._signer = signer
-        self._scoreboard = Scoreboard.create(settings.scoreboard_slots, len(settings.queues))
-        self._queues = queues_of(settings.queues, commands, self._scoreboard, broker)
+        self._scoreboard = settings.new_scoreboard()
+        codec = Codec.of(settings.codec) if settings.codec else None
+        self._queues = queues_of(settings.queues, commands, self._scoreboard, broker, codec)
         self._held: Held = {}
         self._threads: list[threading.Thread] = []
-        room = Room()
         self._background = Background()
         self._provided = Provided(handlers, self._background.loop)
+        room = Room()
         self._executor = Executor(
             settings,
             handlers,
@@ -109,6 +114,12 @@ class Engine:
             lambda reason: None,
             self._reporter,
         )
+        self._settler.teller = self._executor.teller()
+        kinds = (self._executor.gathered(is_async=kind) for kind in (False, True))
+        self._batching = {name: found for kind in kinds for name, (found, _) in kind.items()}
+        self._batches = Batches(self._executor, lambda slots: None)
+        first = settings.threads + settings.async_concurrency + slots.MOST
+        self._batch_slots = range(first, self._scoreboard.slots)
         runners = Runners(1, range(0), self._executor, self._settler, room, self._no_thread)
         self._fetcher = Fetcher(
             settings,
@@ -124,20 +135,20 @@ class Engine:
         )
         self._connection = broker.connection(broker.timeout)
         self._firing = [Firing(lane, broker.call) for lane in commands]
-        self._running: dict[int, str] = {}
-        self._here = threading.local()
-        self._loops: list[asyncio.AbstractEventLoop] = []
+        self._running: set[str] = set()
+        self._lost = False  # whether what was settled last did not count
+        self._ready: deque[Delivery] = deque()  # read for a batch, and of another name
         self.next_due_ms: int | None = None
         """When something is due next, as the last look at the queue said."""
-        self._fetcher.ensure_groups()
-        self._details = announce(broker, commands, settings, self.consumer, handlers)
-        self._executor.start()
-        self._start(self._items.run, "items")
         try:
             self._provided.enter(settings.start_timeout)
         except BaseException:  # whatever it is, an interrupt too
             self.close()
             raise
+        self._fetcher.ensure_groups()
+        self._details = announce(broker, commands, settings, self.consumer, handlers)
+        self._executor.start()
+        self._start(self._items.run, "items")
 
     # -- what a supervisor does ------------------------------------------------------------------
 
@@ -148,7 +159,7 @@ class Engine:
         self.next_due_ms = min((due for due in dues if due is not None), default=None)
 
     def _beat(self) -> None:
-        running = [(self.consumer, " ".join(self._running.values()))]
+        running = [(self.consumer, " ".join(self._running))]
         paused = set()
         for place, (lane, queue) in enumerate(zip(self.commands, self._queues, strict=True)):
             reply = Commands.read_heartbeat(
@@ -174,104 +185,145 @@ class Engine:
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    def take(self) -> Delivery | None:
-        """Return the next task to run, which is held from now on; None where none is ready."""
+    def take(self) -> list[Delivery]:
+        """Return the task to run next, which is held from now on, or the tasks of a batch handler
+        that run together; none where nothing is ready."""
+        first = self._ready.popleft() if self._ready else self._read()
+        if first is None:
+            return []
+        tasks = [first]
+        batching = self._batching_of(first)
+        if batching is None:
+            return tasks
+        others: deque[Delivery] = deque()
+        while len(tasks) < batching.size:
+            task = self._ready.popleft() if self._ready else self._read()
+            if task is None:
+                break
+            same = self._batching_of(task) is not None and name_of(task) == name_of(first)
+            (tasks if same else others).append(task)
+        self._ready.extendleft(reversed(others))
+        return tasks
+
+    def give_back(self) -> None:
+        """Give back what was read and not run."""
+        for queue in self._queues:
+            entries = [task[0] for task in self._ready if task[2] is queue]
+            if entries:
+                self._broker.call(queue.commands.release(self.consumer, entries))
+        self._ready.clear()
+
+    def _read(self) -> Delivery | None:
         self._crashes.reach("before", "fetch")
         while tasks := self._fetcher.reader.read(self._connection, 1, LOOK_MS):
             for task in tasks:
                 self._held[task[0], task[2]] = None
             self._crashes.reach("after", "fetch")
             let_in = self._fetcher.let_in(tasks)
+            self._ready.extend(let_in[1:])
             if let_in:
                 return let_in[0]
         return None
 
-    def run(self, task: Delivery, slot: int, lender: slots.Lender) -> Run:
-        """Run a task here and settle it; raises RuntimeError for a coroutine where a loop runs."""
-        if self._executor.is_async(task[1]):
-            run: Callable[[Any], Outcome] = self._loop().run_until_complete
-            if self._background.runs and asyncio._get_running_loop() is None:
-                run = self._background.run
-            attempt = lambda: run(self._executor.run_async(task, slot))  # noqa: E731
-        else:
-            attempt = lambda: self._call(task, slot, lender)  # noqa: E731
-        return self._ended(task, self._attempted(task, slot, attempt))
+    def _batching_of(self, task: Delivery) -> Batching | None:
+        """Return how a task is gathered; None for one that runs alone: its worker may have died
+        of it."""
+        if fields_of(task[1]).get(b"recovered", b"0") != b"0":
+            return None
+        return self._batching.get(fields_of(task[1]).get(b"name", b""))
 
-    async def arun(self, task: Delivery, slot: int, lender: slots.Lender) -> Run:
+    def run(self, tasks: list[Delivery], slot: int, lender: slots.Lender) -> list[Run]:
+        """Run a task, or a batch, and settle it: in the calling thread, or, where it is a
+        coroutine, in the event loop."""
+        if self._executor.is_async(tasks[0][1]):
+            attempt = lambda: self._in_loop(tasks, slot)  # noqa: E731
+        else:
+            attempt = lambda: self._call(tasks, slot, lender)  # noqa: E731
+        return self._ended(tasks, self._attempted(tasks, attempt))
+
+    async def arun(self, tasks: list[Delivery], slot: int, lender: slots.Lender) -> list[Run]:
         """As ``run``: a coroutine in the loop that runs, any other handler in a thread."""
         loop = asyncio.get_running_loop()
-        if self._executor.is_async(task[1]):
-            self._begin(task, slot)
-            try:
+        outcomes: list[Outcome] | None = None
+        if self._executor.is_async(tasks[0][1]):
+            self._begin(tasks)
+            with contextlib.suppress(WorkerDied):
                 self._crashes.reach("before", "run")
                 # A context of its own, as a worker gives it.
-                made = loop.create_task(self._executor.run_async(task, slot), context=Context())
-                outcome = await made
+                outcomes = await loop.create_task(self._coroutine(tasks, slot), context=Context())
                 self._crashes.reach("after", "run")
-            except WorkerDied:
-                outcome = None
         else:
-            call = self._attempted
-            attempt = lambda: self._call(task, slot, lender)  # noqa: E731
-            outcome = await loop.run_in_executor(None, call, task, slot, attempt)
-        return self._ended(task, outcome)
+            attempt = lambda: self._call(tasks, slot, lender)  # noqa: E731
+            outcomes = await loop.run_in_executor(None, self._attempted, tasks, attempt)
+        return self._ended(tasks, outcomes)
 
     def _attempted(
-        self, task: Delivery, slot: int, attempt: Callable[[], Outcome]
-    ) -> Outcome | None:
-        """Return how an attempt ended; None where its worker died meanwhile."""
-        self._begin(task, slot)
+        self, tasks: list[Delivery], attempt: Callable[[], list[Outcome]]
+    ) -> list[Outcome] | None:
+        """Return how attempts ended; None where their worker died meanwhile."""
+        self._begin(tasks)
         try:
             self._crashes.reach("before", "run")
-            outcome = Context().run(attempt)
+            outcomes = Context().run(attempt)
             self._crashes.reach("after", "run")
         except WorkerDied:
             return None
-        return outcome
+        return outcomes
 
-    def _begin(self, task: Delivery, slot: int) -> None:
-        self._running[slot] = task[0].decode()
-        self._crashes.task = fields_of(task[1]).get(b"name", b"").decode("utf-8", "replace")
+    def _begin(self, tasks: list[Delivery]) -> None:
+        self._running.update(task[0].decode() for task in tasks)
+        self._crashes.task = fields_of(tasks[0][1]).get(b"name", b"").decode("utf-8", "replace")
 
-    def _call(self, task: Delivery, slot: int, lender: slots.Lender) -> Outcome:
+    def _call(self, tasks: list[Delivery], slot: int, lender: slots.Lender) -> list[Outcome]:
         slots.serve(lender)
         try:
-            return self._executor.runner(slot)(task)
+            if self._batching_of(tasks[0]) is not None:
+                return self._batches.run(self._group(tasks))
+            return [self._executor.runner(slot)(tasks[0])]
         finally:
             slots.leave()
             serve_contexts(lambda: None, thread=True)
 
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        loop: asyncio.AbstractEventLoop | None = getattr(self._here, "loop", None)
-        if loop is None:
-            loop = self._here.loop = asyncio.new_event_loop()
-            self._loops.append(loop)
-        return loop
+    def _in_loop(self, tasks: list[Delivery], slot: int) -> list[Outcome]:
+        outcomes: list[Outcome] = self._background.run(self._coroutine(tasks, slot))
+        return outcomes
 
-    def _ended(self, task: Delivery, outcome: Outcome | None) -> Run:
-        """Settle an attempt; return what became of it."""
-        lost = self._settler.lost
-        if outcome is not None:
+    async def _coroutine(self, tasks: list[Delivery], slot: int) -> list[Outcome]:
+        if self._batching_of(tasks[0]) is not None:
+            return await self._batches.run_async(self._group(tasks))
+        return [await self._executor.run_async(tasks[0], slot)]
+
+    def _group(self, tasks: list[Delivery]) -> Group:
+        return Group(tasks, list(self._batch_slots[: len(tasks)]))
+
+    def _ended(self, tasks: list[Delivery], outcomes: list[Outcome] | None) -> list[Run]:
+        """Settle attempts; return what became of them."""
+        if outcomes is not None:
             try:
-                self._settle(outcome)
+                self._settle(outcomes)
             except WorkerDied:
-                outcome = None
+                outcomes = None
         if self._crashes.died is None:
-            self._running = {s: e for s, e in self._running.items() if e != task[0].decode()}
+            self._running.difference_update(task[0].decode() for task in tasks)
         else:
-            outcome = None
-        return self._run_of(task, outcome, self._settler.lost > lost)
+            outcomes = None
+        found = {outcome.entry: outcome for outcome in outcomes or ()}
+        return [self._run_of(task, found.get(task[0])) for task in tasks]
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcomes: list[Outcome]) -> None:
         settler = self._settler
-        settler.outcomes.append(outcome)
+        lost = settler.lost
+        settler.outcomes.extend(outcomes)
         settler.flush(wait=True)
         for _ in range(2):  # put aside: it is to be cancelled instead, or could not be written
             if settler.backlog:
                 settler.try_broken_again(all_of_them=True)
                 settler.flush(wait=True)
+        if settler.teller is not None:
+            settler.teller.tell()
+        self._lost = settler.lost > lost
 
-    def _run_of(self, task: Delivery, outcome: Outcome | None, lost: bool) -> Run:
+    def _run_of(self, task: Delivery, outcome: Outcome | None) -> Run:
         fields = {k.decode(): v for k, v in fields_of(task[1]).items()}
         task_id = fields.get("id", b"").decode("utf-8", "replace")
         payload, result, error = None, None, ""
@@ -291,7 +343,7 @@ class Engine:
             id=task_id,
             name=fields.get("name", b"").decode("utf-8", "replace"),
             attempt=int(fields.get("attempt", b"1")),
-            state="lost" if lost else state,
+            state="lost" if self._lost else state,
             payload=payload,
             result=result,
             error=error,
@@ -312,7 +364,7 @@ class Engine:
         """Give back what it holds, as a worker that stops does, or as the supervisor of one that
         died, which had ``started`` what it ran."""
         self.close()
-        running = self._running.values() if started else ()
+        running = self._running if started else ()
         sign_off(reporter, self.commands, self.settings, self.consumer, running)
 
     def close(self) -> None:
@@ -325,10 +377,6 @@ class Engine:
         self._executor.close()
         for thread in self._threads:
             thread.join(5)
-        for loop in self._loops:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-        self._loops.clear()
         self._connection.close()
         self._broker.close()
         self._scoreboard.close()

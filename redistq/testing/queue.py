@@ -153,16 +153,16 @@ class TestQueue:
         good. ``async def`` handlers run in an event loop of the queue's own.
         """
         with self._alone() as runs:
-            for engine, task in self._due(runs, max_tasks):
-                runs.append(engine.run(task, 0, self))
+            for engine, tasks in self._due(runs, max_tasks):
+                runs.extend(engine.run(tasks, 0, self))
         return runs.check() if check else runs
 
     async def adrain(self, max_tasks: int | None = None, *, check: bool = False) -> Runs:
         """As ``drain``, in a test that is a coroutine: ``async def`` handlers run in its event
         loop, others in a thread."""
         with self._alone() as runs:
-            for engine, task in self._due(runs, max_tasks):
-                runs.append(await engine.arun(task, 0, self))
+            for engine, tasks in self._due(runs, max_tasks):
+                runs.extend(await engine.arun(tasks, 0, self))
         return runs.check() if check else runs
 
     def run_for(self, by: float | timedelta = 0.0, *, check: bool = False, **units: float) -> Runs:
@@ -210,7 +210,7 @@ class TestQueue:
         finally:
             self._runs = None
 
-    def _due(self, runs: Runs, most: int | None) -> Iterator[tuple[Engine, Delivery]]:
+    def _due(self, runs: Runs, most: int | None) -> Iterator[tuple[Engine, list[Delivery]]]:
         limit = MOST_TASKS if most is None else most
         while len(runs) < limit:
             found = self._next()
@@ -224,8 +224,10 @@ class TestQueue:
                 f"end? drain(max_tasks=...) runs some. The last was {runs[-1]}"
             )
         self._bury()
+        if self._engine is not None:
+            self._engine.give_back()
 
-    def _next(self) -> tuple[Engine, Delivery] | None:
+    def _next(self) -> tuple[Engine, list[Delivery]] | None:
         while True:
             self._send()
             engine = self._living()
@@ -233,10 +235,10 @@ class TestQueue:
                 self._take_up()
             try:
                 engine.look()
-                task = engine.take()
+                tasks = engine.take()
             except WorkerDied:
                 continue
-            return None if task is None else (engine, task)
+            return (engine, tasks) if tasks else None
 
     def _send(self) -> None:
         """Let what the client was given arrive."""
@@ -305,9 +307,9 @@ class TestQueue:
         helper.stop()
         self._depth -= 1
 
-    def _note(self, run: Run) -> None:
+    def _note(self, runs: list[Run]) -> None:
         if self._runs is not None:
-            self._runs.append(run)
+            self._runs.extend(runs)
 
     # -- deaths ------------------------------------------------------------------------------------
 

@@ -150,15 +150,19 @@ class SettledTeller:
     def run(self) -> None:
         """Tell until ``end``: what its thread does."""
         while True:
-            while self._untold:
-                hooks, about = self._untold[0]
-                tell_safely(hooks, about)
-                self._untold.popleft()
+            self.tell()
             if self._ending:
                 self._told.set()
                 return
             self._bell.wait()
             self._bell.clear()
+
+    def tell(self) -> None:
+        """Tell what there is, in the calling thread."""
+        while self._untold:
+            hooks, about = self._untold[0]
+            tell_safely(hooks, about)
+            self._untold.popleft()
 
     def end(self, seconds: float) -> None:
         """Tell what there is, within so many seconds."""
