@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from redistq.cli.health import parser as health_parser
 from redistq.cli.worker import parser
 from redistq.cli.worker_options import settings_of
 from redistq.monitor.scale import Scale
@@ -112,6 +113,19 @@ def test_the_worker_is_given_time_to_drain() -> None:
     assert isinstance(settings.max_rss, int)
     assert container["resources"]["limits"]["memory"] == "2Gi"
     assert settings.max_rss * args.processes <= 0.9 * 2 * 1024**3
+
+
+def test_probes_are_commands_that_there_are() -> None:
+    """With options that they take, and more time than they wait."""
+    spec = manifest("worker.yaml", "Deployment")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert "livenessProbe" not in container
+    for probe in (container["startupProbe"], container["readinessProbe"]):
+        name, command, *options = probe["exec"]["command"]
+        assert (name, command) == ("redistq", "health")
+        args = health_parser().parse_args(options)
+        assert args.worker
+        assert probe["timeoutSeconds"] > args.timeout
 
 
 def test_names_agree() -> None:
