@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ..codecs.sealing import Seal
 from ..connection.broker import Broker
-from ..errors import ConfigurationError, PayloadError, PayloadTooLarge
+from ..errors import ConfigurationError, PayloadError, PayloadTooLarge, RedistqError
 from ..functions.packing import label
 from ..functions.written import CALL
 from ..handlers import Handler, handler_of
@@ -19,6 +20,7 @@ from ..monitor.inspector import Inspector
 from ..protocol.codec import encode_payload, loads
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import PRIORITIES
+from ..protocol.options import gate_of
 from ..protocol.plain_commands import MAX_BYTES
 from ..worker.outcome import fields_of
 
@@ -66,24 +68,24 @@ class Enqueued:
         return f"{self.name}  {payload:.200}  {state}"
 
 
-def tasks_in(broker: Broker, lanes: Sequence[Commands]) -> list[Enqueued]:
+def tasks_in(broker: Broker, lanes: Sequence[Commands], seal: Seal) -> list[Enqueued]:
     """Return the tasks of a queue that have not ended: the ready ones first, then the delayed ones
     by due time, then those that wait."""
     by_priority = dict(zip(PRIORITIES, lanes, strict=True))
     found: list[Enqueued] = []
     for priority, lane in by_priority.items():
-        found += _ready(broker, lane, priority)
+        found += _ready(broker, lane, priority, seal)
     delayed: list[Enqueued] = []
     for priority, lane in by_priority.items():
         for row in Inspector(broker, lane).delayed(MOST):
-            payload = broker.call(lane.payload(row.id))
+            payload = _payload(broker, lane, row.id, seal)
             found_due = datetime.fromtimestamp(row.due_ms / 1000, UTC)
             due_in = timedelta(milliseconds=row.due_in_ms)
             delayed.append(
                 Enqueued(
                     id=row.id,
                     name=row.name,
-                    payload=_read(payload),
+                    payload=payload,
                     state="delayed",
                     priority=priority,
                     attempt=row.attempt,
@@ -95,12 +97,12 @@ def tasks_in(broker: Broker, lanes: Sequence[Commands]) -> list[Enqueued]:
     found += sorted(delayed, key=lambda task: task.due or datetime.max.replace(tzinfo=UTC))
     for waiting in Inspector(broker, lanes[0]).waiting(MOST):
         lane = by_priority.get(waiting.priority, lanes[0])
-        payload = broker.call(lane.payload(waiting.id))
+        payload = _payload(broker, lane, waiting.id, seal)
         found.append(
             Enqueued(
                 id=waiting.id,
                 name=waiting.name,
-                payload=_read(payload),
+                payload=payload,
                 state="waiting",
                 priority=waiting.priority,
                 attempt=waiting.attempt,
@@ -110,7 +112,7 @@ def tasks_in(broker: Broker, lanes: Sequence[Commands]) -> list[Enqueued]:
     return found
 
 
-def _ready(broker: Broker, lane: Commands, priority: str) -> Iterator[Enqueued]:
+def _ready(broker: Broker, lane: Commands, priority: str, seal: Seal) -> Iterator[Enqueued]:
     start = "-"
     while page := broker.call(lane.entries(start, "+")):
         for _, flat in page:
@@ -118,7 +120,7 @@ def _ready(broker: Broker, lane: Commands, priority: str) -> Iterator[Enqueued]:
             yield Enqueued(
                 id=fields.get(b"id", b"").decode("utf-8", "replace"),
                 name=fields.get(b"name", b"").decode("utf-8", "replace"),
-                payload=_read(fields.get(b"payload")),
+                payload=read_payload(seal, fields),
                 state="queued",
                 priority=priority,
                 attempt=int(fields.get(b"attempt", b"1")),
@@ -128,9 +130,22 @@ def _ready(broker: Broker, lane: Commands, priority: str) -> Iterator[Enqueued]:
         start = "(" + page[-1][0].decode()
 
 
-def _read(payload: bytes | None) -> Any:
-    with contextlib.suppress(ValueError):
-        return loads(payload or b"null")
+def _payload(broker: Broker, lane: Commands, task_id: str, seal: Seal) -> Any:
+    name, opts = broker.call(lane.name_and_options(task_id))
+    payload = broker.call(lane.payload(task_id))
+    fields = {b"id": task_id.encode(), b"name": name, b"payload": payload, b"opts": opts}
+    return read_payload(seal, fields)
+
+
+def read_payload(seal: Seal, fields: Mapping[bytes, bytes]) -> Any:
+    """Return the payload of a task with these fields; None for what cannot be read here."""
+    task_id, name, payload, opts = (
+        fields.get(field) or b"" for field in (b"id", b"name", b"payload", b"opts")
+    )
+    with contextlib.suppress(ValueError, RedistqError):
+        gate = gate_of(opts) or None
+        opened = seal.open_payload(task_id.decode(), name.decode(), payload, gate)[0]
+        return loads(opened or b"null")
     return None
 
 

@@ -18,8 +18,10 @@ from typing import Any
 
 from .. import slots
 from ..codecs.codec import Codec
+from ..codecs.sealing import Kind
 from ..connection.broker import Broker
 from ..context import serve_contexts
+from ..errors import RedistqError
 from ..functions.results import result_in
 from ..functions.signing import Signer, is_packet, task_context
 from ..handlers import Registry
@@ -45,6 +47,7 @@ from ..worker.settings import WorkerSettings
 from ..worker.settler import Settler
 from .background import Background
 from .clock import Clock
+from .contents import read_payload
 from .crash import Crashes, DyingBroker, WorkerDied
 from .runs import Run
 
@@ -326,13 +329,16 @@ class Engine:
     def _run_of(self, task: Delivery, outcome: Outcome | None) -> Run:
         fields = {k.decode(): v for k, v in fields_of(task[1]).items()}
         task_id = fields.get("id", b"").decode("utf-8", "replace")
-        payload, result, error = None, None, ""
-        with contextlib.suppress(ValueError):
-            payload = loads(fields.get("payload", b""))
+        seal = task[2].seal
+        payload, result, error = read_payload(seal, fields_of(task[1])), None, ""
         state = _state_of(outcome)
         seconds = 0.0
         if outcome is not None and outcome.verb in (SETTLE, RETRY):
             seconds, body = float(outcome.args[5]) / 1000, outcome.args[6]
+            if isinstance(body, bytes) and state in ("succeeded", "failed", "retried"):
+                with contextlib.suppress(RedistqError):  # bound to a task that this one answers
+                    kind: Kind = "result" if state == "succeeded" else "error"
+                    body = seal.open_of_task(kind, task_id, body)
             if state == "succeeded":
                 result = self._result(task_id, body)
             elif body and state not in ("cancelled", "expired", "continued"):

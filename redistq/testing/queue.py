@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from ..client.client import Client
+from ..codecs.codec import given_or_env
+from ..codecs.sealing import seal_of
 from ..connection.address import Address
 from ..connection.broker import Broker
 from ..errors import ConfigurationError, RedistqError
@@ -47,7 +49,7 @@ class TestQueue:
     Registry; without any those of ``@task``), on a real server, by the same scripts, encodings and
     options as a worker in production. ``clock`` is the time that the queue goes by. In a ``with``
     block ``task.delay(...)`` adds to this queue, whatever the program has configured.
-    ``options`` are a worker's: ``result_ttl``, ``max_recoveries``, ``lease`` …
+    ``options`` are a worker's: ``result_ttl``, ``max_recoveries``, ``lease``, ``codec`` …
 
     Its keys are removed when it is closed. Not for several threads at a time.
     """
@@ -65,6 +67,7 @@ class TestQueue:
         self.url = url or session_url()
         self._given = default_registry if handlers is None else registry_from(handlers)
         self._key = secrets.token_bytes(32)
+        self._codec = given_or_env(options.pop("codec", None))
         lanes = tuple(at_priority(self.name, priority) for priority in PRIORITIES)
         self._settings = WorkerSettings.of(
             {
@@ -72,6 +75,7 @@ class TestQueue:
                 "queue": self.name,
                 "threads": 1,
                 "signing_key": self._key.hex(),
+                "codec": self._codec,
                 **options,
             }
         )
@@ -97,26 +101,32 @@ class TestQueue:
     @functools.cached_property
     def producer(self) -> TaskProducer:
         """A producer of this queue."""
-        return TaskProducer(address=self._address, stream=self.name)
+        return TaskProducer(address=self._address, stream=self.name, codec=self._codec)
 
     @functools.cached_property
     def client(self) -> Client:
         """A client of this queue, for functions; it has no workers: ``drain`` runs its calls."""
-        return Client(address=self._address, queue=self.name, signing_key=self._key, shared=True)
+        return Client(
+            address=self._address,
+            queue=self.name,
+            signing_key=self._key,
+            shared=True,
+            codec=self._codec,
+        )
 
     @functools.cached_property
     def monitor(self) -> TaskMonitor:
         """A monitor of this queue."""
-        return TaskMonitor(address=self._address, stream=self.name)
+        return TaskMonitor(address=self._address, stream=self.name, codec=self._codec)
 
     def async_producer(self) -> AsyncTaskProducer:
         """Return a producer of this queue for ``async with``."""
-        return AsyncTaskProducer(address=self._address, stream=self.name)
+        return AsyncTaskProducer(address=self._address, stream=self.name, codec=self._codec)
 
     def tasks(self) -> list[Enqueued]:
         """Return the tasks that have not ended."""
         self._send()
-        return tasks_in(self._broker, self._commands)
+        return tasks_in(self._broker, self._commands, seal_of(self._codec, self.name))
 
     def assert_enqueued(
         self,

@@ -25,6 +25,7 @@ from redistq import (
     limit,
     sig,
 )
+from redistq.codecs import Codec, Encrypt, Keys
 from redistq.producer.active import target
 from redistq.testing import DrainFailed, TestQueue
 
@@ -424,3 +425,18 @@ def test_a_cluster_is_refused() -> None:
     """One server: its scripts read a clock of their own."""
     with pytest.raises(ConfigurationError, match="one server"):
         TestQueue({"a": len}, url="redis+cluster://localhost:1")
+
+
+def test_what_a_codec_seals_is_read(url: str) -> None:
+    """A queue with a codec: sealed on the server, plain for those who test."""
+    codec = Codec(Encrypt(Keys({"one": "ab" * 32})), require="encrypted")
+    with TestQueue({"double": lambda n: 2 * n}, url=url, codec=codec) as queue:
+        queue.producer.add_task("double", 21)
+        queue.producer.add_task("double", 4, delay=60, unique="k")
+        queue.assert_enqueued("double", payload=21, count=1)
+        queue.assert_enqueued("double", payload=4, delayed=60)
+        with redis.Redis.from_url(url) as raw:
+            ((_, fields),) = raw.xrange(queue.name)
+        assert b"21" not in (fields[b"payload"], fields[b"payload"][-2:])
+        (run,) = queue.drain(check=True)
+        assert (run.payload, run.result) == (21, 42)
