@@ -26,6 +26,8 @@ pytest.importorskip("django_tasks", reason="pip install django-tasks: it is in t
 
 BACKEND = "redistq.contrib.django.backend.RedistqBackend"
 MODULE = "django_shop_tasks"
+ONE: dict[str, Any] = {"thread_count": 1}
+"""One thread, whose connections the next task would find."""
 SOURCE = """
 import asyncio
 from django.db import connection
@@ -125,7 +127,7 @@ def worker(here: Any, url: str) -> Iterator[TaskWorker]:
     from redistq.contrib.django.handlers import project
 
     registry = project.__redistq_registry__()
-    with TaskWorker(url=url, queues=("shop", "mail"), task_handlers=registry) as worker:
+    with TaskWorker(url=url, queues=("shop", "mail"), task_handlers=registry, **ONE) as worker:
         yield worker
 
 
