@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     )
     from .flows import chain, chord, group, map_reduce, sig
     from .functions.setups import setup_value
-    from .handlers import BatchErrors, Depends, Registry, lifespan, task
+    from .handlers import BatchErrors, Depends, Registry, lifespan, override, task
     from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
     from .monitor.events import TaskEvent
@@ -172,6 +172,7 @@ __all__ = [
     "lifespan",
     "limit",
     "map_reduce",
+    "override",
     "setup_value",
     "sig",
     "task",
@@ -203,6 +204,7 @@ _HOMES = {
     "track": "context",
     "Progress": "protocol.progress",
     "lifespan": "handlers",
+    "override": "handlers",
     "setup_value": "functions.setups",
     "task": "handlers",
     "TaskEvent": "monitor.events",

@@ -10,7 +10,7 @@ from .batching import BatchErrors, Batching
 from .depends import Depends
 from .handler import Handler, LooksAhead, Waiting
 from .policy import RetryPolicy
-from .registry import OfFunction, Registry, default_registry, handler_of, lifespan, task
+from .registry import OfFunction, Registry, default_registry, handler_of, lifespan, override, task
 from .typed_task import Task
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "default_registry",
     "handler_of",
     "lifespan",
+    "override",
     "task",
 ]

@@ -398,3 +398,6 @@ task = default_registry.task
 
 lifespan = default_registry.lifespan
 """``@lifespan``: as ``@task``, for what the worker processes with these handlers have."""
+
+override = default_registry.override
+"""For tests: another factory in place of one, for the handlers that ``@task`` registered."""
