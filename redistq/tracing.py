@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-from .context import TaskContext
+from .context import BatchContext, TaskContext
 from .errors import Snooze, Suspended
 from .logger import logger
 from .middleware import Middleware, NewTask, ambient
@@ -55,7 +55,7 @@ class Tracing(Middleware):
             task.headers.update(carrier)
         return next(task)
 
-    def run(self, context: TaskContext, payload: Any) -> Generator[Any, Any, Any]:
+    def run(self, context: TaskContext | BatchContext, payload: Any) -> Generator[Any, Any, Any]:
         """A span around a handler, the child of the one that created the task, whose context is in
         its headers.
 
@@ -65,11 +65,17 @@ class Tracing(Middleware):
         name = context.name
         with _no_trouble():
             attributes = _attributes(context.task_id, name, context.queue, "process")
+            attributes["redistq.attempt"] = context.attempt
+            links = None
+            if isinstance(context, BatchContext):  # one span for all, linked with each
+                attributes["messaging.batch.message_count"] = len(context)
+                links = [self._link(one.headers) for one in context.contexts]
             around = self._tracer.start_as_current_span(
                 f"process {name}",
                 context=self._propagate.extract(context.headers),
                 kind=self._trace.SpanKind.CONSUMER,
-                attributes=attributes | {"redistq.attempt": context.attempt},
+                attributes=attributes,
+                links=links,
                 record_exception=False,
                 set_status_on_exception=False,
             )
@@ -92,6 +98,11 @@ class Tracing(Middleware):
         finally:
             with _no_trouble():
                 around.__exit__(None, None, None)
+
+    def _link(self, headers: Mapping[str, str]) -> Any:
+        """Return a link to the span that created a task."""
+        made = self._trace.get_current_span(self._propagate.extract(headers))
+        return self._trace.Link(made.get_span_context())
 
 
 @contextlib.contextmanager

@@ -166,6 +166,7 @@ class TaskWorker:
         whole = Registry()
         whole.include(self.registry)
         whole.include(self._own)
+        whole.layers = self.registry.layers  # for function calls; each handler has its own
         return whole
 
     # -- life ------------------------------------------------------------------------------------

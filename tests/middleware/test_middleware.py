@@ -398,3 +398,33 @@ def test_middleware_goes_along_into_worker_processes(url: str, db: redis.Redis) 
         TaskWorker(url=url, task_handlers=registry, processes=1, middleware=[Ten()]),
     ):
         assert producer.get_result(producer.add_task("late", 1), 20) == 100
+
+
+def test_calls_of_clients_have_the_middleware_of_worker_and_registry(url: str) -> None:
+    """Around a function, too, whatever else the worker has; an async layer is left out there."""
+    from redistq import Client
+
+    seen: list[Any] = []
+
+    class Async(Middleware):
+        async def run(self, context: TaskContext, payload: Any, next: Any) -> Any:
+            return await next(payload)
+
+    registry = Registry()
+    registry.middleware(Noting("r", seen), Async())
+    worker = TaskWorker(
+        url=url,
+        task_handlers=registry,
+        middleware=[Noting("w", seen)],
+        signing_key=(b"k" * 32).hex(),
+    )
+
+    @worker.lifespan
+    def nothing() -> Generator[None, None, None]:
+        yield
+
+    with Client(url, signing_key="k" * 32) as client, worker:
+        assert client.submit(len, "abc").result(20) == 3
+    assert [one for one in seen if "before" in one or "after" in one] == [
+        *("w before", "r before", "r after", "w after")
+    ]

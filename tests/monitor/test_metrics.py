@@ -325,6 +325,30 @@ def test_async_handlers_have_spans(url: str, spans: InMemorySpanExporter) -> Non
     assert seen == {n: ran[task_id] for n, task_id in enumerate(ids)}
 
 
+def test_a_batch_has_one_span_that_is_linked_with_each_task(
+    url: str, spans: InMemorySpanExporter
+) -> None:
+    """Its tasks may have been created in different traces."""
+    registry = Registry()
+
+    @registry.task(name="save", batch=10)
+    def save(rows: list[Any], context: Any) -> list[Any]:
+        return rows
+
+    with TaskProducer(url=url) as producer:
+        ids = producer.add_tasks([("save", n) for n in range(3)])
+        with TaskWorker(url=url, task_handlers=registry):
+            assert [producer.get_result(task_id, timeout=20) for task_id in ids] == [0, 1, 2]
+            until(lambda: "process save" in by_name(spans), "the span ends")
+    finished = spans.get_finished_spans()
+    (processed,) = [span for span in finished if span.name == "process save"]
+    created = {span.context.span_id for span in finished if span.name == "create save"}
+    assert {link.context.span_id for link in processed.links} == created
+    assert len(created) == 3
+    assert processed.attributes is not None
+    assert processed.attributes["messaging.batch.message_count"] == 3
+
+
 def test_what_a_handler_raises_is_in_its_span(url: str, spans: InMemorySpanExporter) -> None:
     """An error makes the span an error; a retry is a second span of the same trace; a snooze is
     no error."""
