@@ -257,6 +257,7 @@ MEANT_OTHERWISE = {
         "errors.py",
         "worker/attempt.py",
         "worker/steps.py",
+        "client/lazy.py",  # refuses it
         "client/progress.py",
         "monitor/columns.py",
     },
@@ -271,15 +272,20 @@ MEANT_OTHERWISE = {
         "client/leftovers.py",
         "client/queues.py",
         "client/session.py",
+        "client/shared_graph.py",
+        "testing/contents.py",
         "functions/continued.py",  # refuses another
         "cli/tables.py",
         "monitor/columns.py",
         "monitor/waits.py",
     },
-    "cache": {"functions/pickling.py"},  # what was reduced before
+    # What was reduced before; a name of Dask's own; refuses another.
+    "cache": {"functions/pickling.py", "client/dask.py", "functions/continued.py"},
     "timeout": set[str](),
-    "execute_at": set[str](),
+    "execute_at": {"producer/async_producer.py"},  # as its twin
 }
+OTHER_WORDS = ("compat/", "contrib/", "cli/", "magics.py")
+"""Where options of other libraries, and of command lines, become ours."""
 
 
 def named_in(source: str, option: str) -> bool:
@@ -306,7 +312,7 @@ def test_an_option_is_named_in_three_files_at_most(option: str) -> None:
     """The file of the options, and where it acts: the next option is as cheap to add."""
     files = {str(p.relative_to(PACKAGE)): p.read_text() for p in PACKAGE.rglob("*.py")}
     found = {name for name, source in files.items() if named_in(source, option)}
-    rest = found - MEANT_OTHERWISE[option]
+    rest = {n for n in found - MEANT_OTHERWISE[option] if not n.startswith(OTHER_WORDS)}
     assert "protocol/options.py" in rest or option == "timeout"
     assert len(rest) <= 3, sorted(rest)
 
