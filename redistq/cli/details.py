@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ..dashboard.agenda import last_said, next_said
-from ..dashboard.feed import limit_now, rule_said
+from ..dashboard.words import limit_now, rule_said
 from ..display.text import clean, clock, duration, iso, one_line
 from ..monitor.agenda import ScheduleRow
 from ..monitor.monitor import TaskMonitor

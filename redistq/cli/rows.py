@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..dashboard.agenda import last_said, next_said
-from ..dashboard.feed import limit_now, progress_said, rule_said
+from ..dashboard.words import limit_now, progress_said, rule_said
 from ..display.text import clock, duration, gauge, look
 from .tables import STYLES
 from .terminal import Line, columns

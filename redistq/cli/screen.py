@@ -15,14 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dashboard.feed import (
-    Feed,
-    View,
-    alerts,
-    rate_now,
-    rates,
-    why_waiting,
-)
+from ..dashboard.feed import Feed, View
+from ..dashboard.words import alerts, rate_now, rates, why_waiting
 from ..display.text import clean, clock, duration, one_line, plural
 from ..errors import RedistqError
 from ..monitor.monitor import TaskMonitor

@@ -15,10 +15,11 @@ from ..connection.address import Address, resolve
 from ..display.notebook import Outlet, in_kernel, show_bundle
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
-from .feed import Feed, feed_of, line, plain
+from .feed import Feed, feed_of
 from .page import page
 from .refresher import refresher
 from .widget_panel import WidgetPanel
+from .words import line, plain
 
 __all__ = ["Dashboard"]
 

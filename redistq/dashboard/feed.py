@@ -11,50 +11,39 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from ..connection.address import Address
 from ..display.html import TRAIL_MS
-from ..display.text import (
-    DELAYED,
-    FAILED,
-    LINE_CHARS,
-    NAME_CHARS,
-    QUEUED,
-    WARNING,
-    clean,
-    clock,
-    duration,
-    number,
-    one_line,
-    plural,
-)
 from ..errors import RedistqError
 from ..logger import logger
 from ..monitor.monitor import TaskMonitor
-from ..monitor.rows import Event
-from ..monitor.tick import LATE_MS, Tick, condition
-from ..protocol.commands import WorkerRow
-from ..protocol.limits import DOOR, LimitState
-from ..protocol.progress import Progress
+from ..monitor.rows import DeadLetter, Event
+from ..monitor.tick import Tick
 
 log = logger("redistq.dashboard")
 
 EVENTS_SHOWN = 8
 LETTERS_SHOWN = 5
+EVENTS_A_TICK = 200
+"""Most attempts that one look brings: each costs the server some 10 µs."""
+EVENTS_KEPT = 1_000
+"""Attempts behind the figures by function and the timeline."""
+LETTERS_READ = 200
+"""Dead letters of which groups are made, unless more are asked for."""
+LETTERS_EVERY_S = 2.0
+RATE_OVER_MS = 10_000
+"""A batch's rate is that of so long."""
+PREVIEWS_KEPT = 2_000
 FRESH_S = 0.25
 """A picture younger than this is shared instead of asked for again."""
 CALL_TIMEOUT_S = 2.0
-LEAST_LEFT_MS = 500
-"""The time that is left is a guess: with less nothing is said."""
 TRAIL_KEPT_MS = TRAIL_MS + 5_000
 OTHER_CLOCK_MS = 1000
 """Where time went back by more than this, another server answers."""
-CALL_PREFIX = "redistq.call:"
-"""How the tasks are named that a Client makes of function calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +61,11 @@ class View:
 
     ``tick`` is the last that was had (None: none yet); ``recent`` the newest attempts, newest
     first; ``trail`` the last minute, oldest first. ``problem`` says why there is no newer tick,
-    ``notice`` what a button did, and ``ended`` why the picture no longer moves.
+    ``notice`` what a button did, and ``ended`` why the picture no longer moves. ``events`` are
+    some newest attempts, newest first (with ``gaps``: not all of their time), ``letters`` the
+    newest dead letters without tracebacks, ``rates`` how many tasks of each batch end a second,
+    ``layers`` which batches are graphs, and ``previews`` the starts of payloads by task id, where
+    they were seen.
     """
 
     queue: str
@@ -84,6 +77,12 @@ class View:
     notice: str = ""
     ended: str = ""
     live: bool = False
+    events: tuple[Event, ...] = ()
+    gaps: bool = False
+    letters: tuple[DeadLetter, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
+    previews: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, int | None] = field(default_factory=dict)
 
 
 class Feed:
@@ -93,7 +92,9 @@ class Feed:
     ``trail`` the last minute, oldest first; ``trouble`` why the last look failed, or empty.
     ``changed_at`` is when a figure last changed and ``failing_since`` when the looks began to fail,
     both by this process's monotonic clock. ``recent`` attempts are kept; a look within ``fresh_s``
-    of the last asks nothing; ``limits`` are those of TaskMonitor.tick.
+    of the last asks nothing; ``limits`` are those of TaskMonitor.tick. With ``deep`` it reads, too,
+    what the sections of a dashboard need: the past at the first look, and the newest dead letters
+    when there are others, every LETTERS_EVERY_S at most.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Feed:
         *,
         recent: int = EVENTS_SHOWN,
         fresh_s: float = FRESH_S,
+        deep: bool = False,
         **limits: int,
     ) -> None:
         self.monitor = monitor
@@ -111,7 +113,18 @@ class Feed:
         self.trouble = ""
         self.changed_at = 0.0
         self.failing_since: float | None = None
-        self._limits = {"events": 50, "dead": LETTERS_SHOWN, **limits}
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.letters: tuple[DeadLetter, ...] = ()
+        self.letters_read = LETTERS_READ
+        """How many dead letters are grouped; raise it for more."""
+        self._deep = deep
+        self._gaps = False
+        self._lettered: tuple[Any, ...] = ()
+        self._lettered_at = 0.0
+        self._trails: dict[str, deque[tuple[int, int]]] = {}
+        self._previews: dict[str, str] = {}
+        self._layers: dict[str, int | None] = {}
+        self._limits = {"events": EVENTS_A_TICK, "dead": LETTERS_SHOWN, **limits}
         self._fresh_s = fresh_s
         self._asked_at = -1.0
         self._lock = threading.Lock()
@@ -144,7 +157,10 @@ class Feed:
         self.trouble = ""
         if before is not None and tick.now_ms < before.now_ms - OTHER_CLOCK_MS:
             self.trail.clear()  # another server answers now, with a clock of its own
+            self._trails.clear()
+            self.events.clear()
         self.recent.extendleft(tick.events)
+        self._keep(tick, first=before is None)
         settled = tick.count("succeeded") + tick.count("failed")
         self.trail.append(Point(tick.now_ms, tick.snapshot.ready, settled))
         while self.trail[0].now_ms < tick.now_ms - TRAIL_KEPT_MS:
@@ -152,9 +168,65 @@ class Feed:
         if before is None or _figures(before) != _figures(tick):
             self.changed_at = time.monotonic()
 
+    def _keep(self, tick: Tick, *, first: bool) -> None:
+        """Keep what the sections of a dashboard show."""
+        self.events.extendleft(tick.events)
+        if first and tick.missed and self._deep:
+            self.events.clear()
+            self.events.extend(self.monitor.records.events(EVENTS_KEPT))
+        elif tick.missed:
+            self._gaps = not first
+        self._keep_batches(tick)
+        for task in tick.running:
+            self._previews[task.id] = task.preview
+        while len(self._previews) > PREVIEWS_KEPT:
+            self._previews.pop(next(iter(self._previews)))
+        if self._deep:
+            self._keep_letters(tick)
+
+    def _keep_batches(self, tick: Tick) -> None:
+        known = {row.id for row in tick.batches}
+        for gone in self._trails.keys() - known:
+            del self._trails[gone]
+            self._layers.pop(gone, None)
+        for row in tick.batches:
+            trail = self._trails.setdefault(row.id, deque())
+            if trail and row.settled < trail[-1][1]:
+                trail.clear()  # some were sent again
+            trail.append((tick.now_ms, row.settled))
+            if self._deep and row.id not in self._layers:
+                self._layers[row.id] = self.monitor.records.layers(row.id)
+            while trail[0][0] < tick.now_ms - RATE_OVER_MS and len(trail) > 2:
+                trail.popleft()
+
+    def _keep_letters(self, tick: Tick) -> None:
+        """Read the newest dead letters where they are others than at the last look."""
+        newest = [(letter.id, letter.died_ms) for letter in tick.dead]
+        state = (tick.snapshot.dead, self.letters_read, *newest)
+        now = time.monotonic()
+        if state == self._lettered or (
+            now - self._lettered_at < LETTERS_EVERY_S and self._lettered[1:2] == state[1:2]
+        ):
+            return
+        self.letters = (
+            tuple(self.monitor.records.dead(self.letters_read, full=False))
+            if tick.snapshot.dead
+            else ()
+        )
+        self._lettered = state
+        self._lettered_at = now
+
+    def _batch_rates(self) -> dict[str, float]:
+        return {
+            id: (trail[-1][1] - trail[0][1]) / max(trail[-1][0] - trail[0][0], 1) * 1000
+            for id, trail in self._trails.items()
+            if len(trail) > 1
+        }
+
     def forget_age(self) -> None:
         """Let the next refresh ask, however new the last answer is: something was just changed."""
         self._asked_at = -1.0
+        self._lettered_at = 0.0
         self.changed_at = time.monotonic()
 
     def view(self, **more: Any) -> View:
@@ -175,6 +247,12 @@ class Feed:
             recent=tuple(islice(self.recent, EVENTS_SHOWN)),
             trail=tuple(self.trail),
             problem=problem,
+            events=tuple(self.events),
+            gaps=self._gaps,
+            letters=self.letters or (self.tick.dead if self.tick else ()),
+            rates=self._batch_rates(),
+            previews=dict(self._previews),
+            layers=dict(self._layers),
             **more,
         )
 
@@ -211,185 +289,6 @@ def feed_of(address: Address, queue: str, group: str, delayed_key: str) -> Feed:
                 delayed_key=delayed_key,
                 timeout=CALL_TIMEOUT_S,
             )
-            feed = _feeds[key] = Feed(monitor)
+            feed = _feeds[key] = Feed(monitor, deep=True)
             weakref.finalize(feed, monitor.close)
         return feed
-
-
-# -- what is said of a view ----------------------------------------------------------------------
-
-
-def title(name: str) -> str:
-    """Return a task's name to show; that of a function call reads as one."""
-    if name.startswith(CALL_PREFIX):
-        return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
-    return clean(name) or "(no name)"
-
-
-def progress_said(progress: Progress, now_ms: int) -> str:
-    """Return how far a task is, in words."""
-    said = number(progress.done)
-    if progress.total is not None:
-        said += f" of {number(progress.total)} ({progress.fraction or 0.0:.0%})"
-    if progress.eta_s is not None and progress.done < (progress.total or 0):
-        left_ms = progress.eta_s * 1000 - (now_ms - progress.at * 1000)
-        if left_ms >= LEAST_LEFT_MS:
-            said += f", {duration(left_ms)} left"
-    return f"{said} · {clean(progress.text, NAME_CHARS)}" if progress.text else said
-
-
-def rates(trail: Sequence[Point], span_ms: int = 2_000) -> list[tuple[int, float]]:
-    """Return tasks settled per second at each point but the first, over ``span_ms`` before it."""
-    found = []
-    start = 0
-    for end in range(1, len(trail)):
-        while start < end - 1 and trail[end].now_ms - trail[start].now_ms > span_ms:
-            start += 1
-        seconds = max(trail[end].now_ms - trail[start].now_ms, 1) / 1000
-        done = max(0, trail[end].settled - trail[start].settled)
-        found.append((trail[end].now_ms, done / seconds))
-    return found
-
-
-def rate_now(trail: Sequence[Point]) -> float:
-    """Return tasks settled per second over the last five seconds."""
-    found = rates(trail, 5_000)
-    return found[-1][1] if found else 0.0
-
-
-def alerts(view: View) -> list[tuple[str, str]]:
-    """Return what has to be seen at once: pairs of colour and sentence, the worst first."""
-    found = []
-    if view.problem:
-        found.append((FAILED.color, f"✖ {clean(view.problem, 300)}"))
-    tick = view.tick
-    if tick is None:
-        if not view.problem:
-            found.append((QUEUED.color, "… Waiting for the server's first answer."))
-        return found
-    shot = tick.snapshot
-    now = condition(shot)
-    queue = clean(view.queue)
-    start = f"TaskWorker(stream={queue!r}, …).start() or redistq-worker YOUR_MODULE --queue {queue}"
-    if now.unserved and now.work:
-        verb = "waits" if now.work == 1 else "wait"
-        found.append(
-            (
-                WARNING,
-                f"⚠ {plural(now.work, 'task')} {verb} and no worker is listening on queue "
-                f"{queue!r}. Start one: {start}",
-            )
-        )
-    elif now.unserved and now.delayed:
-        found.append(
-            (
-                WARNING,
-                f"⚠ {plural(shot.delayed, 'task')} delayed and no worker to move them when they "
-                f"are due. Start one: {start}",
-            )
-        )
-    elif now.unserved:
-        held = plural(shot.waiting, "task")
-        found.append((WARNING, f"⚠ {held} may not run yet, and no worker. Start one: {start}"))
-    for worker in now.silent[:3]:
-        found.append(
-            (
-                WARNING,
-                f"⚠ Worker {clean(worker.consumer)} is silent: its heartbeat is "
-                f"{duration(beat_age(worker, tick))} old. "
-                f"{plural(worker.pending, 'task')} in its hands will be recovered.",
-            )
-        )
-    if now.paused:
-        ends = f" {plural(shot.pending, 'task')} in hand may still finish." if shot.pending else ""
-        found.append(
-            (DELAYED.color, f"‖ Paused: no worker starts another task until you resume.{ends}")
-        )
-    if now.late_ms:
-        late = duration(now.late_ms)
-        what = "timer" if shot.next_due_ms is None else "delayed task"
-        found.append((WARNING, f"⚠ A {what} is {late} late: no scheduler moves it."))
-    if tick.schedules and not now.late_ms and not now.paused:
-        first = tick.schedules[0]
-        late_ms = tick.now_ms - first.schedule.next_ms
-        if late_ms > LATE_MS and not first.schedule.paused and not first.schedule.fault:
-            words = f"⚠ Schedule {clean(first.schedule.name)} is {duration(late_ms)} late: no "
-            found.append((WARNING, f"{words}scheduler fires it. Start a worker: {start}"))
-    if not found and now.empty:
-        ready = plural(len(now.living), "worker")
-        found.append((QUEUED.color, f"✔ Nothing waits and nothing runs. {ready} ready."))
-    return found
-
-
-def beat_age(worker: WorkerRow, tick: Tick) -> float:
-    """Return milliseconds since a worker's last heartbeat."""
-    lease = tick.snapshot.lease_ms or 10_000
-    return tick.now_ms - (worker.deadline_ms - lease)
-
-
-def why_waiting(tick: Tick) -> str:
-    """Return for what most of the waiting tasks wait, in a few words; '' for none."""
-    words = {
-        "parents": "for parents",
-        "limit": "for limits",
-        "rate": "for rates",
-        "order": "for their order",
-        "share": "for their share",
-        "paused": "under paused keys",
-    }
-    most = sorted(tick.reasons.items(), key=lambda item: -item[1])
-    said = [f"{count:,} {words.get(reason, clean(reason, 20))}" for reason, count in most[:3]]
-    looked = sum(tick.reasons.values())
-    more = ", …" if len(most) > 3 else ""
-    of = f" (of the {looked:,} oldest)" if looked < tick.snapshot.waiting else ""
-    return ", ".join(said) + more + of if said else ""
-
-
-def limit_now(limit: LimitState, now_ms: int) -> str:
-    """Return how a limit key stands at this moment, in a few words."""
-    if limit.paused_ms is not None:
-        return f"‖ paused for {duration(now_ms - limit.paused_ms)}"
-    if limit.next_token_ms is not None and limit.next_token_ms > now_ms:
-        return f"◷ next token in {duration(limit.next_token_ms - now_ms)}"
-    if limit.key.endswith("*"):
-        return "for each of its keys"
-    if limit.at_most is not None and limit.in_use >= limit.at_most:
-        return "● full"
-    if not limit.waiting:
-        return "○ has room"
-    return "◌ groups in turn" if limit.key == DOOR else "◌ one after the other"
-
-
-def rule_said(limit: LimitState) -> str:
-    """Return a limit's rule to read."""
-    parts = [] if limit.at_most is None else [f"at most {limit.at_most:,}"]
-    if limit.rate is not None:
-        parts.append(limit.said_rate)
-    if limit.excess != "wait":
-        parts.append(limit.excess.replace("_", " "))
-    return ", ".join(parts) or "–"
-
-
-def line(view: View) -> str:
-    """Return the queue in one line."""
-    tick = view.tick
-    if tick is None:
-        return f"{clean(view.queue)}: {view.problem or 'no answer yet'}"
-    shot = tick.snapshot
-    return (
-        f"{clean(view.queue)}: {shot.ready:,} queued, {tick.running_count:,} running, "
-        f"{shot.delayed:,} delayed, {shot.waiting:,} waiting, "
-        f"{tick.count('succeeded'):,} succeeded, {tick.count('failed'):,} failed, "
-        f"{plural(len(tick.workers), 'worker')}"
-    )
-
-
-def plain(view: View) -> str:
-    """Return the dashboard as a few lines of plain text."""
-    lines = [line(view)]
-    lines += [f"  {sentence}" for _, sentence in alerts(view)]
-    if view.tick is not None:
-        for dead in view.tick.dead[:LETTERS_SHOWN]:
-            what = clean(one_line(f"{dead.error_type}: {dead.error}"), LINE_CHARS)
-            lines.append(f"  {clock(dead.died_ms)} {title(dead.name)} failed: {what}")
-    return "\n".join(lines)

@@ -10,22 +10,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..display.html import tag
 from ..display.notebook import Outlet
-from ..display.text import clock, plural
 from ..errors import RedistqError
-from ..producer.limits import Limits
-from ..producer.schedules import Schedules
-from ..protocol.commands import Snapshot
+from ..monitor.rows import DeadLetter
 from . import page
-from .feed import LETTERS_SHOWN, Feed, View, line
-from .page import letter
+from .actions import Actions, Progress
+from .feed import Feed, View
+from .layout import build, unstarted
 from .refresher import refresher
-from .widgets import KeyChoice, ScheduleChoice, close, ipywidgets, update
+from .widgets import close, update
+from .words import line
 
 GONE_AFTER_S = 4.0
 """So long must a dashboard that was seen have no view before it counts as cleared away."""
@@ -34,16 +32,8 @@ UNSEEN_AFTER_S = 10.0
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
-PARTS = ("head", "notice", "workers", "limits", "schedules", "batches", "recent", "failed")
-BUTTONS = (
-    ("pause", "Pause", "Let no worker start another task", "pause"),
-    ("retry", "Retry failed", "Send every dead letter again", "ask retry"),
-    ("cancel", "Cancel waiting", "Cancel every task that waits", "ask cancel"),
-    ("close", "Close", "End this dashboard; a still picture stays", "close"),
-)
-"""A button's name, its text, its tooltip and the command it gives."""
-
-Progress = Generator[str, None, str]
+TIMELINE_EVERY_S = 2.0
+"""The timeline is the largest part of the page."""
 
 
 @dataclass(slots=True)
@@ -74,8 +64,8 @@ class Audience:
 class WidgetPanel:
     """One live dashboard; any number of views of it may be open.
 
-    ``widgets`` are its widgets by name (see ``build``), ``letters`` those of the dead letters,
-    ``notice`` the sentence about the last button.
+    ``widgets`` are its widgets by name, ``layout`` all of them (see ``build``), ``actions`` what
+    its buttons do, ``notice`` the sentence about the last button.
     """
 
     def __init__(self, feed: Feed, refresh: float) -> None:
@@ -83,13 +73,15 @@ class WidgetPanel:
         self.ended = False
         self.notice = ""
         self.audience = Audience()
-        self.letters = Letters()
-        self.widgets, self.keys, self.agenda = build(self._command, self.letters)
+        self.layout = build(self._command)
+        self.widgets = self.layout.widgets
+        self.actions = Actions(feed)
         self._refresh = refresh
         self._outlet = Outlet()
         self._commands: deque[str] = deque()
         self._work: Progress | None = None
         self._asking = ""
+        self._drawn_at = -TIMELINE_EVERY_S
         # From here on it is counted how many front ends show it. Observed, because a look now and
         # then would miss a view that is soon gone.
         root = self.widgets["root"]
@@ -130,13 +122,12 @@ class WidgetPanel:
         view = self._view(live=True)
         update(self.widgets["head"], value=str(page.head(view)))
         update(self.widgets["notice"], value=str(page.notice(view)))
-        update(self.widgets["workers"], value=str(page.workers(view)))
-        update(self.widgets["limits"], value=str(page.limits(view)))
-        update(self.widgets["schedules"], value=str(page.schedules(view)))
-        update(self.widgets["batches"], value=str(page.batches(view)))
-        update(self.widgets["recent"], value=str(page.recent(view)))
-        update(self.widgets["failed"], value=str(page.failures(view)))
-        self.letters.render(view)
+        drawn = time.monotonic()
+        for name in ("functions", "timeline", "workers", "limits", "schedules", "recent"):
+            if name == "timeline" and drawn - self._drawn_at < TIMELINE_EVERY_S:
+                continue
+            update(self.widgets[name], value=str(page.SECTIONS[name](view)))
+            self._drawn_at = drawn if name == "timeline" else self._drawn_at
         self._render_buttons(view)
 
     def _render_buttons(self, view: View) -> None:
@@ -144,7 +135,7 @@ class WidgetPanel:
         unavailable = tick is None or bool(view.problem)
         busy = unavailable or self._work is not None
         dead = tick.snapshot.dead if tick else 0
-        waiting = _unstarted(tick.snapshot) if tick else 0
+        waiting = unstarted(tick.snapshot) if tick else 0
         paused = bool(tick and tick.paused)
         update(
             self.widgets["pause"],
@@ -161,11 +152,24 @@ class WidgetPanel:
         )
         update(
             self.widgets["cancel"],
-            description=f"Cancel waiting ({waiting:,})",
+            description=f"Cancel not started ({waiting:,})",
             disabled=busy or not waiting,
         )
-        self.keys.render(view, busy)
-        self.agenda.render(view, busy)
+        self.layout.keys.render(view, busy)
+        self.layout.agenda.render(view, busy)
+        self.layout.batches.render(view, busy)
+        self.layout.groups.render(view, busy, self._full)
+
+    def _full(self, dead: DeadLetter) -> DeadLetter:
+        """Return a failed task with its traceback."""
+        for known in self.feed.tick.dead if self.feed.tick else ():
+            if (known.id, known.died_ms) == (dead.id, dead.died_ms):
+                return known
+        try:
+            task = self.feed.monitor.records.task(dead.id)
+        except RedistqError:
+            return dead
+        return replace(dead, traceback=task.traceback, error=task.error or dead.error)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -219,33 +223,25 @@ class WidgetPanel:
             self._asking = ""
             update(self.widgets["confirm"].layout, display="none")
             if verb == "yes" and self._work is None:
-                makers: dict[str, Callable[[], Progress]] = {
-                    "retry": self._retry_all,
-                    "cancel": self._cancel_all,
-                }
-                if asked in makers:
-                    self._work = makers[asked]()
+                self._work = self.actions.start(asked)
+        elif verb == "group-open":
+            self.layout.groups.turn(what)
+        elif verb == "group-more":
+            self.layout.groups.more(what)
         elif verb == "pause" and self._work is None:
-            self._work = self._toggle_pause()
+            self._work = self.actions.toggle_pause()
         elif verb == "key" and what and self._work is None:
-            self._work = self._toggle_key(what)
+            self._work = self.actions.toggle_key(what, self.layout.keys.is_paused(what))
         elif verb == "schedule" and what and self._work is None:
-            self._work = self._toggle_schedule(what)
+            self._work = self.actions.toggle_schedule(what, self.layout.agenda.is_paused(what))
         elif verb == "run" and what and self._work is None:
-            self._work = self._run_now(what)
+            self._work = self.actions.run_now(what)
 
     def _ask(self, what: str) -> None:
-        shot = self.feed.tick.snapshot if self.feed.tick else None
-        if shot is None:
+        question, yes = self.actions.question(what)
+        if not question:
             return
         self._asking = what
-        if what == "cancel":
-            waiting = plural(_unstarted(shot), "waiting task")
-            question = f"Cancel {waiting}? This cannot be undone."
-            yes = "Yes, cancel them"
-        else:
-            question = f"Send {plural(shot.dead, 'failed task')} to the workers again?"
-            yes = "Yes, retry"
         update(self.widgets["question"], value=str(tag("span", question)))
         update(self.widgets["yes"], description=yes)
         update(self.widgets["confirm"].layout, display="flex")
@@ -268,55 +264,6 @@ class WidgetPanel:
             self._work = None
             self.notice = f"That did not work: {error}"
 
-    def _toggle_pause(self) -> Progress:
-        yield ""
-        paused = bool(self.feed.tick and self.feed.tick.paused)
-        if paused:
-            self.feed.monitor.resume()
-        else:
-            self.feed.monitor.pause()
-        return f"{self._now()} {'Resumed' if paused else 'Paused'}."
-
-    def _toggle_key(self, key: str) -> Progress:
-        paused = self.keys.is_paused(key)
-        return self._toggle(self.feed.monitor.producer.limits, key, paused, key)
-
-    def _toggle_schedule(self, name: str) -> Progress:
-        paused = self.agenda.is_paused(name)
-        schedules = self.feed.monitor.producer.schedules
-        return self._toggle(schedules, name, paused, f"Schedule {name}")
-
-    def _toggle(self, of: Limits | Schedules, name: str, paused: bool, said: str) -> Progress:
-        yield ""
-        if paused:
-            of.resume(name)
-        else:
-            of.pause(name)
-        return f"{self._now()} {said} is {'resumed' if paused else 'paused'}."
-
-    def _run_now(self, name: str) -> Progress:
-        yield ""
-        task_id = self.feed.monitor.producer.schedules.run_now(name)
-        if task_id.outcome == "joined":
-            return f"{self._now()} {task_id} has not ended, and no other runs beside it."
-        return f"{self._now()} {task_id} is added."
-
-    def _retry_all(self) -> Progress:
-        yield "Sending failed tasks again …"
-        count = self.feed.monitor.replay()
-        return f"{self._now()} {plural(count, 'failed task')} sent again."
-
-    def _cancel_all(self) -> Progress:
-        count = 0
-        for part in self.feed.monitor.cancel_waiting_by_parts():
-            count += part
-            yield f"Cancelling: {plural(count, 'task')} so far …"
-        return f"{self._now()} {plural(count, 'task')} cancelled."
-
-    def _now(self) -> str:
-        tick = self.feed.tick
-        return f"{clock(tick.now_ms)} UTC:" if tick else ""
-
     # -- the end ---------------------------------------------------------------------------------
 
     def released(self) -> None:
@@ -336,106 +283,6 @@ class WidgetPanel:
         with contextlib.suppress(Exception):  # the front end may be gone: what matters comes next
             self._outlet.replace(self._still(ended=why))
         self._outlet.close()
-        for widget in (*self.widgets.values(), *self.letters.slots):
+        for widget in (*self.widgets.values(), *self.layout.rows()):
             close(widget)
         self._work = None
-
-
-# -- its widgets ---------------------------------------------------------------------------------
-
-
-def _unstarted(shot: Snapshot) -> int:
-    """Return how many tasks have not started."""
-    return shot.ready + shot.delayed + shot.waiting
-
-
-def build(
-    on_command: Callable[[str], None], letters: Letters
-) -> tuple[dict[str, Any], KeyChoice, ScheduleChoice]:
-    """Return the widgets by name, and the choices of limit keys and of schedules; ``root`` holds
-    the others as they are laid out.
-
-    ``on_command`` is called with a button's command, in any thread.
-    """
-    w = ipywidgets()
-
-    def button(text: str, tooltip: str, command: str, style: str = "") -> Any:
-        made = w.Button(
-            description=text,
-            tooltip=tooltip,
-            button_style=style,
-            layout=w.Layout(width="auto", min_width="8em"),
-        )
-        if command:
-            made.on_click(lambda _: on_command(command))
-        return made
-
-    # The default style of the widget would cut off what is wider than a slider.
-    found = {name: w.HTML(layout=w.Layout(width="100%", margin="0")) for name in PARTS}
-    for name, text, tooltip, command in BUTTONS:
-        found[name] = button(text, tooltip, command)
-    found["question"] = w.HTML(layout=w.Layout(margin="0 8px 0 0"))
-    found["yes"] = button("Yes", "Do it", "yes", "danger")
-    found["no"] = button("No, leave it", "Do nothing", "no")
-    found["confirm"] = w.HBox(
-        [found["question"], found["yes"], found["no"]],
-        layout=w.Layout(display="none", flex_flow="row wrap", align_items="center"),
-    )
-    found["buttons"] = w.HBox(
-        [found[name] for name, *_ in BUTTONS],
-        layout=w.Layout(flex_flow="row wrap", margin="4px 0"),
-    )
-    keys = KeyChoice(button, on_command)
-    found |= {"key": keys.choice, "key_pause": keys.button, "keys": keys.box}
-    agenda = ScheduleChoice(button, on_command)
-    found |= {"schedule": agenda.choice, "schedule_pause": agenda.pause}
-    found |= {"schedule_run": agenda.run, "agenda": agenda.box}
-    found["letters"] = w.VBox(letters.slots, layout=w.Layout(width="100%"))
-    order = [
-        "head",
-        "buttons",
-        "confirm",
-        "notice",
-        "workers",
-        "limits",
-        "keys",
-        "schedules",
-        "agenda",
-        "batches",
-        "recent",
-        "failed",
-    ]
-    found["root"] = w.VBox(
-        [*(found[name] for name in order), found["letters"]],
-        layout=w.Layout(width="100%", padding="4px 8px"),
-    )
-    return found, keys, agenda
-
-
-class Letters:
-    """One widget a dead letter: a traceback that is open stays open while others come and go."""
-
-    def __init__(self) -> None:
-        w = ipywidgets()
-        self.slots = [
-            w.HTML(layout=w.Layout(width="100%", margin="0", display="none"))
-            for _ in range(LETTERS_SHOWN)
-        ]
-        self._held = [""] * LETTERS_SHOWN  # which letter each of them shows
-
-    def render(self, view: View) -> None:
-        """Show the newest dead letters, those that are shown already where they are."""
-        dead_letters = view.tick.dead[:LETTERS_SHOWN] if view.tick else ()
-        shown = {f"{dead.id} {dead.died_ms}": dead for dead in dead_letters}
-        for at, key in enumerate(self._held):
-            if key not in shown:
-                self._held[at] = ""
-        for key, dead in shown.items():
-            if key not in self._held:
-                at = self._held.index("")
-                self._held[at] = key
-                update(self.slots[at], value=str(letter(dead)))
-        order = {key: at for at, key in enumerate(shown)}
-        for at, key in enumerate(self._held):
-            layout = self.slots[at].layout
-            update(layout, display=None if key else "none", order=str(order.get(key, 99)))

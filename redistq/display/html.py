@@ -18,7 +18,10 @@ TRAIL_MS = 60_000
 
 RULE = "1px solid #7f7f7f59"
 MUTED = "color:var(--jp-content-font-color2,inherit)"
-_CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{RULE};vertical-align:top;"
+TABLE_PX = 860
+"""Tables are no wider: a label and its number stay near each other."""
+_CAPTION = "caption-side:top;text-align:left;font-weight:600;padding:10px 0 2px;color:inherit"
+_CELL = f"padding:3px 14px 3px 0;border:0;border-bottom:{RULE};vertical-align:top;"
 
 
 class Html(str):
@@ -51,52 +54,56 @@ def block(parts: Iterable[str]) -> Html:
     return tag("div", *parts, style="line-height:1.4;font-size:13px;max-width:1100px")
 
 
+WIDE_FROM = 760
+"""A page narrower than so many pixels leaves out the columns that say so (see ``table``)."""
+_WIDE_ONLY = f"max-width:clamp(0px,calc((100vw - {WIDE_FROM}px)*999),14em);overflow:hidden"
+# No style sheet can be relied on, and so no media query: a width of nothing hides as well.
+
+
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    """Return a table with its caption; a column whose name begins with '>' is flush right."""
-    sides = [
-        "text-align:right;font-variant-numeric:tabular-nums;padding-right:18px;"
-        if column.startswith(">")
-        else "text-align:left;"
-        for column in columns
-    ]
-    header = tag(
-        "tr",
-        *(
-            tag(
-                "th",
-                column.lstrip(">"),
-                scope="col",
-                style=_CELL + side + f"font-weight:600;white-space:nowrap;{MUTED}",
-            )
-            for column, side in zip(columns, sides, strict=True)
-        ),
-        style="background:none",
-    )
-    body = (
-        tag(
-            "tr",
-            *(tag("td", cell, style=_CELL + side) for cell, side in zip(row, sides, strict=True)),
-            style="background:none",
-        )
-        for row in rows
-    )
+    """Return a table with its caption.
+
+    A column whose name begins with '>' is flush right, its figures on one line; one that begins
+    with '~' is left out of a narrow page.
+    """
+    header = tag("tr", *map(_heading, columns), style="background:none")
+    body = (tag("tr", *map(_cell, row, columns), style="background:none") for row in rows)
     return tag(
         "div",
         tag(
             "table",
-            tag(
-                "caption",
-                caption,
-                style="caption-side:top;text-align:left;font-weight:600;padding:8px 0 2px;"
-                "color:inherit",
-            ),
+            *([tag("caption", caption, style=_CAPTION)] if caption else []),
             tag("thead", header, style="border:0"),
             tag("tbody", *body),
             style="border-collapse:collapse;width:100%;margin:0;table-layout:auto;font-size:13px;"
             "line-height:1.4;border:0",
         ),
-        style="overflow-x:auto",
+        style=f"overflow-x:auto;max-width:{TABLE_PX}px",
     )
+
+
+def _heading(column: str) -> Html:
+    style = _CELL + _side(column) + f"font-weight:600;white-space:nowrap;{MUTED}"
+    return tag("th", *_inside(column.lstrip("~>"), column), scope="col", style=style)
+
+
+def _cell(content: str, column: str) -> Html:
+    return tag("td", *_inside(content, column), style=_CELL + _side(column))
+
+
+def _inside(content: str, column: str) -> list[str]:
+    return [tag("div", content, style=_WIDE_ONLY)] if column.startswith("~") else [content]
+
+
+def _side(column: str) -> str:
+    if not column.lstrip("~").startswith(">"):
+        return "text-align:left;"
+    return "text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums;"
+
+
+def caption(text: str) -> Html:
+    """Return the heading of a part of the page that is no table."""
+    return tag("div", text, style=_CAPTION)
 
 
 def panel(title: str, aside: str, rows: Iterable[tuple[str, str]]) -> Html:
@@ -162,13 +169,35 @@ def badge(state: str) -> Html:
     return mark(f"{face.glyph} {state}", face.color)
 
 
+def image(picture: Html, said: str, height: int, *, live: bool = False) -> Html:
+    """Return a picture in SVG as wide as there is room: as it is where it is ``live``, else as an
+    image with its sentence, which an untrusted notebook keeps."""
+    size = f"display:block;width:100%;height:{height}px;max-width:none;margin:0"
+    if live:
+        return tag("div", picture, style=f"{size};line-height:0")
+    coded = base64.b64encode(picture.encode()).decode()
+    return Html(
+        f'<img src="data:image/svg+xml;base64,{coded}" alt="{html.escape(said)}" style="{size}">'
+    )
+
+
+def svg_tag(width: int, height: int, shapes: Iterable[Html], said: str) -> Html:
+    """Return shapes as SVG that is stretched to its place."""
+    return tag(
+        "svg",
+        *shapes,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        preserveAspectRatio="none",
+        width="100%",
+        height="100%",
+        role="img",
+        **{"aria-label": said},
+    )
+
+
 def spark(title: str, said: str, picture: str) -> Html:
     """Return a sparkline under its title and numbers, which are its alt text too."""
-    coded = base64.b64encode(picture.encode()).decode()
-    image = Html(
-        f'<img src="data:image/svg+xml;base64,{coded}" alt="{html.escape(f"{title}: {said}")}" '
-        'style="display:block;width:100%;height:44px;max-width:none;margin:0">'
-    )
     return tag(
         "div",
         tag(
@@ -178,8 +207,20 @@ def spark(title: str, said: str, picture: str) -> Html:
             style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;"
             "font-size:12px",
         ),
-        image,
+        image(Html(picture), f"{title}: {said}", 44),
+        _ticks(TRAIL_MS),
         style=f"flex:1 1 300px;border:{RULE};border-radius:3px;padding:5px 10px",
+    )
+
+
+def _ticks(span_ms: int) -> Html:
+    """Return the labels below a time axis that ends now."""
+    seconds = span_ms // 1000
+    labels = (f"{seconds} s ago", f"{seconds // 2} s ago", "now")
+    return tag(
+        "div",
+        *(tag("span", label) for label in labels),
+        style=f"display:flex;justify-content:space-between;font-size:11px;{MUTED}",
     )
 
 

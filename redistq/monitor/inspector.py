@@ -32,6 +32,7 @@ from ..protocol.plain_commands import read_time
 from ..protocol.steps import awaited_event, why_put_off
 from ..protocol.waits import most_waiting_first, read_why
 from .agenda import ScheduleRow
+from .failures import groups_of
 from .rows import (
     BatchRow,
     ConsumerRow,
@@ -172,22 +173,7 @@ class Inspector:
 
     def failures(self, n: int = 1000) -> list[FailureGroup]:
         """Return the newest ``n`` dead letters by error and task, the most frequent first."""
-        groups: dict[tuple[str, str], list[DeadLetter]] = {}
-        for letter in self.dead(n, full=False):
-            groups.setdefault((letter.error_type, letter.name), []).append(letter)
-        found = [
-            FailureGroup(
-                error_type=error_type,
-                name=name,
-                count=len(letters),
-                first_ms=letters[-1].died_ms,
-                last_ms=letters[0].died_ms,
-                example_id=letters[0].id,
-                error=letters[0].error,
-            )
-            for (error_type, name), letters in groups.items()
-        ]
-        return sorted(found, key=lambda g: (-g.count, -g.last_ms, g.error_type, g.name))
+        return [group for group, _ in groups_of(self.dead(n, full=False))]
 
     def consumers(self) -> list[ConsumerRow]:
         """Return consumers of the group as the server lists them, by name; none without a group."""
@@ -230,6 +216,15 @@ class Inspector:
         shapes = self._broker.call_many([self._commands.shape(row.id, (SUMMARY,)) for row in rows])
         found = [GraphRow(row, _layers(raw[0])) for row, raw in zip(rows, shapes, strict=True)]
         return [row for row in found if row.layers is not None or row.batch.dependants]
+
+    def layers(self, batch_id: str) -> int | None:
+        """Return how many layers a graph has; None for a batch that is no graph."""
+        return _layers(self._broker.call(self._commands.shape(batch_id, (SUMMARY,)))[0])
+
+    def log(self, task_id: str) -> list[str]:
+        """Return the lines that a task has printed, as far as they are kept."""
+        rows = self._broker.call(self._commands.log_lines(task_id))
+        return [text_of(fields[3]) for _, fields in rows if len(fields) > 3]
 
     def task(self, task_id: str) -> TaskHistory:
         """Return all that is known of one task. Raises UnknownTask when that is nothing."""

@@ -18,8 +18,11 @@ from support.farm import EVIL
 from support.servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
-from redistq.dashboard import feed, page
-from redistq.dashboard.feed import Feed, Point, View, alerts, line, plain, rates
+from redistq.dashboard import failed, page, tables, words
+from redistq.dashboard.feed import Feed, Point, View
+from redistq.dashboard.functions import functions, functions_of
+from redistq.dashboard.timeline import timeline
+from redistq.dashboard.words import alerts, line, plain, rates
 from redistq.display import html
 from redistq.display.text import LOOKS, RUNNING, WARNING, clean, duration
 from redistq.errors import ServerUnavailable
@@ -50,6 +53,10 @@ ALLOWED = {
     "summary",
     "pre",
 }
+PLACES = {"xmlns", "viewbox", "preserveaspectratio", "width", "height", "x", "y", "fill"}
+PLACES |= {"fill-opacity"}
+DRAWN = {"svg", "g", "title", "rect"}
+"""Elements of a live picture."""
 
 
 def snapshot(**more: Any) -> Snapshot:
@@ -164,8 +171,7 @@ def test_the_header_figures_are_the_snapshots() -> None:
         "2 ▶ running of 4 slots",
         "6 ◷ delayed next in 5.0 s",
         "612 ✔ succeeded 9 retried",
-        "4 ✖ failed 0.6% of all ended",
-        "1 † dead letters",
+        "4 ✖ failed 0.6%, 1 kept",
         "52/s ≫ throughput done in 7.2 s",
         "live · updated 14:13:20 UTC",
     ):
@@ -238,7 +244,7 @@ def test_limits_say_how_full_they_are() -> None:
         limits=limits,
         reasons={"limit": 60, "rate": 30, "parents": 7, "order": 3},
     )
-    reader = Reader(page.limits(view(shown)))
+    reader = Reader(tables.limits(view(shown)))
     text = re.sub(r"\s+", " ", reader.text)
     for part in (
         "Waiting: 150; 60 for limits, 30 for rates, 7 for parents, … (of the 100 oldest)",
@@ -253,7 +259,7 @@ def test_limits_say_how_full_they_are() -> None:
         assert part in text, part
     assert "counted only" not in text
     assert "script" not in reader.tags
-    assert page.limits(view()) == ""
+    assert tables.limits(view()) == ""
     head = re.sub(r"\s+", " ", Reader(page.head(view(shown))).text)
     assert "150 ◌ waiting oldest 5.0 s" in head
 
@@ -266,17 +272,20 @@ def test_what_waits_without_a_worker_is_an_alert() -> None:
 
 def test_workers_show_what_they_run() -> None:
     """Name, age and attempt of the running task, and how busy the worker is."""
-    text = re.sub(r"\s+", " ", Reader(page.workers(view())).text)
+    text = re.sub(r"\s+", " ", Reader(tables.workers(view())).text)
     assert "Workers: 1, 1 busy" in text
     assert 'resize {"n":1} 1.5 s · attempt 2 · recovered 1×' in text
     assert "and 1 more in hand" in text
-    assert "1.0 s ago" in text  # the deadline is 9 s away, the lease 10 s
+    assert "ago" not in text  # a heartbeat that is in time is not spoken of
+    late = [replace(each, deadline_ms=NOW + 2_000) for each in snapshot().workers]
+    said = tables.workers(view(tick(snapshot(workers=late))))
+    assert "⚠ last heard 8.0 s ago" in said
 
 
 def test_recent_and_failed_tasks_are_listed() -> None:
     """The state as glyph and word, and a dead letter that opens to its traceback."""
-    assert "↻ retried" in page.recent(view())
-    letter = Reader(page.letter(tick().dead[0]))
+    assert "↻ retried" in tables.recent(view())
+    letter = Reader(failed.letter(tick().dead[0]))
     assert letter.tags.count("details") == letter.tags.count("summary") == 1
     assert "ValueError: no such album" in letter.text
     assert "Traceback (most recent call last):\n  boom" in letter.text
@@ -288,7 +297,7 @@ def test_a_function_call_reads_as_one() -> None:
     letter = replace(tick().dead[0], name="redistq.call:fit", preview='{"p":"gASV"}')
     seen = view(tick(running=(call,), dead=(letter,)), recent=(event(name="redistq.call:fit"),))
     whole = page.page(seen)
-    assert whole.count("fit()") == 3
+    assert whole.count("fit()") == 4  # a group, its letter, what runs, and what has ended
     assert "gASV" not in whole
     assert "redistq.call" not in whole
 
@@ -296,11 +305,71 @@ def test_a_function_call_reads_as_one() -> None:
 def test_batches_show_their_progress() -> None:
     """A bar in the colours of its ends, with the numbers as text beside it."""
     batch = BatchRow("b1", "demo", 1000, 612, 4, 0, 9, NOW - 12_000, None)
-    reader = Reader(page.batches(view(tick(batches=(batch,)))))
+    reader = Reader(tables.batches(view(tick(batches=(batch,)))))
     widths = [s for name, s in reader.attributes if name == "style" and "width:" in s]
     assert any("width:61.20%;background:#0072B2" in s for s in widths)
     assert any("width:0.40%;background:#D1430A" in s for s in widths)
     assert "616 of 1,000 (62%)" in reader.text
+
+
+def test_a_batch_says_how_it_ended_and_when_it_will() -> None:
+    """Rate and time left while it runs; ended with failures is no success, and all failed is."""
+    row = BatchRow("b1", "demo", 1000, 600, 4, 0, 0, NOW - 12_000, None)
+    said = tables.batch_line(row, view(rates={"b1": 39.6}, layers={"b1": 3}))
+    assert "4 failed · 40/s · 10 s left · for 12 s" in said
+    assert "graph of 3 layers" in said
+    ended = replace(row, succeeded=996, finished_ms=NOW)
+    assert "⚠ ended with failures" in tables.batch_line(ended, view())
+    lost = replace(ended, succeeded=0, failed=1000)
+    assert "✖ all failed" in tables.batch_line(lost, view())
+    assert "✔ ended" in tables.batch_line(replace(ended, succeeded=1000, failed=0), view())
+
+
+def test_failures_are_grouped_by_error() -> None:
+    """The most frequent first, each to be opened; the newest with its traceback."""
+    one = tick().dead[0]
+    many = tuple(replace(one, id=f"t{n}", traceback="") for n in range(7))
+    other = replace(one, id="x1", error_type="OSError", error="away")
+    seen = view(tick(snapshot(dead=9)), letters=(other, one, *many))
+    text = re.sub(r"\s+", " ", Reader(failed.failures(seen)).text)
+    assert "Failed tasks kept for replay: 9 (2 groups)" in text
+    assert text.index("8 ✖ ValueError in publish") < text.index("1 ✖ OSError in publish")
+    assert "and 3 more" in text
+    assert "Traceback (most recent call last): boom" in text
+
+
+def test_functions_have_figures_of_their_own() -> None:
+    """Count, failures, median and p95; where attempts were missed, each has its share of the rate
+    that the counters tell."""
+    ran = [event(id=f"a{n}", state="succeeded", run_ms=float(n)) for n in range(100)]
+    bad = [event(id=f"b{n}", name="publish", state="failed", run_ms=None) for n in range(25)]
+    rows = functions_of([*ran, *bad], NOW)
+    assert [(row.name, row.count, row.failed) for row in rows] == [
+        ("resize", 100, 0),
+        ("publish", 25, 25),
+    ]
+    assert (rows[0].p50_ms, rows[0].p95_ms, rows[1].p50_ms) == (50, 95, None)
+    assert rows[0].rate == 100.0
+    assert functions_of([*ran, *bad], NOW, 500.0)[0].rate == 400.0
+    assert "25 (100%)" in functions(view(events=(*ran, *bad)))
+
+
+def test_the_timeline_draws_attempts_in_lanes() -> None:
+    """Two that overlap are in two lanes, short ones side by side are one bar; on hovering each says
+    what it is; a still picture is an image with a sentence."""
+    seen = [
+        event(id="fetch:7", finished_ms=NOW - 1_000, run_ms=2_000.0, state="failed"),
+        event(id="fetch:8", finished_ms=NOW - 500, run_ms=2_000.0, state="succeeded"),
+        *(event(id=f"s{n}", finished_ms=NOW - 4_000 - n, run_ms=1.0) for n in range(20)),
+    ]
+    drawn = timeline(view(events=tuple(seen)))
+    titles = re.findall("<title>(.*?)</title>", drawn)
+    assert "resize fetch #7: failed, 2.0 s" in titles
+    assert "20 × resize: retried, within 20 ms" in titles
+    assert len(set(re.findall(r'rect y="(\d+)" height="9"', drawn))) == 3  # one more runs now
+    still = timeline(view(events=tuple(seen), live=False))
+    assert "<svg" not in still
+    assert 'alt="host:abc: 23 attempts, ' in still
 
 
 @pytest.mark.parametrize(
@@ -454,15 +523,20 @@ def test_hostile_text_is_shown_as_text() -> None:
         queue=HOSTILE,
         url=HOSTILE,
         recent=(event(name=HOSTILE, note=HOSTILE, state=HOSTILE, worker=HOSTILE),),
+        events=(event(id=HOSTILE, name=HOSTILE, note=HOSTILE, state="failed", worker=HOSTILE),),
+        letters=(DeadLetter(HOSTILE, HOSTILE, NOW, 1, HOSTILE, None, *((HOSTILE,) * 4)),),
+        previews={HOSTILE: HOSTILE},
         problem=HOSTILE,
         notice=HOSTILE,
         ended=HOSTILE,
     )
     whole = page.page(seen)
     reader = Reader(whole)
-    assert set(reader.tags) <= ALLOWED
+    assert set(reader.tags) <= ALLOWED | DRAWN
     names = {name for name, _ in reader.attributes}
-    assert names <= {"style", "scope", "src", "alt", "value", "max", "role"}
+    assert names <= {"style", "scope", "src", "alt", "role", "aria-label"} | PLACES
+    still = Reader(page.page(replace(seen, live=False)))
+    assert set(still.tags) <= ALLOWED
     assert reader.text.count("<script>alert(1)</script>") >= 12
     assert "\u202e" not in whole
     assert "\u202e" not in plain(seen)
@@ -473,7 +547,7 @@ def test_text_is_cut_and_control_characters_are_seen() -> None:
     assert clean("a" * 1000) == "a" * 59 + "…"
     assert clean("a\x00b\x1b[31mc") == "a\ufffdb\ufffd[31mc"
     long = replace(tick().dead[0], traceback="x" * 100_000, error="y" * 100_000)
-    assert len(page.letter(long)) < 8_000
+    assert len(failed.letter(long)) < 8_000
 
 
 def test_a_large_queue_renders_fast_and_small() -> None:
@@ -489,8 +563,8 @@ def test_a_large_queue_renders_fast_and_small() -> None:
     )
     best = min(_timed(lambda: page.page(seen)) for _ in range(5))
     assert best < 0.05
-    assert len(page.page(seen)) < 40_000
-    assert "(the first 12 of 1,000)" in page.workers(seen)
+    assert len(page.page(seen)) < 45_000
+    assert "(the first 12 of 1,000)" in tables.workers(seen)
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -620,7 +694,7 @@ def test_buttons_do_what_they_say(stage: Stage, producer: TaskProducer) -> None:
     with TaskWorker(url=str(producer.address), stream="seen", task_handlers={"fail": fail}):
         producer.add_task("fail", retries=0)
         wait(
-            lambda: "ValueError: on purpose" in "".join(s.value for s in panel.letters.slots),
+            lambda: "ValueError" in panel.layout.groups.rows[0].line.value,
             "not shown",
         )
     producer.add_tasks({"type": "x", "delay": delay} for delay in (None, None, 3600))
@@ -631,10 +705,12 @@ def test_buttons_do_what_they_say(stage: Stage, producer: TaskProducer) -> None:
     panel.widgets["pause"].click()
     wait(lambda: not producer.snapshot().paused, "not resumed")
 
-    wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
+    wait(
+        lambda: panel.widgets["cancel"].description == "Cancel not started (3)", "it does not count"
+    )
     panel.widgets["cancel"].click()
     wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
-    assert "Cancel 3 waiting tasks?" in panel.widgets["question"].value
+    assert "Cancel 3 tasks not started?" in panel.widgets["question"].value
     panel.widgets["no"].click()
     wait(lambda: panel.widgets["confirm"].layout.display == "none", "it asks on")
     assert producer.snapshot().ready == 2
@@ -669,7 +745,9 @@ def test_a_limit_key_is_paused_and_resumed(producer: TaskProducer, stage: Stage)
     assert "Waiting: 2; 2 for limits" in panel.widgets["limits"].value
     panel.widgets["key_pause"].click()
     wait(lambda: panel.widgets["key_pause"].description == "Pause key", "it is not resumed")
-    wait(lambda: panel.widgets["cancel"].description == "Cancel waiting (3)", "it does not count")
+    wait(
+        lambda: panel.widgets["cancel"].description == "Cancel not started (3)", "it does not count"
+    )
 
 
 def test_a_schedule_is_paused_resumed_and_run(producer: TaskProducer, stage: Stage) -> None:
@@ -715,29 +793,79 @@ def test_a_button_pressed_while_the_server_is_away_says_so(
         assert not panel.widgets["pause"].disabled
 
 
-def test_an_open_traceback_stays_open(stage: Stage) -> None:
-    """A failed task keeps its widget while others come and go: what is open is not redrawn."""
-    from redistq.dashboard.widget_panel import Letters, close
+def test_what_is_open_stays_open(stage: Stage) -> None:
+    """A group keeps its place on the page while others come and go, and each of its failed tasks
+    its widget, so that an open traceback is not redrawn; of 30, five more are shown on demand."""
+    from redistq.dashboard.slots import GroupRows
+    from redistq.dashboard.widgets import close
 
-    seen = tick()
-    letters = Letters()
-    slots = letters.slots
+    one = tick().dead[0]
+    commands: list[str] = []
+    groups = GroupRows(commands.append)
 
-    def show(*numbers: int) -> None:
-        dead = tuple(replace(seen.dead[0], id=f"t{n}", died_ms=NOW + n) for n in numbers)
-        letters.render(view(replace(seen, dead=dead)))
+    def show(*numbers: int, others: int = 0) -> None:
+        dead = tuple(replace(one, id=f"t{n}", died_ms=NOW + n) for n in numbers)
+        dead += tuple(replace(one, id=f"o{n}", error_type="OSError") for n in range(others))
+        groups.render(view(letters=dead), False, lambda each: each)
 
     show(1)
-    first = slots[0].value
-    assert "task t1 " in first
-    show(4, 3, 2, 1)
-    assert slots[0].value == first
-    assert [slot.layout.order for slot in slots[:4]] == ["3", "0", "1", "2"]
-    show(6, 5, 4, 3, 2)
-    assert "task t1 " not in slots[0].value
-    assert [slot.layout.display for slot in slots] == [None] * 5
-    for slot in slots:
-        close(slot)
+    row = groups.rows[0]
+    row.buttons[0].click()
+    assert commands == ["group-open ValueError\npublish"]
+    groups.turn("ValueError\npublish")
+    show(1)
+    first = row.letters[f"t1 {NOW + 1}"]
+    assert "task t1 " in first.value
+    show(4, 3, 2, 1, others=9)
+    assert row.letters[f"t1 {NOW + 1}"] is first
+    assert [each.key for each in groups.rows[:2]] == ["ValueError\npublish", "OSError\npublish"]
+    assert (row.box.layout.order, groups.rows[1].box.layout.order) == ("1", "0")
+    show(*range(30, 0, -1))
+    assert len(row.letters) == 5
+    assert row.more.layout.display == "inline-flex"
+    groups.more("ValueError\npublish")
+    show(*range(30, 0, -1))
+    assert len(row.letters) == 10
+    groups.turn("ValueError\npublish")
+    show(1)
+    assert row.letters == {}
+    for widget in groups.widgets():
+        close(widget)
+    close(groups.box)
+
+
+def test_groups_and_batches_have_buttons(stage: Stage, producer: TaskProducer) -> None:
+    """A group of failures is sent again after a yes, and no other; the failures of a batch are;
+    what of a batch has not started is cancelled."""
+
+    def fail(payload: Any) -> None:
+        raise (OSError if payload else ValueError)("on purpose")
+
+    panel = opened(producer).panel
+    url = str(producer.address)
+    with TaskWorker(url=url, stream="seen", task_handlers={"fail": fail}):
+        producer.add_tasks({"type": "fail", "payload": n > 1, "retries": 0} for n in range(4))
+        wait(lambda: panel.layout.groups.rows[1].key, "two groups are not shown")
+    group = next(row for row in panel.layout.groups.rows if row.key.startswith("OSError"))
+    group.buttons[0].click()
+    wait(lambda: len(group.letters) == 2, "it does not open")
+    assert all("in fail" in each.value for each in group.letters.values())
+    group.buttons[1].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
+    panel.widgets["yes"].click()
+    wait(lambda: "2 failed tasks sent again" in panel.widgets["notice"].value, "not sent again")
+    assert producer.snapshot().dead == 2
+
+    with producer.graph("nightly") as graph:
+        for n in range(5):
+            graph.add("step", n, delay=3600)
+    wait(lambda: panel.layout.batches.rows[0].key == "nightly", "the graph is not shown")
+    row = panel.layout.batches.rows[0]
+    assert "graph of 1 layer" in row.line.value
+    row.buttons[1].click()
+    wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
+    panel.widgets["yes"].click()
+    wait(lambda: "5 tasks of nightly cancelled" in panel.widgets["notice"].value, "not cancelled")
 
 
 def test_it_ends_when_its_output_is_cleared(
@@ -1027,9 +1155,9 @@ def test_a_running_task_shows_how_far_it_is(
     progress: Progress, said: str, width: str | None
 ) -> None:
     """In words, with the time that is left, and as a bar where a total is known."""
-    assert feed.progress_said(progress, 30_000) == said
+    assert words.progress_said(progress, 30_000) == said
     task = Running("1-0", "t1", "resize", "host:abc", 1, 0, NOW, True, "{}", progress)
-    reader = Reader(page.workers(view(tick(running=(task,)))))
+    reader = Reader(tables.workers(view(tick(running=(task,)))))
     bars = [v for k, v in reader.attributes if k == "style" and "width:" in v and "height:100" in v]
     assert bars == (
         []

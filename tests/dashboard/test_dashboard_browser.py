@@ -297,6 +297,7 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     wait(lambda: book.figure("queued") == 0 and book.figure("running") == 0, "not drained")
     failed = book.figure("failed")
     assert failed == db.zcard(f"dead:{QUEUE}") == 10
+    page.get_by_role("button", name="▸ Show").first.click()
     page.locator("summary").first.click()
     wait(lambda: "Traceback (most recent call last)" in book.panel(), "no traceback opened")
     for theme in ("light", "dark"):
@@ -312,11 +313,11 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     page.get_by_role("button", name="Yes, retry").click()
     wait(lambda: "10 failed tasks sent again" in book.panel(), "it did not retry")
     wait(lambda: book.figure("failed") == 20, "the retried tasks did not run")
-    page.get_by_role("button", name="Cancel waiting (3)").click()
+    page.get_by_role("button", name="Cancel not started (3)").click()
     page.get_by_role("button", name="No, leave it").click()
     wait(lambda: not page.get_by_role("button", name="No, leave it").is_visible(), "it asks on")
     assert db.zcard(f"delayed:{QUEUE}") == 3
-    page.get_by_role("button", name="Cancel waiting (3)").click()
+    page.get_by_role("button", name="Cancel not started (3)").click()
     page.get_by_role("button", name="Yes, cancel them").click()
     wait(lambda: "3 tasks cancelled" in book.panel(), "it did not cancel")
     assert db.zcard(f"delayed:{QUEUE}") == 0

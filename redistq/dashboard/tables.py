@@ -1,0 +1,233 @@
+"""The tables of a dashboard: workers, recent attempts, batches, limits; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..display.html import (
+    MUTED,
+    RULE,
+    TABLE_PX,
+    Html,
+    bar,
+    block,
+    caption,
+    join,
+    mark,
+    mono,
+    state_mark,
+    table,
+    tag,
+)
+from ..display.text import (
+    CANCELLED,
+    DELAYED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    WAITING,
+    WARNING,
+    clean,
+    clock,
+    duration,
+    plural,
+)
+from ..monitor.rows import BatchRow, Event, Running
+from ..monitor.tick import Tick, running_of, slots_of
+from ..protocol.commands import WorkerRow
+from ..protocol.limits import LimitState
+from ..protocol.progress import Progress
+from .feed import EVENTS_SHOWN, View
+from .words import (
+    batch_said,
+    beat_age,
+    item_said,
+    limit_now,
+    payload_said,
+    progress_said,
+    rule_said,
+    title,
+    why_waiting,
+)
+
+WORKERS_SHOWN = 12
+BATCHES_SHOWN = 5
+LIMITS_SHOWN = 8
+LINE = f"border-bottom:{RULE};padding:3px 0;max-width:{TABLE_PX}px"
+
+
+def workers(view: View) -> Html:
+    """Return the workers and what each runs."""
+    tick = view.tick
+    if tick is None:
+        return Html("")
+    known = (*tick.silent, *tick.workers)
+    rows = [_worker(worker, tick) for worker in known[:WORKERS_SHOWN]]
+    total = max(tick.snapshot.workers_total, len(known))
+    more = f" (the first {len(rows)} of {total:,})" if total > len(rows) else ""
+    busy = sum(1 for worker in tick.workers if running_of(worker))
+    heading = f"Workers: {total:,}, {busy:,} busy{more}"
+    if not rows:
+        return block([caption("Workers: none")])
+    columns = ("Worker", "State", "Runs now", ">Busy")
+    return block([table(heading, columns, rows)])
+
+
+def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
+    details = worker.details
+    age = beat_age(worker, tick)
+    slots = slots_of(worker)
+    busy = running_of(worker)
+    if worker.deadline_ms < tick.now_ms:
+        state = mark(f"⚠ silent for {duration(age)}", WARNING)
+    elif age > (tick.snapshot.lease_ms or 10_000) / 2:
+        state = mark(f"⚠ last heard {duration(age)} ago", WARNING)
+    elif busy:
+        state = mark(f"{RUNNING.glyph} busy", RUNNING.color)
+    elif tick.paused:
+        state = mark("‖ paused", DELAYED.color)
+    else:
+        state = mark("○ idle", QUEUED.color)
+    held = tick.running_on(worker.consumer)
+    host = clean(details.get("host", "") or worker.consumer, 30)
+    pid = f" · process {clean(details['pid'], 12)}" if details.get("pid") else ""
+    return (
+        join([host, tag("span", pid, style=f"white-space:nowrap;{MUTED}")]),
+        state,
+        _runs(held, max(busy, 1), worker.pending, tick.now_ms),
+        f"{busy:,} of {slots:,}",
+    )
+
+
+def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html:
+    # Those the heartbeat listed come first; what a worker merely holds starts within moments.
+    shown = sorted(held, key=lambda task: (not task.started, task.since_ms))[: min(busy, 3)]
+    lines = []
+    for task in shown:
+        again = f" · attempt {task.attempt}" if task.attempt > 1 else ""
+        again += f" · recovered {task.recovered}×" if task.recovered else ""
+        lines.append(
+            tag(
+                "div",
+                title(task.name),
+                " ",
+                mono(clean(payload_said(task.name, task.preview), 40)),
+                tag(
+                    "span",
+                    f"  {duration(now_ms - task.since_ms)}{again}",
+                    style=f"white-space:nowrap;{MUTED}",
+                ),
+            )
+        )
+        if task.progress is not None:
+            lines.append(_progress(task.progress, now_ms))
+    more = pending - len(shown)
+    if more > 0:
+        lines.append(tag("div", f"and {more:,} more in hand", style=MUTED))
+    return join(lines) if lines else tag("span", "–", style=MUTED)
+
+
+def _progress(progress: Progress, now_ms: int) -> Html:
+    said = progress_said(progress, now_ms)
+    if progress.fraction is None:
+        return tag("div", said, style=MUTED)
+    return tag("div", bar([(progress.fraction, RUNNING.color)], said))
+
+
+def recent(view: View) -> Html:
+    """Return the newest attempts."""
+    if not view.recent:
+        return Html("")
+    rows = [_attempt(event, view) for event in view.recent[:EVENTS_SHOWN]]
+    columns = ("Ended (UTC)", "Task", "State", "~>Waited", ">Ran", "Error")
+    return block([table(f"Recent attempts: the last {len(rows)}", columns, rows)])
+
+
+def _attempt(event: Event, view: View) -> tuple[str, ...]:
+    again = f" attempt {event.attempt}" if event.attempt > 1 else ""
+    item = item_said(event.id, payload_said(event.name, view.previews.get(event.id, "")))
+    return (
+        clock(event.finished_ms),
+        join([title(event.name), " ", tag("span", item, style=f"overflow-wrap:anywhere;{MUTED}")]),
+        join([state_mark(event.state), tag("span", again, style=f"white-space:nowrap;{MUTED}")]),
+        duration(event.wait_ms),
+        duration(event.run_ms),
+        clean(event.note, 40),
+    )
+
+
+def batches(view: View) -> Html:
+    """Return the newest batches and graphs with their progress."""
+    heading = batches_heading(view)
+    if view.tick is None or not heading:
+        return Html("")
+    lines = (batch_line(row, view) for row in view.tick.batches[:BATCHES_SHOWN])
+    return block([heading, *(tag("div", line, style=LINE) for line in lines)])
+
+
+def batches_heading(view: View) -> Html:
+    """Return the heading over the batches; '' where there is none."""
+    if view.tick is None or not view.tick.batches:
+        return Html("")
+    shown = min(len(view.tick.batches), BATCHES_SHOWN)
+    return caption(f"Batches and graphs: the newest {shown}")
+
+
+def batch_line(row: BatchRow, view: View) -> Html:
+    """Return one batch: name, a bar of what succeeded, failed and is left, rate, time left."""
+    assert view.tick is not None
+    total = max(row.total, 1)
+    parts = [
+        (row.succeeded / total, SUCCEEDED.color),
+        (row.failed / total, FAILED.color),
+        ((row.cancelled + row.expired) / total, CANCELLED.color),
+    ]
+    said = f"{row.settled:,} of {row.total:,} ({row.settled / total:.0%})"
+    layers = view.layers.get(row.id)
+    graph = f" graph of {plural(layers, 'layer')}" if layers else ""
+    face, words = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
+    return tag(
+        "div",
+        tag(
+            "span",
+            tag("strong", clean(row.name or row.id, 40)),
+            tag("span", graph, style=MUTED),
+            style="flex:0 1 190px;min-width:120px;overflow-wrap:anywhere",
+        ),
+        bar(parts, said),
+        mark(*face),
+        tag("span", words, style=MUTED),
+        style="display:flex;flex-wrap:wrap;gap:1px 14px;align-items:baseline;font-size:13px;"
+        "line-height:1.5;font-variant-numeric:tabular-nums",
+    )
+
+
+def limits(view: View) -> Html:
+    """Return what waits and for what, and the limit keys under which most tasks wait."""
+    tick = view.tick
+    if tick is None:
+        return Html("")
+    shown = [limit for limit in tick.limits if limit.has_rule or limit.waiting][:LIMITS_SHOWN]
+    why = why_waiting(tick)
+    parts = []
+    if why:
+        text = f"Waiting: {tick.snapshot.waiting:,}; {why}"
+        parts.append(caption(text))
+    if shown:
+        rows = [_limit(limit, tick.now_ms) for limit in shown]
+        columns = ("Key", "Rule", ">In use", ">Waiting", "Now")
+        parts.append(tag("div", table("Limits", columns, rows), style="white-space:nowrap"))
+    return block(parts) if parts else Html("")
+
+
+def _limit(limit: LimitState, now_ms: int) -> tuple[str, ...]:
+    color = DELAYED.color if limit.paused_ms is not None else WAITING.color
+    now = limit_now(limit, now_ms)
+    return (
+        mono(clean(limit.key, 40)),
+        rule_said(limit),
+        f"{limit.in_use:,}" if limit.at_most is None else f"{limit.in_use:,} of {limit.at_most:,}",
+        f"{limit.waiting:,}",
+        mark(now, color) if now[0] in "●◌◷‖" else tag("span", now, style=MUTED),
+    )
