@@ -3,6 +3,7 @@ returns what it did. Nothing here knows a widget."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator
 
 from ..display.text import clock, plural
@@ -129,6 +130,32 @@ class Actions:
             count = producer.graph(name).resume()
             return f"{self._now()} {plural(count, 'task')} of {name} run again."
         return (yield from self._retry(lambda dead: _is_of(dead.id, name), f"task of {name}"))
+
+    # -- one task --------------------------------------------------------------------------------
+
+    def of_task(
+        self, verb: str, task_id: str, edited: str, offer: Callable[[str], None]
+    ) -> Progress:
+        """Retry or cancel one task; ``task-edit`` gives its payload to ``offer``, and ``task-send``
+        adds a task of its name with the payload that was edited."""
+        yield ""
+        producer = self.feed.monitor.producer
+        if verb == "task-retry":
+            count = producer.replay(task_id)
+            return f"{self._now()} {task_id} " + ("sent again." if count else "is not failed.")
+        if verb == "task-cancel":
+            word = producer.cancel(task_id, running="ask")[task_id]
+            return f"{self._now()} {task_id}: {word}."
+        status = producer.get_task(task_id)
+        if verb == "task-edit":
+            offer(json.dumps(status.payload, ensure_ascii=False, indent=1))
+            return "Edit the arguments, then Send: a new task is added; the failed one is kept."
+        try:
+            payload = json.loads(edited)
+        except ValueError as error:
+            return f"These arguments are no JSON: {error}"
+        added = producer.add_task(status.name or "", payload)
+        return f"{self._now()} {added} is added, with other arguments than {task_id}."
 
     def _retry(self, is_wanted: Callable[[DeadLetter], bool], what: str) -> Progress:
         yield "Sending failed tasks again …"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..protocol.commands import Snapshot
+from .finder_box import FinderBox
 from .slots import BatchRows, GroupRows
 from .widgets import KeyChoice, ScheduleChoice, ipywidgets
 
@@ -43,10 +44,11 @@ class Layout:
     agenda: ScheduleChoice
     batches: BatchRows
     groups: GroupRows
+    finder: FinderBox
 
     def rows(self) -> list[Any]:
         """Return the widgets that have no name."""
-        return [*self.batches.widgets(), *self.groups.widgets()]
+        return [*self.batches.widgets(), *self.groups.widgets(), *self.finder.widgets()]
 
 
 def build(on_command: Callable[[str], None]) -> Layout:
@@ -91,13 +93,25 @@ def build(on_command: Callable[[str], None]) -> Layout:
     found |= {"schedule_run": agenda.run, "agenda": agenda.box}
     batches = BatchRows(on_command)
     groups = GroupRows(on_command)
+    finder = FinderBox(button, on_command)
+    found["finder"] = finder.box
     found |= {"batches": batches.box, "failed": groups.box}
     order = [
-        *("head", "buttons", "confirm", "notice", "batches", "failed", "functions", "timeline"),
+        *(
+            "head",
+            "buttons",
+            "confirm",
+            "notice",
+            "finder",
+            "batches",
+            "failed",
+            "functions",
+            "timeline",
+        ),
         *("workers", "limits", "keys", "schedules", "agenda", "recent"),
     ]
     found["root"] = w.VBox(
         [found[name] for name in order],
         layout=w.Layout(width="100%", padding="4px 8px"),
     )
-    return Layout(found, keys, agenda, batches, groups)
+    return Layout(found, keys, agenda, batches, groups, finder)

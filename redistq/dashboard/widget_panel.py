@@ -160,6 +160,8 @@ class WidgetPanel:
         self.layout.batches.render(view, busy)
         self.layout.groups.render(view, busy, self._full)
 
+        self.layout.finder.render(self.feed, busy)
+
     def _full(self, dead: DeadLetter) -> DeadLetter:
         """Return a failed task with its traceback."""
         for known in self.feed.tick.dead if self.feed.tick else ():
@@ -228,6 +230,10 @@ class WidgetPanel:
             self.layout.groups.turn(what)
         elif verb == "group-more":
             self.layout.groups.more(what)
+        elif verb == "find":
+            self._find(what)
+        elif verb == "task" or verb.startswith("task-"):
+            self._handle_task(verb, what)
         elif verb == "pause" and self._work is None:
             self._work = self.actions.toggle_pause()
         elif verb == "key" and what and self._work is None:
@@ -236,6 +242,23 @@ class WidgetPanel:
             self._work = self.actions.toggle_schedule(what, self.layout.agenda.is_paused(what))
         elif verb == "run" and what and self._work is None:
             self._work = self.actions.run_now(what)
+
+    def _find(self, text: str) -> None:
+        try:
+            self.notice = self.layout.finder.find(self.feed, text)
+        except RedistqError as error:
+            self.notice = f"That did not work: {error}"
+
+    def _handle_task(self, verb: str, task_id: str) -> None:
+        finder = self.layout.finder
+        if verb == "task":
+            finder.open(task_id)
+        elif verb == "task-close":
+            finder.hide()
+        elif task_id and self._work is None:
+            edited = str(finder.payload.value)
+            self._work = self.actions.of_task(verb, task_id, edited, finder.edit)
+            finder.hurry()
 
     def _ask(self, what: str) -> None:
         question, yes = self.actions.question(what)
@@ -260,6 +283,7 @@ class WidgetPanel:
             self._work = None
             self.notice = done.value
             self.feed.forget_age()
+            self.layout.finder.hurry()
         except RedistqError as error:
             self._work = None
             self.notice = f"That did not work: {error}"
