@@ -36,6 +36,7 @@ from .outcomes import BatchEnds
 from .progress import batch_bar
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, submit
+from .tables import BatchTables
 from .update import Updatable, functions_now
 from .waiting import BatchWait
 
@@ -52,7 +53,7 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch(BatchArgument, Updatable):
+class Batch(BatchArgument, BatchTables, Updatable):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
@@ -295,18 +296,13 @@ class Batch(BatchArgument, Updatable):
         batch. Raises ResultTimeout after ``timeout`` seconds.
         """
         __tracebackhide__ = True
-        _check_on_error(on_error)
         return self._results(timeout, on_error)
 
     def _results(
         self, timeout: float | None, on_error: str, stop: threading.Event | None = None
     ) -> list[Any]:
         __tracebackhide__ = True
-        for page in self._pages(timeout, stop):
-            if on_error == "raise":
-                bad = sorted({index for index, state in page if state != "succeeded"})
-                for _, _, error in self._ends.read(bad, ended_only=True):
-                    self._is_left_out(error, on_error)
+        self._wait_for_all(timeout, on_error, stop)
         if stop is not None and stop.is_set():
             return []
         return [
@@ -314,6 +310,18 @@ class Batch(BatchArgument, Updatable):
             for _, value, error in self._ends.read(range(self.total))
             if not self._is_left_out(error, on_error)
         ]
+
+    def _wait_for_all(
+        self, timeout: float | None, on_error: str, stop: threading.Event | None = None
+    ) -> None:
+        """Wait until every task has ended; raises the first error where that was asked for."""
+        __tracebackhide__ = True
+        _check_on_error(on_error)
+        for page in self._pages(timeout, stop):
+            if on_error == "raise":
+                bad = sorted({index for index, state in page if state != "succeeded"})
+                for _, _, error in self._ends.read(bad, ended_only=True):
+                    self._is_left_out(error, on_error)
 
     def as_completed(
         self, timeout: float | None = None, on_error: str = "raise"
