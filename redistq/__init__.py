@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .codecs import Codec, Compress, Encrypt, Keys, Sign
     from .context import BatchContext, TaskContext, current_task, track
     from .dashboard import Dashboard
+    from .elsewhere import SSH, Slurm
     from .errors import (
         ArgumentError,
         CancelRequested,
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SSH",
     "ArgumentError",
     "AsyncTaskGraph",
     "AsyncTaskProducer",
@@ -133,6 +135,7 @@ __all__ = [
     "Settled",
     "SharedGraph",
     "Sign",
+    "Slurm",
     "Snooze",
     "StepError",
     "StepMismatch",
@@ -191,6 +194,8 @@ _HOMES = {
     "Keys": "codecs",
     "Sign": "codecs",
     "Dashboard": "dashboard",
+    "SSH": "elsewhere",
+    "Slurm": "elsewhere",
     "Middleware": "middleware",
     "NewTask": "middleware",
     "Settled": "middleware",

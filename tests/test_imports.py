@@ -19,7 +19,17 @@ ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol", "codecs"),
     *("context", "middleware", "handlers", "flows", "tracing", "connection", "settings"),
     *("producer", "scheduler"),
-    *("functions", "worker", "client", "joblib", "compat", "monitor", "dashboard", "cli"),
+    *(
+        "functions",
+        "worker",
+        "elsewhere",
+        "client",
+        "joblib",
+        "compat",
+        "monitor",
+        "dashboard",
+        "cli",
+    ),
     *("contrib", "testing", "magics", "cli_monitor", "__main__"),
 )
 # Doors, opened at first use: a name that users know stands below what it opens.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..codecs.codec import Codec, given_or_env
 from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
@@ -39,7 +39,8 @@ from .steps import SendsEvents
 from .submitting import BoundOptions, Submitting
 
 if TYPE_CHECKING:
-    pass
+    from ..elsewhere.place import Place
+    from ..elsewhere.workers import RemoteWorkers
 
 LocalWorkers = TaskWorker
 """What ``Client.start_workers`` returns: a TaskWorker of processes on this machine."""
@@ -151,15 +152,40 @@ class Client(Submitting, SendsEvents, Executor):
 
     # -- workers ---------------------------------------------------------------------------------
 
+    @overload
     def start_workers(
         self,
         n: int | None = None,
         *,
+        on: None = None,
         threads: int = 1,
         handlers: Any = None,
         shared: bool | None = None,
         **options: Any,
-    ) -> TaskWorker:
+    ) -> TaskWorker: ...
+
+    @overload
+    def start_workers(
+        self,
+        n: int | None = None,
+        *,
+        on: Place,
+        threads: int = 1,
+        handlers: Any = None,
+        shared: bool | None = None,
+        **options: Any,
+    ) -> RemoteWorkers: ...
+
+    def start_workers(
+        self,
+        n: int | None = None,
+        *,
+        on: Place | None = None,
+        threads: int = 1,
+        handlers: Any = None,
+        shared: bool | None = None,
+        **options: Any,
+    ) -> TaskWorker | RemoteWorkers:
         """Start ``n`` worker processes here (default: one a core; 0: none) and return them, ready.
 
         They run this client's functions and the named tasks registered in this process
@@ -167,6 +193,9 @@ class Client(Submitting, SendsEvents, Executor):
         of clients in other folders or environments they leave to others, unless ``shared`` is set
         (default: as the client is). They stop at ``shutdown``, when this process ends in any way,
         or by ``stop()`` of what is returned.
+
+        ``on=SSH(["host1", "host2"])`` or ``Slurm(jobs=2)`` starts ``n`` of them
+        on each of other machines: see docs/elsewhere.md.
         """
         session = self._session
         if session.exchange.pending.closed:
@@ -178,6 +207,11 @@ class Client(Submitting, SendsEvents, Executor):
         settings = session.settings
         if not (settings.shared if shared is None else shared):
             options.setdefault("home", settings.home.name)
+        if on is not None:
+            remote = session.workers.new_elsewhere(settings, on, n, threads, handlers, options)
+            say_what_was_left(session)
+            session.workers.start(remote)
+            return remote
         worker = session.workers.new(settings, n, threads, handlers, options)
         if n == 0:
             return worker  # never started: none was asked for

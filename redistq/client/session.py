@@ -35,6 +35,7 @@ from ..protocol.commands import Commands
 from ..protocol.homes import Home
 from ..protocol.keys import PRIORITIES, QueueKeys, at_priority
 from ..system.cores import cores
+from ..worker.settings import WorkerSettings
 from ..worker.worker import TaskWorker
 from . import at_exit
 from .futures import TaskFuture, disown
@@ -44,6 +45,8 @@ from .results import ResultListener
 from .sender import Outgoing, Sender
 
 if TYPE_CHECKING:
+    from ..elsewhere.place import Place
+    from ..elsewhere.workers import RemoteWorkers
     from .batch import Batch
 
 FAREWELL_S = 1.0
@@ -322,7 +325,7 @@ class StartedWorkers:
     """Workers in the order in which they were started; those that have stopped are forgotten."""
 
     def __init__(self) -> None:
-        self._workers: list[TaskWorker] = []
+        self._workers: list[TaskWorker | RemoteWorkers] = []
 
     def new(
         self,
@@ -347,7 +350,31 @@ class StartedWorkers:
             **{"codec": settings.codec, **options},
         )
 
-    def start(self, worker: TaskWorker) -> None:
+    def new_elsewhere(
+        self,
+        settings: ClientSettings,
+        place: Place,
+        processes: int | None,
+        threads: int,
+        handlers: Any,
+        options: dict[str, Any],
+    ) -> RemoteWorkers:
+        """Return workers of this client on other machines, not started yet."""
+        queues = [at_priority(settings.stream, priority) for priority in PRIORITIES]
+        options.setdefault("queues", queues)
+        made = WorkerSettings.of(
+            {
+                "queue": settings.stream,
+                "group": settings.group,
+                "threads": threads,
+                "signing_key": settings.key.hex(),
+                "codec": settings.codec,
+                **options,
+            }
+        )
+        return place.workers(settings.address, made, processes, handlers)
+
+    def start(self, worker: TaskWorker | RemoteWorkers) -> None:
         """Start workers; returns when they are ready."""
         worker.start()
         self._workers[:] = [*(w for w in self._workers if w.running), worker]
@@ -368,7 +395,7 @@ class StartedWorkers:
         workers = [worker for worker in self._workers if worker.running]
         return sum(w.processes * w.settings.threads for w in workers) or cores()
 
-    def take(self) -> list[TaskWorker]:
+    def take(self) -> list[TaskWorker | RemoteWorkers]:
         """Return all of them, for the caller to stop; there are none here any more."""
         taken = list(self._workers)
         self._workers.clear()
