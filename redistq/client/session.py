@@ -372,7 +372,9 @@ class StartedWorkers:
                 **options,
             }
         )
-        return place.workers(settings.address, made, processes, handlers)
+        from ..elsewhere.workers import RemoteWorkers
+
+        return RemoteWorkers(place, settings.address, made, processes, handlers)
 
     def start(self, worker: TaskWorker | RemoteWorkers) -> None:
         """Start workers; returns when they are ready."""

@@ -13,19 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from ..connection.address import Address
 from ..errors import ConfigurationError
 from ..protocol.options import seconds, shown
 from ..system.private import is_loopback
-
-if TYPE_CHECKING:
-    from ..handlers import Registry
-    from ..worker.bootstrap import Handlers
-    from ..worker.settings import WorkerSettings
-    from .workers import RemoteWorkers
 
 Show = Literal["warnings", "all", "nothing"]
 """What of the logs over there is said here as it comes; all of it is kept."""
@@ -100,18 +94,6 @@ class Place(ABC):
     def launches(self, address: Address, processes: int | None) -> list[Launch]:
         """Return the programs to start, where the server is ``address`` from here; raises
         ConfigurationError for a server that cannot be reached from there."""
-
-    def workers(
-        self,
-        address: Address,
-        settings: WorkerSettings,
-        processes: int | None,
-        handlers: Handlers | Registry | None,
-    ) -> RemoteWorkers:
-        """Return workers at this place, not started yet."""
-        from .workers import RemoteWorkers
-
-        return RemoteWorkers(self, address, settings, processes, handlers)
 
     def boot(self) -> list[str]:
         """Return the command that runs over there, word by word."""

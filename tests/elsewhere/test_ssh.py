@@ -232,13 +232,13 @@ def test_another_redistq(client: Client, sshd: Sshd, monkeypatch: pytest.MonkeyP
 def test_without_redistq(client: Client, sshd: Sshd) -> None:
     """A Python without the package says how to install it."""
     python = sys.base_prefix + "/bin/python3"
-    with pytest.raises(ConfigurationError, match="has no redistq: pip install redistq=="):
+    with pytest.raises(ConfigurationError, match=r"has no redistq: pip install redistq=="):
         client.start_workers(1, on=place(sshd, python=python))
 
 
 def test_no_such_folder(client: Client, sshd: Sshd) -> None:
     """A folder that is not there is an error of its own."""
-    with pytest.raises(ConfigurationError, match="its folder: .*/no/folder"):
+    with pytest.raises(ConfigurationError, match=r"its folder: .*/no/folder"):
         client.start_workers(1, on=place(sshd, folder="/no/folder"))
 
 
@@ -248,7 +248,7 @@ def test_login_refused(client: Client, sshd: Sshd, tmp_path: Path) -> None:
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True
     )
     login = sshd.login(identity=tmp_path / "other", options={"IdentitiesOnly": "yes"})
-    with pytest.raises(ConfigurationError, match="Permission denied"):
+    with pytest.raises(ConfigurationError, match=r"Permission denied"):
         client.start_workers(1, on=SSH(sshd.host, **login))
 
 
