@@ -1,4 +1,4 @@
-"""Workers over SSH, with a real sshd on loopback: the whole way, its ends, and what does not fit."""
+"""Workers over SSH, with a real sshd on loopback: the way, its ends, and what does not fit."""
 
 from __future__ import annotations
 
