@@ -17,8 +17,9 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
-from ..display.html import badge, escape, panel
+from ..display.html import badge, escape, mark, panel
 from ..display.notebook import say
+from ..display.text import ENDED_WITH_FAILURES
 from ..errors import ConfigurationError, UnknownBatch
 from ..functions.packing import label
 from ..logger import logger
@@ -451,8 +452,12 @@ class Batch(BatchArgument, BatchTables, Updatable):
             (name, f"{counts[name]:,}")
             for name in ("waiting", "succeeded", "failed", "cancelled", "retried")
         ]
-        state = "running" if counts["waiting"] else "failed" if counts["failed"] else "succeeded"
-        return panel(f"Batch {self.id} of {self.total:,} tasks", badge(state), rows)
+        title = f"Batch {self.id} of {self.total:,} tasks"
+        if counts["waiting"] or not counts["failed"]:
+            return panel(title, badge("running" if counts["waiting"] else "succeeded"), rows)
+        rows.append(("next", escape(".failures(), then .retry_failed()")))
+        lost = not counts["succeeded"]
+        return panel(title, badge("failed") if lost else mark(*ENDED_WITH_FAILURES), rows)
 
 
 def _check_on_error(on_error: str) -> None:

@@ -23,6 +23,9 @@ from ..logger import logger
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event
 from ..monitor.tick import Tick
+from ..producer.clearing import lanes_of
+from ..protocol.commands import Snapshot
+from ..protocol.keys import PRIORITIES
 
 log = logger("redistq.dashboard")
 
@@ -35,6 +38,8 @@ EVENTS_KEPT = 1_000
 LETTERS_READ = 200
 """Dead letters of which groups are made, unless more are asked for."""
 LETTERS_EVERY_S = 2.0
+LANES_EVERY_S = 2.0
+"""How often the figures of the other priorities are read."""
 RATE_OVER_MS = 10_000
 """A batch's rate is that of so long."""
 PREVIEWS_KEPT = 2_000
@@ -63,9 +68,9 @@ class View:
     first; ``trail`` the last minute, oldest first. ``problem`` says why there is no newer tick,
     ``notice`` what a button did, and ``ended`` why the picture no longer moves. ``events`` are
     some newest attempts, newest first (with ``gaps``: not all of their time), ``letters`` the
-    newest dead letters without tracebacks, ``rates`` how many tasks of each batch end a second,
-    ``layers`` which batches are graphs, and ``previews`` the starts of payloads by task id, where
-    they were seen.
+    newest dead letters without tracebacks. ``rates`` are tasks of each batch that end a second,
+    ``layers`` says which batches are graphs, ``lanes`` has the figures by priority (empty where
+    all tasks are of one), and ``previews`` the starts of payloads by task id, where they were seen.
     """
 
     queue: str
@@ -83,6 +88,7 @@ class View:
     rates: Mapping[str, float] = field(default_factory=dict)
     previews: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int | None] = field(default_factory=dict)
+    lanes: Mapping[str, Snapshot] = field(default_factory=dict)
 
 
 class Feed:
@@ -121,6 +127,8 @@ class Feed:
         self._gaps = False
         self._lettered: tuple[Any, ...] = ()
         self._lettered_at = 0.0
+        self._lanes: dict[str, Snapshot] = {}
+        self._lanes_at = -LANES_EVERY_S
         self._trails: dict[str, deque[tuple[int, int]]] = {}
         self._previews: dict[str, str] = {}
         self._layers: dict[str, int | None] = {}
@@ -183,6 +191,7 @@ class Feed:
             self._previews.pop(next(iter(self._previews)))
         if self._deep:
             self._keep_letters(tick)
+            self._keep_lanes()
 
     def _keep_batches(self, tick: Tick) -> None:
         known = {row.id for row in tick.batches}
@@ -215,6 +224,29 @@ class Feed:
         )
         self._lettered = state
         self._lettered_at = now
+
+    def _keep_lanes(self) -> None:
+        """Read the figures of the other priorities."""
+        if time.monotonic() - self._lanes_at < LANES_EVERY_S:
+            return
+        self._lanes_at = time.monotonic()
+        own = self.monitor.commands
+        others = {name: each for name, each in lanes_of(own).items() if each is not own}
+        replies = self.monitor.broker.call_many([each.snapshot(1) for each in others.values()])
+        shots = {
+            name: own.read_snapshot(reply)
+            for name, reply in zip(others, list(replies), strict=True)
+        }
+        self._lanes = {name: shot for name, shot in shots.items() if not _is_unused(shot)}
+
+    def _lanes_now(self) -> dict[str, Snapshot]:
+        """Return the figures by priority, the most urgent first; nothing where all is of one."""
+        if self.tick is None or not self._lanes:
+            return {}
+        own = self.monitor.commands
+        mine = next(name for name, each in lanes_of(own).items() if each is own)
+        found = {**self._lanes, mine: self.tick.snapshot}
+        return {name: found[name] for name in PRIORITIES if name in found}
 
     def _batch_rates(self) -> dict[str, float]:
         return {
@@ -253,8 +285,14 @@ class Feed:
             rates=self._batch_rates(),
             previews=dict(self._previews),
             layers=dict(self._layers),
+            lanes=self._lanes_now(),
             **more,
         )
+
+
+def _is_unused(shot: Snapshot) -> bool:
+    tasks = shot.ready + shot.pending + shot.delayed + shot.dead
+    return not tasks and not any(shot.counters.values())
 
 
 def _figures(tick: Tick) -> tuple[Any, ...]:

@@ -14,7 +14,17 @@ from .finder_box import FinderBox
 from .slots import BatchRows, GroupRows
 from .widgets import KeyChoice, ScheduleChoice, ipywidgets
 
-PARTS = ("head", "notice", "functions", "timeline", "workers", "limits", "schedules", "recent")
+PARTS = (
+    "head",
+    "notice",
+    "functions",
+    "timeline",
+    "workers",
+    "priorities",
+    "limits",
+    "schedules",
+    "recent",
+)
 BUTTONS = (
     ("pause", "Pause", "Let no worker start another task", "pause"),
     ("retry", "Retry failed", "Send every failed task that is kept again", "ask retry"),
@@ -97,18 +107,9 @@ def build(on_command: Callable[[str], None]) -> Layout:
     found["finder"] = finder.box
     found |= {"batches": batches.box, "failed": groups.box}
     order = [
-        *(
-            "head",
-            "buttons",
-            "confirm",
-            "notice",
-            "finder",
-            "batches",
-            "failed",
-            "functions",
-            "timeline",
-        ),
-        *("workers", "limits", "keys", "schedules", "agenda", "recent"),
+        *("head", "buttons", "confirm", "notice", "finder", "batches", "failed"),
+        *("functions", "timeline"),
+        *("workers", "priorities", "limits", "keys", "schedules", "agenda", "recent"),
     ]
     found["root"] = w.VBox(
         [found[name] for name in order],

@@ -37,7 +37,7 @@ from .agenda import schedules
 from .failed import failures
 from .feed import View
 from .functions import functions
-from .tables import batches, limits, recent, workers
+from .tables import batches, limits, priorities, recent, workers
 from .timeline import timeline
 from .words import (
     alerts,
@@ -95,7 +95,7 @@ def _figures(view: View, tick: Tick) -> Html:
     elif shot.next_due_ms <= tick.now_ms:
         due = "due now"
     else:
-        due = f"next in {duration(shot.next_due_ms - tick.now_ms)}"
+        due = f"in {duration(shot.next_due_ms - tick.now_ms)}"
     held = "may not run yet" if shot.waiting else "none"
     if shot.waiting_since_ms is not None:
         held = f"oldest {duration(tick.now_ms - shot.waiting_since_ms)}"
@@ -138,9 +138,10 @@ def _figures(view: View, tick: Tick) -> Html:
                 tag(
                     "div",
                     note,
-                    style=f"font-size:12px;line-height:1.3;white-space:nowrap;{MUTED}",
+                    style="font-size:12px;line-height:1.3;white-space:nowrap;overflow:hidden;"
+                    f"text-overflow:ellipsis;{MUTED}",
                 ),
-                style=f"border:{RULE};border-top:3px solid {color};"
+                style=f"min-width:0;border:{RULE};border-top:3px solid {color};"
                 "border-radius:3px;padding:5px 10px",
             )
             for color, value, label, note in tiles
@@ -194,6 +195,7 @@ SECTIONS: Mapping[str, Callable[[View], Html]] = {
     "functions": functions,
     "timeline": timeline,
     "workers": workers,
+    "priorities": priorities,
     "limits": limits,
     "schedules": schedules,
     "recent": recent,

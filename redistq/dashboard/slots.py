@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..display.html import Html, tag
 from ..monitor.failures import groups_of
 from ..monitor.rows import DeadLetter
 from .failed import GROUPS_SHOWN, failures_heading, group_line, letter
@@ -93,7 +94,7 @@ class BatchRows:
         order = {key: at for at, key in enumerate(found)}
         for key, row in held.items():
             batch = found[key]
-            update(row.line, value=str(batch_line(batch, view)))
+            update(row.line, value=_said(batch_line(batch, view)))
             retry, cancel = row.buttons
             name = batch.name or batch.id
             update(retry, disabled=busy or not batch.failed, tooltip=f"Retry the failed of {name}")
@@ -106,6 +107,10 @@ class BatchRows:
     def widgets(self) -> list[Any]:
         """Return its widgets, to be closed."""
         return [self.heading, *(each for row in self.rows for each in row.widgets())]
+
+
+def _said(line: Html) -> str:
+    return str(tag("div", line, style="line-height:1.5;font-size:13px"))  # a widget's is 28 px
 
 
 def _hide(rows: Sequence[Any], heading: Any) -> None:
@@ -131,7 +136,7 @@ class GroupRow(Row):
         self.more = w.Button(
             description="More",
             tooltip="Show more of these tasks",
-            layout=w.Layout(width="auto", display="none"),
+            layout=w.Layout(width="auto", display="none", align_self="flex-start"),
         )
         self.more.on_click(lambda _: on_command(f"group-more {self.key}"))
         self.body = w.VBox([], layout=w.Layout(padding="0 0 0 18px", display="none"))
@@ -201,7 +206,7 @@ class GroupRows:
             if before[id(row)] != key:
                 row.shown = 0
             group, letters = found[key]
-            update(row.line, value=str(group_line(group, now_ms)))
+            update(row.line, value=_said(group_line(group, now_ms)))
             update(row.buttons[1], disabled=busy)
             row.render_letters(letters, full)
             update(row.box.layout, display="flex", order=str(order[key]))

@@ -35,7 +35,7 @@ from ..display.text import (
 )
 from ..monitor.rows import BatchRow, Event, Running
 from ..monitor.tick import Tick, running_of, slots_of
-from ..protocol.commands import WorkerRow
+from ..protocol.commands import Snapshot, WorkerRow
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
 from .feed import EVENTS_SHOWN, View
@@ -201,6 +201,28 @@ def batch_line(row: BatchRow, view: View) -> Html:
         style="display:flex;flex-wrap:wrap;gap:1px 14px;align-items:baseline;font-size:13px;"
         "line-height:1.5;font-variant-numeric:tabular-nums",
     )
+
+
+def priorities(view: View) -> Html:
+    """Return the figures of each priority and of all together; '' where all tasks are of one."""
+    if not view.lanes:
+        return Html("")
+    rows = [(name, *_lane([shot])) for name, shot in view.lanes.items()]
+    rows.append((tag("strong", "all"), *_lane(list(view.lanes.values()))))
+    columns = ("Priority", ">Queued", ">In hand", ">Delayed", ">Succeeded", ">Failed", "~>Kept")
+    return block([table("By priority", columns, rows)])
+
+
+def _lane(shots: Sequence[Snapshot]) -> tuple[str, ...]:
+    counts = (
+        sum(shot.ready for shot in shots),
+        sum(shot.pending for shot in shots),
+        sum(shot.delayed for shot in shots),
+        sum(shot.counters.get("succeeded", 0) for shot in shots),
+        sum(shot.counters.get("failed", 0) for shot in shots),
+        sum(shot.dead for shot in shots),
+    )
+    return tuple(f"{count:,}" for count in counts)
 
 
 def limits(view: View) -> Html:

@@ -32,6 +32,8 @@ UNSEEN_AFTER_S = 10.0
 LIFE_UNSEEN_S = 6 * 3600.0
 SLICE_S = 0.2
 """A command that takes long goes on in slices of this length, so that the picture moves."""
+DRAWN = ("functions", "timeline", "workers", "priorities", "limits", "schedules", "recent")
+"""Sections without buttons of their own."""
 TIMELINE_EVERY_S = 2.0
 """The timeline is the largest part of the page."""
 
@@ -123,7 +125,7 @@ class WidgetPanel:
         update(self.widgets["head"], value=str(page.head(view)))
         update(self.widgets["notice"], value=str(page.notice(view)))
         drawn = time.monotonic()
-        for name in ("functions", "timeline", "workers", "limits", "schedules", "recent"):
+        for name in DRAWN:
             if name == "timeline" and drawn - self._drawn_at < TIMELINE_EVERY_S:
                 continue
             update(self.widgets[name], value=str(page.SECTIONS[name](view)))

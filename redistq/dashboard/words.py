@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..display.html import TRAIL_MS
 from ..display.text import (
     DELAYED,
+    ENDED_WITH_FAILURES,
     FAILED,
     LINE_CHARS,
     NAME_CHARS,
@@ -63,7 +64,7 @@ def batch_said(row: BatchRow, rate: float, now_ms: int) -> tuple[tuple[str, str]
     if row.failed and not row.succeeded:
         face = (f"{FAILED.glyph} all failed", FAILED.color)
     elif row.failed:
-        face = ("⚠ ended with failures", WARNING)
+        face = ENDED_WITH_FAILURES
     else:
         face = (f"{SUCCEEDED.glyph} ended", SUCCEEDED.color)
     return face, " · ".join([*more, f"in {took}"])

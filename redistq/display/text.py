@@ -108,6 +108,8 @@ RECOVERED = Look("⚑", "recovered", "#A16207", "xx")
 CANCELLED = Look("⊘", "cancelled", "#8A6D3B", "\\\\")
 EXPIRED = Look("⊝", "expired", "#8A6D3B", "++")
 WARNING = "#A16207"
+ENDED_WITH_FAILURES = ("⚠ ended with failures", WARNING)
+"""A batch some of whose tasks failed, and its colour."""
 PALETTE = ("#0072B2", "#009E73", "#B45F9A", "#A16207", "#7A6A9A", "#0E8A9A", "#6B7280", "#8B5CF6")
 """Colours of what has no state, as functions; none is that of a failure."""
 

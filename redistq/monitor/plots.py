@@ -158,7 +158,7 @@ def _depth(frame: pd.DataFrame, waiting: tuple[int, int | None, int] | None) -> 
             # When each of them came is not known; none came before the oldest.
             oldest = pd.Timestamp(oldest_ms, unit="ms", tz="UTC")
             parts.append(pd.Series(ready, index=pd.DatetimeIndex([oldest])))
-        if ready or len(known):
+        if ready:
             parts.append(pd.Series(0, index=pd.DatetimeIndex([now])))
     changes = pd.concat([part for part in parts if len(part)] or [came])
     steps = changes.groupby(level=0).sum().sort_index().cumsum()
@@ -183,7 +183,11 @@ def _time_axis(ax: Axes, label: str) -> None:
     dates = require("matplotlib.dates", "notebook", "plots")
     locator = dates.AutoDateLocator(maxticks=8)
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    formatter = dates.ConciseDateFormatter(locator)
+    # Seconds alone ("30") say nothing: the whole time of day, at every tick.
+    formatter.formats[3:] = ["%H:%M", "%H:%M:%S", "%H:%M:%S.%f"]
+    formatter.zero_formats[3:] = ["%H:%M", "%H:%M:%S", "%H:%M:%S"]
+    ax.xaxis.set_major_formatter(formatter)
     ax.set_xlabel(label)
 
 

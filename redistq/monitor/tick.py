@@ -34,6 +34,8 @@ from .rows import (
 
 STATS_EVENTS = 300
 """Events read for the figure of throughput: few, because each costs the server some 10 µs."""
+LEAST_AGE_MS = 5_000
+"""A queue is taken for at least so old: a rate over less says little."""
 LATE_MS = 10_000
 """A delayed task that is later than this has no scheduler."""
 
@@ -137,11 +139,16 @@ class Tick:
     @property
     def per_second(self) -> float:
         """Tasks that succeeded or failed per second over the last minute, from the events of this
-        tick alone; over less than a minute where they reach back less far. For a tick without
-        ``after``."""
+        tick alone; over less than a minute where they reach back less far, and in a younger queue
+        since its first task. For a tick without ``after``."""
         since = self.now_ms - 60_000
         if self.missed and self.events and self.events[0].finished_ms > since:
             since = self.events[0].finished_ms
+        elif not self.missed and self.events:
+            # All that ever ended: a queue younger than a minute is measured by its age.
+            first = self.events[0]
+            began = min(first.queued_ms or first.finished_ms, first.finished_ms)
+            since = max(since, min(began, self.now_ms - LEAST_AGE_MS))
         settled = sum(
             event.finished_ms >= since and event.state in ("succeeded", "failed")
             for event in self.events

@@ -169,7 +169,7 @@ def test_the_header_figures_are_the_snapshots() -> None:
     for part in (
         "374 … queued oldest 3.2 s",
         "2 ▶ running of 4 slots",
-        "6 ◷ delayed next in 5.0 s",
+        "6 ◷ delayed in 5.0 s",
         "612 ✔ succeeded 9 retried",
         "4 ✖ failed 0.6%, 1 kept",
         "52/s ≫ throughput done in 7.2 s",
@@ -323,6 +323,24 @@ def test_a_batch_says_how_it_ended_and_when_it_will() -> None:
     lost = replace(ended, succeeded=0, failed=1000)
     assert "✖ all failed" in tables.batch_line(lost, view())
     assert "✔ ended" in tables.batch_line(replace(ended, succeeded=1000, failed=0), view())
+
+
+def test_priorities_are_summed(producer: TaskProducer) -> None:
+    """Each priority that has tasks is a row, and all together are one; of one there is no table."""
+    found = Feed(TaskMonitor(url=str(producer.address), stream="seen"), deep=True)
+    found.refresh()
+    assert tables.priorities(found.view()) == ""
+    url = str(producer.address)
+    with TaskProducer(url=url, stream="seen!high") as high:
+        high.add_tasks(("resize", n) for n in range(3))
+    producer.add_tasks(("resize", n) for n in range(4))
+    found = Feed(found.monitor, deep=True)
+    found.refresh()
+    text = re.sub(r"\s+", " ", Reader(tables.priorities(found.view())).text)
+    assert "high 3 0" in text
+    assert "normal 4 0" in text
+    assert "all 7 0" in text
+    found.monitor.close()
 
 
 def test_failures_are_grouped_by_error() -> None:
