@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..flows import Flow
+from ..functions.scattered import Scattered
 from ..protocol.options import (
     CallKeywords,
     CallOptions,
+    count,
     listed,
     wait_seconds,
 )
@@ -88,6 +90,41 @@ class Submitting(Scheduling):
         futures = submission.map_calls(session, fn, iterables, chunksize, self._options)
         results = in_order(futures, left)
         return results if chunksize == 1 else flattened(results)
+
+    def map_stream(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], window: int = 1000
+    ) -> Iterator[Any]:
+        """Yield the results of ``fn`` over the items, in order, with at most ``window`` calls whose
+        results were not given yet.
+
+        Items are taken one by one when there is room, in the thread that asks for results, so the
+        iterables may be generators without an end. The first error is raised in its place; then,
+        or when this is closed, what has not started is cancelled. For results that outlive this
+        process: ``map_batch``.
+        """
+        count("window", window, least=1)
+        submission.check_function(fn, "map_stream")
+        if not iterables:
+            raise TypeError("map_stream takes one iterable or more: client.map_stream(fn, items)")
+        from .map_stream import results_of
+
+        session = self._client._session
+
+        def submit(args: tuple[Any, ...]) -> TaskFuture:
+            return submission.submit(session, fn, args, {}, self._options)
+
+        return results_of(submit, zip(*iterables, strict=False), window)
+
+    def scatter(self, value: Any) -> Scattered:
+        """Store a value on the server, once, under its content's name; return what stands for it
+        as an argument of any call, anywhere in lists, dicts and other objects.
+
+        ``with client.scatter(df) as data: client.map(fn, [data] * 8, range(8))``: each call gets a
+        copy of its own, and a worker process reads it once. It is kept until ``release()``, or
+        until nothing holds it, and as long as calls that were sent need it. Raises PayloadError
+        naming what cannot be pickled, and PayloadTooLarge for a part above 256 MiB.
+        """
+        return self._client._session.packer.scatter(value)
 
     def map_batch(
         self,

@@ -13,6 +13,7 @@ long ``bytes`` and ``str``; an object that occurs twice in one pickle stays one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -21,8 +22,9 @@ import pickle
 import secrets
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +33,7 @@ from ..errors import PayloadError, PayloadTooLarge, RedistqError, UntrustedPaylo
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
-from .pickling import Seen, pickler, what_cannot
+from .pickling import Seen, load, pickler, what_cannot
 from .signing import MAX_PACKET_BYTES, Kind, Signer, is_old
 
 log = logger("redistq.client")
@@ -76,6 +78,7 @@ class Blobs:
 
     def _begin_as_user(self) -> None:
         self._me = secrets.token_hex(8)
+        self._later: deque[list[str]] = deque()
         self._users: Counter[str] = Counter()
         self._unneeded: set[str] = set()
 
@@ -136,8 +139,29 @@ class Blobs:
                 if needs is not None:
                     needs.append(name)
 
+    def use(self, names: Sequence[str], keep_s: float, needs: list[str]) -> None:
+        """Count one more use of blobs that were put, and have them kept for ``keep_s``; raises
+        BlobMissing."""
+        ends = time.monotonic() + keep_s
+        self.require(names, needs)
+        for name in names:
+            if self._stored.get(name, -math.inf) > ends - RENEW_S:
+                continue
+            hold = self._commands.hold(name, self._me, int(keep_s) * 1000, BRIEF_S * 1000)
+            if not self._broker.call(hold):
+                raise BlobMissing(name)
+            with self._lock:
+                self._stored[name] = ends
+
+    def drop_later(self, needs: list[str]) -> None:
+        """As ``drop``, with the next use of this; safe where the garbage collector calls."""
+        self._later.append(needs)
+
     def drop(self, needs: Iterable[str]) -> None:
         """Count one use less; what nobody else needs expires soon."""
+        while self._later:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                needs = [*needs, *self._later.popleft()]
         with self._lock:
             for name in needs:
                 self._users[name] -= 1
@@ -291,11 +315,28 @@ def _parting_pickler() -> Any:
     return Pickler
 
 
-def load_whole(value: Any, fetch: Callable[[str], bytes]) -> Any:
-    """Return an object that was loaded, with its parts put in where it was parted."""
-    if type(value) is not Parted:
-        return value
-    return _Unpickler(io.BytesIO(value.data), fetch).load()
+Fetch = Callable[[str], bytes]
+"""Finds the bytes of an argument, or of a part of one, by their name."""
+_fetch: ContextVar[Fetch] = ContextVar("fetch")
+
+
+def load_whole(data: bytes, fetch: Fetch) -> Any:
+    """Return the object of a pickle, with its parts put in where it was parted, and the values that
+    were scattered before."""
+    token = _fetch.set(fetch)
+    try:
+        value = load(data)
+        if type(value) is not Parted:
+            return value
+        return _Unpickler(io.BytesIO(value.data), fetch).load()
+    finally:
+        _fetch.reset(token)
+
+
+def stored_value(name: str) -> Any:
+    """Return a value that was scattered, where an object is loaded in which it stands."""
+    fetch = _fetch.get()
+    return load_whole(fetch(name), fetch)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -90,7 +90,7 @@ def load_here(data: bytes, what: str, fetch: Callable[[str], bytes] | None = Non
     Raises ModuleMissing where this process lacks what it is made of.
     """
     try:
-        return load(data) if fetch is None else load_whole(load(data), fetch)
+        return load(data) if fetch is None else load_whole(data, fetch)
     except ModuleNotFoundError as error:
         raise ModuleMissing(
             f"the worker on {socket.gethostname()} has no module {error.name!r}, which {what} "

@@ -20,6 +20,7 @@ from .function import Known, PickledFunctions, pickled_function, warn_of_generat
 from .local_modules import KEPT_BUNDLES, bundle_of
 from .pickling import Parents, Seen, dump
 from .references import Referable
+from .scattered import Scattered
 from .signing import Signer
 from .written import Call, Needs, Ref, with_needs
 
@@ -123,6 +124,25 @@ class Packer:
             shared.modules[frozenset(names)] = name
         return name
 
+    def scatter(self, value: Any) -> Scattered:
+        """Store a value; return what stands for it in arguments. Raises PayloadError or
+        PayloadTooLarge."""
+        needs: list[str] = []
+        seen = Seen()
+        size = 0
+
+        def store(part: Any) -> str:
+            nonlocal size
+            size += memoryview(part).nbytes
+            return self._blobs.put("argument", part, BLOB_TTL_S, needs)
+
+        try:
+            name = store(dump(dump_parted(value, store, seen)))
+        except BaseException:
+            self._blobs.drop(needs)
+            raise
+        return Scattered(self._blobs, name, needs, type(value).__name__, size, seen.modules)
+
     def pack(
         self,
         context: str,
@@ -151,6 +171,8 @@ class Packer:
             data = packing.pickled(call, sure=False, parted=True)
         if len(data) > LARGE:
             data = packing.pickled(call, sure=True, parted=True)
+        for scattered in dict.fromkeys(packing.seen.scattered):
+            scattered.need(self._blobs, keep_s, needs)
         modules = self.store_modules(packing.seen.modules, keep_s, needs, shared)
         if modules or parents or answers:
             data = with_needs(data, Needs(modules, tuple(parents or ()), answers))
@@ -216,6 +238,9 @@ class _Packing:
 
     def _referred(self, value: Referable) -> Any:
         """Return what stands for a task's result: as the pickler writes it, without its pickler."""
+        if isinstance(value, Scattered) and self.seen.parents is not None:
+            value.written(self.seen)
+            return Ref(value.name)
         if self.seen.parents is None or (reference := value.reference()) is None:
             return value
         self.seen.parents[reference] = value
@@ -223,6 +248,7 @@ class _Packing:
 
     def _saw(self, own: Seen) -> None:
         self.seen.modules |= own.modules
+        self.seen.scattered += own.scattered
         if self.seen.parents is not None:
             self.seen.parents.update(own.parents or {})
 

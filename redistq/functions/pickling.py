@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import PayloadError
 from .dependencies import IMPORTS, imported_names
-from .references import Referable, Reference, as_it_is
+from .references import Referable, Reference
 
 MSGSPEC_CACHE = "__msgspec_cache__"
 """What msgspec leaves on classes that it knows."""
@@ -39,15 +39,16 @@ Parents = dict[Reference, Referable]
 
 class Seen:
     """What a pickle refers to: ``modules`` that it needs where it is read, or that its functions
-    import, random ``generators`` that it holds by value, and ``parents``, tasks whose results
-    stand in it (None: it may hold no future)."""
+    import, random ``generators`` that it holds by value, ``parents``, tasks whose results
+    stand in it (None: it may hold no future), and values ``scattered`` before."""
 
-    __slots__ = ("generators", "modules", "parents")
+    __slots__ = ("generators", "modules", "parents", "scattered")
 
     def __init__(self, parents: Parents | None = None) -> None:
         self.modules: set[str] = set()
         self.generators: list[Any] = []
         self.parents = parents
+        self.scattered: list[Any] = []
 
 
 def dump(value: Any, seen: Seen | None = None) -> bytes:
@@ -144,7 +145,7 @@ def _by_reference(value: Referable, seen: Seen | None) -> Any:
         )
     reference = value.reference()
     if reference is None:
-        return as_it_is, (value.known_result(),)
+        return value.written(seen)
     if seen is not None and seen.parents is not None:
         seen.parents[reference] = value
     return reference.__reduce__()

@@ -69,6 +69,10 @@ class Referable:
         """Return the result that is here; called where ``reference`` is None."""
         raise NotImplementedError
 
+    def written(self, seen: Any) -> Any:
+        """Return how it is pickled where ``reference`` is None, as __reduce__ does."""
+        return as_it_is, (self.known_result(),)
+
 
 _reader: ContextVar[Callable[[Reference], Any] | None] = ContextVar("reader", default=None)
 

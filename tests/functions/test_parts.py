@@ -21,6 +21,7 @@ from support.clients import KEY, serving, session
 
 from redistq import Client, PayloadError
 from redistq.functions.blobs import LARGE, Parted, dump_parted, load_whole
+from redistq.functions.pickling import dump
 
 BIG = LARGE // 8  # numbers of eight bytes
 
@@ -270,7 +271,7 @@ def test_any_nesting_comes_back_as_it_was(value: Any) -> None:
     parted = dump_parted([value, value], store)
     assert type(parted) is Parted
     assert len(parted.data) < LARGE
-    numpy.testing.assert_equal(load_whole(parted, stored.__getitem__), [value, value])
+    numpy.testing.assert_equal(load_whole(dump(parted), stored.__getitem__), [value, value])
 
 
 def test_a_manager_is_reached_from_workers(client: Client, tmp_path: Path) -> None:
