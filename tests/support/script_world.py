@@ -381,10 +381,11 @@ class World:
                 recovered += event["state"] == "recovered"
                 if event["state"] in TERMINAL:  # it was replayed since, with a clean slate
                     retried = recovered = 0
-        if int(fields["attempt"]) != 1 + retried:
-            raise Broken(f"{id} was retried {retried} times, its attempt is {fields['attempt']}")
-        if int(fields["recovered"]) != recovered:
-            raise Broken(f"{id} was recovered {recovered} times, it says {fields['recovered']}")
+        attempt, found = int(fields.get("attempt", 1)), int(fields.get("recovered", 0))
+        if attempt != 1 + retried:
+            raise Broken(f"{id} was retried {retried} times, its attempt is {attempt}")
+        if found != recovered:
+            raise Broken(f"{id} was recovered {recovered} times, it says {found}")
 
     def _check_history(self, accepted: Mapping[str, int], places: Mapping[str, list[str]]) -> None:
         ended = Counter(e["id"] for e in self.history() if e["state"] in TERMINAL)
