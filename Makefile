@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 SMALL := $(VENV)/.installed
 STAMP := $(VENV)/.installed-for-tests
 
-.PHONY: demo test lint servers sshd browser executors bench clean
+.PHONY: demo test lint servers sshd slurm browser executors bench clean
 
 $(SMALL): pyproject.toml
 	@echo "installing redistq into $(VENV) ..."
@@ -34,6 +34,12 @@ sshd:
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server openssh-client; } >/dev/null 2>&1; } || \
 	  echo "sshd is not installed: the tests of workers over SSH are skipped"
 
+# And as jobs of Debian's Slurm, a cluster of one node.
+slurm:
+	@command -v slurmctld /usr/sbin/slurmctld >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1; } || \
+	  echo "Slurm is not installed: its test is skipped"
+
 # CPython's own tests of executors run on a client where Debian has them for this Python; elsewhere they are skipped.
 executors: $(STAMP)
 	@$(BIN)/python -c 'import test.test_concurrent_futures' 2>/dev/null || { v=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -52,7 +58,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) servers sshd browser executors lint
+test: $(STAMP) servers sshd slurm browser executors lint
 	@# Three at a time, for they wait more than they compute. What fails beside others is run again by itself:
 	@# that failure is printed too, and a test that fails alone fails the whole.
 	$(BIN)/python -m pytest -n 3 --dist loadfile || { echo "once more, by themselves:"; \

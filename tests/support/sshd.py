@@ -32,7 +32,7 @@ class Sshd:
         if os.geteuid() == 0:
             PRIVILEGES.mkdir(exist_ok=True)
         self._folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         for name in ("host", "login"):
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)],
@@ -94,6 +94,7 @@ class Sshd:
         self._process.wait(10)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens at just now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
