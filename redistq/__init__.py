@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .codecs import Codec, Compress, Encrypt, Keys, Sign
     from .context import BatchContext, TaskContext, current_task, track
     from .dashboard import Dashboard
-    from .elsewhere import SSH, Slurm
+    from .elsewhere import SSH, Kubernetes, Slurm
     from .errors import (
         ArgumentError,
         CancelRequested,
@@ -114,6 +114,7 @@ __all__ = [
     "ItemTooLarge",
     "ItemsGone",
     "Keys",
+    "Kubernetes",
     "LazyCall",
     "LeaseLost",
     "LocalWorkers",
@@ -194,6 +195,7 @@ _HOMES = {
     "Keys": "codecs",
     "Sign": "codecs",
     "Dashboard": "dashboard",
+    "Kubernetes": "elsewhere",
     "SSH": "elsewhere",
     "Slurm": "elsewhere",
     "Middleware": "middleware",

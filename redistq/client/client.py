@@ -39,7 +39,9 @@ from .steps import SendsEvents
 from .submitting import BoundOptions, Submitting
 
 if TYPE_CHECKING:
+    from ..elsewhere.kubernetes import Kubernetes
     from ..elsewhere.place import Place
+    from ..elsewhere.pods import Pods
     from ..elsewhere.workers import RemoteWorkers
 
 LocalWorkers = TaskWorker
@@ -169,6 +171,18 @@ class Client(Submitting, SendsEvents, Executor):
         self,
         n: int | None = None,
         *,
+        on: Kubernetes,
+        threads: int = 1,
+        handlers: Any = None,
+        shared: bool | None = None,
+        **options: Any,
+    ) -> Pods: ...
+
+    @overload
+    def start_workers(
+        self,
+        n: int | None = None,
+        *,
         on: Place,
         threads: int = 1,
         handlers: Any = None,
@@ -185,7 +199,7 @@ class Client(Submitting, SendsEvents, Executor):
         handlers: Any = None,
         shared: bool | None = None,
         **options: Any,
-    ) -> TaskWorker | RemoteWorkers:
+    ) -> TaskWorker | RemoteWorkers | Pods:
         """Start ``n`` worker processes here (default: one a core; 0: none) and return them, ready.
 
         They run this client's functions and the named tasks registered in this process
@@ -194,8 +208,8 @@ class Client(Submitting, SendsEvents, Executor):
         (default: as the client is). They stop at ``shutdown``, when this process ends in any way,
         or by ``stop()`` of what is returned.
 
-        ``on=SSH(["host1", "host2"])`` or ``Slurm(jobs=2)`` starts ``n`` of them
-        on each of other machines: see docs/elsewhere.md.
+        ``on=SSH(["host1", "host2"])``, ``Slurm(jobs=2)`` or ``Kubernetes(image)`` starts ``n``
+        of them on each of other machines: see docs/elsewhere.md.
         """
         session = self._session
         if session.exchange.pending.closed:

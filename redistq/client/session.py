@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
@@ -46,6 +46,7 @@ from .sender import Outgoing, Sender
 
 if TYPE_CHECKING:
     from ..elsewhere.place import Place
+    from ..elsewhere.pods import Pods
     from ..elsewhere.workers import RemoteWorkers
     from .batch import Batch
 
@@ -325,7 +326,7 @@ class StartedWorkers:
     """Workers in the order in which they were started; those that have stopped are forgotten."""
 
     def __init__(self) -> None:
-        self._workers: list[TaskWorker | RemoteWorkers] = []
+        self._workers: list[TaskWorker | RemoteWorkers | Pods] = []
 
     def new(
         self,
@@ -358,7 +359,7 @@ class StartedWorkers:
         threads: int,
         handlers: Any,
         options: dict[str, Any],
-    ) -> RemoteWorkers:
+    ) -> RemoteWorkers | Pods:
         """Return workers of this client on other machines, not started yet."""
         queues = [at_priority(settings.stream, priority) for priority in PRIORITIES]
         options.setdefault("queues", queues)
@@ -372,11 +373,16 @@ class StartedWorkers:
                 **options,
             }
         )
+        from ..elsewhere.kubernetes import Kubernetes
+        from ..elsewhere.pods import Pods
         from ..elsewhere.workers import RemoteWorkers
 
+        if isinstance(place, Kubernetes):
+            made = replace(made, home="")  # the command runs everybody's calls
+            return Pods(place, settings.address, made, processes)
         return RemoteWorkers(place, settings.address, made, processes, handlers)
 
-    def start(self, worker: TaskWorker | RemoteWorkers) -> None:
+    def start(self, worker: TaskWorker | RemoteWorkers | Pods) -> None:
         """Start workers; returns when they are ready."""
         worker.start()
         self._workers[:] = [*(w for w in self._workers if w.running), worker]
@@ -397,7 +403,7 @@ class StartedWorkers:
         workers = [worker for worker in self._workers if worker.running]
         return sum(w.processes * w.settings.threads for w in workers) or cores()
 
-    def take(self) -> list[TaskWorker | RemoteWorkers]:
+    def take(self) -> list[TaskWorker | RemoteWorkers | Pods]:
         """Return all of them, for the caller to stop; there are none here any more."""
         taken = list(self._workers)
         self._workers.clear()

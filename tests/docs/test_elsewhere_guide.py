@@ -13,7 +13,9 @@ from redistq import elsewhere
 GUIDE = (DOCS / "elsewhere.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("place", [elsewhere.SSH, elsewhere.Slurm], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "place", [elsewhere.SSH, elsewhere.Slurm, elsewhere.Kubernetes], ids=lambda p: p.__name__
+)
 def test_options_are_in_the_guide(place: type) -> None:
     """Each keyword that a place takes is named in code."""
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", GUIDE)) + GUIDE))
