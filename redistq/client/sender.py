@@ -272,12 +272,16 @@ class Sender:
 
     def cancel(self, futures: Iterable[TaskFuture], wish: str = "") -> None:
         """Cancel those that no worker has; each of these is cancelled before this returns.
-        ``wish``: of the others, as Commands.cancel."""
+        ``wish``: of the others, as Commands.cancel.
+
+        Of a task that several futures wait for, which is a cached call or was asked for twice, a
+        future of its own goes without the task; with a wish it is the task that is meant.
+        """
         wanted: dict[str, TaskFuture] = {}
         gone: list[TaskFuture] = []
         with self._sending, self._pending.lock:  # what was just being sent has arrived after this
             for future in [future for future in futures if not future.done()]:
-                if self._pending.take_out(future):  # others wait for the same task too
+                if not wish and self._pending.take_out(future):
                     gone.append(future)
                 else:
                     wanted[future.task_id] = future

@@ -79,6 +79,17 @@ def test_a_future_whose_function_runs_is_asked_to_end(
         client.submit(abs, 1).cancel(running="please")
 
 
+def test_a_task_with_two_futures_is_asked_to_end(client: Any, tmp_path: Path) -> None:
+    """By either of them: with a wish it is the task that is meant, not the wait for it."""
+    first = client.submit(nap, str(tmp_path / "begun"))
+    second = client.future(first.task_id)
+    until((tmp_path / "begun").exists, "it runs")
+    second.cancel(running="ask")
+    for future in (first, second):
+        with pytest.raises(CancelledError, match="asked to end while it ran"):
+            future.result(5)
+
+
 def test_a_function_that_goes_on_has_succeeded(client: Any, tmp_path: Path) -> None:
     """What it returns is the future's result."""
     future = client.submit(looks, str(tmp_path / "begun"))
