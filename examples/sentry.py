@@ -134,7 +134,7 @@ def main() -> None:
             try:
                 print(producer.get_result(task_id, timeout=30))
             except TaskFailed as failed:
-                print(f"failed for good: {failed}".splitlines()[0])
+                print(f"failed for good: {failed}".splitlines()[0][:80])
     sentry_sdk.flush()
 
 

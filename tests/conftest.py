@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def clean_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
                 leaked.append(thread.name)
     if leaked:
         pytest.fail(f"threads outlived the test: {', '.join(sorted(leaked))}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_default_registry() -> Iterator[None]:
+    """What a module's tests register by ``@task`` is gone with them: workers that other tests start
+    would look for it."""
+    module = sys.modules.get("redistq.handlers.registry")
+    registry = None if module is None else module.default_registry
+    before = {} if registry is None else {name: copy(v) for name, v in vars(registry).items()}
+    yield
+    if registry is not None:
+        vars(registry).update(before)
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,8 @@ def test_a_change_is_taken_up(url: str, db: redis.Redis, tmp_path: Path) -> None
 
         jobs.write_text(JOBS.format(version="second"))
         watching.says("jobs.py changed: the worker starts anew")
+        # Until then the earlier one may still take a task.
+        until(lambda: watching.output.count("ready:") == 2, "the next worker is ready")
         task_id = producer.add_task("version")
         assert producer.get_result(task_id, timeout=20) == "second"
 

@@ -284,7 +284,7 @@ MEANT_OTHERWISE = {
     "timeout": set[str](),
     "execute_at": {"producer/async_producer.py"},  # as its twin
 }
-OTHER_WORDS = ("compat/", "contrib/", "cli/", "magics.py")
+OTHER_WORDS = ("compat/", "contrib/", "elsewhere/", "cli/", "magics.py")
 """Where options of other libraries, and of command lines, become ours."""
 
 
