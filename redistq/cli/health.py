@@ -17,6 +17,7 @@ from ..monitor.monitor import TaskMonitor
 from ..protocol.keys import DEFAULT_QUEUE
 from ..protocol.snapshot import Snapshot, WorkerRow
 from ..system.streams import written
+from .complaint import complain
 
 EXIT_WELL = 0
 EXIT_ILL = 1
@@ -84,8 +85,7 @@ def _main(argv: Sequence[str] | None) -> int:
         for queue in args.queue or [DEFAULT_QUEUE]:
             checks += _look(args, queue, names)
     except ConfigurationError as error:
-        print(f"redistq: {clean(str(error), 2000)}", file=sys.stderr)
-        return EXIT_USAGE
+        return complain(error, EXIT_USAGE)
     except (RedistqError, EmbeddedServerError) as error:
         checks.append(Check("server", False, str(error)))
     well = all(check.ok for check in checks)

@@ -25,6 +25,7 @@ from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
 from . import events, limits, schedules, steps, tables
+from .complaint import complain
 from .listings import LISTINGS
 
 EXIT_OK = 0
@@ -178,18 +179,13 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
             code: int = args.run(monitor, args)
             return code
     except (ConfigurationError, ImportError) as error:
-        return _complain(error, EXIT_USAGE)
+        return complain(error, EXIT_USAGE)
     except UnknownTask as error:
-        return _complain(error, EXIT_NOT_FOUND)
+        return complain(error, EXIT_NOT_FOUND)
     except (RedistqError, EmbeddedServerError) as error:
-        return _complain(error, EXIT_UNAVAILABLE)
+        return complain(error, EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def _complain(error: BaseException, code: int) -> int:
-    print(f"redistq: {clean(str(error), 2000)}", file=sys.stderr)
-    return code
 
 
 def _positive(text: str) -> int:

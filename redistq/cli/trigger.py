@@ -27,6 +27,7 @@ from ..errors import (
 from ..producer import TaskProducer
 from ..protocol.keys import DEFAULT_QUEUE
 from ..system.streams import written
+from .complaint import complain
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 1
@@ -99,9 +100,9 @@ def _main(argv: Sequence[str] | None) -> int:
             task_id = producer.add_task(args.name, payload, **given)
             return _end_of(producer, task_id, args) if args.wait else _added(task_id, args)
     except (ConfigurationError, PayloadError, PayloadTooLarge) as error:
-        return _complain(error, EXIT_USAGE)
+        return complain(error, EXIT_USAGE)
     except (RedistqError, EmbeddedServerError) as error:
-        return _complain(error, EXIT_UNAVAILABLE)
+        return complain(error, EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -156,9 +157,4 @@ def _end_of(producer: TaskProducer, task_id: str, args: argparse.Namespace) -> i
         print(json.dumps(said["result"]))
     else:
         print(f"redistq: {clean(said['error'], 4000)}", file=sys.stderr)
-    return code
-
-
-def _complain(error: BaseException, code: int) -> int:
-    print(f"redistq: {clean(str(error), 2000)}", file=sys.stderr)
     return code

@@ -1,4 +1,5 @@
-"""Waits in an event loop: the end of a future passed on to what awaits it, and a loop kept awake.
+"""Waits: what is left of their time, and in an event loop the end of a future passed on to what
+awaits it, and the loop kept awake.
 
 Used by futures and batches.
 """
@@ -7,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +18,15 @@ from ..display.notebook import in_kernel
 
 INTERRUPT_S = 0.2
 """Seconds after which a notebook's interrupt ends an ``await``, at the latest."""
+
+
+def countdown(timeout: float | None) -> Callable[[], float | None]:
+    """Return what tells how many seconds are left of a time that begins now: 0 at least, None for
+    ever."""
+    if timeout is None:
+        return lambda: None
+    end = time.monotonic() + timeout
+    return lambda: max(end - time.monotonic(), 0.0)
 
 
 def pass_on(ended: Future[Any], awaited: asyncio.Future[Any]) -> None:

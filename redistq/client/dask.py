@@ -158,25 +158,19 @@ def _nested(keys: Any, sending: _Sending) -> Any:
     return sending.value(keys)
 
 
-def _columns(callbacks: Any) -> Any:
-    from dask import callbacks as module
-
-    unpack: Any = module.unpack_callbacks
-    return unpack(callbacks)
-
-
 @contextlib.contextmanager
 def _watched(nodes: Mapping[Any, Any], sending: _Sending) -> Iterator[None]:
     """Let Dask's callbacks, such as its ProgressBar, see the graph run."""
-    from dask import callbacks as told_by
+    from dask import callbacks as module
 
+    told_by: Any = module  # it carries no types
     with told_by.local_callbacks(None) as callbacks:
-        start, start_state, before, after, finish = _columns(callbacks)
+        start, start_state, before, after, finish = told_by.unpack_callbacks(callbacks)
         if not callbacks:
             yield
             return
-        state: dict[str, Any] = {name: set() for name in ("waiting", "ready", "running")}
-        state |= {"finished": set(), "cache": {}, "ready": set(nodes)}
+        state: dict[str, Any] = {name: set() for name in ("waiting", "running", "finished")}
+        state |= {"ready": set(nodes), "cache": {}}
 
         def on_sent(key: Any, future: TaskFuture) -> None:
             state["ready"].discard(key)

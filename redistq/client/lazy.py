@@ -9,7 +9,6 @@ notebooks that want the same share one run.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ..errors import ConfigurationError
 from ..functions.packing import label
 from ..functions.references import Referable, Reference
 from ..protocol.options import CallOptions, wait_seconds
+from .awaiting import countdown
 from .futures import TaskFuture
 from .submission import check_function, submit
 
@@ -233,17 +233,12 @@ def compute(*values: Any, timeout: float | None = None) -> Any:
     ResultTimeout after ``timeout`` seconds, while they go on.
     """
     __tracebackhide__ = True
-    timeout = wait_seconds(timeout)
-    end = None if timeout is None else time.monotonic() + timeout
+    left = countdown(wait_seconds(timeout))
     found: dict[int, LazyCall] = {}
     copies = [_replaced(value, noting(found))[0] for value in values]
     for call in in_order(found.values()):
         call._send()
-
-    def result(call: LazyCall) -> Any:
-        return call.submit().result(None if end is None else max(end - time.monotonic(), 0))
-
-    results = [_replaced(copy, result)[0] for copy in copies]
+    results = [_replaced(copy, lambda call: call.compute(left()))[0] for copy in copies]
     return results[0] if len(results) == 1 else tuple(results)
 
 

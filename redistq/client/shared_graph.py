@@ -6,7 +6,6 @@ counts here too.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
@@ -16,9 +15,10 @@ from ..errors import ConfigurationError, ResultTimeout
 from ..producer.graph import Graph
 from ..producer.operations import Wish, wish_of
 from ..producer.sansio import Operation
-from ..producer.shape import Shape, ShapeNode, Summary, read_summary
+from ..producer.shape import Shape, ShapeNode, Summary
 from ..protocol.commands import SETTLED, Commands
 from ..protocol.options import CallOptions, wait_seconds
+from .awaiting import countdown
 from .futures import TaskFuture
 from .lazy import LazyCall, in_order, kept
 from .submission import check_function
@@ -47,15 +47,17 @@ class SharedGraph(Graph):
         self.calls: list[LazyCall] = []
         """Its calls, each after those it depends on."""
         self._ended_with: list[LazyCall] = []
-        self._shape: Shape | None = None
+        self._shape = Shape()
 
     @classmethod
     def of(cls, client: Submitting, calls: Iterable[LazyCall], *, send: bool = True) -> SharedGraph:
         """Return the graph of these calls and of all that they depend on, which is sent now."""
         graph = cls(client, client._options)
-        graph._take(calls)
+        graph._ended_with = [*calls]
         if send:
             graph._send()
+        else:
+            graph._lay_out()
         return graph
 
     # -- writing ---------------------------------------------------------------------------------
@@ -80,8 +82,7 @@ class SharedGraph(Graph):
         self._is_open = True
         self._ended_with = []
 
-    def _take(self, calls: Iterable[LazyCall]) -> None:
-        self._ended_with = [*calls]
+    def _lay_out(self) -> None:
         self.calls = in_order(self._ended_with, sent_too=True)
         places = {id(call): place for place, call in enumerate(self.calls)}
         self._shape = Shape()
@@ -90,8 +91,7 @@ class SharedGraph(Graph):
         self._total = len(self.calls)
 
     def _send(self) -> None:
-        if self._shape is None or self._total != len(self._ended_with):
-            self._take(self._ended_with)
+        self._lay_out()
         for call in self.calls:
             call._send()
 
@@ -137,28 +137,22 @@ class SharedGraph(Graph):
 
     def _summarising(self) -> Operation[Summary]:
         yield from ()
-        *_, last = self._kept_shape.fields()
-        return read_summary(last["summary"])
+        return self._shape.summary()
 
     def _shaping(self, limit: int) -> Operation[list[ShapeNode]]:
         yield from ()
-        rows = self._kept_shape.rows[:limit]
+        rows = self._shape.rows[:limit]
         return [ShapeNode(name, layer, tuple(parents)) for name, layer, *parents in rows]
-
-    @property
-    def _kept_shape(self) -> Shape:
-        return self._shape or Shape()
 
     # -- waiting and acting ----------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> SharedGraph:
         """Wait until every call has ended; return the graph. Raises ResultTimeout after
         ``timeout`` seconds; the calls go on."""
-        timeout = wait_seconds(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
+        left = countdown(wait_seconds(timeout))
         for future in self.futures:
             try:
-                future.exception(None if end is None else max(end - time.monotonic(), 0))
+                future.exception(left())
             except ResultTimeout:
                 if not future.done():
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -16,6 +15,7 @@ from ..protocol.options import (
     wait_seconds,
 )
 from . import submission
+from .awaiting import countdown
 from .batch import Batch
 from .futures import StreamFuture, TaskFuture, flattened, in_order
 from .graph import CallGraph, submit_flow
@@ -80,12 +80,7 @@ class Submitting(Scheduling):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        timeout = wait_seconds(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-
-        def left() -> float | None:
-            return None if end is None else end - time.monotonic()
-
+        left = countdown(wait_seconds(timeout))
         session = self._client._session
         futures = submission.map_calls(session, fn, iterables, chunksize, self._options)
         results = in_order(futures, left)

@@ -77,6 +77,10 @@ class Shape:
                 parts = {}
         yield {**parts, SUMMARY: _packed(self._summary())}
 
+    def summary(self) -> Summary:
+        """Return it in groups, as ``read_summary`` does of what is kept."""
+        return _summary_of(self._summary())
+
     def _summary(self) -> list[Any]:
         places: dict[tuple[str, int], int] = {}
         members: list[list[int]] = []
@@ -105,7 +109,11 @@ class Shape:
 
 def read_summary(raw: bytes) -> Summary:
     """Return a summary as it was kept; raises ValueError for what is none."""
-    total, layers, groups, links = _unpacked(raw)
+    return _summary_of(_unpacked(raw))
+
+
+def _summary_of(parts: Any) -> Summary:
+    total, layers, groups, links = parts
     return Summary(
         int(total),
         int(layers),

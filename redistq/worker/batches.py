@@ -78,12 +78,8 @@ class Batches:
                 if limit is not None:
                     executor.limits.end(limit)
         except BaseException as error:  # the user's function: all it raises is an outcome
-            if executor.forked:
-                leave_fork(error)
             batch.raised(error, started)
         else:
-            if executor.forked:
-                leave_fork(None)
             batch.returned(result, started)
 
     async def run_async(self, group: Group) -> list[Outcome]:
@@ -122,12 +118,8 @@ class Batches:
                 raise  # not an outcome: the tasks will run again
             batch.raised(error, started)
         except BaseException as error:  # the user's coroutine
-            if executor.forked:
-                leave_fork(error)
             batch.raised(error, started)
         else:
-            if executor.forked:
-                leave_fork(None)
             batch.returned(result, started)
         finally:
             if limit is not None:
@@ -210,10 +202,14 @@ class _Batch:
 
     def returned(self, result: Any, started: int) -> None:
         """Note what its tasks came to, by what the handler returned."""
+        if self._executor.forked:
+            leave_fork(None)
         self._settle(None, result, started)
 
     def raised(self, error: BaseException, started: int) -> None:
         """Note what its tasks came to, by what the handler raised."""
+        if self._executor.forked:
+            leave_fork(error)
         if isinstance(error, BatchErrors):
             self._settle(error, None, started)
             return

@@ -99,6 +99,12 @@ class _ThreadScope(_Scope):
         if error is not None:
             raise error
 
+    def __enter__(self) -> _ThreadScope:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.leave(error)
+
 
 class _LoopScope(_Scope):
     """Of an attempt in the event loop."""
@@ -152,6 +158,12 @@ class _LoopScope(_Scope):
         if error is not None:
             raise error
 
+    async def __aenter__(self) -> _LoopScope:
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        await self.leave(error)
+
 
 def _exit(manager: Any, error: BaseException | None) -> None:
     manager.__exit__(None if error is None else type(error), error, error and error.__traceback__)
@@ -187,50 +199,31 @@ def with_injected(
 
 def _in_thread(calling: Calling, needs: Needs, provided: Provided) -> Function:
     def run(payload: Any, context: TaskContext) -> Any:
-        scope = _ThreadScope(provided, context)
-        try:
-            result = calling(payload, context, scope.given(needs))
-        except BaseException as error:  # the user's; passed on
-            scope.leave(error)
-            raise
-        scope.leave(None)
-        return result
+        with _ThreadScope(provided, context) as scope:
+            return calling(payload, context, scope.given(needs))
 
     return run
 
 
 def _in_loop(calling: Calling, needs: Needs, provided: Provided) -> Function:
     async def run(payload: Any, context: TaskContext) -> Any:
-        scope = _LoopScope(provided, context)
-        try:
-            result = await calling(payload, context, await scope.given(needs))
-        except BaseException as error:  # the user's; passed on
-            await scope.leave(error)
-            raise
-        await scope.leave(None)
-        return result
+        async with _LoopScope(provided, context) as scope:
+            return await calling(payload, context, await scope.given(needs))
 
     return run
 
 
 def _streaming(calling: Calling, needs: Needs, provided: Provided) -> Function:
     def run(payload: Any, context: TaskContext) -> Generator[Any, Any, Any]:
-        scope = _ThreadScope(provided, context)
-        try:
-            result = yield from calling(payload, context, scope.given(needs))
-        except BaseException as error:  # the user's; passed on
-            scope.leave(error)
-            raise
-        scope.leave(None)
-        return result
+        with _ThreadScope(provided, context) as scope:
+            return (yield from calling(payload, context, scope.given(needs)))
 
     return run
 
 
 def _streaming_in_loop(calling: Calling, needs: Needs, provided: Provided) -> Function:
     async def run(payload: Any, context: TaskContext) -> AsyncGenerator[Any, Any]:
-        scope = _LoopScope(provided, context)
-        try:
+        async with _LoopScope(provided, context) as scope:
             source = calling(payload, context, await scope.given(needs))
             fault: BaseException | None = None
             while True:
@@ -246,9 +239,5 @@ def _streaming_in_loop(calling: Calling, needs: Needs, provided: Provided) -> Fu
                     raise
                 except BaseException as error:  # what is to be raised in it, and it may catch
                     fault = error
-        except BaseException as error:  # the user's; passed on
-            await scope.leave(error)
-            raise
-        await scope.leave(None)
 
     return run
