@@ -137,7 +137,7 @@ class Broker:
             self._put_back(connection)
 
     def call_all(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the answers to some plain commands, in order; as ``call``, in one round trip.
+        """Return the answers to some commands, in order; as ``call``, in one round trip.
 
         For small commands with small answers, a few hundred at most.
         """

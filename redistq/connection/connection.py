@@ -148,14 +148,17 @@ class Connection:
             raise meaning from error
 
     def request_all(self, commands: Sequence[Command], deadline: float) -> list[Any]:
-        """Send small plain commands at once and return their answers, which are small too: the
-        server keeps all of them until they are read. Raises as ``request``."""
+        """Send small commands at once and return their answers, which are small too: the server
+        keeps all of them until they are read. Raises as ``request``; ConnectionLost also where a
+        script is unknown, which one by one they are sent the text of."""
         try:
             transport = self._transport or self._open(deadline)
             transport.send_all(commands)
             return [transport.receive(deadline) for _ in commands]
         except BaseException as error:  # also one that is an answer: others are left unread
             self.close()
+            if any(script_is_unknown(error, command) for command in commands):
+                raise ConnectionLost("a script is unknown there") from error
             meaning = meaning_of(error)
             if meaning is error:
                 raise

@@ -133,6 +133,11 @@ class PlainCommands:
 
     # -- workers and the queue itself ------------------------------------------------------------
 
+    def is_known(self) -> Command:
+        """Ask whether the queue ever had a worker, an end of a task or a delayed one: 0 for no."""
+        keys = self.keys
+        return ("EXISTS", keys.meta, keys.counters, keys.history, keys.dead)
+
     def groups(self) -> Command:
         """Ask for the consumer groups of the stream, as the server lists them."""
         return ("XINFO", "GROUPS", self.keys.stream)
@@ -306,6 +311,13 @@ class PlainCommands:
 
 
 # -- keys of which only the name is known ----------------------------------------------------------
+
+
+def scan_queues(kind: str, cursor: str | bytes, limit: int) -> Command:
+    """Ask for a part of the server's keys that are streams (``stream``) or delayed tasks of a queue
+    (``delayed``), and for the place to go on from ('0' at the end)."""
+    what = ("TYPE", "stream") if kind == "stream" else ("MATCH", "delayed:*")
+    return ("SCAN", cursor, *what, "COUNT", limit)
 
 
 def read_stream(key: str, after: str, limit: int, block_ms: int) -> Command:

@@ -353,6 +353,7 @@ _SHAPES: dict[str, Shape | None] = {
     "SET": _value,
     "HGETALL": _only(_flat),
     "HSCAN": _only(lambda x: _row(x, _text, _flat)),
+    "SCAN": _only(lambda x: _row(x, _text, _texts)),
     "HMGET": _values,
     "INFO": _only(_text),
     "PING": _only(lambda x: x == b"PONG"),
