@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ..dashboard.agenda import last_said, next_said
-from ..dashboard.words import limit_now, rule_said
+from ..dashboard.words import limit_now, payload_said, rule_said, title
 from ..display.text import clean, clock, duration, iso, one_line
 from ..monitor.agenda import ScheduleRow
 from ..monitor.monitor import TaskMonitor
@@ -34,15 +34,16 @@ def describe(
 
 def _task(monitor: TaskMonitor, task_id: str) -> list[str]:
     task = monitor.records.task(task_id)
-    lines = [f"{task.id}  {task.name}  {task.state}", *([task.why] if task.why else []), ""]
+    lines = [f"{task.id}  {title(task.name)}  {task.state}", *([task.why] if task.why else []), ""]
     for event in task.events:
         lines.append(
             f"try {event.attempt}  {clock(event.finished_ms)}  {event.state:<10}"
             f" waited {duration(event.wait_ms)}, ran {duration(event.run_ms)}"
             f"  {event.worker}  {event.note}"
         )
-    for name in ("payload", "result"):
-        if value := getattr(task, name):
+    payload = payload_said(task.name, task.payload)
+    for name, value in (("payload", payload), ("result", task.result)):
+        if value:
             lines += ["", f"{name}: {one_line(value)}"]
     if task.headers:
         lines += ["", "headers:", *(f"  {name}: {one_line(t)}" for name, t in task.headers.items())]
@@ -64,7 +65,9 @@ def _limit(monitor: TaskMonitor, limit: LimitState, now_ms: int) -> list[str]:
         lines.insert(1, f"by the rule of {limit.rule_key}")
     for task in monitor.records.waiting(WAITING_READ):
         if task.under == limit.key:
-            lines.append(f"{task.id}  {task.name}  {task.reason}  {duration(task.waited_ms)}")
+            lines.append(
+                f"{task.id}  {title(task.name)}  {task.reason}  {duration(task.waited_ms)}"
+            )
     return lines
 
 
@@ -73,7 +76,7 @@ def _schedule(row: ScheduleRow, now_ms: int) -> list[str]:
     schedule = row.schedule
     lines = [
         f"{schedule.name}  {schedule.rule}",
-        f"{next_said(row, now_ms)}; adds {schedule.task} to {schedule.queue}",
+        f"{next_said(row, now_ms)}; adds {title(schedule.task)} to {schedule.queue}",
         f"missed: {schedule.missed}, overlap: {schedule.overlap}, by {schedule.source}",
         f"{schedule.fired:,} fired, {schedule.skipped:,} skipped",
         "",

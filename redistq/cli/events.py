@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ..dashboard.words import title
 from ..display.text import clean, clock, duration
 from ..monitor.events import TaskEvent
 from ..monitor.monitor import TaskMonitor
@@ -54,5 +55,5 @@ def line_of(event: TaskEvent) -> str:
         words.append(f"after {duration(event.run_ms)}")
     if event.note:
         words.append(event.note)
-    what = f"{event.id}  {event.name}  {', '.join(words)}".rstrip()
+    what = f"{event.id}  {title(event.name)}  {', '.join(words)}".rstrip()
     return f"{clock(event.at_ms)}  {event.type:<9}  {clean(what, 400)}"

@@ -31,8 +31,9 @@ LISTINGS = {
     "workers": Shown(
         "worker processes and what each runs",
         columns.WORKERS,
-        lambda m, _: workers_of(m.tick(events=1, workers=1000, running=1000, dead=1, batches=1)),
+        lambda m, n: workers_of(m.tick(events=1, workers=n, running=n, dead=1, batches=1)),
         "No worker runs: redistq worker your.module",
+        1000,
     ),
     "consumers": Shown(
         "the stream's consumers as the server lists them",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..codecs.codec import Codec
+from ..dashboard.words import title
 from ..display.text import clean, duration, iso, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
@@ -291,7 +292,9 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     else:
         out = tables.console()
         text = require("rich.text", "cli", "tables")
-        out.print(text.Text(clean(f"{task.id}  {task.name}  {task.state}", 500), style="bold"))
+        out.print(
+            text.Text(clean(f"{task.id}  {title(task.name)}  {task.state}", 500), style="bold")
+        )
         if task.why:
             out.print(text.Text(clean(task.why, 1000)))
         out.print(tables.table("task", columns.ATTEMPTS, attempts, out, monitor.now_ms()))

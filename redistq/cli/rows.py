@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..dashboard.agenda import last_said, next_said
-from ..dashboard.words import limit_now, progress_said, rule_said
+from ..dashboard.words import limit_now, payload_said, progress_said, rule_said, title
 from ..display.text import clock, duration, gauge, look
 from .tables import STYLES
 from .terminal import Line, columns
@@ -15,7 +15,7 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
     """Return a row of one of the lists; ``mark`` shows whether it is aimed at."""
     wide = width >= 110
     if name == "running":
-        task = (mark + row.name, 26 if not wide else 40, "")
+        task = (mark + title(row.name), 26 if not wide else 40, "")
         held = (duration(now_ms - row.since_ms), 10, "")
         if row.progress is not None:
             part = row.progress.fraction
@@ -28,7 +28,7 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
             (row.id, 21, "dim"),
             held,
             (f"try {row.attempt}", 7, ""),
-            (row.preview if wide else row.worker, 0, "dim"),
+            (payload_said(row.name, row.preview) if wide else row.worker, 0, "dim"),
         )
     if name == "limits":
         used = f"{row.in_use:,}" + ("" if row.at_most is None else f"/{row.at_most:,}")
@@ -49,7 +49,7 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
             (next_said(row, now_ms), 16, "yellow" if schedule.paused else ""),
             (f"{ended} {last_said(row, now_ms) or '–'}", 20, STYLES.get(row.last_state, "")),
             (schedule.rule, 0 if not wide else 44, "dim"),
-            (schedule.task if wide else "", 0, "dim"),
+            (title(schedule.task) if wide else "", 0, "dim"),
         )
     if name == "recent":
         seen = look(row.state)
@@ -57,7 +57,7 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
             width,
             (mark + clock(row.finished_ms), 11, ""),
             (f"{seen.glyph} {seen.word}", 12, STYLES.get(row.state, "")),
-            (row.name, 22 if not wide else 40, ""),
+            (title(row.name), 22 if not wide else 40, ""),
             (f"ran {duration(row.run_ms)}", 12, ""),
             (row.note or (row.worker if wide else ""), 20 if not wide else 26, ""),
             (row.id if wide else "", 0, "dim"),
@@ -65,6 +65,6 @@ def row_line(name: str, row: Any, mark: str, width: int, now_ms: int) -> Line:
     return columns(
         width,
         (mark + clock(row.died_ms), 11, ""),
-        (row.name, 18 if not wide else 40, ""),
+        (title(row.name), 18 if not wide else 40, ""),
         (f"{row.error_type}: {row.error}", 0, "red"),
     )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from ..dashboard.words import title
 from ..display.text import clean, clock, duration, iso, look, one_line
 from ..monitor.columns import Listing
 from ..system.interpreter import require
@@ -306,6 +307,8 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
         for column in shown:
             kind = kinds[column.name]
             value = row[places[column.name]]
+            if value and column.name in ("name", "task"):
+                value = title(value)
             words = human(kind, value, now_ms)
             if kind == "state" and value:
                 words = f"{look(value).glyph} {words}"

@@ -17,9 +17,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import slots
-from ..display.html import badge, escape, mark, panel
+from ..display.html import escape, panel
 from ..display.notebook import say
-from ..display.text import ENDED_WITH_FAILURES
 from ..errors import ConfigurationError, UnknownBatch
 from ..functions.packing import label
 from ..logger import logger
@@ -28,13 +27,13 @@ from ..producer.operations import Wish, wish_of
 from ..protocol.commands import SETTLED, Commands
 from ..protocol.keys import batch_task_id
 from ..protocol.options import CallOptions, shown
-from ..protocol.plain_commands import portions
+from ..protocol.plain_commands import TIME, portions, read_time
 from ..protocol.replies import read
 from . import resume
 from .arguments import BatchArgument
 from .awaiting import kept_awake, pass_on
+from .batch_bar import batch_picture
 from .outcomes import BatchEnds
-from .progress import batch_bar
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, submit
 from .tables import BatchTables
@@ -445,19 +444,10 @@ class Batch(BatchArgument, BatchTables, Updatable):
     def _repr_html_(self) -> str:
         try:
             counts = self.counts()
+            now_ms = read_time(self._session.broker.call(TIME))
         except Exception as error:  # broad: a picture is no place for a traceback
             return panel(f"Batch {self.id}", escape(error), [])
-        rows: list[tuple[str, str]] = [("", batch_bar(counts))]
-        rows += [
-            (name, f"{counts[name]:,}")
-            for name in ("waiting", "succeeded", "failed", "cancelled", "retried")
-        ]
-        title = f"Batch {self.id} of {self.total:,} tasks"
-        if counts["waiting"] or not counts["failed"]:
-            return panel(title, badge("running" if counts["waiting"] else "succeeded"), rows)
-        rows.append(("next", escape(".failures(), then .retry_failed()")))
-        lost = not counts["succeeded"]
-        return panel(title, badge("failed") if lost else mark(*ENDED_WITH_FAILURES), rows)
+        return str(batch_picture(f"Batch {self.id}", counts, now_ms))
 
 
 def _check_on_error(on_error: str) -> None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display.html import Html, bar, escape
 from ..display.notebook import in_kernel
-from ..display.text import RUNNING, clean, look, number
-from ..protocol.keys import ENDED
+from ..display.text import RUNNING, clean, number
 from ..protocol.options import wait_seconds
 from ..protocol.plain_commands import TIME, read_time
 from ..protocol.progress import Progress, read_progress
@@ -84,14 +83,6 @@ def progress_rows(future: WithProgress) -> list[tuple[str, Html]]:
     said += f" · {clean(found.text, TEXT_CHARS)}" if found.text else ""
     parts = [(found.fraction, RUNNING.color)] if found.fraction is not None else []
     return [("progress", bar(parts, said) if parts else escape(said))]
-
-
-def batch_bar(counts: dict[str, int]) -> Html:
-    """Return a still bar of a batch, by the counts of its tasks."""
-    total = max(counts["total"], 1)
-    ended = counts["total"] - counts["waiting"]
-    parts = [(counts.get(state, 0) / total, look(state).color) for state in ENDED]
-    return bar(parts, f"{ended:,} of {counts['total']:,} ({ended / total:.0%})")
 
 
 class TaskBar:

@@ -1,8 +1,8 @@
 """BatchWait: one wait for a batch, page by page, as its tasks end.
 
 Used by batches. It looks at the counters, then reads the stream of ends; past lost connections and
-restarts of the server, until all have ended or the time is over. ``Progress`` shows how far the
-batch is: a widget in notebooks, a text line in terminals, nothing in pipes; tqdm draws it.
+restarts of the server, until all have ended or the time is over. A BatchBar shows meanwhile
+how far the batch is.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import slots
-from ..display.notebook import in_kernel
 from ..errors import ConnectionLost, RedistqError, ResultTimeout, ServerUnavailable
 from ..functions.written import CALL
 from ..producer.diagnosis import Wait
 from ..producer.results import LEAST_LOOK_S
 from ..producer.sansio import BLOCK_LIMIT
-from ..protocol.keys import ENDED
 from ..protocol.options import wait_seconds
+from .batch_bar import BatchBar
 from .outcomes import ends_in
 from .queues import StreamTail
 
@@ -64,7 +63,7 @@ class BatchWait:
         again. Raises ResultTimeout, or ServerUnavailable when there is no server to say."""
         self._limit = _Limit(wait_seconds(timeout))
         tail = StreamTail(self._session.broker, self._queue.keys.settled(self._id))
-        bar = Progress(self._id, self._total, progress)
+        bar = BatchBar(self._id, progress)
         try:
             while stop is None or not stop.is_set():
                 # Counters first: once they are complete, all ends are in the stream already.
@@ -171,58 +170,3 @@ class _Limit:
     def for_a_look(self) -> float | None:
         """Return the deadline of a question that is asked however little is left."""
         return None if self._end is None else max(self._end, time.monotonic() + LEAST_LOOK_S)
-
-
-class Progress:
-    """Shows how far a batch is; ``wanted`` None means: where the output is seen by a user."""
-
-    def __init__(self, label: str, total: int, wanted: bool | None) -> None:
-        self._bar: Any = None
-        self._label = label
-        self._total = total
-        if wanted is None:
-            wanted = in_kernel() or sys.stderr.isatty()
-        self._wanted = wanted
-
-    def _open(self, done: int) -> None:
-        try:
-            if in_kernel():
-                from tqdm.auto import tqdm
-            else:
-                from tqdm import tqdm
-        except ImportError:
-            print(
-                f"{self._label}: {self._total:,} tasks (for a progress bar: pip install "
-                "redistq[notebook])",
-                file=sys.stderr,
-            )
-            return
-        self._bar = tqdm(
-            total=self._total,
-            # Done before we looked: the rate and the time left are those of what runs now.
-            initial=done,
-            desc=self._label,
-            unit="task",
-            smoothing=0.1,
-            dynamic_ncols=True,
-        )
-
-    def show(self, counts: dict[str, int]) -> None:
-        """Draw the counts of a batch; nothing when it was at its end already when first seen."""
-        done = sum(counts.get(state, 0) for state in ENDED)
-        if self._wanted:
-            self._wanted = False
-            if counts.get("waiting"):
-                self._open(done)
-        bar = self._bar
-        if bar is None:
-            return
-        rest = {name: counts[name] for name in (*ENDED[1:], "retried") if counts.get(name)}
-        bar.set_postfix(rest, refresh=False)
-        bar.n = done
-        bar.refresh()
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()

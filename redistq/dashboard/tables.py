@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..display.batches import line_of
 from ..display.html import (
     MUTED,
     RULE,
@@ -20,12 +21,9 @@ from ..display.html import (
     tag,
 )
 from ..display.text import (
-    CANCELLED,
     DELAYED,
-    FAILED,
     QUEUED,
     RUNNING,
-    SUCCEEDED,
     WAITING,
     WARNING,
     clean,
@@ -42,6 +40,7 @@ from .feed import EVENTS_SHOWN, View
 from .words import (
     batch_said,
     beat_age,
+    counts_of,
     item_said,
     limit_now,
     payload_said,
@@ -177,30 +176,10 @@ def batches_heading(view: View) -> Html:
 def batch_line(row: BatchRow, view: View) -> Html:
     """Return one batch: name, a bar of what succeeded, failed and is left, rate, time left."""
     assert view.tick is not None
-    total = max(row.total, 1)
-    parts = [
-        (row.succeeded / total, SUCCEEDED.color),
-        (row.failed / total, FAILED.color),
-        ((row.cancelled + row.expired) / total, CANCELLED.color),
-    ]
-    said = f"{row.settled:,} of {row.total:,} ({row.settled / total:.0%})"
     layers = view.layers.get(row.id)
     graph = f" graph of {plural(layers, 'layer')}" if layers else ""
-    face, words = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
-    return tag(
-        "div",
-        tag(
-            "span",
-            tag("strong", clean(row.name or row.id, 40)),
-            tag("span", graph, style=MUTED),
-            style="flex:0 1 190px;min-width:120px;overflow-wrap:anywhere",
-        ),
-        bar(parts, said),
-        mark(*face),
-        tag("span", words, style=MUTED),
-        style="display:flex;flex-wrap:wrap;gap:1px 14px;align-items:baseline;font-size:13px;"
-        "line-height:1.5;font-variant-numeric:tabular-nums",
-    )
+    more = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
+    return line_of(row.name or row.id, counts_of(row), more, graph)
 
 
 def priorities(view: View) -> Html:

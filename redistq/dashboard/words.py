@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..display.batches import more_said
 from ..display.html import TRAIL_MS
 from ..display.text import (
     DELAYED,
-    ENDED_WITH_FAILURES,
     FAILED,
     LINE_CHARS,
     NAME_CHARS,
     QUEUED,
-    RUNNING,
-    SUCCEEDED,
     WARNING,
     clean,
     clock,
     duration,
     number,
     one_line,
-    per_second,
     plural,
 )
 from ..monitor.rows import BatchRow
@@ -49,25 +46,15 @@ def payload_said(name: str, preview: str) -> str:
     return "" if name.startswith(CALL_PREFIX) or preview == "null" else preview
 
 
-def batch_said(row: BatchRow, rate: float, now_ms: int) -> tuple[tuple[str, str], str]:
-    """Return how a batch stands, as words and their colour; and its failures, rate and times."""
-    took = duration((row.finished_ms or now_ms) - row.created_ms)
-    more = [f"{row.failed:,} failed"] if row.failed else []
-    more += [f"{row.cancelled:,} cancelled"] if row.cancelled else []
-    more += [f"{row.expired:,} expired"] if row.expired else []
-    more += [f"{row.retried:,} retried"] if row.retried else []
-    if row.waiting:
-        left = f"{duration(row.waiting / rate * 1000)} left" if rate > 0 else "nothing ended lately"
-        return (f"{RUNNING.glyph} running", RUNNING.color), " · ".join(
-            [*more, per_second(rate), left, f"for {took}"]
-        )
-    if row.failed and not row.succeeded:
-        face = (f"{FAILED.glyph} all failed", FAILED.color)
-    elif row.failed:
-        face = ENDED_WITH_FAILURES
-    else:
-        face = (f"{SUCCEEDED.glyph} ended", SUCCEEDED.color)
-    return face, " · ".join([*more, f"in {took}"])
+def batch_said(row: BatchRow, rate: float, now_ms: float) -> str:
+    """Return a batch's failures, rate and times; ``rate`` is of tasks that end a second."""
+    return more_said(counts_of(row), rate, (row.finished_ms or now_ms) - row.created_ms)
+
+
+def counts_of(row: BatchRow) -> dict[str, int]:
+    """Return the counts of a batch's tasks by state, and their total."""
+    states = ("total", "succeeded", "failed", "cancelled", "expired", "retried")
+    return {state: getattr(row, state) for state in states}
 
 
 def item_said(task_id: str, preview: str = "") -> str:
