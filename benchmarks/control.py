@@ -14,10 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import random
 import statistics
-import subprocess
 import sys
 import time
 from bisect import bisect_left
@@ -25,10 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import redis
+from contestants import KEY
+from graphs import graphs, ways
 from support.servers import Server
 from table import Table, arguments, run
 
@@ -36,7 +34,6 @@ from redistq import Client, TaskProducer, TaskWorker
 
 TABLE = Table(2)
 row, spread = TABLE.row, TABLE.spread
-KEY = "for benchmarks only"
 
 
 def noop(payload: Any) -> Any:
@@ -312,150 +309,6 @@ def chord_of_calls(bench: Bench, count: int) -> None:
     row(f"   of calls, all {count:,} results read", gap, "ms", None, "one run")
 
 
-# -- graphs --------------------------------------------------------------------------------------
-
-
-def parents_of(width: int, depth: int) -> list[list[int]]:
-    """For each node the two of the layer before that it runs after, by position."""
-    chosen = random.Random(1)
-    return [
-        [(layer - 1) * width + k for k in chosen.sample(range(width), 2)] if layer else []
-        for layer in range(depth)
-        for _ in range(width)
-    ]
-
-
-Contestant = Callable[[list[list[int]]], None]
-
-
-@contextlib.contextmanager
-def named_tasks(bench: Bench) -> Iterator[Contestant]:
-    """producer.graph: no-op named tasks."""
-    with bench.working(bench.queue(), processes=2) as producer:
-
-        def run(nodes: list[list[int]]) -> None:
-            with producer.graph(f"graph{time.monotonic_ns()}") as graph:
-                ids: list[str] = []
-                for before in nodes:
-                    after = [ids[k] for k in before] or None
-                    ids.append(graph.add("noop", None, after=after))
-            graph.wait(timeout=300)
-            assert graph.counts()["succeeded"] == len(nodes)
-
-        yield run
-
-
-def first(*_: Any) -> int:
-    """A node of a graph of calls."""
-    return 0
-
-
-@contextlib.contextmanager
-def function_calls(bench: Bench) -> Iterator[Contestant]:
-    """client.graph: functions that take each other's results."""
-    with Client(bench.server.unix_url, queue=bench.queue(), signing_key=KEY) as client:
-        client.start_workers(2)
-        client.submit(first).result()
-
-        def run(nodes: list[list[int]]) -> None:
-            with client.graph(f"graph{time.monotonic_ns()}") as graph:
-                made: list[Any] = []
-                for before in nodes:
-                    made.append(graph.submit(first, *(made[k] for k in before)))
-            graph.wait(timeout=300)
-            assert graph.counts()["succeeded"] == len(nodes)
-
-        yield run
-
-
-@contextlib.contextmanager
-def dask_graph() -> Iterator[Contestant]:
-    """dask.distributed: the graph as a dict, its quickest way; the last layer is asked for."""
-    from distributed import Client as DaskClient
-    from distributed import LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        DaskClient(cluster) as client,
-    ):
-
-        def run(nodes: list[list[int]]) -> None:
-            mark = time.monotonic_ns()
-            tasks = {
-                f"n{mark}-{k}": (first, *(f"n{mark}-{parent}" for parent in before))
-                for k, before in enumerate(nodes)
-            }
-            last = list(tasks)[-100:]
-            assert client.get(tasks, last) == [0] * len(last)
-
-        yield run
-
-
-@contextlib.contextmanager
-def celery_canvas(bench: Bench, width: int) -> Iterator[Contestant]:
-    """Celery: a chain of groups. It has no edges from node to node: each layer is after all of the
-    layer before."""
-    os.environ["CANVAS_URL"] = bench.server.url.removesuffix("/0") + "/1"
-    import canvas_celery
-
-    command = [sys.executable, "-m", "celery", "-A", "canvas_celery", "worker"]
-    command += ["--pool", "prefork", "--concurrency", "2", "--loglevel", "ERROR"]
-    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    worker = subprocess.Popen(
-        command,
-        cwd=Path(canvas_celery.__file__).parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        canvas_celery.noop.delay().get(timeout=60)
-
-        def run(nodes: list[list[int]]) -> None:
-            canvas_celery.layers(width, len(nodes) // width).delay().get(timeout=120)
-
-        yield run
-    finally:
-        worker.terminate()
-        try:
-            worker.wait(10)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-
-
-def graphs(bench: Bench, width: int, depth: int, rounds: int) -> None:
-    """No-op nodes, each after two of the layer before: nodes a second from the first line that
-    writes the graph to its end."""
-    nodes = parents_of(width, depth)
-    ways: dict[str, tuple[Callable[[], Any], list[list[int]]]] = {
-        "producer.graph": (lambda: named_tasks(bench), nodes),
-        "client.graph": (lambda: function_calls(bench), nodes),
-        "dask.distributed": (dask_graph, nodes),
-        "Celery canvas": (lambda: celery_canvas(bench, width), nodes[: 3 * width]),
-    }
-    taken: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, (start, given) in ways.items():
-            try:
-                with start() as run:
-                    run(given[:width])  # warm
-                    began = time.perf_counter()
-                    run(given)
-                    taken.setdefault(name, []).append(len(given) / (time.perf_counter() - began))
-            except ImportError as error:
-                print(f"     {name}: {error.name or error} is not installed", flush=True)
-    for name, rates in taken.items():
-        ours = name.endswith(".graph")
-        row(
-            f"graph of {len(ways[name][1]):,} nodes: {name}",
-            statistics.median(rates),
-            "nodes/s",
-            -15_000 if ours else None,
-            f"{min(rates):,.0f} to {max(rates):,.0f}",
-        )
-
-
 def main() -> None:
     """Run the scenarios that were asked for."""
     args = arguments(__doc__)
@@ -467,7 +320,7 @@ def main() -> None:
             "lone": lambda: lone(bench, 2_000 // scale, rounds),
             "hand-over": lambda: hand_over(bench, 500 // scale, rounds),
             "rate": lambda: rate(bench, *((4.0, 2.0) if args.quick else (15.0, 10.0))),
-            "graph": lambda: graphs(bench, 100, 100 // scale, rounds),
+            "graph": lambda: graphs(TABLE, ways(bench, 100), (100, 100 // scale), rounds, 15_000),
             "flat": lambda: flat(bench, 20_000 // scale, rounds),
             "chord": lambda: chord(bench, 100_000 // scale, 2 if args.quick else 3),
             "chord-calls": lambda: chord_of_calls(bench, 100_000 // scale),

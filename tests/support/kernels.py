@@ -13,20 +13,24 @@ from support.clients import KEY
 
 
 class Kernel:
-    """A Jupyter kernel that runs cells, and can be interrupted and killed."""
+    """A Jupyter kernel that runs cells, and can be interrupted and killed.
 
-    def __init__(self, folder: Path, url: str) -> None:
+    ``url`` is its server; None for one of its own, embedded. ``more`` is added to its environment.
+    """
+
+    def __init__(self, folder: Path, url: str | None, **more: str) -> None:
         from jupyter_client.manager import KernelManager
 
         env = {
             **os.environ,
-            "REDISTQ_URL": url,
+            **({} if url is None else {"REDISTQ_URL": url}),
             "REDISTQ_SIGNING_KEY": KEY,
             "IPYTHONDIR": str(folder / "ipython"),
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            **more,
         }
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(cwd=str(folder), env=env)
+        self.manager.start_kernel(cwd=str(folder), env=env, extra_arguments=["--log-level=ERROR"])
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
