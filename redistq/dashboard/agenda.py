@@ -9,6 +9,8 @@ from ..display.text import DELAYED, WARNING, clean, clock, duration, iso, one_li
 from ..monitor.agenda import ScheduleRow
 from ..monitor.tick import LATE_MS
 from .feed import View
+from .links import Links
+from .tables import action_column
 
 SCHEDULES_SHOWN = 8
 
@@ -40,14 +42,28 @@ def schedules(view: View) -> Html:
     tick = view.tick
     if tick is None or not tick.schedules:
         return Html("")
-    rows = [_row(row, tick.now_ms) for row in tick.schedules[:SCHEDULES_SHOWN]]
-    columns = ("Schedule", "Rule", "Next", "Last (UTC)", ">Fired", ">Skipped")
+    shown = tick.schedules[:SCHEDULES_SHOWN]
+    rows = [(*_row(row, tick.now_ms), *_buttons(row, view.links)) for row in shown]
+    figures = ("Schedule", "Rule", "Next", "Last (UTC)", ">Fired", "~>Skipped")
+    columns = (*figures, *action_column(view.links))
     return block([table(_caption(tick.schedules), columns, rows)])
 
 
 def _caption(rows: Sequence[ScheduleRow]) -> str:
     more = len(rows) - SCHEDULES_SHOWN
     return "Schedules" if more < 0 else f"Schedules: the next {min(len(rows), SCHEDULES_SHOWN)}"
+
+
+def _buttons(row: ScheduleRow, links: Links) -> tuple[str, ...]:
+    if not links.acts:
+        return ()
+    name = row.schedule.name
+    if row.schedule.paused:
+        pause = links.button(f"schedule-resume {name}", "Resume", f"Let {name} fire again")
+    else:
+        pause = links.button(f"schedule-pause {name}", "Pause", f"Let {name} fire no more")
+    run = links.button(f"run {name}", "Run now", f"Add the task of {name} at once")
+    return (join([pause, " ", run]),)
 
 
 def _row(row: ScheduleRow, now_ms: int) -> tuple[str, ...]:

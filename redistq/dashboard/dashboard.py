@@ -64,7 +64,7 @@ class Dashboard:
             source = None
         self.mode = mode
         self.refresh = float(refresh)
-        where, queue, group, delayed_key = _where(source, url, queue, group)
+        where, queue, group, delayed_key = where_of(source, url, queue, group)
         self.feed: Feed = feed_of(where, queue, group, delayed_key)
         self._panels: list[WidgetPanel | HtmlPanel] = []
         # The panel is kept by the refresher, and knows nothing of this handle: when the handle
@@ -146,7 +146,7 @@ def _release(panels: list[WidgetPanel | HtmlPanel]) -> None:
         panel.released()
 
 
-def _where(
+def where_of(
     source: Any, url: str | None, queue: str | None, group: str | None
 ) -> tuple[Address, str, str, str]:
     """Return server, queue, group and delayed key of what a dashboard was given."""

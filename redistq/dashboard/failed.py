@@ -9,6 +9,8 @@ from ..display.text import FAILED, LINE_CHARS, clean, clock, duration, one_line,
 from ..monitor.failures import groups_of
 from ..monitor.rows import DeadLetter, FailureGroup
 from .feed import LETTERS_SHOWN, View
+from .links import NO_LINKS, Links
+from .tables import with_buttons
 from .words import item_said, payload_said, title
 
 GROUPS_SHOWN = 6
@@ -34,17 +36,30 @@ def _group(
     assert view.tick is not None
     newest = [full.get((dead.id, dead.died_ms), dead) for dead in letters[:LETTERS_SHOWN]]
     more = group.count - len(newest)
-    return tag(
+    key = group_key(group.error_type, group.name)
+    tip = f"Send all failed tasks {title(group.name)} of this error again"
+    opened = tag(
         "details",
         tag("summary", group_line(group, view.tick.now_ms), style="cursor:pointer"),
         tag(
             "div",
-            *(letter(dead) for dead in newest),
+            *(letter(dead, view.links) for dead in newest),
             tag("div", f"and {more:,} more", style=f"padding:3px 0;{MUTED}") if more else "",
             style="padding-left:18px",
         ),
-        style=f"border-bottom:{RULE};padding:3px 0;margin:0;max-width:{TABLE_PX}px",
+        **{"data-key": key},
     )
+    return tag(
+        "div",
+        with_buttons(opened, view.links.button(f"group-retry {key}", "Retry group", tip)),
+        style=f"border-bottom:{RULE};padding:3px 0;margin:0;max-width:{TABLE_PX}px",
+        **{"data-key": key},
+    )
+
+
+def group_key(error_type: str, name: str) -> str:
+    """Return the key of a group: its type of error and its task's name, a line feed between."""
+    return f"{error_type}\n{name}"
 
 
 def group_line(group: FailureGroup, now_ms: int) -> Html:
@@ -77,7 +92,7 @@ def failures_heading(view: View) -> Html:
     return caption(f"{kept} ({plural(groups, 'group')}{of}{more})")
 
 
-def letter(dead: DeadLetter) -> Html:
+def letter(dead: DeadLetter, links: Links = NO_LINKS) -> Html:
     """Return one failed task; it opens to its payload and traceback."""
     what = f"{dead.error_type}: {dead.error}" if dead.error_type else dead.error
     traceback = dead.traceback.rstrip()
@@ -90,8 +105,10 @@ def letter(dead: DeadLetter) -> Html:
         "color:inherit;font-family:var(--jp-code-font-family,monospace)"
     )
     facts = (
-        f"task {clean(dead.id, 80)} · {plural(dead.attempt, 'attempt')} · ran "
-        f"{duration(dead.run_ms)} · worker {clean(dead.worker) or 'unknown'}"
+        "task ",
+        links.task(dead.id, clean(dead.id, 80)),
+        f" · {plural(dead.attempt, 'attempt')} · ran {duration(dead.run_ms)} · worker "
+        f"{clean(dead.worker) or 'unknown'}",
     )
     return block(
         [
@@ -106,7 +123,7 @@ def letter(dead: DeadLetter) -> Html:
                     f" {clean(one_line(what), LINE_CHARS)}",
                     style="cursor:pointer;overflow-wrap:anywhere",
                 ),
-                tag("div", facts, style=f"padding:2px 0 0 18px;overflow-wrap:anywhere;{MUTED}"),
+                tag("div", *facts, style=f"padding:2px 0 0 18px;overflow-wrap:anywhere;{MUTED}"),
                 tag("div", "Payload ", mono(clean(payload, 200)), style="padding-left:18px")
                 if payload
                 else "",
@@ -114,6 +131,7 @@ def letter(dead: DeadLetter) -> Html:
                 if traceback
                 else tag("div", "The traceback is with the task.", style="padding-left:18px"),
                 style=f"border-bottom:{RULE};padding:3px 0;margin:0",
+                **{"data-key": f"{dead.id} {dead.died_ms}"},
             )
         ]
     )

@@ -26,6 +26,7 @@ from ..monitor.tick import Tick
 from ..producer.clearing import lanes_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import PRIORITIES
+from .links import NO_LINKS, Links
 
 log = logger("redistq.dashboard")
 
@@ -71,6 +72,7 @@ class View:
     newest dead letters without tracebacks. ``rates`` are tasks of each batch that end a second,
     ``layers`` says which batches are graphs, ``lanes`` has the figures by priority (empty where
     all tasks are of one), and ``previews`` the starts of payloads by task id, where they were seen.
+    ``links`` is what tasks and batches lead to.
     """
 
     queue: str
@@ -89,6 +91,7 @@ class View:
     previews: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int | None] = field(default_factory=dict)
     lanes: Mapping[str, Snapshot] = field(default_factory=dict)
+    links: Links = NO_LINKS
 
 
 class Feed:
@@ -254,6 +257,14 @@ class Feed:
             for id, trail in self._trails.items()
             if len(trail) > 1
         }
+
+    def rest_s(self, refresh: float) -> float:
+        """Return in how many seconds to look again, where ``refresh`` is the shortest: less often
+        while nothing changes, or nothing answers."""
+        now = time.monotonic()
+        if self.failing_since is not None:
+            return min(5.0, 1.0 + (now - self.failing_since) / 5)
+        return refresh if now - self.changed_at < 5 else max(1.0, refresh)
 
     def forget_age(self) -> None:
         """Let the next refresh ask, however new the last answer is: something was just changed."""

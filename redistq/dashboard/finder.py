@@ -30,25 +30,27 @@ _TEXT = 8_000
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A task that was found: its id, and a line that says which it is."""
+    """A task that was found: its id, a line that says which it is, and its state."""
 
     id: str
     line: str
+    state: str
 
 
-def search(feed: Feed, text: str) -> list[Found]:
+def search(feed: Feed, text: str, state: str = "") -> list[Found]:
     """Return tasks whose name, id, start of the payload or error has this text, whatever its case:
     a task of that id first, then failed ones, those in hand, delayed, waiting, and such as have
-    ended lately. At most FOUND_SHOWN; queued tasks are found by their id."""
+    ended lately; with ``state`` only those in it, without a text all of them. At most FOUND_SHOWN;
+    queued tasks are found by their id."""
     wanted = text.strip().lower()
-    if not wanted:
+    if not wanted and not state:
         return []
     found: dict[str, Found] = {}
-    for task_id, name, state, preview, error in _known(feed, text.strip()):
+    for task_id, name, now, preview, error in _known(feed, text.strip()):
         said = payload_said(name, preview)
         hay = "\n".join((task_id, name, said, error)).lower()
-        if wanted in hay and task_id not in found:
-            found[task_id] = Found(task_id, _line(task_id, name, state, said, error))
+        if wanted in hay and state in ("", now) and task_id not in found:
+            found[task_id] = Found(task_id, _line(task_id, name, now, said, error), now)
             if len(found) >= FOUND_SHOWN:
                 break
     return list(found.values())
@@ -57,7 +59,7 @@ def search(feed: Feed, text: str) -> list[Found]:
 def _known(feed: Feed, text: str) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield id, name, state, payload and error of the tasks that are looked at."""
     records: Inspector = feed.monitor.records
-    if " " not in text:
+    if text and " " not in text:
         with contextlib.suppress(RedistqError):
             task = records.task(text)
             yield task.id, task.name, task.state, task.payload, task.error_type

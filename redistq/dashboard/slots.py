@@ -12,7 +12,7 @@ from typing import Any
 from ..display.html import Html, tag
 from ..monitor.failures import groups_of
 from ..monitor.rows import DeadLetter
-from .failed import GROUPS_SHOWN, failures_heading, group_line, letter
+from .failed import GROUPS_SHOWN, failures_heading, group_key, group_line, letter
 from .feed import LETTERS_SHOWN, View
 from .tables import BATCHES_SHOWN, batch_line, batches_heading
 from .widgets import close, ipywidgets, update
@@ -227,8 +227,3 @@ class GroupRows:
     def widgets(self) -> list[Any]:
         """Return its widgets, to be closed."""
         return [self.heading, *(each for row in self.rows for each in row.widgets())]
-
-
-def group_key(error_type: str, name: str) -> str:
-    """Return the key of a group."""
-    return f"{error_type}\n{name}"

@@ -37,6 +37,7 @@ from ..protocol.commands import Snapshot, WorkerRow
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
 from .feed import EVENTS_SHOWN, View
+from .links import Links
 from .words import (
     batch_said,
     beat_age,
@@ -62,7 +63,7 @@ def workers(view: View) -> Html:
     if tick is None:
         return Html("")
     known = (*tick.silent, *tick.workers)
-    rows = [_worker(worker, tick) for worker in known[:WORKERS_SHOWN]]
+    rows = [_worker(worker, tick, view.links) for worker in known[:WORKERS_SHOWN]]
     total = max(tick.snapshot.workers_total, len(known))
     more = f" (the first {len(rows)} of {total:,})" if total > len(rows) else ""
     busy = sum(1 for worker in tick.workers if running_of(worker))
@@ -73,7 +74,7 @@ def workers(view: View) -> Html:
     return block([table(heading, columns, rows)])
 
 
-def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
+def _worker(worker: WorkerRow, tick: Tick, links: Links) -> tuple[str, ...]:
     details = worker.details
     age = beat_age(worker, tick)
     slots = slots_of(worker)
@@ -94,12 +95,13 @@ def _worker(worker: WorkerRow, tick: Tick) -> tuple[str, ...]:
     return (
         join([host, tag("span", pid, style=f"white-space:nowrap;{MUTED}")]),
         state,
-        _runs(held, max(busy, 1), worker.pending, tick.now_ms),
+        _runs(held, (max(busy, 1), worker.pending), tick.now_ms, links),
         f"{busy:,} of {slots:,}",
     )
 
 
-def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html:
+def _runs(held: Sequence[Running], counts: tuple[int, int], now_ms: int, links: Links) -> Html:
+    busy, pending = counts
     # Those the heartbeat listed come first; what a worker merely holds starts within moments.
     shown = sorted(held, key=lambda task: (not task.started, task.since_ms))[: min(busy, 3)]
     lines = []
@@ -109,7 +111,7 @@ def _runs(held: Sequence[Running], busy: int, pending: int, now_ms: int) -> Html
         lines.append(
             tag(
                 "div",
-                title(task.name),
+                links.task(task.id, title(task.name)),
                 " ",
                 mono(clean(payload_said(task.name, task.preview), 40)),
                 tag(
@@ -148,7 +150,13 @@ def _attempt(event: Event, view: View) -> tuple[str, ...]:
     item = item_said(event.id, payload_said(event.name, view.previews.get(event.id, "")))
     return (
         clock(event.finished_ms),
-        join([title(event.name), " ", tag("span", item, style=f"overflow-wrap:anywhere;{MUTED}")]),
+        join(
+            [
+                view.links.task(event.id, title(event.name)),
+                " ",
+                tag("span", item, style=f"overflow-wrap:anywhere;{MUTED}"),
+            ]
+        ),
         join([state_mark(event.state), tag("span", again, style=f"white-space:nowrap;{MUTED}")]),
         duration(event.wait_ms),
         duration(event.run_ms),
@@ -161,8 +169,33 @@ def batches(view: View) -> Html:
     heading = batches_heading(view)
     if view.tick is None or not heading:
         return Html("")
-    lines = (batch_line(row, view) for row in view.tick.batches[:BATCHES_SHOWN])
+    rows = view.tick.batches[:BATCHES_SHOWN]
+    lines = (with_buttons(batch_line(row, view), batch_buttons(row, view.links)) for row in rows)
     return block([heading, *(tag("div", line, style=LINE) for line in lines)])
+
+
+def batch_buttons(row: BatchRow, links: Links) -> Html:
+    """Return what can be done with a batch now."""
+    name = clean(row.name or row.id)
+    found = []
+    if row.failed:
+        tip = f"Retry the failed of {name}"
+        found.append(links.button(f"batch-retry {row.id}", "Retry failed", tip))
+    if row.waiting:
+        found.append(links.button(f"batch-cancel {row.id}", "Cancel", f"Cancel {name}"))
+    return join(found)
+
+
+def with_buttons(line: Html, buttons: Html) -> Html:
+    """Return a line with its buttons at its end; as it is where there are none."""
+    if not buttons:
+        return line
+    return tag(
+        "div",
+        tag("div", line, style="flex:1 1 300px;min-width:0"),
+        tag("span", buttons, style="display:inline-flex;gap:6px"),
+        style="display:flex;flex-wrap:wrap;gap:2px 8px;align-items:flex-start",
+    )
 
 
 def batches_heading(view: View) -> Html:
@@ -179,7 +212,8 @@ def batch_line(row: BatchRow, view: View) -> Html:
     layers = view.layers.get(row.id)
     graph = f" graph of {plural(layers, 'layer')}" if layers else ""
     more = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
-    return line_of(row.name or row.id, counts_of(row), more, graph)
+    name = view.links.batch(row.id, clean(row.name or row.id, 40))
+    return line_of(name, counts_of(row), more, graph)
 
 
 def priorities(view: View) -> Html:
@@ -216,10 +250,26 @@ def limits(view: View) -> Html:
         text = f"Waiting: {tick.snapshot.waiting:,}; {why}"
         parts.append(caption(text))
     if shown:
-        rows = [_limit(limit, tick.now_ms) for limit in shown]
-        columns = ("Key", "Rule", ">In use", ">Waiting", "Now")
+        rows = [
+            (*_limit(limit, tick.now_ms), *_limit_buttons(limit, view.links)) for limit in shown
+        ]
+        columns = ("Key", "Rule", ">In use", ">Waiting", "Now", *action_column(view.links))
         parts.append(tag("div", table("Limits", columns, rows), style="white-space:nowrap"))
     return block(parts) if parts else Html("")
+
+
+def action_column(links: Links) -> tuple[str, ...]:
+    """Return the name of the column with buttons, where there are any."""
+    return ("Actions",) if links.acts else ()
+
+
+def _limit_buttons(limit: LimitState, links: Links) -> tuple[str, ...]:
+    if not links.acts:
+        return ()
+    if limit.paused_ms is None:
+        return (links.button(f"key-pause {limit.key}", "Pause", f"Let no task of {limit.key} in"),)
+    tip = f"Let tasks of {limit.key} in again"
+    return (links.button(f"key-resume {limit.key}", "Resume", tip),)
 
 
 def _limit(limit: LimitState, now_ms: int) -> tuple[str, ...]:

@@ -195,12 +195,10 @@ class WidgetPanel:
         self._render()
         if self._work is not None:
             return 0.01
-        if self.feed.failing_since is not None:
-            return min(5.0, 1.0 + (time.monotonic() - self.feed.failing_since) / 5)
-        if not self.audience.seen and self._outlet.cell_ended:
+        answers = self.feed.failing_since is None
+        if answers and not self.audience.seen and self._outlet.cell_ended:
             return 5.0  # not looked at, as far as we know
-        quiet = time.monotonic() - self.feed.changed_at
-        return self._refresh if quiet < 5 else max(1.0, self._refresh)
+        return self.feed.rest_s(self._refresh)
 
     def _reason_to_end(self) -> str:
         if self._outlet.interrupted:

@@ -74,12 +74,13 @@ def more_said(counts: Mapping[str, int], rate: float, took_ms: float) -> str:
 
 
 def line_of(name: str, counts: Mapping[str, int], more: str, aside: str = "") -> Html:
-    """Return a batch in one line of HTML: its name, a bar in three colours, and how it stands."""
+    """Return a batch in one line of HTML: its name, which may be a link, a bar in three colours,
+    and how it stands."""
     return tag(
         "div",
         tag(
             "span",
-            tag("strong", clean(name, 40)),
+            tag("strong", name if isinstance(name, Html) else clean(name, 40)),
             tag("span", aside, style=MUTED),
             style="flex:0 1 190px;min-width:120px;overflow-wrap:anywhere",
         ),

@@ -30,13 +30,18 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: str) -> Html:
+def tag(name: str, /, *children: str, **attributes: str) -> Html:
     """Return an element. A child that is not Html is text and is escaped, here and nowhere else."""
+    inside = "".join(child if isinstance(child, Html) else escape(child) for child in children)
+    return Html(f"{void(name, **attributes)}{inside}</{name}>")
+
+
+def void(name: str, /, **attributes: str) -> Html:
+    """Return an element that has no content and no end, as ``input``."""
     said = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
-    inside = "".join(child if isinstance(child, Html) else escape(child) for child in children)
-    return Html(f"<{name}{said}>{inside}</{name}>")
+    return Html(f"<{name}{said}>")
 
 
 def escape(text: object) -> Html:

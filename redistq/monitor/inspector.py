@@ -17,6 +17,7 @@ from ..connection.redis_py import ServerError
 from ..errors import (
     ConfigurationError,
     GroupMissing,
+    UnknownBatch,
     UnknownTask,
     Unreadable,
     UntrustedPayload,
@@ -208,6 +209,13 @@ class Inspector:
         ids = [text_of(raw) for raw in self._broker.call(self._commands.newest_batches(_count(n)))]
         records = self._broker.call_many([self._commands.batch_record(id) for id in ids])
         return [read_batch(id, fields_of(flat)) for id, flat in zip(ids, records, strict=True)]
+
+    def batch(self, batch_id: str) -> BatchRow:
+        """Return one batch. Raises UnknownBatch."""
+        flat = self._broker.call(self._commands.batch_record(batch_id))
+        if not flat:
+            raise UnknownBatch(batch_id)
+        return read_batch(batch_id, fields_of(flat))
 
     def graphs(self, n: int = 100) -> list[GraphRow]:
         """Return the graphs among the newest ``n`` batches, and those on whose end others depend,

@@ -93,6 +93,11 @@ class Graph(GraphOperations):
         """Return how the tasks at these positions stand; running is told from queued for a few."""
         return run(self._broker, self._looking_at(positions))
 
+    def rows_at(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """Return how the tasks at these positions stand, as ``nodes`` lists them but without their
+        names and parents; those of a batch that is no graph, too."""
+        return run(self._broker, self._rows_at(positions))
+
     def nodes(self, limit: int = NODES_READ) -> pd.DataFrame:
         """Return one row a task, by position: id, name, layer, parents, state, reason, attempt,
         worker, run_s, finished_at."""

@@ -175,6 +175,13 @@ class GraphOperations:
         rows = zip(positions, shape, states, records, strict=True)
         return [self._row(*row) for row in rows]
 
+    def _rows_at(self, positions: Sequence[int]) -> Operation[list[dict[str, Any]]]:
+        states = yield from self._looking_at(positions)
+        records = yield from self._records(positions)
+        nameless = ShapeNode("", 0, ())
+        rows = zip(positions, states, records, strict=True)
+        return [self._row(at, nameless, state, record) for at, state, record in rows]
+
     def _row(
         self, position: int, node: ShapeNode, state: str, record: list[bytes | None]
     ) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def test_the_wheel_holds_scripts_types_and_nothing_else(wheel: Path) -> None:
     assert len(texts) > 15
     code = {name for name in names if ".dist-info/" not in name}
     schemas = {f"redistq/protocol/schema/{name}.json" for name in NAMES}
-    assert code == modules | texts | schemas | {"redistq/py.typed", "redistq/_lua/README.md"}
+    web = {"redistq/web/static/page.css", "redistq/web/static/page.js"}
+    more = {"redistq/py.typed", "redistq/_lua/README.md"}
+    assert code == modules | texts | schemas | web | more
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -1,0 +1,56 @@
+"""What the buttons of one queue's pages do, one at a time, and what is said of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from ..dashboard.actions import Actions, Progress
+from ..dashboard.feed import Feed
+from ..errors import RedistqError
+
+SAID_FOR_S = 60.0
+"""So long is what an action did said on the pages of its queue."""
+
+
+class Desk:
+    """The actions of one queue; all who look at it see what was done last."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.actions = Actions(feed)
+        self._notice = ""
+        self._said_at = 0.0
+        self._turn = threading.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an action is under way."""
+        return self._turn.locked()
+
+    @property
+    def notice(self) -> str:
+        """The sentence about the last action; '' when it is old."""
+        is_old = not self.is_busy and time.monotonic() - self._said_at > SAID_FOR_S
+        return "" if is_old else self._notice
+
+    def carry_out(self, work: Progress) -> str:
+        """Carry out an action, with calls that block, and return what it did. One that comes
+        while another is under way is not begun."""
+        if not self._turn.acquire(blocking=False):
+            return "Another action is under way: try again when it has ended."
+        try:
+            while True:
+                self._say(next(work))
+        except StopIteration as done:
+            self._say(str(done.value))
+        except RedistqError as error:
+            self._say(f"That did not work: {error}")
+        finally:
+            self._turn.release()
+            self.feed.forget_age()
+        return self._notice
+
+    def _say(self, sentence: str) -> None:
+        self._notice = sentence
+        self._said_at = time.monotonic()

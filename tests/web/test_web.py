@@ -1,0 +1,152 @@
+"""The web dashboard as an application: who is let in, what pages show, what buttons do.
+
+Asked through Starlette's client, against a real server. The command and a browser have their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from support.farm import EVIL, Farm, fill
+
+from redistq import web
+
+TOKEN = "a-full-token-of-the-test"
+VIEWER = "a-viewers-token-of-the-test"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+HTML = {"Accept": "text/html,*/*"}
+
+
+def client_of(app: Any, role: str = "", **options: Any) -> TestClient:
+    """A browser, which has followed the address with a token unless ``role`` is empty."""
+    client = TestClient(app, base_url="http://testserver", headers=HTML, **options)
+    if role:
+        client.get(f"/?token={role}")
+    return client
+
+
+@pytest.fixture
+def app(url: str, farm: Farm) -> Any:
+    """The application, and a queue with something of everything."""
+    fill(farm)
+    return web.app(url=url, token=TOKEN, viewer_token=VIEWER)
+
+
+@pytest.fixture
+def full(app: Any) -> Iterator[TestClient]:
+    """A browser of somebody who may act."""
+    with client_of(app, TOKEN) as client:
+        yield client
+
+
+def act(client: TestClient, what: str, queue: str = "tasks", **more: str) -> Any:
+    """Press a button, with JavaScript."""
+    return client.post(
+        f"/act?q={queue}",
+        data={"what": what, **more},
+        headers={"Accept": "application/json", "Origin": "http://testserver"},
+    )
+
+
+def test_pages_show_what_there_is_and_lead_to_it(full: TestClient, farm: Farm) -> None:
+    """Overview, queue, task, batch and search; text of the queue stays text."""
+    home = full.get("/").text
+    assert 'href="/queue?q=tasks"' in home
+    page = full.get("/queue?q=tasks").text
+    assert EVIL not in page
+    assert unescape(page).count(EVIL) >= 2
+    for words in ("Retry failed (1)", "Retry group", "Cancel not started", "Recent attempts"):
+        assert words in page
+    failed = farm.monitor.records.dead()[0]
+    assert f'href="/task?q=tasks&amp;id={failed.id}"' in page
+    shown = full.get(f"/task?q=tasks&id={failed.id}").text
+    for words in (failed.id, "ValueError", "Traceback: ", "Edit and retry"):
+        assert words in unescape(shown)
+    assert full.get("/task?q=tasks&id=nobody").status_code == 404
+    batch = full.get("/batch?q=tasks&id=b1").text
+    assert re.search(r"2 of 3 \(67%\)", batch)
+    assert "/task?q=tasks&amp;id=b1%3A2" in batch
+    assert full.get("/batch?q=tasks&id=b9").status_code == 404
+    found = full.get("/search?q=tasks&text=valueerror").text
+    assert failed.id in found
+    assert "1 task found" in found
+    assert "Nothing was found" in full.get("/search?q=tasks&text=work&state=expired").text
+    assert failed.id in full.get("/search?q=tasks&state=failed").text
+    assert full.get("/queue?q=a b").status_code == 400
+
+
+def test_buttons_do_what_they_say(full: TestClient, farm: Farm, db: Any) -> None:
+    """What cannot be undone is asked first; without JavaScript it is a page that asks."""
+    assert act(full, "pause").json()["said"].endswith("Paused.")
+    assert db.hget("meta:tasks", "paused") == "1"
+    assert ">Resume<" in full.get("/queue?q=tasks").text
+    act(full, "resume")
+    assert db.hget("meta:tasks", "paused") in (None, "0")
+    asked = act(full, "retry").json()
+    assert asked["question"] == "Send 1 failed task to the workers again?"
+    assert db.zcard("dead:tasks") == 1
+    plain = {"Accept": "text/html", "Origin": "http://testserver"}
+    page = full.post("/act?q=tasks", data={"what": "retry"}, headers=plain)
+    assert "Send 1 failed task to the workers again?" in page.text
+    sure = {"what": "group-retry ValueError\r\nwork", "sure": "1"}
+    back = full.post("/act?q=tasks", data=sure, headers=plain)
+    assert back.url.path == "/queue"
+    assert "1 failed task sent again." in back.text
+    assert db.zcard("dead:tasks") == 0
+    waiting = farm.monitor.records.delayed()[0].id
+    assert "cancelled" in act(full, f"task-cancel {waiting}").json()["said"]
+    assert act(full, "nonsense").status_code == 400
+
+
+def test_a_failed_task_is_sent_with_other_arguments(full: TestClient, farm: Farm, db: Any) -> None:
+    """What is no JSON comes back as it was typed."""
+    failed = farm.monitor.records.dead()[0].id
+    assert "textarea" in full.get(f"/edit?q=tasks&id={failed}").text
+    own = {"Origin": "http://testserver"}
+    wrong = full.post("/send?q=tasks", data={"id": failed, "payload": "{nope"}, headers=own)
+    assert wrong.status_code == 400
+    assert "{nope" in wrong.text
+    before = db.xlen("tasks")
+    done = full.post("/send?q=tasks", data={"id": failed, "payload": "[7]"}, headers=own)
+    assert "is added, with other arguments" in done.text
+    assert db.xlen("tasks") == before + 1
+
+
+def test_who_may_not_is_not_let_in(app: Any, db: Any) -> None:
+    """Without a token, with another, from other names and pages; viewers look and do nothing."""
+    with client_of(app) as nobody:
+        assert nobody.get("/").status_code == 401
+        assert (
+            "tasks" not in nobody.get("/queue?q=tasks").text.split("<main>")[1].split("value=")[0]
+        )
+        for path in ("/api/queues", "/events?q=tasks", "/live?q=tasks"):
+            assert nobody.get(path).status_code == 401
+            assert nobody.get(f"{path}{'&' if '?' in path else '?'}token=wrong").status_code == 401
+        assert nobody.get("/health").status_code == 200
+        assert nobody.get("/health").text == ""
+        assert act(nobody, "pause").status_code == 401
+        signed = nobody.post("/sign-in", data={"token": TOKEN, "to": "/queue?q=tasks"})
+        assert signed.url.path == "/queue"
+        wrong = nobody.post("/sign-in", data={"token": "x", "to": "https://evil.example/"})
+        assert wrong.status_code == 401
+        away = nobody.post(
+            "/sign-in", data={"token": TOKEN, "to": "//evil.example"}, follow_redirects=False
+        )
+        assert away.headers["location"] == "/"
+    with client_of(app, VIEWER) as viewer:
+        page = viewer.get("/queue?q=tasks").text
+        assert "read-only" in page
+        assert 'name="what"' not in page
+        assert act(viewer, "pause").status_code == 403
+        assert viewer.get("/edit?q=tasks&id=1").status_code == 403
+    with client_of(app, TOKEN) as full:
+        for origin in ("http://evil.example", "null", "http://testserver:81"):
+            assert full.get("/", headers={"Origin": origin}).status_code == 403
+        answer = full.post("/act?q=tasks", data={"what": "pause"})
+        assert answer.status_code == 403, "neither Origin nor Sec-Fetch-Site says whence"
+    assert db.hget("meta:tasks", "paused") is None
