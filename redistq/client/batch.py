@@ -26,16 +26,16 @@ from ..producer.gated import refusal
 from ..producer.operations import Wish, wish_of
 from ..protocol.commands import SETTLED, Commands
 from ..protocol.keys import batch_task_id
-from ..protocol.options import CallOptions, shown
+from ..protocol.options import CallOptions
 from ..protocol.plain_commands import TIME, portions, read_time
 from ..protocol.replies import read
 from . import resume
 from .arguments import BatchArgument
 from .awaiting import kept_awake, pass_on
 from .batch_bar import batch_picture
-from .outcomes import BatchEnds
+from .outcomes import BatchEnds, check_on_error
 from .sender import payload_bytes
-from .submission import BatchTasks, batch_tasks, check_function, submit
+from .submission import BatchTasks, batch_tasks, check_function, check_items, submit
 from .tables import BatchTables
 from .update import Updatable, functions_now
 from .waiting import BatchWait
@@ -131,9 +131,7 @@ class Batch(BatchArgument, BatchTables, Updatable):
     ) -> Batch:
         """See Client.map_batch."""
         check_function(fn, "map_batch")
-        if not isinstance(items, Iterable):
-            hint = f"; range({items})?" if isinstance(items, int) else ""
-            raise TypeError(f"map_batch takes the items of its calls, not {shown(items)}{hint}")
+        check_items(items, "map_batch")
         batch_id = resume.checked_name(name)
         if resume_how not in (True, False, "items"):
             raise ConfigurationError(f"resume is True, False or 'items', not {resume_how!r}")
@@ -316,7 +314,7 @@ class Batch(BatchArgument, BatchTables, Updatable):
     ) -> None:
         """Wait until every task has ended; raises the first error where that was asked for."""
         __tracebackhide__ = True
-        _check_on_error(on_error)
+        check_on_error(on_error)
         for page in self._pages(timeout, stop):
             if on_error == "raise":
                 bad = sorted({index for index, state in page if state != "succeeded"})
@@ -327,7 +325,7 @@ class Batch(BatchArgument, BatchTables, Updatable):
         self, timeout: float | None = None, on_error: str = "raise"
     ) -> Iterator[tuple[int, Any]]:
         """Yield pairs of position and result, as the tasks end; ``on_error`` as for ``results``."""
-        _check_on_error(on_error)
+        check_on_error(on_error)
         given: set[int] = set()
         for page in self._pages(timeout):
             # One that was sent again and ended again is given once.
@@ -448,8 +446,3 @@ class Batch(BatchArgument, BatchTables, Updatable):
         except Exception as error:  # broad: a picture is no place for a traceback
             return panel(f"Batch {self.id}", escape(error), [])
         return str(batch_picture(f"Batch {self.id}", counts, now_ms))
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip", "return"):
-        raise ConfigurationError(f"on_error is 'raise', 'skip' or 'return', not {on_error!r}")

@@ -16,6 +16,7 @@ from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import (
+    ConfigurationError,
     ConnectionLost,
     PayloadError,
     RedistqError,
@@ -406,3 +407,9 @@ class BatchEnds:
         task_id = batch_task_id(self._id, index)
         call = whole_call(self._session, self._queue, task_id, payload, old=self._old)
         return call.args[0]
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ConfigurationError for what is no way to give the errors among many results."""
+    if on_error not in ("raise", "skip", "return"):
+        raise ConfigurationError(f"on_error is 'raise', 'skip' or 'return', not {on_error!r}")

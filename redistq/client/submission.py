@@ -37,9 +37,11 @@ def submit(
     options: CallOptions,
     after: Any = (),
     kind: type[TaskFuture] = TaskFuture,
+    chunk: bool = False,
 ) -> TaskFuture:
     """Send one call, or one named task; see Client.submit. It runs after others, whose results
-    it does not take, too. ``kind`` is that of the future: one of a stream has it streamed."""
+    it does not take, too. ``kind`` is that of the future: one of a stream has it streamed. Of a
+    ``chunk`` the arguments are those of many calls, a tuple each."""
     if isinstance(fn, str):
         return _submit_named(session, fn, args, kwargs, options, after, kind)
     check_function(fn, "stream" if kind.is_stream else "submit")
@@ -53,14 +55,17 @@ def submit(
     cached = options.cache is not None
     task_id = new_call_id()
     if cached:
-        task_id = _cached_id(session, queue, fn, args, kwargs, kind.is_stream, options.setup)
-    call = Call.under(options, function, args, kwargs, stream=kind.is_stream, setup=setup)
+        how = "stream" if kind.is_stream else "chunk" if chunk else ""
+        task_id = _cached_id(session, queue, fn, args, kwargs, how, options.setup)
+    call = Call.under(
+        options, function, args, kwargs, chunk=chunk, stream=kind.is_stream, setup=setup
+    )
     parents: Parents = {}
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
     future = kind(session, queue, task_id, options.name or label(fn))
     if len(needs) > for_function:  # a function alone need not be stored again for the next call
         future.needs = needs
-    named = arguments_of(fn, args, kwargs) if options.gate else {}
+    named = arguments_of(fn, args, kwargs) if options.gate and not chunk else {}
     gate = gate_of(queue, options, named, parents, after)
     check_conflict(gate)
     return send(session, future, f"{CALL}:{future.name}", packet, options, parents, gate)
@@ -72,17 +77,18 @@ def _cached_id(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    is_stream: bool,
+    how: str,
     setup: Callable[[], Any] | None,
 ) -> str:
-    """Return the id of a cached call, by which its result is found again in its queue."""
+    """Return the id of a cached call, by which its result is found again in its queue; ``how``
+    says what it gives where that is not the result of one call."""
     from ..functions.fingerprint import fingerprint, fingerprint_of
 
     code = fingerprint(fn, args, kwargs)
     if setup is not None:
         code = f"{code} {fingerprint_of(setup, 'the setup').hex()}"
-    if is_stream:  # its result is another one
-        code = f"{code} stream"
+    if how:
+        code = f"{code} {how}"
     # A notification in the inbox, which all priorities share, has the task's id alone.
     if queue.priority != "normal":
         code = f"{code}!{queue.priority}"
@@ -292,3 +298,10 @@ def check_function(fn: Any, where: str) -> None:
             f"{where} takes a function, not {shown(fn)}; give the function and its arguments "
             f"apart: client.{where}(fn, ...), not client.{where}(fn(...))"
         )
+
+
+def check_items(items: Any, where: str) -> None:
+    """Raise TypeError for what holds no items, with a word for the usual slip."""
+    if not isinstance(items, Iterable):
+        hint = f"; range({items})?" if isinstance(items, int) else ""
+        raise TypeError(f"{where} takes the items of its calls, not {shown(items)}{hint}")

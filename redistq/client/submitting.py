@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..flows import Flow
@@ -10,7 +10,6 @@ from ..functions.scattered import Scattered
 from ..protocol.options import (
     CallKeywords,
     CallOptions,
-    count,
     listed,
     wait_seconds,
 )
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from .client import Client
     from .lazy import LazyCall, LazyFunction
+    from .map_stream import ResultStream
     from .shared_graph import SharedGraph
 
 
@@ -87,28 +87,42 @@ class Submitting(Scheduling):
         return results if chunksize == 1 else flattened(results)
 
     def map_stream(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], window: int = 1000
-    ) -> Iterator[Any]:
-        """Yield the results of ``fn`` over the items, in order, with at most ``window`` calls whose
-        results were not given yet.
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        window: int = 1000,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        ordered: bool = True,
+        on_error: str = "raise",
+    ) -> ResultStream:
+        """Return the results of ``fn`` over the items, for ``for`` or ``async for``, with at most
+        ``window`` items under way whose results were not taken yet.
 
-        Items are taken one by one when there is room, in the thread that asks for results, so the
-        iterables may be generators without an end. The first error is raised in its place; then,
-        or when this is closed, what has not started is cancelled. For results that outlive this
-        process: ``map_batch``.
+        Items are taken one by one when there is room, where results are asked for, so the iterables
+        may be generators without an end, and async ones with ``async for``. Results come in the
+        order of the items, or with ``ordered=False`` as they are there. ``on_error``: "raise" an
+        error in its place; "skip" it, or "return" it there. ``timeout`` (seconds from now) and
+        ``chunksize`` are those of ``map``; a chunk of which a call has failed is sent again call by
+        call, unless errors are raised.
+
+        When an error is raised, or this is closed, what has not started is cancelled. For results
+        that outlive this process: ``map_batch``.
         """
-        count("window", window, least=1)
+        timeout = wait_seconds(timeout)
         submission.check_function(fn, "map_stream")
         if not iterables:
             raise TypeError("map_stream takes one iterable or more: client.map_stream(fn, items)")
-        from .map_stream import results_of
+        from .map_stream import How, ResultStream
 
-        session = self._client._session
+        session, options = self._client._session, self._options
 
-        def submit(args: tuple[Any, ...]) -> TaskFuture:
-            return submission.submit(session, fn, args, {}, self._options)
+        def submit(rows: Sequence[tuple[Any, ...]]) -> TaskFuture:
+            if len(rows) == 1:
+                return submission.submit(session, fn, rows[0], {}, options)
+            return submission.submit(session, fn, tuple(rows), {}, options, chunk=True)
 
-        return results_of(submit, zip(*iterables, strict=False), window)
+        return ResultStream(submit, iterables, How(window, chunksize, ordered, on_error), timeout)
 
     def scatter(self, value: Any) -> Scattered:
         """Store a value on the server, once, under its content's name; return what stands for it

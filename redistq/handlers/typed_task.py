@@ -1,11 +1,11 @@
-"""What ``@task`` puts on a function: ``delay``, ``adelay``, ``options`` and ``task_name``.
+"""What ``@task`` puts on a function: ``delay``, ``map`` and the like, ``options``, ``task_name``.
 
 The function itself stays as it is. ``Task`` is what type checkers see of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack
 
 from ..errors import ConfigurationError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
-NAMES = ("delay", "adelay", "options", "task_name", "s", "map", "starmap")
+NAMES = ("delay", "adelay", "options", "task_name", "s", "map", "amap", "starmap", "astarmap")
 """What a decorated function has."""
 MARK = "__redistq_handler__"
 """Where its handler is."""
@@ -58,6 +58,12 @@ class Sends(Protocol[P, R]):
 
     def starmap(self, items: Iterable[Iterable[Any]]) -> Sequence[TaskHandle[R]]:
         """As ``map``; each item holds the arguments of one task."""
+
+    async def amap(self, items: Iterable[Any]) -> Sequence[TaskHandle[R]]:
+        """As ``map``, with await."""
+
+    async def astarmap(self, items: Iterable[Iterable[Any]]) -> Sequence[TaskHandle[R]]:
+        """As ``starmap``, with await."""
 
 
 class Task(Sends[P, R], Protocol[P, R]):
@@ -137,10 +143,22 @@ class TaskCalls(Generic[P, R]):
         """As ``map``; each item holds the arguments of one task."""
         from ..producer import active
 
+        return active.add_many(self._handler, self._payloads(items), self._given)
+
+    async def amap(self, items: Iterable[Any]) -> Sequence[TaskHandle[R]]:
+        """As ``map``, by an AsyncTaskProducer of the running loop."""
+        return await self.astarmap((item,) for item in items)
+
+    async def astarmap(self, items: Iterable[Iterable[Any]]) -> Sequence[TaskHandle[R]]:
+        """As ``amap``; each item holds the arguments of one task."""
+        from ..producer import active
+
+        return await active.add_many_async(self._handler, self._payloads(items), self._given)
+
+    def _payloads(self, items: Iterable[Iterable[Any]]) -> Iterator[Any]:
         if "task_id" in self._given:
             raise ConfigurationError("each of many tasks has an id of its own: leave out task_id")
-        payloads = (_payload(self._handler, tuple(args), {}) for args in items)
-        return active.add_many(self._handler, payloads, self._given)
+        return (_payload(self._handler, tuple(args), {}) for args in items)
 
     def __repr__(self) -> str:
         return f"<tasks {self.task_name}>"

@@ -166,11 +166,30 @@ def add_many(
 ) -> list[TaskHandle[Any]]:
     """Add many tasks of a handler with the same options; return their handles in order."""
     here = target()
-    items: Iterable[Item] = ((handler, payload) for payload in payloads)
+    producer = here.producer()
+    ids = producer.add_tasks(_items(handler, payloads, options))
+    return _handles(ids, handler, here, producer.keys.stream)
+
+
+async def add_many_async(
+    handler: Handler, payloads: Iterable[Any], options: Mapping[str, Any]
+) -> list[TaskHandle[Any]]:
+    """As ``add_many``, with the producer of the running loop."""
+    here = target()
+    producer = here.async_producer()
+    ids = await producer.add_tasks(_items(handler, payloads, options))
+    return _handles(ids, handler, here, producer.keys.stream)
+
+
+def _items(handler: Handler, payloads: Iterable[Any], options: Mapping[str, Any]) -> Iterable[Item]:
     if options:
-        items = ({"type": handler, "payload": payload, **options} for payload in payloads)
-    ids = here.producer().add_tasks(items)
-    stream = here.producer().keys.stream
+        return ({"type": handler, "payload": payload, **options} for payload in payloads)
+    return ((handler, payload) for payload in payloads)
+
+
+def _handles(
+    ids: Iterable[str], handler: Handler, here: Target, stream: str
+) -> list[TaskHandle[Any]]:
     return [TaskHandle(_known(one, stream), handler, here) for one in ids]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ def test_a_stream_of_results_takes_few_items_ahead(client: Client) -> None:
     for n, found in zip(range(50), results, strict=False):
         assert found == n * n
         assert len(taken) <= n + 11
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_a_result_is_given_before_the_next_item_is_there(client: Client) -> None:
@@ -170,3 +173,72 @@ def test_the_first_error_of_a_stream_ends_it(client: Client) -> None:
         client.map_stream(abs, [1], window=0)
     assert list(client.map_stream(pow, [2, 3], [3, 2])) == [8, 9]
     assert list(client.map_stream(abs, [])) == []
+
+
+def test_errors_of_a_stream_are_skipped_or_given(client: Client) -> None:
+    """In order or as they end, alone or in chunks: each call has an end of its own."""
+
+    def inverse(n: int) -> float:
+        return 1 / n
+
+    items = [1, 2, 0, 4, 5]
+    for chunksize in (1, 2):
+        given = partial(client.map_stream, inverse, window=4, chunksize=chunksize)
+        assert list(given(items, on_error="skip")) == [1, 0.5, 0.25, 0.2]
+        found = list(given(items, on_error="return"))
+        assert isinstance(found.pop(2), ZeroDivisionError)
+        assert found == [1, 0.5, 0.25, 0.2]
+        assert sorted(given(items, on_error="skip", ordered=False)) == [0.2, 0.25, 0.5, 1]
+        with pytest.raises(ZeroDivisionError):
+            list(given(items, ordered=False))
+    with pytest.raises(ConfigurationError, match="does not fit into a window of 5"):
+        client.map_stream(inverse, items, chunksize=6, window=5)
+    with pytest.raises(ConfigurationError, match="on_error"):
+        client.map_stream(inverse, items, on_error="ignore")
+    with pytest.raises(TypeError, match=r"range\(5\)"):
+        client.map_stream(inverse, 5)  # type: ignore[arg-type]
+
+
+def test_results_of_a_stream_come_as_they_are_there(client: Client, tmp_path: Path) -> None:
+    """A slow call holds up nothing; a timeout ends the stream, and what has not started."""
+    wait, go = gate(tmp_path)
+
+    def first_is_slow(n: int) -> int:
+        if n == 0:
+            wait()
+        return n
+
+    with client.map_stream(first_is_slow, range(6), ordered=False) as results:
+        assert sorted(next(results) for _ in range(5)) == [1, 2, 3, 4, 5]
+        go()
+        assert list(results) == [0]
+    for ordered in (True, False):
+        results = client.map_stream(time.sleep, [0.3] * 50, timeout=0.05, ordered=ordered)
+        with pytest.raises(TimeoutError, match=r"after 0\.05 s"):
+            next(results)
+        assert list(results) == []
+
+
+def test_a_stream_is_read_in_an_event_loop(client: Client) -> None:
+    """Of items that come with await, too; a wait that is cancelled takes nothing away."""
+
+    async def numbers() -> AsyncIterator[int]:
+        for n in range(20):
+            yield n
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        for ordered in (True, False):
+            stream = client.map_stream(pow, numbers(), [2] * 15, window=4, ordered=ordered)
+            assert sorted([found async for found in stream]) == [n * n for n in range(15)]
+        slow = client.map_stream(time.sleep, [0.3], timeout=30)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(slow), 0.01)
+        assert await anext(slow) is None
+        async with client.map_stream(time.sleep, [0.3] * 9, timeout=0.05) as late:
+            with pytest.raises(TimeoutError, match=r"after 0\.05 s"):
+                await anext(late)
+
+    asyncio.run(main())
+    with pytest.raises(TypeError, match="async for"):
+        next(client.map_stream(abs, numbers()))

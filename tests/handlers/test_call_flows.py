@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 from collections.abc import Iterator
@@ -130,6 +131,15 @@ def test_a_result_that_does_not_fit_fails_what_takes_it(url: str, producer: Task
             producer.get_result(last, 10)
 
 
+async def added_with_await() -> tuple[list[int], list[int]]:
+    """What ``amap`` and ``astarmap`` of the tasks here give."""
+    with pytest.raises(TypeError, match="missing"):
+        await add.amap([1])
+    squares = await square.amap(range(3))
+    sums = await add.options(retries=1).astarmap([(1, 2), (3, 4)])
+    return [await handle for handle in squares], [await handle for handle in sums]
+
+
 def test_many_calls_go_together(url: str, producer: TaskProducer, db: redis.Redis) -> None:
     """A handle each, in order; one wrong item, and none is sent."""
     with pytest.raises(ArgumentError, match="argument b of task 'add'"):
@@ -149,6 +159,7 @@ def test_many_calls_go_together(url: str, producer: TaskProducer, db: redis.Redi
     with TaskWorker(url=url, task_handlers=registry):
         assert [handle.result(10) for handle in squares] == [n * n for n in range(300)]
         assert [handle.result(10) for handle in sums] == [3, 7]
+        assert asyncio.run(added_with_await()) == ([0, 1, 4], [3, 7])
 
 
 def test_a_schedule_of_a_task_with_arguments(url: str, producer: TaskProducer) -> None:

@@ -78,3 +78,5 @@ async def with_await() -> None:
     assert_type(await handle.aresult(timeout=3), bytes)
     assert_type(await (await slow_fetch.options(retries=1).adelay(url="x")), bytes)
     assert_type(await (await add.adelay(1, 2)), int)
+    assert_type(await add.amap([1, 2]), Sequence[TaskHandle[int]])
+    assert_type(await (await add.astarmap([(1, 2)]))[0], int)
