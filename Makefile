@@ -16,7 +16,7 @@ $(SMALL): pyproject.toml
 
 $(STAMP): $(SMALL)
 	@echo "installing what the tests need ..."
-	@$(PIP) -e '.[notebook,metrics,tracing,serve,test]'
+	@$(PIP) -e '.[notebook,metrics,tracing,web,test]'
 	@touch $@
 
 demo: $(SMALL)

@@ -145,7 +145,7 @@ def _add_where(p: argparse.ArgumentParser) -> None:
 
 def _add_servers(add: Callable[..., Any]) -> None:
     """Add the commands that go on until a signal or a key ends them."""
-    served = "; `redistq dashboard --serve` makes a web page of it (--serve --help: its options)"
+    served = "; `redistq web` (or dashboard --serve) shows all queues in a browser"
     live = add("dashboard", f"a live screen (q leaves it); piped, one picture{served}", _dashboard)
     live.add_argument(
         "--interval", type=float, default=0.35, help="seconds between pictures (%(default)g)"

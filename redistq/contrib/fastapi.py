@@ -16,24 +16,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, HTTPException
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from ..errors import ItemsGone, RedistqError, ResultTimeout, TaskCancelled, TaskFailed, UnknownTask
 from ..producer import AsyncTaskProducer
 from ..producer.active import use
 from ..producer.results import TaskStatus
+from ..web.streams import EventStream, event
 
 LOOK_S = 0.5
 """Seconds between two looks at how far a task is, for those that listen."""
-COMMENT_S = 15.0
-"""Seconds after which a line without meaning shows that a connection still stands."""
 MOST_WAIT_S = 60.0
 """How long a request for a result may wait."""
-_SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class RedistqFastAPI:
@@ -155,10 +153,10 @@ class _Routes:
         except TaskCancelled as error:
             raise HTTPException(410, {"state": "cancelled", "message": error.reason}) from None
 
-    async def events(self, task_id: str) -> StreamingResponse:
+    async def events(self, task_id: str) -> EventStream:
         """Progress, and at the end state and result, as server-sent events."""
         await self._status(task_id)
-        return _told(self._changes(task_id))
+        return EventStream(self._changes(task_id))
 
     async def _changes(self, task_id: str) -> AsyncIterator[str]:
         """Yield each change of a task's state or progress; the last is its end."""
@@ -171,7 +169,7 @@ class _Routes:
             text = json.dumps(found)
             if text != before:
                 before = text
-                yield _event("end" if status.settled else "progress", text)
+                yield event("end" if status.settled else "progress", text)
             if status.settled:
                 return
             with contextlib.suppress(ResultTimeout, TaskFailed, TaskCancelled):
@@ -182,13 +180,13 @@ class _Routes:
         task_id: str,
         start: int = 0,
         last_event_id: Annotated[str | None, Header()] = None,
-    ) -> StreamingResponse:
+    ) -> EventStream:
         """What a task yields, as server-sent events; a listener that comes again is sent what
         came after the last that it got."""
         await self._status(task_id)
         if last_event_id is not None and last_event_id.isdecimal():
             start = int(last_event_id) + 1
-        return _told(self._items(task_id, start))
+        return EventStream(self._items(task_id, start))
 
     async def _items(self, task_id: str, start: int) -> AsyncIterator[str]:
         at = start
@@ -198,55 +196,16 @@ class _Routes:
                 async for item in items:
                     if isinstance(item, RedistqError):  # the task began anew
                         at = 0
-                        yield _event("restart", "{}")
+                        yield event("restart", "{}")
                         continue
-                    yield _event("item", json.dumps(item), at)
+                    yield event("item", json.dumps(item), at)
                     at += 1
             except ItemsGone as error:
-                yield _event("gone", json.dumps({"message": str(error), "first": error.first}))
+                yield event("gone", json.dumps({"message": str(error), "first": error.first}))
                 return
             except (TaskFailed, TaskCancelled):
                 pass
-        yield _event("end", json.dumps(status_json(await producer.get_task(task_id))))
-
-
-def _event(kind: str, data: str, number: int | None = None) -> str:
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {kind}\ndata: {data}\n\n"
-
-
-def _told(events: AsyncIterator[str]) -> StreamingResponse:
-    return StreamingResponse(_kept_alive(events), media_type="text/event-stream", headers=_SSE)
-
-
-async def _kept_alive(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield events, and between them a line without meaning now and then."""
-    waiting: asyncio.Task[str] | None = None
-    try:
-        while True:
-            if waiting is None:
-                waiting = asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=COMMENT_S)
-            if not done:
-                yield ": here\n\n"
-                continue
-            try:
-                text = waiting.result()
-            except StopAsyncIteration:
-                return
-            except RedistqError as error:
-                yield _event("error", json.dumps({"message": str(error)}))
-                return
-            waiting = None
-            yield text
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            with contextlib.suppress(BaseException):
-                await waiting
-        close: Callable[[], Any] | None = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
+        yield event("end", json.dumps(status_json(await producer.get_task(task_id))))
 
 
 __all__ = ["RedistqFastAPI", "status_json"]

@@ -240,7 +240,7 @@ class Feed:
             name: own.read_snapshot(reply)
             for name, reply in zip(others, list(replies), strict=True)
         }
-        self._lanes = {name: shot for name, shot in shots.items() if not _is_unused(shot)}
+        self._lanes = {name: shot for name, shot in shots.items() if not is_unused(shot)}
 
     def _lanes_now(self) -> dict[str, Snapshot]:
         """Return the figures by priority, the most urgent first; nothing where all is of one."""
@@ -301,7 +301,8 @@ class Feed:
         )
 
 
-def _is_unused(shot: Snapshot) -> bool:
+def is_unused(shot: Snapshot) -> bool:
+    """Return whether a queue has no task and no attempt ever ended."""
     tasks = shot.ready + shot.pending + shot.delayed + shot.dead
     return not tasks and not any(shot.counters.values())
 

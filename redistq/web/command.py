@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +139,24 @@ def _serve(args: argparse.Namespace, uvicorn: Any) -> int:
         _say(args, str(address), _page_url(args, port), full, viewer)
         if args.open:
             _open(Path(folder), _page_url(args, port), full or viewer)
-        asyncio.run(_until_signal(server, listener))
+        with _ended_by_signals(server):
+            asyncio.run(server.serve(sockets=[listener]))
     return EXIT_OK
 
 
-async def _until_signal(server: Any, listener: socket.socket) -> None:
+@contextlib.contextmanager
+def _ended_by_signals(server: Any) -> Iterator[None]:
+    """Let signals end the server from the first moment on, and harm nothing after its end, when
+    uvicorn raises them again."""
+    before = {
+        number: signal.signal(number, server.handle_exit)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        await server.serve(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal again when it has ended
-        pass
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tokens(read_only: bool) -> tuple[str | None, str | None]:

@@ -6,13 +6,13 @@ The sections are those of notebooks (``dashboard.page.SECTIONS``), with anchors 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..dashboard import page
 from ..dashboard.actions import is_of_batch
 from ..dashboard.failed import letter
-from ..dashboard.feed import View
+from ..dashboard.feed import View, is_unused
 from ..dashboard.finder import may_cancel, may_edit, may_retry, search, task_page
 from ..dashboard.layout import unstarted
 from ..dashboard.queues import overview as overview_table
@@ -26,6 +26,7 @@ from ..protocol.keys import ENDED
 from . import shell
 from .anchors import Anchors
 from .desk import Desk
+from .graphs import GraphPictures
 from .live import Draw, Parts
 from .site import Site
 
@@ -56,6 +57,11 @@ HEADINGS = {
 }
 
 
+LEFT = frozenset(("batches", "failed", "functions", "recent"))
+RIGHT = frozenset(page.SECTIONS) - LEFT
+"""The sections of a queue that stand side by side on a wide page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """A page: ``where`` is the way to it below the overview, ``draw`` makes its sections, ``live``
@@ -66,8 +72,6 @@ class Drawing:
     live: str
     queue: str = ""
     where: tuple[tuple[str, str], ...] = ()
-    acts: bool = False
-    heading: str = ""
     key: tuple[str, ...] = field(default=())
 
 
@@ -76,12 +80,15 @@ def overview(site: Site, root: str) -> Drawing:
 
     def draw() -> tuple[Parts, float]:
         rows = site.look()
-        trouble = [_alert(f"{site.trouble} What you see is from before.")] if site.trouble else []
-        where = tag("div", f"at {clean(str(site.address), 80)}", style=MUTED)
+        where = tag("div", clean(str(site.address), 80), style=MUTED)
         table = overview_table(rows, lambda name: shell.address(root, "/queue", q=name))
-        return {"head": block([where, *trouble]), "queues": table}, _rest(rows)
+        if not site.trouble:
+            return {"head": block([where]), "queues": table}, _rest(rows)
+        said = f"{site.trouble} What you see is from before." if rows else site.trouble
+        shown = table if rows else Html("")
+        return {"head": block([where, _alert(said)]), "queues": shown}, 4 * REFRESH_S
 
-    return Drawing("Queues", draw, f"{root}/live", key=("", root), heading="Queues")
+    return Drawing("Queues", draw, f"{root}/live", key=("", root))
 
 
 def _rest(rows: list[QueueRow]) -> float:
@@ -101,7 +108,8 @@ def queue(site: Site, root: str, name: str, *, acts: bool) -> Drawing:
     def draw() -> tuple[Parts, float]:
         desk.feed.refresh()
         view = _view(desk, anchors)
-        parts = {"head": page.head(view), "notice": page.notice(view)}
+        parts = {"head": join([_unknown(site, view), page.head(view)])}
+        parts["notice"] = page.notice(view)
         if acts:
             parts["buttons"] = _buttons(view, desk)
         for section, drawn in page.SECTIONS.items():
@@ -120,9 +128,17 @@ def queue(site: Site, root: str, name: str, *, acts: bool) -> Drawing:
         live=shell.address(root, "/live", q=name),
         queue=name,
         where=(_to_queue(root, name),),
-        acts=acts,
         key=("queue", root, name, str(acts)),
     )
+
+
+def _unknown(site: Site, view: View) -> Html:
+    """Return what is said of a queue in which there has never been anything."""
+    if view.tick is None or view.tick.snapshot.workers_total or not is_unused(view.tick.snapshot):
+        return Html("")
+    others = [clean(row.name, 40) for row in site.look() if row.name != view.queue]
+    there = f" There are: {', '.join(others[:10])}." if others else ""
+    return _alert(f"Nothing has ever been in a queue of this name.{there}")
 
 
 def _view(desk: Desk, anchors: Anchors) -> View:
@@ -181,7 +197,6 @@ def task(site: Site, root: str, name: str, task_id: str, *, acts: bool) -> Drawi
         live=shell.address(root, "/live", q=name, task=task_id),
         queue=name,
         where=(_to_queue(root, name), *of_batch),
-        acts=acts,
         key=("task", root, name, task_id, str(acts)),
     )
 
@@ -212,6 +227,7 @@ def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: 
     raises UnknownBatch."""
     desk = site.desk(name)
     anchors = Anchors(root, name, acts=acts)
+    pictures = GraphPictures()
 
     def draw() -> tuple[Parts, float]:
         monitor = desk.feed.monitor
@@ -233,6 +249,7 @@ def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: 
         parts = {
             "notice": page.notice(view),
             "batch": block([tag("div", line, style=LINE)]),
+            "graph": pictures.of(root, name, row, monitor.records.layers(batch_id)),
             "failed": block([caption(kept), *letters]) if letters else Html(""),
             "tasks": _tasks(root, name, batch_id, rows, (first, last, row.total), anchors),
         }
@@ -244,7 +261,6 @@ def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: 
         live=shell.address(root, "/live", q=name, batch=batch_id, first=first),
         queue=name,
         where=(_to_queue(root, name),),
-        acts=acts,
         key=("batch", root, name, batch_id, str(first), str(acts)),
     )
 
@@ -312,8 +328,12 @@ def found(site: Site, root: str, name: str, text: str, state: str) -> Callable[[
 
 
 def sections(drawing: Drawing, parts: Parts) -> list[Html]:
-    """Return the body of a page: its heading and its sections."""
-    html: Mapping[str, Html] = {name: Html(part) for name, part in parts.items()}
-    unseen = {} if drawing.heading else {"class_": "unseen"}
-    heading = tag("h1", drawing.heading or clean(drawing.title, 120), **unseen)
-    return [heading, shell.parts_of(html, HEADINGS)]
+    """Return the body of a page: its heading and its sections, of which some stand in two columns
+    where there is room."""
+    heading = tag("h1", clean(drawing.title, 120), class_="unseen")
+    columns: dict[int, list[Html]] = {0: [], 1: [], 2: []}
+    for name, part in parts.items():
+        column = 0 if "timeline" not in parts else 1 if name in LEFT else 2 if name in RIGHT else 0
+        columns[column].append(shell.section(name, HEADINGS.get(name, ""), Html(part)))
+    sides = [tag("div", *columns[side]) for side in (1, 2) if columns[side]]
+    return [heading, *columns[0], *([tag("div", *sides, class_="columns")] if sides else [])]

@@ -121,6 +121,7 @@ class Guard:
                 return
             await send({"type": "websocket.close", "code": 1003})
             return
+        _make_whole(scope)
         answer = await self._answer(scope, receive)
         sending = _with_headers(send)
         await (self._app if answer is None else answer)(scope, receive, sending)
@@ -219,6 +220,18 @@ async def form_of(request: Request, most: int) -> dict[str, str]:
         if len(body) > most:
             return {}
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+
+
+def _make_whole(scope: Scope) -> None:
+    """Put a prefix that a proxy has taken off into the path again, as ASGI wants it: otherwise no
+    route of an app that is mounted would be found."""
+    root: str = scope.get("root_path", "")
+    path: str = scope["path"]
+    if not root or path == root or path.startswith(root + "/"):
+        return
+    mounted = root.removeprefix(scope.get("app_root_path", ""))
+    below = path.removeprefix(mounted) if path.startswith(mounted) else path
+    scope["path"] = root + below
 
 
 def path_of(scope: Scope) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
 
 from ..errors import RedistqError
 from ..logger import logger
@@ -40,7 +40,7 @@ class Picture:
         """Draw the next one at once: something was just done."""
         self._hurry.set()
 
-    async def watch(self) -> AsyncIterator[str]:
+    async def watch(self) -> AsyncGenerator[str, None]:
         """Yield events ``parts`` of the sections that changed; at first, of all."""
         self.viewers += 1
         if self._task is None or self._task.done():
@@ -89,12 +89,13 @@ class Gallery:
         """How many pages are live."""
         return sum(picture.viewers for picture in self._pictures.values())
 
-    async def watch(self, key: Hashable, draw: Draw) -> AsyncIterator[str]:
+    async def watch(self, key: Hashable, draw: Draw) -> AsyncGenerator[str, None]:
         """Yield the events of the picture of that key, which is drawn by ``draw``."""
         picture = self._pictures.setdefault(key, Picture(draw))
         try:
-            async for text in picture.watch():
-                yield text
+            async with contextlib.aclosing(picture.watch()) as events:
+                async for text in events:
+                    yield text
         finally:
             if not picture.viewers and self._pictures.get(key) is picture:
                 del self._pictures[key]

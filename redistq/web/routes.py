@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,12 +15,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..dashboard.actions import ASKED
+from ..dashboard.finder import may_edit
 from ..display.html import tag, void
 from ..errors import ConfigurationError, RedistqError, ServerUnavailable, UnknownTask
 from ..monitor.events import TaskEvent
 from . import api, drawings, shell
 from .desk import Desk
 from .drawings import Drawing
+from .graphs import svg_of
 from .guard import FULL, ROLE, form_of
 from .live import MOST_VIEWERS, Gallery
 from .site import Site
@@ -52,6 +54,7 @@ class Routes:
             Route("/batch", self.page),
             Route("/search", self.search),
             Route("/edit", self.edit),
+            Route("/graph.svg", self.graph),
             Route("/live", self.live),
             Route("/act", self.act, methods=["POST"]),
             Route("/send", self.send, methods=["POST"]),
@@ -129,6 +132,16 @@ class Routes:
         page = shell.document(root, "Find tasks", body, where=where, read_only=not _acts(request))
         return HTMLResponse(page)
 
+    async def graph(self, request: Request) -> Response:
+        """The picture of a graph; where matplotlib is missing there is none."""
+        desk = await asyncio.to_thread(self.site.desk, request.query_params.get("q", ""))
+        graph_id = request.query_params.get("id", "")
+        try:
+            picture = await asyncio.to_thread(svg_of, desk.feed.monitor, graph_id)
+        except ImportError as error:
+            raise HTTPException(404, str(error)) from None
+        return Response(picture, media_type="image/svg+xml")
+
     async def live(self, request: Request) -> Response:
         """The sections of a page as they change."""
         if self.gallery.viewers >= MOST_VIEWERS:
@@ -176,6 +189,9 @@ class Routes:
         if not _acts(request):
             raise HTTPException(403, "This address is for looking only.")
         desk = await asyncio.to_thread(self.site.desk, queue)
+        task = await asyncio.to_thread(desk.feed.monitor.records.task, task_id)
+        if not may_edit(task):
+            raise HTTPException(400, "only a failed task whose arguments are JSON can be edited")
         offered: list[str] = []
         work = desk.actions.of_task("task-edit", task_id, "", offered.append)
         said = await asyncio.to_thread(desk.carry_out, work)
@@ -239,6 +255,8 @@ class Routes:
                 yield f"id: {event.cursor}\ndata: {event.json()}\n\n"
         finally:
             self.listeners -= 1
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
 
     async def health(self, request: Request) -> Response:
         """Whether the server of the queues answers."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
-from ..display.html import Html, join, tag, void
+from ..display.html import Html, tag, void
 from ..display.text import clean
 
 STATIC = Path(__file__).parent / "static"
@@ -59,7 +59,7 @@ def document(
         ),
         search_form(root, queue) if queue else "",
         tag(
-            "span",
+            "div",
             tag("span", "read-only", class_="role") if read_only else "",
             tag("span", "", id="link", role="status"),
             class_="state",
@@ -206,8 +206,3 @@ def question_page(root: str, queue: str, what: str, question: str, yes: str) -> 
         action=address(root, "/act", q=queue),
     )
     return notice_page(root, "Are you sure?", question, form)
-
-
-def parts_of(parts: Mapping[str, Html], headings: Mapping[str, str]) -> Html:
-    """Return the sections of a page."""
-    return join(section(name, headings.get(name, ""), part) for name, part in parts.items())

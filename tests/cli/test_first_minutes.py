@@ -230,9 +230,9 @@ def test_a_batch_goes_by_its_own_name_everywhere(idle: Client, url: str, capsys:
 
 
 def test_the_help_of_the_dashboard_names_the_web_page(capsys: Any) -> None:
-    """``redistq dashboard --help`` says that there is --serve."""
+    """``redistq dashboard --help`` says that there is one for browsers."""
     from redistq.cli import main
 
     with pytest.raises(SystemExit):
         main(["dashboard", "--help"])
-    assert "--serve" in capsys.readouterr().out
+    assert "redistq web" in capsys.readouterr().out

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -1124,36 +1123,6 @@ def test_in_a_kernel_it_refreshes_while_a_cell_is_busy_and_stops_at_an_interrupt
     cells.run("from redistq.dashboard import widget_panel\nwidget_panel.UNSEEN_AFTER_S = 0.3")
     cells.run("display(Dashboard(queue='seen'))")
     wait(lambda: cells.printed(LOOK) == "left 0 0\n", "a dashboard that nobody keeps goes on", 25)
-
-
-def test_the_page_for_visitors_is_the_notebooks_cell() -> None:
-    """``redistq dashboard --serve`` runs what notebooks/dashboard.ipynb shows."""
-    import json
-
-    from redistq.dashboard import serve
-
-    path = Path(__file__).resolve().parents[2] / "notebooks" / "dashboard.ipynb"
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    (code,) = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert code == serve.CELL
-
-
-def test_the_page_is_for_this_machine_unless_asked_otherwise() -> None:
-    """Loopback by default."""
-    from redistq.dashboard import serve
-
-    notebook = Path("page.ipynb")
-    usual = serve.voila_arguments(serve.parser().parse_args([]), notebook)
-    assert "--Voila.ip=127.0.0.1" in usual
-    assert "--no-browser" in usual
-    everywhere = serve.voila_arguments(serve.parser().parse_args(["--host", "0.0.0.0"]), notebook)
-    assert "--Voila.ip=0.0.0.0" in everywhere
-    assert [serve.is_loopback(h) for h in ("::1", "localhost", "127.0.0.2", "example.org")] == [
-        True,
-        True,
-        True,
-        False,
-    ]
 
 
 # -- how far running tasks are -------------------------------------------------------------------

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,13 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browsers import CHROMIUM, FLAGS, contrast
 from support.servers import Server, free_port
 
-from redistq import TaskProducer
-
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 MISSING = [name for name in ("jupyterlab", "ipykernel", "playwright") if find_spec(name) is None]
 if CHROMIUM is None:
     MISSING.append("chromium (apt-get install chromium)")
@@ -307,7 +303,9 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
         page.wait_for_timeout(700)  # the theme's style sheet is swapped some moments later
         area = page.locator(".jp-OutputArea-output").first
         area.screenshot(path=str(pictures / f"dashboard-{theme}.png"))
-        assert contrast(page) >= 4.5, f"text is hard to read in the {theme} theme"
+        assert contrast(page, ".jp-OutputArea-output", ".widget-html-content *") >= 4.5, (
+            f"text is hard to read in the {theme} theme"
+        )
 
     page.get_by_role("button", name="Retry failed (10)").click()
     page.get_by_role("button", name="Yes, retry").click()
@@ -342,42 +340,6 @@ def test_a_batch_is_watched_steered_and_left_behind_clean(
     wait(lambda: book.count(4)[1] == "idle" and book.count(4)[0], "the worker did not stop")
 
 
-@pytest.mark.skipif(find_spec("voila") is None, reason="needs voila")
-def test_the_page_is_served_to_people_without_a_notebook(
-    server: Server, browser: Any, db: Any, tmp_path: Path
-) -> None:
-    """``redistq dashboard --serve``: figures and buttons in a plain browser, no source code; a
-    SIGTERM ends it with exit code 0."""
-    with TaskProducer(url=server.url, stream=QUEUE) as producer:
-        producer.add_tasks(("resize", n) for n in range(123))
-    port = free_port()
-    command = ["-m", "redistq", "dashboard", "--serve", "--url", server.url, "--queue", QUEUE]
-    with (tmp_path / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(port)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        answers(f"http://127.0.0.1:{port}/voila/static/", process, tmp_path / "serve.log")
-        address = re.search(r"http://\S+token=\w+", (tmp_path / "serve.log").read_text())
-        assert address
-        page = browser.new_page(viewport={"width": 1100, "height": 700})
-        page.goto(address[0], timeout=60_000)
-        page.get_by_role("button", name="Pause").click(timeout=60_000)
-        page.get_by_text("Paused: no worker starts another task").wait_for(timeout=20_000)
-        assert db.hget(f"meta:{QUEUE}", "paused") == "1"
-        text = page.locator("body").inner_text()
-        assert re.search(r"123\s+… queued", text)
-        assert "import" not in text
-        page.close(run_before_unload=True)
-    finally:
-        process.terminate()
-        code = process.wait(30)
-    assert code == 0, (tmp_path / "serve.log").read_text()[-3000:]
-
-
 def answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a web server that is starting says anything at all."""
     deadline = time.monotonic() + 60
@@ -391,38 +353,3 @@ def answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, f"{address} does not answer"
             time.sleep(0.1)  # a poll: a starting server has no signal to wait for
-
-
-def contrast(page: Any) -> float:
-    """The least contrast of any text of the dashboard with what is behind it."""
-    least: float = page.evaluate(
-        """() => {
-            const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-            const parse = text => text.match(/[\\d.]+/g).map(Number);
-            const part = [0.2126, 0.7152, 0.0722];
-            const light = c => part.reduce((sum, p, i) => sum + p * channel(c[i]), 0);
-            const over = (top, under) => {
-                const a = top.length > 3 ? top[3] : 1;
-                return [0, 1, 2].map(i => a * top[i] + (1 - a) * under[i]);
-            };
-            const ground = node => {
-                for (; node; node = node.parentElement) {
-                    const c = parse(getComputedStyle(node).backgroundColor);
-                    if (c.length < 4 || c[3] > 0.99) return c;
-                }
-                return [255, 255, 255];
-            };
-            let least = 21;
-            const area = document.querySelector('.jp-OutputArea-output');
-            for (const node of area.querySelectorAll('.widget-html-content *')) {
-                const own = [...node.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-                if (!own || !node.offsetParent) continue;
-                const back = ground(node);
-                const text = over(parse(getComputedStyle(node).color), back);
-                const [a, b] = [light(text), light(back)];
-                least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-            }
-            return least;
-        }"""
-    )
-    return least

@@ -21,7 +21,7 @@ def test_a_block_of_the_guide_runs_as_it_stands(block: Block, url: str, tmp_path
 
 def test_the_guide_names_what_there_is() -> None:
     """Every type of event, and how often it is looked."""
-    from redistq.dashboard.sse import MOST_LISTENERS
+    from redistq.web.routes import MOST_LISTENERS
 
     told = re.findall(r"^\| ((?:`\w+` ?)+)\|", GUIDE, re.M)
     types = {word for row in told for word in re.findall(r"`(\w+)`", row)}

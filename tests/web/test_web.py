@@ -5,16 +5,21 @@ Asked through Starlette's client, against a real server. The command and a brows
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 from support.farm import EVIL, Farm, fill
 
-from redistq import web
+from redistq import ConfigurationError, TaskProducer, web
+from redistq.web import command, live, streams
+from redistq.web.live import Gallery
 
 TOKEN = "a-full-token-of-the-test"
 VIEWER = "a-viewers-token-of-the-test"
@@ -150,3 +155,105 @@ def test_who_may_not_is_not_let_in(app: Any, db: Any) -> None:
         answer = full.post("/act?q=tasks", data={"what": "pause"})
         assert answer.status_code == 403, "neither Origin nor Sec-Fetch-Site says whence"
     assert db.hget("meta:tasks", "paused") is None
+
+
+def test_it_is_mounted_in_another_application(url: str, farm: Farm) -> None:
+    """Under a prefix, behind a proxy that takes off another; links and cookie stay below it."""
+    fastapi = pytest.importorskip("fastapi")
+    fill(farm)
+    outer = fastapi.FastAPI()
+    with TaskProducer(url=url) as producer:
+        outer.mount("/queue", web.app(producer, token=TOKEN))
+        outer.mount("/look", web.app(url=url, auth="outer", read_only=True))
+        with client_of(outer, root_path="/api") as browser:
+            answer = browser.get(f"/queue/queue?q=tasks&token={TOKEN}", follow_redirects=False)
+            assert answer.headers["location"] == "/api/queue/queue?q=tasks"
+            assert "Path=/api/queue;" in answer.headers["set-cookie"]
+            page = browser.get("/queue/queue?q=tasks", headers=BEARER).text
+            for path in re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', page):
+                assert path.startswith("/api/queue/"), path
+            page = browser.get("/look/").text
+            assert 'href="/api/look/queue?q=tasks"' in page
+            done = browser.post("/look/act?q=tasks", data={"what": "pause"})
+            assert done.status_code == 403
+
+
+def test_figures_are_told_as_json(app: Any, farm: Farm) -> None:
+    """As ``redistq monitor --json`` has them; errors too."""
+    with TestClient(app, headers={"Authorization": f"Bearer {VIEWER}"}) as client:
+        (row,) = client.get("/api/queues").json()
+        assert (row["queue"], row["queued"], row["dead"]) == ("tasks", 2, 1)
+        assert client.get("/api/queue?q=tasks").json()["queue_length"] == 2
+        failed = farm.monitor.records.dead()[0].id
+        task = client.get(f"/api/task?q=tasks&id={failed}").json()
+        assert (task["state"], task["attempts"][0]["state"]) == ("failed", "failed")
+        unknown = client.get("/api/task?q=tasks&id=nobody")
+        assert unknown.status_code == 404
+        assert "error" in unknown.json()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"token": "short"},
+        {"token": TOKEN, "viewer_token": TOKEN},
+        {"token": TOKEN, "auth": "outer"},
+        {"auth": "nobody"},
+        {"token": TOKEN, "queues": ["no name"]},
+    ],
+)
+def test_an_application_is_not_made_by_mistake(url: str, options: dict[str, Any]) -> None:
+    """Without a token nobody is let in, unless it is said that others ask."""
+    with pytest.raises(ConfigurationError):
+        web.app(url=url, **options)
+
+
+def test_a_picture_is_drawn_once_for_all_and_only_while_it_is_watched() -> None:
+    """Who is slow gets the newest, without what came between; sections that stay are not sent."""
+    drawn = 0
+
+    def draw() -> tuple[dict[str, str], float]:
+        nonlocal drawn
+        drawn += 1
+        return {"count": str(drawn), "same": "same"}, 0.01
+
+    async def watched() -> None:
+        gallery = Gallery()
+        quick, slow = gallery.watch("key", draw), gallery.watch("key", draw)
+        first = parts_of(await anext(quick))
+        assert first["same"] == "same"
+        await anext(slow)
+        for _ in range(5):
+            assert "same" not in parts_of(await anext(quick))
+        assert gallery.viewers == 2
+        newest = parts_of(await anext(slow))
+        assert int(newest["count"]) >= 6
+        assert drawn < 20, "once for both"
+        await quick.aclose()
+        await slow.aclose()
+        assert gallery.viewers == 0
+        before = drawn
+        await asyncio.sleep(0.1)
+        assert drawn <= before + 1
+
+    asyncio.run(watched())
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """The sections of an event."""
+    found: dict[str, str] = json.loads(text.partition("data: ")[2])
+    return found
+
+
+def test_the_guide_names_what_there_is() -> None:
+    """Options, variables and bounds."""
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "web.md").read_text(encoding="utf-8")
+    options = {name for act in command.parser()._actions for name in act.option_strings}
+    for option in options - {"-h", "--help", "--port", "--host", "--group", "--open"}:
+        assert option in guide, option
+    for name in (command.ENV_TOKEN, command.ENV_VIEWER_TOKEN):
+        assert f"`{name}`" in guide
+    assert f"At most {live.MOST_VIEWERS} pages" in guide
+    assert f"takes nothing for {streams.SLOW_S:.0f} s" in guide
+    assert f"at port {command.parser().get_default('port')}" in guide
