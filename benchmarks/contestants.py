@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -134,11 +134,13 @@ def said_missing(name: str, error: ImportError) -> None:
 
 
 @contextlib.contextmanager
-def contestants() -> Iterator[dict[str, Runner]]:
-    """All that are installed, running and warm."""
+def contestants(only: Container[str] = ()) -> Iterator[dict[str, Runner]]:
+    """All that are installed, or ``only`` these of them, running and warm."""
     with contextlib.ExitStack() as stack:
         found = {}
         for name, start in CONTESTANTS.items():
+            if only and name not in only:
+                continue
             try:
                 runner = stack.enter_context(start())
             except ImportError as error:

@@ -23,6 +23,7 @@ from ..functions.references import Referable, Reference
 from ..functions.signing import Signer
 from ..producer.operations import Wish, wish_of
 from ..protocol.options import wait_seconds
+from ..protocol.pieces import Memory
 from . import outcomes
 from .awaiting import kept_awake, pass_on
 from .outcomes import Origin, decode_error, decode_result
@@ -349,7 +350,7 @@ def _short(value: Any, most: int) -> str:
         return f"<{type(value).__name__}>"
 
 
-def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -> None:
+def settle(future: TaskFuture, signer: Signer, state: str, body: Memory | None) -> None:
     """Give a future the end of its task; one that was cancelled meanwhile keeps that."""
     if future.done():
         return
@@ -360,16 +361,16 @@ def settle(future: TaskFuture, signer: Signer, state: str, body: bytes | None) -
     try:
         if origin != "call" and state in ("succeeded", "failed"):
             kind: Kind = "result" if state == "succeeded" else "error"
-            body = future.queue.opened(kind, task_id, body)
+            body = future.queue.opened(kind, task_id, body if body is None else bytes(body))
         if state == "succeeded":
             future.set_result(decode_result(signer, context, task_id, body, origin))
         elif state == "failed":
             error, future._report = decode_error(
-                signer, context, task_id, body or b"{}", origin == "unknown"
+                signer, context, task_id, bytes(body or b"{}"), origin == "unknown"
             )
             future.set_exception(error)
         else:
-            future._why = (body or b"").decode("utf-8", "replace")
+            future._why = bytes(body or b"").decode("utf-8", "replace")
             mark_cancelled(future)
     except CancelledError:
         pass

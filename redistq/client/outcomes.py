@@ -26,16 +26,17 @@ from ..errors import (
     TimeLimitExceeded,
     UnknownTask,
 )
-from ..functions.function import load_function, load_here
-from ..functions.pickling import load
+from ..functions.function import load_function
+from ..functions.outband import loaded
 from ..functions.references import read_by
 from ..functions.results import ResultReader, TaskResults, result_in
 from ..functions.scheduled import opened
 from ..functions.signing import Signer
-from ..functions.written import Call, Ref
+from ..functions.written import Call, put_in
 from ..protocol.codec import loads
 from ..protocol.commands import Commands
 from ..protocol.keys import PRIORITIES, batch_task_id
+from ..protocol.pieces import Memory
 from .queues import ClientQueue, StreamTail
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def decode_result(
     signer: Signer,
     context: str,
     task_id: str,
-    body: bytes | None,
+    body: Memory | None,
     origin: Origin = "call",
     old: bool = False,
 ) -> Any:
@@ -85,7 +86,7 @@ def decode_result(
     return result_in(signer, context, task_id, body, origin, old=old, unpickle=unpickled)
 
 
-def unpickled(data: bytes, read: Callable[[bytes], Any] = load) -> Any:
+def unpickled(data: Memory, read: Callable[[Memory], Any] = loaded) -> Any:
     """Return the object that a worker sent. Its own code runs here; where that raises what would
     end this process or the thread that reads for all futures, PayloadError is raised instead."""
     try:
@@ -284,17 +285,12 @@ def whole_call(
     fetch = session.blobs.argument
     data = opened(session.signer, queue.keys.stream, task_id, payload, old=old)
     call = Call.unpickled(data, fetch)
-
-    def real(value: Any) -> Any:
-        if isinstance(value, Ref):
-            return load_here(fetch(value.digest), "an argument", fetch)
-        return value
-
     if call.chunk:
-        args: Any = [tuple(real(a) for a in one) for one in call.args]
+        args: Any = [tuple(put_in(a, fetch) for a in one) for one in call.args]
     else:
-        args = tuple(real(a) for a in call.args)
-    return replace(call, args=args, kwargs={n: real(v) for n, v in call.kwargs.items()})
+        args = tuple(put_in(a, fetch) for a in call.args)
+    kwargs = {name: put_in(value, fetch) for name, value in call.kwargs.items()}
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def ends_in(flat: list[bytes], total: int) -> Iterator[tuple[int, str]]:
@@ -391,7 +387,7 @@ class BatchEnds:
             }
         return rows
 
-    def _value(self, index: int, body: bytes) -> Any:
+    def _value(self, index: int, body: Memory) -> Any:
         task_id = batch_task_id(self._id, index)
         context = self._queue.context_of(task_id)
         return decode_result(self._session.signer, context, task_id, body, old=self._old)

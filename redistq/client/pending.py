@@ -14,11 +14,12 @@ from collections.abc import Callable
 from ..connection.broker import Broker
 from ..errors import UnknownTask
 from ..functions.blobs import Blobs
-from ..functions.signing import Signer
+from ..functions.signing import Signer, is_packet
 from ..logger import logger
 from ..producer.diagnosis import Wait
 from ..producer.sansio import Notification
 from ..protocol.commands import SETTLED, Commands, Watched
+from ..protocol.pieces import Memory
 from .futures import TaskFuture, fail, leave_there, release, settle
 from .outcomes import Root, is_not_run, not_run
 from .queues import ClientQueue, Presence
@@ -237,13 +238,22 @@ class TaskWatcher:
                 self._let_go_of_needs(note.task_id, note.state)
                 self._pending.resolve(note.task_id, leave_there)
                 return
-            self.take(note.task_id, self.watch(queue, note.task_id))
+            self._take_large(queue, note)
             if len(waiting) == 1 and waiting[0].keep_briefly:
                 self._broker.call(queue.commands.keep_record(note.task_id, TAKEN_TTL_S))
             return
         if note.state == "failed" and b'"BlobMissing"' in note.body[:200]:
             self._blobs.forget()  # the server has lost what we believe it has
         self._settle(note.task_id, note.state, note.body)
+
+    def _take_large(self, queue: ClientQueue, note: Notification) -> None:
+        """Settle the futures of a task whose result was too large for the inbox."""
+        if note.state == "succeeded":
+            state, body = self._broker.call(queue.commands.result_of(note.task_id))
+            if state == b"succeeded" and body is not None:
+                self._settle(note.task_id, note.state, body if is_packet(body) else bytes(body))
+                return
+        self.take(note.task_id, self.watch(queue, note.task_id))
 
     def look_at(self, ids: list[str]) -> None:
         """Ask how these tasks stand."""
@@ -273,16 +283,23 @@ class TaskWatcher:
                 )
                 self._pending.fail(task_id, error)
 
-    def _settle(self, task_id: str, state: str, body: bytes | None) -> None:
+    def _settle(self, task_id: str, state: str, body: Memory | None) -> None:
         if state in ("succeeded", "failed"):
             self._let_go_of_needs(task_id, state)
         signer = self._signer
-        if not is_not_run(state, body):
-            self._pending.resolve(task_id, lambda future: settle(future, signer, state, body))
+        if state in ("succeeded", "failed") or not is_not_run(state, bytes(body or b"")):
+            # What one of several futures does to its array is not to be seen by the others.
+            copied = type(body) is bytearray and len(self._pending.futures_of(task_id)) > 1
+
+            def give(future: TaskFuture) -> None:
+                own = bytearray(body) if copied and body is not None else body
+                settle(future, signer, state, own)
+
+            self._pending.resolve(task_id, give)
             return
         queue = self._pending.queue_of(task_id)
         if queue is not None:
-            why = not_run(queue, task_id, state, body or b"", self._roots)
+            why = not_run(queue, task_id, state, bytes(body or b""), self._roots)
             self._pending.fail(task_id, why)
 
     def _let_go_of_needs(self, task_id: str, state: str) -> None:

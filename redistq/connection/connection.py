@@ -20,6 +20,7 @@ import redis.exceptions as rex
 
 from ..errors import ConnectionLost, UnexpectedReply
 from ..protocol.commands import Command
+from ..protocol.pieces import Large
 from ..protocol.replies import read
 from ..protocol.scripts import with_text
 from .redis_py import meaning_of, script_is_unknown, to_another_server
@@ -57,6 +58,8 @@ class Connection:
             return self.request_by(command, deadline)
         try:
             transport.send(command, deadline)
+            if type(command) is Large:
+                return transport.receive_large(deadline)
             return transport.receive(deadline)
         except BaseException as error:  # an interrupt too leaves an answer under way
             return self._after(error, command, deadline)
@@ -79,7 +82,7 @@ class Connection:
             if deadline is not None:
                 transport.limit(_left(deadline))
             transport.send(command, deadline)
-            return transport.receive(deadline)
+            return _answer(transport, command, deadline)
         except BaseException as error:  # as in request
             return self._after(error, command, deadline)
         finally:
@@ -168,7 +171,7 @@ class Connection:
         command = waiting.popleft()
         deadline = time.monotonic() + timeout
         try:
-            return transport.receive(deadline)
+            return _answer(transport, command, deadline)
         except rex.ResponseError as error:
             if not script_is_unknown(error, command):
                 raise
@@ -298,6 +301,13 @@ class _Opening:
             self._error = error
         finally:
             self._ended.set()
+
+
+def _answer(transport: Transport, command: Command, deadline: float | None) -> Any:
+    """Return the answer to the command that was sent first of those without one."""
+    if type(command) is Large:
+        return transport.receive_large(deadline)
+    return transport.receive(deadline)
 
 
 def _left(deadline: float) -> float:

@@ -17,6 +17,8 @@ from typing import Any
 import redis.exceptions as rex
 
 from ..protocol.commands import Command
+from ..protocol.pieces import Large, Pieces
+from .incoming import Incoming
 
 SLACK_S = 0.1
 """How much later than its deadline a call may end: less is not worth a question to the kernel."""
@@ -40,7 +42,8 @@ class Transport:
     def send(self, command: Command, deadline: float | None = None) -> None:
         """Send one command."""
         link = self._link
-        link.send_packed_command(link.pack_command(*command), check_health=False)
+        parts = command.plain() if type(command) is Large else command
+        link.send_packed_command(link.pack_command(*parts), check_health=False)
 
     def send_all(self, commands: Sequence[Command]) -> None:
         """Send small commands at once."""
@@ -51,14 +54,30 @@ class Transport:
         """Return the next answer; raises one that is an error."""
         return self._link.read_response()
 
+    def receive_large(self, deadline: float | None = None) -> Any:
+        """Return the answer to a Large command; raises one that is an error."""
+        return self.receive(deadline)
 
-def _packed_large(command: Command) -> bytes:
-    """Return a command as it is sent. hiredis copies a large value again and again, this once."""
-    parts = [b"*%d\r\n" % len(command)]
-    for given in command:
-        part = given if isinstance(given, bytes) else str(given).encode()
-        parts += (b"$%d\r\n" % len(part), part, b"\r\n")
-    return b"".join(parts)
+
+def _in_pieces(command: Command) -> list[bytes | memoryview]:
+    """Return a command as it is sent, one piece after the other. hiredis copies a large value again
+    and again; here it stays where it is."""
+    pieces: list[bytes | memoryview] = []
+    small = bytearray(b"*%d\r\n" % len(command))
+    for part in command:
+        if type(part) is Pieces:
+            value: tuple[bytes | memoryview, ...] = part.buffers
+        else:
+            value = (part if isinstance(part, bytes) else str(part).encode(),)
+        small += b"$%d\r\n" % sum(map(len, value))
+        for buffer in value:
+            if len(buffer) < LARGE_SEND:
+                small += buffer
+                continue
+            pieces += (bytes(small), buffer)
+            small.clear()
+        small += b"\r\n"
+    return [*pieces, bytes(small)]
 
 
 class SocketTransport(Transport):
@@ -85,14 +104,21 @@ class SocketTransport(Transport):
         self._sendall = sock.sendall
         self._recv_into = sock.recv_into
         self._pack = hiredis.pack_command
+        self._error = link._parser.parse_error
+        self._new_reader()
+        self._buffer = bytearray(65_536)
+        self._incoming: Incoming | None = None
+        self._deadline: float | None = None
+
+    def _new_reader(self) -> None:
+        import hiredis
+
         reader = hiredis.Reader(
-            protocolError=rex.InvalidResponse,
-            replyError=link._parser.parse_error,
-            notEnoughData=_MORE,
+            protocolError=rex.InvalidResponse, replyError=self._error, notEnoughData=_MORE
         )
         self._feed: Any = reader.feed
         self._gets = reader.gets
-        self._buffer = bytearray(65_536)
+        self._has_data = reader.has_data
 
     def limit(self, seconds: float | None) -> None:
         self._usual = seconds
@@ -111,12 +137,15 @@ class SocketTransport(Transport):
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
 
     def send(self, command: Command, deadline: float | None = None) -> None:
-        is_large = (
-            command[0] == "SET" and type(command[2]) is bytes and len(command[2]) >= LARGE_SEND
-        )
-        packed = _packed_large(command) if is_large else self._pack(command)
         if self._shortened:
             self.limit(self._usual)
+        if type(command) is Large:
+            for piece in _in_pieces(command):
+                self._send(piece, deadline)
+        else:
+            self._send(self._pack(command), deadline)
+
+    def _send(self, packed: bytes | memoryview, deadline: float | None) -> None:
         if len(packed) < LARGE_SEND or deadline is None:
             self._sendall(packed)
             return
@@ -132,6 +161,8 @@ class SocketTransport(Transport):
         self._sendall(b"".join(map(self._pack, commands)))
 
     def receive(self, deadline: float | None = None) -> Any:
+        if self._incoming is not None and self._incoming.rest:
+            self._feed(self._incoming.take_rest())
         reply = self._gets()
         if reply is _MORE:
             size = self._recv_into(self._buffer)
@@ -147,6 +178,33 @@ class SocketTransport(Transport):
             finally:
                 del reply  # or error, traceback and frames, up to a client, would hold each other
         return reply
+
+    def receive_large(self, deadline: float | None = None) -> Any:
+        if self._has_data():  # another answer came before, and a part of this one with it
+            return self.receive(deadline)
+        incoming = self._incoming
+        if incoming is None:
+            incoming = self._incoming = Incoming(self._receive_into, self._error)
+        self._deadline = deadline
+        self._feed(bytes(incoming.fill()))
+        reply = self._gets()
+        if reply is not _MORE:  # it is small
+            incoming.take_rest()
+        else:
+            self._new_reader()
+            reply = incoming.answer()
+        if isinstance(reply, rex.RedisError):
+            try:
+                raise reply
+            finally:
+                del reply  # as above
+        return reply
+
+    def _receive_into(self, view: memoryview) -> int:
+        if self._deadline is not None:
+            self._cut(self._deadline)
+        size: int = self._recv_into(view)
+        return size
 
     def _rest(self, deadline: float | None) -> Any:
         """Return an answer of which a part has come."""

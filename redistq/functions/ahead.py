@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..context import TaskContext
 from ..errors import RedistqError
 from ..handlers import Waiting
+from ..protocol.pieces import Memory
 from .references import Reference
 from .results import SMALL, ResultReader
 from .signing import Signer, is_compressed, task_context
@@ -37,7 +38,7 @@ class KnownCall:
 
     needs: Needs
     pickled: bytes
-    found: Mapping[Reference, bytes]
+    found: Mapping[Reference, Memory]
 
 
 class Lookahead:
@@ -58,7 +59,7 @@ class Lookahead:
 
     def look(
         self, context: TaskContext, needed: Iterable[Reference], reader: ResultReader, stream: str
-    ) -> Mapping[Reference, bytes]:
+    ) -> Mapping[Reference, Memory]:
         """Return what could be read of what a task needs, together with what is needed by those
         that wait; nothing where none do."""
         with self._lock:
@@ -99,8 +100,8 @@ class Lookahead:
             if calls >= MOST_CALLS or results >= MOST_RESULTS:
                 return
 
-    def _read(self, reader: ResultReader, needed: list[Reference]) -> dict[Reference, bytes]:
-        found: dict[Reference, bytes] = {}
+    def _read(self, reader: ResultReader, needed: list[Reference]) -> dict[Reference, Memory]:
+        found: dict[Reference, Memory] = {}
         try:
             rows = reader.read_small(needed[:MOST_RESULTS], MOST_BYTES)
         except RedistqError:

@@ -26,13 +26,14 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..connection.broker import Broker
 from ..errors import PayloadError, PayloadTooLarge, RedistqError, UntrustedPayload
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
+from ..protocol.pieces import Memory
 from .pickling import Seen, load, pickler, what_cannot
 from .signing import MAX_PACKET_BYTES, Kind, Signer, is_old
 
@@ -51,6 +52,8 @@ RENEW_S = 86_400.0
 _TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
 CACHE_BYTES = 256 * 1024 * 1024
 """Most bytes of blobs, and of functions, that a worker process keeps."""
+_LENT = 10_000
+"""Names of which it is remembered that they were lent once."""
 LARGE = 64 * 1024
 """Parts, and arguments, of this many bytes or more are stored once."""
 
@@ -69,7 +72,8 @@ class Blobs:
         self._broker = broker
         self._signer = signer
         self._stored: OrderedDict[str, float] = OrderedDict()
-        self._cache: OrderedDict[tuple[Kind, str], bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[Kind, str], Memory] = OrderedDict()
+        self._lent: OrderedDict[str, None] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
         self._commands = Commands(keys, DEFAULT_GROUP)
@@ -117,7 +121,7 @@ class Blobs:
         hold = self._commands.hold(name, self._me, seconds * 1000, BRIEF_S * 1000)
         if memoryview(data).nbytes >= LARGE and self._broker.call(hold):
             return
-        packet = self._signer.pack(kind, name, bytes(data))
+        packet = self._signer.pack_memory(kind, name, (data,))
         if len(packet) > MAX_BLOB_BYTES:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
         # Needed by nobody at first: should we die here, it goes soon.
@@ -220,11 +224,25 @@ class Blobs:
         self._begin_as_user()
         self._stored.clear()
 
-    def argument(self, name: str) -> bytes:
-        """Return the bytes of an argument, or of a part of one; see ``get``."""
-        return self.get("argument", name)
+    def argument(self, name: str, own: bool = False) -> Memory:
+        """Return the bytes of an argument, or of a part of one; see ``get``.
 
-    def get(self, kind: Kind, name: str) -> bytes:
+        With ``own`` they are the caller's, who may change them. What only one call takes, which is
+        the usual, is not copied: kept for others is what is asked for a second time.
+        """
+        if not own:
+            return self.get("argument", name)
+        with self._lock:
+            known = self._cache.get(("argument", name))
+            again = known is not None or name in self._lent
+            self._lent[name] = None
+            if len(self._lent) > _LENT:
+                self._lent.popitem(last=False)
+        if again:
+            return bytearray(self.get("argument", name))
+        return self._read("argument", name)
+
+    def get(self, kind: Kind, name: str) -> Memory:
         """Return the bytes of a blob, their signature checked; raises BlobMissing or
         UntrustedPayload.
 
@@ -235,15 +253,7 @@ class Blobs:
             if place in self._cache:
                 self._cache.move_to_end(place)
                 return self._cache[place]
-        packet: bytes | None = self._broker.call(self._commands.blob(name))
-        if packet is None:
-            raise BlobMissing(
-                "a function or large argument of this task is no longer on the server (kept "
-                f"{BLOB_TTL_S // 86_400} days); submit it again"
-            )
-        if is_old(packet) and digest_of(packet) != name:
-            raise UntrustedPayload(f"a stored {kind} is not what its name says")
-        data = self._signer.unpack(kind, name, packet, old=True)
+        data = self._read(kind, name)
         with self._lock:
             if place not in self._cache and len(data) <= CACHE_BYTES // 2:
                 self._cache[place] = data
@@ -253,8 +263,19 @@ class Blobs:
                     self._cached -= len(old)
         return data
 
+    def _read(self, kind: Kind, name: str) -> Memory:
+        packet: bytes | bytearray | None = self._broker.call(self._commands.blob(name))
+        if packet is None:
+            raise BlobMissing(
+                "a function or large argument of this task is no longer on the server (kept "
+                f"{BLOB_TTL_S // 86_400} days); submit it again"
+            )
+        if is_old(packet) and digest_of(packet) != name:
+            raise UntrustedPayload(f"a stored {kind} is not what its name says")
+        return self._signer.unpack(kind, name, packet, old=True)
 
-def digest_of(packet: bytes) -> str:
+
+def digest_of(packet: Memory) -> str:
     """Return the name of a blob of the last release: 160 bits of BLAKE2b of its packet, as text."""
     return hashlib.blake2b(packet, digest_size=20).hexdigest()
 
@@ -269,15 +290,18 @@ class Parted:
     data: bytes
 
 
-def dump_parted(value: Any, store: Store, seen: Seen | None = None) -> Parted:
+def dump_parted(
+    value: Any, store: Store, seen: Seen | None = None, *, shared: bool = False
+) -> Parted:
     """Return a pickle of protocol 5 without the large parts of ``value``, which are stored.
 
-    What it refers to is added to ``seen``. Raises PayloadError naming what cannot be pickled, and
+    What it refers to is added to ``seen``. ``shared``: many calls will take it, so who reads it
+    keeps it. Raises PayloadError naming what cannot be pickled, and
     whatever ``store`` raises.
     """
     file = io.BytesIO()
     try:
-        own = _parting_pickler()(file, store)
+        own = _parting_pickler()(file, store, "memory" if shared else "own")
         own.seen = seen
         own.dump(value)
     except RedistqError:
@@ -290,9 +314,10 @@ def dump_parted(value: Any, store: Store, seen: Seen | None = None) -> Parted:
 @functools.cache
 def _parting_pickler() -> Any:
     class Pickler(pickler()):  # type: ignore[misc]
-        def __init__(self, file: Any, store: Store) -> None:
+        def __init__(self, file: Any, store: Store, writable: str) -> None:
             super().__init__(file, 5)
             self._store = store
+            self._writable = writable
 
         # Asked of every object; most are none of these three.
         def persistent_id(self, obj: Any) -> tuple[str, str] | None:
@@ -305,9 +330,9 @@ def _parting_pickler() -> Any:
                 if memory.nbytes < LARGE:
                     return None
                 name = self._store(memory)
-                return ("constant" if memory.readonly else "memory", name)
+                return ("constant" if memory.readonly else self._writable, name)
             if kind is bytes and len(obj) >= LARGE:
-                return ("constant", self._store(obj))
+                return ("bytes", self._store(obj))
             if kind is str and len(obj) >= LARGE:
                 return ("text", self._store(obj.encode("utf-8", "surrogatepass")))
             return None
@@ -315,20 +340,33 @@ def _parting_pickler() -> Any:
     return Pickler
 
 
-Fetch = Callable[[str], bytes]
-"""Finds the bytes of an argument, or of a part of one, by their name."""
+class Fetch(Protocol):
+    """Finds the bytes of an argument, or of a part of one, by their name. With ``own`` they are the
+    caller's to change."""
+
+    def __call__(self, name: str, own: bool = False) -> Memory:
+        """Return them."""
+
+
 _fetch: ContextVar[Fetch] = ContextVar("fetch")
 
 
-def load_whole(data: bytes, fetch: Fetch) -> Any:
+def load_whole(data: Memory, fetch: Fetch) -> Any:
     """Return the object of a pickle, with its parts put in where it was parted, and the values that
     were scattered before."""
     token = _fetch.set(fetch)
     try:
         value = load(data)
-        if type(value) is not Parted:
-            return value
-        return _Unpickler(io.BytesIO(value.data), fetch).load()
+        return value if type(value) is not Parted else load_parted(value, fetch)
+    finally:
+        _fetch.reset(token)
+
+
+def load_parted(parted: Parted, fetch: Fetch) -> Any:
+    """Return the object, with its parts put in."""
+    token = _fetch.set(fetch)
+    try:
+        return _Unpickler(io.BytesIO(parted.data), fetch).load()
     finally:
         _fetch.reset(token)
 
@@ -340,13 +378,18 @@ def stored_value(name: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, fetch: Callable[[str], bytes]) -> None:
+    def __init__(self, file: Any, fetch: Fetch) -> None:
         super().__init__(file)
         self._fetch = fetch
 
     def persistent_load(self, pid: tuple[str, str]) -> Any:
         kind, name = pid
+        if kind == "own":
+            data = self._fetch(name, own=True)
+            return bytearray(data) if memoryview(data).readonly else data
         data = self._fetch(name)
         if kind == "memory":
             return bytearray(data)  # a copy: whoever changes it changes only their own
-        return str(data, "utf-8", "surrogatepass") if kind == "text" else data
+        if kind == "constant":
+            return memoryview(data).toreadonly()
+        return str(data, "utf-8", "surrogatepass") if kind == "text" else bytes(data)

@@ -35,12 +35,14 @@ from ..flows import FLOWS, Flow, PackedFlow
 from ..handlers import Handler, LooksAhead, Registry, RetryPolicy, Waiting
 from ..protocol.codec import DEFAULT_MAX_BYTES
 from ..protocol.keys import without_priority
+from ..protocol.pieces import Memory, Pieces
 from .ahead import KnownCall, Lookahead
 from .blobs import CACHE_BYTES, BlobMissing, Blobs
-from .function import load_function, load_here
+from .function import load_function
 from .local_modules import Shipped
+from .outband import dumped
 from .output import LogSink, TaskOutput, captured
-from .pickling import Seen, dump, error_by_value
+from .pickling import Seen, error_by_value
 from .references import Reference, read_by
 from .results import ResultReader, TaskResults
 from .scheduled import opened
@@ -49,7 +51,7 @@ from .signing import Signer, is_old, task_context
 from .steps import SignedSteps
 from .streams import CallItems, collected, collected_async, streamed
 from .versions import BatchVersions, version_in, versioned
-from .written import CALL, Call, Ref, needs_in
+from .written import CALL, Call, needs_in, put_in
 
 MAX_PICKLED_ERROR = 64 * 1024
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
@@ -83,7 +85,7 @@ class CallHandler(LooksAhead):
         self._ahead: Lookahead | None = None
         self._setups = Setups()
 
-    def __call__(self, payload: bytes, context: TaskContext) -> bytes | PackedFlow:
+    def __call__(self, payload: bytes, context: TaskContext) -> bytes | Pieces | PackedFlow:
         output = None
         store = self._stores[context.queue]
         # The answer to a call that is bound to no task is bound to none either: else whoever has
@@ -117,9 +119,13 @@ class CallHandler(LooksAhead):
                     _no_flow(result)
                 answers = known.needs.answers or context.task_id
                 return self._packed_flow(result, store, answers)
-            data = _dump_result(result)
+            holder = [result]
+            del result  # whoever else holds it may change it: see outband.py
+            data = _dump_result(holder)
             try:
-                return self._signer.pack("result", task, data, old=old)
+                if old:
+                    return self._signer.pack("result", task, b"".join(data), old=True)
+                return self._signer.pack_memory("result", task, data)
             except PayloadTooLarge as error:
                 raise ResultTooLarge(error.size, error.limit) from None
         except (Suspended, LeaseLost):
@@ -144,7 +150,7 @@ class CallHandler(LooksAhead):
             return known
         packet = opened(self._signer, store.stream, context.task_id, payload)
         needs, pickled = needs_in(packet)
-        found: Mapping[Reference, bytes] = {}
+        found: Mapping[Reference, Memory] = {}
         if ahead is not None and needs.results:
             found = ahead.look(context, needs.results, store.results, store.stream)
         return KnownCall(needs, pickled, found)
@@ -166,19 +172,21 @@ class CallHandler(LooksAhead):
         task: str,
     ) -> Any:
         if not call.chunk:
-            args = tuple(self._resolve(a, blobs) for a in call.args)
-            kwargs = {name: self._resolve(a, blobs) for name, a in call.kwargs.items()}
+            fetch = blobs.argument
+            args = tuple([put_in(a, fetch) for a in call.args])
+            kwargs = {name: put_in(a, fetch) for name, a in call.kwargs.items()}
             result = function(*args, **kwargs)
+            del args, kwargs
             if call.stream:
                 return self._streamed(result, context, task)
             if inspect.isgenerator(result) or inspect.isasyncgen(result):
                 return _finish(result, context, CallItems(self._signer, task))
             return _finish(result, context)
-        shared: dict[str, Any] = {}
+        shared: dict[Any, Any] = {}
         return [
             _no_flow(
                 _finish(
-                    function(*(self._resolve(a, blobs, shared) for a in args), **call.kwargs),
+                    function(*[put_in(a, blobs.argument, shared) for a in args], **call.kwargs),
                     context,
                 )
             )
@@ -190,18 +198,6 @@ class CallHandler(LooksAhead):
             result = _run(context, result)
         how = CallItems(self._signer, task)
         return streamed(result, context, how, partial(_run, context))
-
-    def _resolve(self, argument: Any, blobs: Blobs, shared: dict[str, Any] | None = None) -> Any:
-        if type(argument) is not Ref:
-            return argument
-        if shared is not None and argument.digest in shared:
-            return shared[argument.digest]
-        # Unpickled anew for every task: one that changes its argument changes its own copy.
-        fetch = blobs.argument
-        value = load_here(fetch(argument.digest), "an argument", fetch)
-        if shared is not None:
-            shared[argument.digest] = value
-        return value
 
     def _function(self, digest: str, blobs: Blobs) -> Callable[..., Any]:
         with self._lock:
@@ -313,12 +309,12 @@ async def _interruptible(work: Coroutine[Any, Any, Any], context: TaskContext) -
         context._interrupt = None
 
 
-def _dump_result(result: Any) -> bytes:
+def _dump_result(holder: list[Any]) -> list[Memory]:
     try:
-        return dump(result, Seen())
+        return dumped(holder, Seen())
     except PayloadError as error:
         raise PayloadError(
-            f"the function returned {type(result).__name__}, which cannot be sent back: {error}"
+            f"the function returned {type(holder[0]).__name__}, which cannot be sent back: {error}"
         ) from error
 
 

@@ -19,7 +19,8 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ..errors import ModuleMissing, WrongPython
-from .blobs import load_whole
+from ..protocol.pieces import Memory
+from .blobs import Fetch, Parted, load_parted, load_whole
 from .dependencies import outside
 from .pickling import PYTHON, dump, is_generator, is_importable, load
 
@@ -65,7 +66,7 @@ def _cell_sources(function: Any, limit: int = 5) -> dict[str, list[str]]:
     return sources
 
 
-def load_function(data: bytes, use: Callable[[str], None] | None = None) -> Callable[..., Any]:
+def load_function(data: Memory, use: Callable[[str], None] | None = None) -> Callable[..., Any]:
     """Return the function; ``use`` is called first with the bundle of local modules it needs.
 
     Raises WrongPython or ModuleMissing, which say what to do.
@@ -84,12 +85,15 @@ def load_function(data: bytes, use: Callable[[str], None] | None = None) -> Call
     return function
 
 
-def load_here(data: bytes, what: str, fetch: Callable[[str], bytes] | None = None) -> Any:
+def load_here(data: Memory | Parted, what: str, fetch: Fetch | None = None) -> Any:
     """Return an object, with the parts that were left out of its pickle where ``fetch`` is given.
 
     Raises ModuleMissing where this process lacks what it is made of.
     """
     try:
+        if isinstance(data, Parted):
+            assert fetch is not None
+            return load_parted(data, fetch)
         return load(data) if fetch is None else load_whole(data, fetch)
     except ModuleNotFoundError as error:
         raise ModuleMissing(

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PayloadError
+from ..protocol.pieces import Memory
 from .dependencies import outside, parents, prefixes, runs
 
 KEPT_BUNDLES = 32
@@ -381,7 +382,7 @@ class Shipped:
         self._lock = threading.RLock()
         sys.meta_path.insert(0, self)
 
-    def use(self, digest: str, read: Callable[[], bytes]) -> None:
+    def use(self, digest: str, read: Callable[[], Memory]) -> None:
         """Import the modules of that bundle from now on; ``read`` gives its data."""
         if digest == self._current:
             return

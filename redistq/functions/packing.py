@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import PayloadTooLarge
 from ..protocol.options import CallOptions
-from .blobs import BLOB_TTL_S, LARGE, Blobs, dump_parted
+from .blobs import BLOB_TTL_S, LARGE, Blobs, Parted, dump_parted
 from .function import Known, PickledFunctions, pickled_function, warn_of_generators
 from .local_modules import KEPT_BUNDLES, bundle_of
 from .pickling import Parents, Seen, dump
@@ -30,7 +30,7 @@ class Shared:
     """What the calls of one map, batch or graph share while they are packed: what is stored for
     one of them is stored for all."""
 
-    arguments: dict[int, tuple[Any, Ref, Seen, list[str]]] = field(default_factory=dict)
+    arguments: dict[int, tuple[Any, Ref | Parted, Seen, list[str]]] = field(default_factory=dict)
     """Large arguments by identity: the value, its stand-in, what it refers to, and the blobs."""
     functions: dict[tuple[int, float], tuple[Known, str]] = field(default_factory=dict)
     """Functions, by identity of what is known of them and how long they are kept: their names."""
@@ -137,7 +137,7 @@ class Packer:
             return self._blobs.put("argument", part, BLOB_TTL_S, needs)
 
         try:
-            name = store(dump(dump_parted(value, store, seen)))
+            name = store(dump(dump_parted(value, store, seen, shared=True)))
         except BaseException:
             self._blobs.drop(needs)
             raise
@@ -216,21 +216,17 @@ class _Packing:
             return self._referred(value)
         known = self._shared.get(id(value))
         if known is not None:
-            _, ref, own, blobs = known
-            self._saw(own)
-            self._blobs.require(blobs, self._needs)
-            return ref
+            self._saw(known[2])
+            self._blobs.require(known[3], self._needs)
+            return known[1]
         own = Seen(None if self.seen.parents is None else {})
         before = len(self._needs)
-        if _looks_large(value):
-            data = dump(value, own)
-        elif sure and len(dump(value, Seen(own.parents))) >= LARGE:
-            data = dump(dump_parted(value, self._store, own))
-        else:
+        if not _looks_large(value) and not (sure and _is_large(value, own)):
             return value
-        if len(data) < LARGE:
-            return value
-        ref = Ref(self._store(data))
+        parted = dump_parted(value, self._store, own)
+        ref: Parted | Ref = parted
+        if len(parted.data) >= LARGE // 4:
+            ref = Ref(self._store(dump(parted)))
         # The value is kept alive, or its id could mean another object.
         self._shared[id(value)] = (value, ref, own, self._needs[before:])
         self._saw(own)
@@ -251,6 +247,10 @@ class _Packing:
         self.seen.scattered += own.scattered
         if self.seen.parents is not None:
             self.seen.parents.update(own.parents or {})
+
+
+def _is_large(value: Any, own: Seen) -> bool:
+    return len(dump(value, Seen(own.parents))) >= LARGE
 
 
 def _looks_large(value: Any) -> bool:

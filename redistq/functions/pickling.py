@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from ..errors import PayloadError
+from ..protocol.pieces import Memory
 from .dependencies import IMPORTS, imported_names
 from .references import Referable, Reference
 
@@ -58,7 +59,7 @@ def dump(value: Any, seen: Seen | None = None) -> bytes:
     pickled.
     """
     try:
-        if _is_plain(value):
+        if is_plain(value):
             return pickle.dumps(value, 5)
         return by_value(value, seen)
     except FutureMisplaced:
@@ -202,22 +203,22 @@ def error_by_value(error: BaseException, limit: int) -> bytes:
     return by_value(Sendable(error, is_small))
 
 
-def load(data: bytes) -> Any:
+def load(data: Memory) -> Any:
     """Return the object. Only for data that ``Signer.unpack`` let through."""
     return pickle.loads(data)
 
 
-def _is_plain(value: Any, depth: int = 2) -> bool:
+def is_plain(value: Any, depth: int = 2) -> bool:
     """Return whether the standard pickler can be used: nothing in it can refer to ``__main__``."""
     if type(value) in _PLAIN:  # not subclasses: a cell may define one
         return True
     if depth and type(value) in (tuple, list) and len(value) <= 64:
         for item in value:
-            if type(item) not in _PLAIN and not _is_plain(item, depth - 1):
+            if type(item) not in _PLAIN and not is_plain(item, depth - 1):
                 return False
         return True
     if depth and type(value) is dict and len(value) <= 64:
-        return all(_is_plain(k, 0) and _is_plain(v, depth - 1) for k, v in value.items())
+        return all(is_plain(k, 0) and is_plain(v, depth - 1) for k, v in value.items())
     if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         return not value.dtype.hasobject
     return False

@@ -18,8 +18,9 @@ from ..connection.broker import Broker
 from ..errors import RedistqError, UnknownTask, UntrustedPayload
 from ..protocol.codec import loads
 from ..protocol.keys import QueueKeys, at_priority, batch_task_id
+from ..protocol.pieces import Memory
 from ..protocol.plain_commands import PlainCommands
-from .pickling import load
+from .outband import loaded
 from .references import Kind, Reference
 from .signing import Signer, is_packet, task_context
 
@@ -31,7 +32,7 @@ _PAGE_BYTES = 8 * 1024 * 1024
 SMALL = 64 * 1024
 """Bytes of a result that is read ahead of the task that needs it."""
 
-Row = Sequence[bytes | None]
+Row = Sequence[Memory | None]
 """State and result, as a task's record has them."""
 
 
@@ -39,11 +40,11 @@ def result_in(
     signer: Signer,
     context: str,
     task_id: str,
-    body: bytes | None,
+    body: Memory | None,
     kind: Kind = "call",
     *,
     old: bool = False,
-    unpickle: Callable[[bytes], Any] = load,
+    unpickle: Callable[[Memory], Any] = loaded,
 ) -> Any:
     """Return a stored result: the packet signed for that context, or JSON.
 
@@ -58,7 +59,7 @@ def result_in(
     if kind == "named" or (kind == "unknown" and not is_packet(body)):
         if is_packet(body):
             raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
-        return loads(body)
+        return loads(bytes(body))
     return unpickle(signer.unpack("result", context, body, old=old or kind == "unknown"))
 
 
@@ -106,7 +107,7 @@ class ResultReader:
         rows = zip(wanted, self._broker.call_all(commands), strict=True)
         return {reference: body for reference, (state, body) in rows if state == b"succeeded"}
 
-    def opened(self, reference: Reference, body: bytes) -> bytes:
+    def opened(self, reference: Reference, body: Memory) -> Memory:
         """Return the data of the signed result of a call; raises UntrustedPayload."""
         assert self._signer is not None
         return self._signer.unpack("result", self._context(reference), body)
@@ -117,7 +118,7 @@ class ResultReader:
         if state != b"succeeded":
             raise _not_there(reference.id, state)
         if body is not None and not is_packet(body) and reference.kind in ("named", "unknown"):
-            body = self._seal.open_of_task("result", reference.id, body)
+            body = self._seal.open_of_task("result", reference.id, bytes(body))
         if self._signer is not None:
             context = self._context(reference)
             return result_in(self._signer, context, reference.id, body, reference.kind)
@@ -126,7 +127,7 @@ class ResultReader:
                 f"the result of task {reference.id} is that of a function call, which only another "
                 "function call can read"
             )
-        return None if body is None else loads(body)
+        return None if body is None else loads(bytes(body))
 
     def _context(self, reference: Reference) -> str:
         return task_context(self.lane(reference.lane).keys.stream, reference.id)
@@ -139,7 +140,7 @@ class TaskResults:
         self,
         reader: ResultReader,
         needed: Sequence[Reference] = (),
-        ahead: Mapping[Reference, bytes] | None = None,
+        ahead: Mapping[Reference, Memory] | None = None,
     ) -> None:
         """``needed`` are results that the task will ask for; ``ahead`` has the data of those calls
         whose results were read before, their signatures checked."""
@@ -164,7 +165,7 @@ class TaskResults:
             return self._known[reference]
         found: Any
         if (data := self._ahead.get(reference)) is not None:
-            found = load(data)
+            found = loaded(data)
         elif reference.kind == "batch":
             found = self._read_batch(reference)
         else:
@@ -202,11 +203,10 @@ class TaskResults:
         return found
 
 
-def _not_there(task_id: str, state: bytes | None) -> RedistqError:
+def _not_there(task_id: str, state: Memory | None) -> RedistqError:
     if state is None:
         error = UnknownTask(task_id)
         error.add_note("Its result is needed here, and its record is gone, or it runs again.")
         return error
-    return RedistqError(
-        f"the result of task {task_id} is needed here, and it {state.decode('utf-8', 'replace')}"
-    )
+    ended = bytes(state).decode("utf-8", "replace")
+    return RedistqError(f"the result of task {task_id} is needed here, and it {ended}")

@@ -5,9 +5,13 @@ Used by clients and by the worker's handler for function calls. It never talks t
 lets nothing through that is not signed with its key, unless unsigned data is allowed:
 unpickling runs code that whoever wrote the bytes has chosen.
 
-A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed), 32 bytes of HMAC-SHA256 when
-signed, and the data. No JSON text begins with a zero byte, so the two kinds of payload cannot be
-taken for each other.
+A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed, 4 named, 8 aligned), 32 bytes of
+HMAC-SHA256 when signed, zeros up to the 64th byte when aligned, and the data. No JSON text begins
+with a zero byte, so the two kinds of payload cannot be taken for each other.
+
+What is large is not copied: its packet is Pieces, and its data aligned, so that arrays can lie in
+the memory that it was read into. A stored value whose packet is ``named`` has no signature beside
+its name, which is one: a keyed hash of the data, which so is hashed once on each side.
 
 The signature says what a packet is and where it belongs: its kind (each has a key derived from the
 shared one) and its context, which is the task for calls, results and errors, and the name for
@@ -27,12 +31,14 @@ import hmac
 import os
 import secrets
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 from ..errors import ConfigurationError, PayloadTooLarge, UntrustedPayload
 from ..logger import logger
 from ..protocol.codec import DEFAULT_MAX_BYTES
+from ..protocol.pieces import Memory, Pieces
 from ..system import private
 from ..system.private import ENV_KEY
 
@@ -56,8 +62,16 @@ MAGIC = b"\0rq2"
 OLD_MAGIC = b"\0rq1"
 _COMPRESSED = 1
 _SIGNED = 2
+_NAMED = 4
+_ALIGNED = 8
 _MAC = 32
+_DATA_AT = 64
+"""Where the data of an aligned packet begins."""
+STORED: frozenset[Kind] = frozenset({"argument", "function", "modules"})
+"""Kinds whose context is their name, which ``name_of`` made of their data."""
 _PROBE = 65_536
+LARGE = 65_536
+"""Bytes from which a packet's data is not copied."""
 COMPRESS_FROM = 16_384
 """Bytes from which compression is tried; below, the server's round trip costs more."""
 KEY_FILE = "signing.key"
@@ -91,6 +105,7 @@ class Signer:
         self.allow_unsigned = allow_unsigned
         self._refuse_old = os.environ.get(ENV_REFUSE_OLD, "") not in ("", "0")
         self._macs: dict[Kind, Any] = {}
+        self._name_macs: dict[Kind, Any] = {}
         self._names = b"unsigned"
         if key is not None:
             # Derived, not the key itself: what the last release signed is no signature of ours.
@@ -98,6 +113,9 @@ class Signer:
                 own = hmac.digest(key, b"redistq rq2 " + kind.encode(), "sha256")
                 self._macs[kind] = hmac.new(own, digestmod="sha256")
             self._names = hmac.digest(key, b"redistq rq2 names", "sha256")
+        for stored in STORED:
+            own = hmac.digest(self._names, stored.encode(), "sha256")
+            self._name_macs[stored] = hmac.new(own, digestmod="sha256")
 
     def pack(self, kind: Kind, context: str, data: bytes, *, old: bool = False) -> bytes:
         """Return bytes as a packet of that kind which is good in that context alone.
@@ -120,21 +138,51 @@ class Signer:
         mac = self._old_mac(flags, data) if old else self._mac(kind, context, flags, data)
         return b"".join((magic, bytes((flags,)), mac, data))
 
-    def unpack(self, kind: Kind, context: str, packet: bytes, *, old: bool = False) -> bytes:
+    def pack_memory(self, kind: Kind, context: str, parts: Sequence[Memory]) -> bytes | Pieces:
+        """As ``pack``, for data that lies in several places: what is not worth compressing is not
+        copied. ``context`` is the name where that kind is STORED."""
+        size = sum(map(len, parts))
+        if size > _UNPACKED[kind]:
+            raise PayloadTooLarge(size, _UNPACKED[kind], _TOO_LARGE)
+        if size < LARGE or _pays(max(parts, key=len)):
+            return self.pack(kind, context, b"".join(parts))
+        flags = _ALIGNED
+        if self.key is None:
+            return Pieces((_aligned(MAGIC + bytes((flags,))), *parts))
+        if kind in STORED:
+            return Pieces((_aligned(MAGIC + bytes((flags | _NAMED,))), *parts))
+        flags |= _SIGNED
+        mac = self._mac(kind, context, flags, *parts)
+        return Pieces((_aligned(MAGIC + bytes((flags,)) + mac), *parts))
+
+    @overload
+    def unpack(self, kind: Kind, context: str, packet: bytes, *, old: bool = False) -> bytes: ...
+
+    @overload
+    def unpack(self, kind: Kind, context: str, packet: Memory, *, old: bool = False) -> Memory: ...
+
+    def unpack(self, kind: Kind, context: str, packet: Memory, *, old: bool = False) -> Memory:
         """Return the data of a packet of that kind for that context; raises UntrustedPayload.
 
-        With ``old`` a packet of the last release will do, which says of neither.
+        That of a bytearray is a memoryview of it, where it is not compressed. With ``old`` a
+        packet of the last release will do, which says of neither.
         """
-        magic = packet[: len(MAGIC)]
+        if type(packet) is not bytes:
+            packet = memoryview(packet)
+        magic = bytes(packet[: len(MAGIC)])
         at = len(MAGIC) + 1
         if magic not in (MAGIC, OLD_MAGIC) or len(packet) < at:
             raise UntrustedPayload(f"this is no packet of redistq, but a {kind} is one")
         if magic == OLD_MAGIC:
             self._check_old(kind, old)
         flags = packet[at - 1]
-        if flags & _SIGNED:
+        if flags & _NAMED:
+            data = packet[_DATA_AT:]
+            if not self.allow_unsigned:
+                self._check_name(kind, context, data)
+        elif flags & _SIGNED:
             mac = packet[at : at + _MAC]
-            data = packet[at + _MAC :]
+            data = packet[_DATA_AT if flags & _ALIGNED else at + _MAC :]
             if not self.allow_unsigned:
                 if self.key is None:
                     good = b""
@@ -143,14 +191,9 @@ class Signer:
                 else:
                     good = self._mac(kind, context, flags, data)
                 if not hmac.compare_digest(mac, good):
-                    raise UntrustedPayload(
-                        f"this {kind} is signed with another key, or for something else: give "
-                        f"both sides the same key ({ENV_KEY}, or signing_key=), or start the "
-                        "worker with --allow-pickle on a server that only you can write to; where "
-                        "the keys are the same, somebody has changed what is on the server"
-                    )
+                    raise UntrustedPayload(_of_another_key(kind))
         else:
-            data = packet[at:]
+            data = packet[_DATA_AT if flags & _ALIGNED else at :]
             if not self.allow_unsigned:
                 raise UntrustedPayload(
                     f"this {kind} is not signed, and unpickling it would run whatever its writer "
@@ -160,24 +203,36 @@ class Signer:
 
     def name_for(self, text: str) -> str:
         """Return a name for a result that only holders of the same key share: 160 bits as text."""
-        return self._name(text.encode(), b"result")
+        key, person = self._names, b"result"
+        return hashlib.blake2b(text.encode(), digest_size=20, key=key, person=person).hexdigest()
 
-    def name_of(self, kind: Kind, data: bytes) -> str:
-        """Return the name of a function or argument: a keyed hash of its content, 160 bits."""
-        return self._name(data, kind.encode())
+    def name_of(self, kind: Kind, data: Memory) -> str:
+        """Return the name of a function or argument: 160 bits of HMAC-SHA256 of its content.
 
-    def _name(self, data: bytes, person: bytes) -> str:
-        return hashlib.blake2b(data, digest_size=20, key=self._names, person=person).hexdigest()
+        Of hashes this is the fastest where processors have instructions for it, as most have.
+        """
+        mac = self._name_macs[kind].copy()
+        mac.update(data)
+        name: str = mac.hexdigest()[:40]
+        return name
 
-    def _mac(self, kind: Kind, context: str, flags: int, data: bytes) -> bytes:
+    def _check_name(self, kind: Kind, name: str, data: Memory) -> None:
+        """Raise UntrustedPayload where data is not what a name was made of, with our key."""
+        if self.key is None or kind not in STORED:
+            raise UntrustedPayload(_of_another_key(kind))
+        if not hmac.compare_digest(self.name_of(kind, data).encode(), name.encode()):
+            raise UntrustedPayload(_of_another_key(kind))
+
+    def _mac(self, kind: Kind, context: str, flags: int, *parts: Memory) -> bytes:
         where = context.encode("utf-8", "surrogateescape")
         mac = self._macs[kind].copy()
         mac.update(b"%d:%b%c" % (len(where), where, flags))
-        mac.update(data)
+        for data in parts:
+            mac.update(data)
         digest: bytes = mac.digest()
         return digest
 
-    def _old_mac(self, flags: int, data: bytes) -> bytes:
+    def _old_mac(self, flags: int, data: Memory) -> bytes:
         assert self.key is not None
         mac = hmac.new(self.key, bytes((flags,)), "sha256")
         mac.update(data)
@@ -207,17 +262,30 @@ def _warn_of_old(kind: Kind) -> None:
     )
 
 
-def is_old(packet: bytes) -> bool:
+def _of_another_key(kind: Kind) -> str:
+    return (
+        f"this {kind} is signed with another key, or for something else: give both sides the same "
+        f"key ({ENV_KEY}, or signing_key=), or start the worker with --allow-pickle on a server "
+        "that only you can write to; where the keys are the same, somebody has changed what is on "
+        "the server"
+    )
+
+
+def _aligned(head: bytes) -> bytes:
+    return head.ljust(_DATA_AT, b"\0")
+
+
+def is_old(packet: Memory) -> bool:
     """Return whether a packet is in the last release's format."""
     return packet[: len(OLD_MAGIC)] == OLD_MAGIC
 
 
-def is_packet(body: bytes) -> bool:
+def is_packet(body: Memory) -> bool:
     """Return whether bytes are a packet of ours, of whatever worth, and no JSON."""
     return body[: len(MAGIC)] in (MAGIC, OLD_MAGIC)
 
 
-def is_compressed(packet: bytes) -> bool:
+def is_compressed(packet: Memory) -> bool:
     """Return whether a packet's data is larger than it looks."""
     flags = packet[len(MAGIC) : len(MAGIC) + 1]
     return bool(flags and flags[0] & _COMPRESSED)
@@ -233,7 +301,7 @@ def batch_context(stream: str, batch_id: str) -> str:
     return f"{stream}\n\n{batch_id}"  # no task's id begins with a line feed
 
 
-def _unpacked(kind: Kind, data: bytes) -> bytes:
+def _unpacked(kind: Kind, data: Memory) -> bytes:
     """Return the data decompressed, but never more than a packet of that kind may hold."""
     limit = _UNPACKED[kind]
     opened = zlib.decompressobj()
@@ -250,10 +318,10 @@ def _unpacked(kind: Kind, data: bytes) -> bytes:
     return whole
 
 
-def _pays(data: bytes) -> bool:
+def _pays(data: Memory) -> bool:
     """Return whether compression is likely to save a tenth: tried on two parts of the data."""
     middle = len(data) // 2
-    probe = data[: _PROBE // 2] + data[middle : middle + _PROBE // 2]
+    probe = b"".join((data[: _PROBE // 2], data[middle : middle + _PROBE // 2]))
     return len(zlib.compress(probe, 1)) < 0.9 * len(probe)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..context import TaskContext
 from ..errors import ConfigurationError, ItemTooLarge
 from ..protocol.items import MAX_ITEM_BYTES, Chunk, chunk_context
+from ..protocol.pieces import Memory
 from .pickling import Seen, dump, load
 from .signing import Signer
 from .yielding import drained, drained_async
@@ -44,7 +45,7 @@ class CallItems:
         return self._signer.unpack("items", where, chunk.body)
 
 
-def items_in(data: bytes) -> list[Any]:
+def items_in(data: Memory) -> list[Any]:
     """Return the items of a chunk. Only for one that was signed."""
     return [load(item) for item in load(data)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import PayloadError
 from ..protocol.codec import dumps, loads
 from ..protocol.options import CallOptions
-from .blobs import Store, dump_parted
+from .blobs import Fetch, Parted, Store, dump_parted
 from .function import load_here
 from .pickling import Seen, can_be_sent, dump, what_cannot
 from .references import Reference
@@ -29,6 +29,27 @@ class Ref:
     """Stands for an argument that is stored as a blob."""
 
     digest: str
+
+
+def put_in(value: Any, fetch: Fetch, shared: dict[Any, Any] | None = None) -> Any:
+    """Return an argument, found where something stands for it. ``shared`` remembers those that
+    several calls of a chunk have in common.
+
+    Else it is loaded anew for every call: one that changes its argument changes its own copy.
+    """
+    kind = type(value)
+    if kind is not Ref and kind is not Parted:
+        return value
+    place = value.digest if kind is Ref else id(value)  # of one pickle, which holds it once
+    if shared is not None and place in shared:
+        return shared[place]
+    if kind is Ref:
+        found = load_here(fetch(value.digest), "an argument", fetch)
+    else:
+        found = load_here(value, "an argument", fetch)
+    if shared is not None:
+        shared[place] = found
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +109,7 @@ class Call:
     def unpickled(
         cls,
         data: bytes,
-        fetch: Callable[[str], bytes],
+        fetch: Fetch,
         use: Callable[[str], None] | None = None,
     ) -> Call:
         """Return the call; ``fetch`` finds the parts that were left out, and ``use`` is called
@@ -100,7 +121,7 @@ class Call:
         cls,
         needs: Needs,
         pickled: bytes,
-        fetch: Callable[[str], bytes],
+        fetch: Fetch,
         use: Callable[[str], None] | None = None,
     ) -> Call:
         """The same, of what ``needs_in`` returned."""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ItemTooLarge, PayloadError, PayloadTooLarge, ResultError, ResultTooLarge
+from .pieces import Pieces
 
 DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 MAX_TRACEBACK_CHARS = 16_000
@@ -181,7 +182,7 @@ def _plain(value: Any) -> bytes:
     return data
 
 
-def check_size(result: bytes, limit: int) -> bytes:
+def check_size(result: bytes | Pieces, limit: int) -> bytes | Pieces:
     """Return a result that is bytes already; raises ResultTooLarge, which fails the task."""
     if len(result) > limit:
         raise ResultTooLarge(len(result), limit)

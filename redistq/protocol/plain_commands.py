@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from .keys import QueueKeys
+from .pieces import Large, Pieces
 
 Command = tuple[Any, ...]
 T = TypeVar("T")
@@ -89,7 +90,8 @@ class PlainCommands:
     def end_of(self, task_id: str) -> Command:
         """Ask for state, result, error, stream entry and reason in a task's record; None where
         missing."""
-        return ("HMGET", self.keys.task(task_id), "state", "result", "error", "entry", "reason")
+        fields = ("state", "result", "error", "entry", "reason")
+        return Large(("HMGET", self.keys.task(task_id), *fields))
 
     def progress(self, task_id: str) -> Command:
         """Ask how far a task is, as its handler said last; see progress.py."""
@@ -105,7 +107,7 @@ class PlainCommands:
 
     def result_of(self, task_id: str) -> Command:
         """Ask for state and result in a task's record; None where missing."""
-        return ("HMGET", self.keys.task(task_id), "state", "result")
+        return Large(("HMGET", self.keys.task(task_id), "state", "result"))
 
     def result_size(self, task_id: str) -> Command:
         """Ask how many bytes the result in a task's record has; 0 where there is none."""
@@ -299,11 +301,11 @@ class PlainCommands:
 
     def blob(self, name: str) -> Command:
         """Ask for a stored function or argument; None when it is not there."""
-        return ("GET", self.keys.blob(name))
+        return Large(("GET", self.keys.blob(name)))
 
-    def store_blob(self, name: str, packet: bytes, ttl_s: int) -> Command:
+    def store_blob(self, name: str, packet: bytes | Pieces, ttl_s: int) -> Command:
         """Store a function or argument, unless it is there."""
-        return ("SET", self.keys.blob(name), packet, "EX", ttl_s, "NX")
+        return Large(("SET", self.keys.blob(name), packet, "EX", ttl_s, "NX"))
 
     def log_lines(self, task_id: str) -> Command:
         """Ask for all that is kept of a task's output."""

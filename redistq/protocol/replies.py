@@ -333,7 +333,7 @@ def _values(x: Any, command: Sequence[Any]) -> bool:
     return (
         type(x) is list
         and len(x) == len(command) - 2
-        and all(v is None or type(v) is bytes for v in x)
+        and all(v is None or type(v) is bytes or type(v) is bytearray for v in x)
     )
 
 
@@ -343,7 +343,7 @@ def _only(of: Callable[[Any], bool]) -> Shape:
 
 
 _count = _only(lambda x: type(x) is int and x >= 0)
-_value = _only(lambda x: x is None or type(x) is bytes)
+_value = _only(lambda x: x is None or type(x) is bytes or type(x) is bytearray)
 _three = _only(lambda x: _list(x, _int) and len(x) == 3)
 
 _SHAPES: dict[str, Shape | None] = {

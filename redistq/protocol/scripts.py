@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from .pieces import Large
 
 VERBS = (
     "enqueue",
@@ -153,7 +154,8 @@ def text_of(sha: str) -> str:
 
 def with_text(command: Sequence[Any]) -> tuple[Any, ...]:
     """Return a script's command with its text, for a server that does not know its SHA1."""
-    return ("EVAL", text_of(command[1]), *command[2:])
+    made = ("EVAL", text_of(command[1]), *command[2:])
+    return Large(made) if type(command) is Large else made
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import scripts
 from .answers import HeartbeatReply, Recovered, text_of, words_by_name, words_of
+from .pieces import Large, Pieces
 from .plain_commands import MAX_TASKS, Command, PlainCommands
 
 _flat = chain.from_iterable
@@ -63,7 +64,9 @@ class WorkerCommands(PlainCommands):
         """Settle outcomes of (entry, id, state, name, attempt, run_ms, body, ttl, inbox, note,
         batch). ``gated`` says what those of them hold that are gated;
         ``children`` are the tasks to add with them: see settle.lua."""
-        return self._settle(_flat(outcomes), consumer=consumer, gated=gated, children=children)
+        flat = list(_flat(outcomes))
+        command = self._settle(flat, consumer=consumer, gated=gated, children=children)
+        return Large(command) if Pieces in map(type, flat[6::11]) else command
 
     def retry(self, consumer: str, attempts: Iterable[Sequence[Any]]) -> Command:
         """Retry (entry, id, state, name, attempt, run_ms, error, delay_ms, note)."""

@@ -29,6 +29,7 @@ from ..handlers.batching import Batching
 from ..protocol.codec import loads
 from ..protocol.commands import Commands, Promoted, new_consumer_name
 from ..protocol.keys import without_priority
+from ..protocol.pieces import Pieces
 from ..scheduler.firing import Firing
 from ..worker.batches import Batches
 from ..worker.bootstrap import announce
@@ -335,6 +336,8 @@ class Engine:
         seconds = 0.0
         if outcome is not None and outcome.verb in (SETTLE, RETRY):
             seconds, body = float(outcome.args[5]) / 1000, outcome.args[6]
+            if type(body) is Pieces:
+                body = bytes(body)
             if isinstance(body, bytes) and state in ("succeeded", "failed", "retried"):
                 with contextlib.suppress(RedistqError):  # bound to a task that this one answers
                     kind: Kind = "result" if state == "succeeded" else "error"

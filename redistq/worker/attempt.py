@@ -36,6 +36,7 @@ from ..middleware.chain import running
 from ..protocol.codec import check_size, encode_error, encode_result, message_of
 from ..protocol.commands import CANCELLED_TTL_MS, CONTINUED, EXPIRED
 from ..protocol.options import milliseconds
+from ..protocol.pieces import Pieces
 from . import limits
 from .outcome import ASKED_NOTE, RETRY, SETTLE, SUSPEND, Outcome, note_of
 from .parents import TaskParents
@@ -231,12 +232,11 @@ class Attempt:
             return self._continued(result, took, started)
         try:
             if self.handler.raw:
-                body = check_size(result, MAX_RAW_RESULT)
+                body: bytes | Pieces = check_size(result, MAX_RAW_RESULT)
             else:
                 handler = self.handler
-                body = encode_result(result, handler.max_result_bytes, handler.plain_result)
-                if self.seal is not None:
-                    body = self.seal.result(body)
+                plain = encode_result(result, handler.max_result_bytes, handler.plain_result)
+                body = plain if self.seal is None else self.seal.result(plain)
         except (ResultError, ResultTooLarge) as error:
             log.warning("task %s failed: %s", self.id.decode(), error)
             return self.no_result(error, took, started)
@@ -311,7 +311,7 @@ class Attempt:
     def end(
         self,
         state: str,
-        body: bytes,
+        body: bytes | Pieces,
         note: str,
         took: int,
         started: int,

@@ -1,6 +1,8 @@
-"""Commands as they are sent: large ones as hiredis packs them, with fewer copies."""
+"""Commands as they are sent and answers as they are read: large ones with fewer copies."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import hiredis
 import pytest
@@ -8,26 +10,50 @@ import pytest
 from redistq.connection import transport
 from redistq.connection.address import resolve
 from redistq.connection.broker import Broker
+from redistq.connection.incoming import DIRECT
+from redistq.errors import WrongKind
+from redistq.protocol.pieces import Large, Pieces
 
 
-@pytest.mark.parametrize("size", [0, 1, transport.LARGE_SEND, 1_000_000])
-def test_a_large_command_is_packed_as_hiredis_does(size: int) -> None:
-    """Byte by byte."""
-    command = ("SET", "a:\u00e9", b"\r\n" * size, "PX", 600_000)
-    assert transport._packed_large(command) == hiredis.pack_command(command)
+def values() -> Any:
+    """Values small and large: each has a place of its own in what is sent and read."""
+    return [b"", b"x", b"\r\n" * transport.LARGE_SEND, bytes(range(256)) * 4096]
 
 
-def test_a_large_value_arrives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the way for large ones, which small ones do not go."""
-    packed: list[int] = []
-    real = transport._packed_large
-    monkeypatch.setattr(
-        transport, "_packed_large", lambda command: packed.append(1) or real(command)
-    )
+def test_a_large_command_is_packed_as_hiredis_does() -> None:
+    """Byte by byte, whatever its values lie in."""
+    for value in values():
+        command = ("SET", "a:\u00e9", value, "PX", 600_000)
+        packed = hiredis.pack_command(command)
+        assert b"".join(transport._in_pieces(command)) == packed
+        halves = Pieces((value[: len(value) // 3], bytearray(value[len(value) // 3 :])))
+        in_pieces = Large(("SET", "a:\u00e9", halves, "PX", 600_000))
+        assert b"".join(transport._in_pieces(in_pieces)) == packed
+        assert in_pieces.plain() == command
+
+
+def test_large_values_arrive_in_memory_of_their_own(url: str) -> None:
+    """Whatever was read before and comes after, and however much of it came at once."""
     broker = Broker(resolve(url), slot_key="tasks")
-    value = bytes(range(256)) * 4096
-    broker.call(("SET", "large", value, "PX", 60_000))
-    broker.call(("SET", "small", b"x", "PX", 60_000))
-    assert packed == [1]
-    assert broker.call(("GET", "large")) == value
+    sent = values()
+    for n, value in enumerate(sent):
+        broker.call(Large(("SET", f"value:{n}", Pieces((value,)), "PX", 60_000)))
+    gets = [Large(("GET", f"value:{n}")) for n in range(len(sent))]
+    for get, value in zip(gets, sent, strict=True):
+        found = broker.call(get)
+        assert found == value
+        assert type(found) is (bytearray if len(value) >= DIRECT else bytes)
+        assert broker.call(tuple(get)) == value
+    order = [3, 2, 1, 3, 0, 2, 2, 3, 1]
+    mixed = [gets[n] if at % 3 else tuple(gets[n]) for at, n in enumerate(order)]
+    assert list(broker.call_many(mixed)) == [sent[n] for n in order]
+    assert list(broker.call_many(gets[n] for n in order)) == [sent[n] for n in order]
+    text = "return {1, {ARGV[1], false}, redis.status_reply('fine'), 'x'}"
+    answer = broker.call(Large(("EVAL", text, 0, Pieces((sent[3],)))))
+    assert answer == [1, [sent[3], None], b"fine", b"x"]
+    assert broker.call(Large(("GET", "value:none"))) is None
+    broker.call(("HSET", "value:hash", "a", "b"))
+    with pytest.raises(WrongKind):
+        broker.call(Large(("GET", "value:hash")))
+    assert broker.call(gets[2]) == sent[2]
     broker.close()

@@ -268,10 +268,13 @@ def test_any_nesting_comes_back_as_it_was(value: Any) -> None:
         stored[name] = bytes(part)
         return name
 
+    def fetch(name: str, own: bool = False) -> bytes:
+        return stored[name]
+
     parted = dump_parted([value, value], store)
     assert type(parted) is Parted
     assert len(parted.data) < LARGE
-    numpy.testing.assert_equal(load_whole(dump(parted), stored.__getitem__), [value, value])
+    numpy.testing.assert_equal(load_whole(dump(parted), fetch), [value, value])
 
 
 def test_a_manager_is_reached_from_workers(client: Client, tmp_path: Path) -> None:
