@@ -13,7 +13,7 @@ import shlex
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from IPython.core import magic
 from IPython.core import magic_arguments as options
@@ -66,7 +66,9 @@ class RedistqMagics(magic.Magics):
         client = self._client(given.client)
         out = _names(given.out)
         function = function_of(self.shell, f"%%task {line}", cell, (), out or None)
-        future = _bound(client, given, logs=True).submit(function)
+        # Watched here, lines come by the logs alone: workers of this notebook print into it, too.
+        logs: bool | Literal["only"] = "only" if given.future is None else True
+        future = _bound(client, given, logs=logs).submit(function)
         if given.future is not None:
             self.shell.user_ns[_name(given.future)] = future
             return None if not out else _says_later(out)
@@ -257,7 +259,7 @@ def _parsed(magic: Any, line: str) -> Namespace:
     return parse_argstring(magic, line)  # type: ignore[no-any-return]
 
 
-def _bound(client: Client, given: Namespace, *, logs: bool = False) -> Any:
+def _bound(client: Client, given: Namespace, *, logs: bool | Literal["only"] = False) -> Any:
     options = {name: getattr(given, name, None) for name in ("name", "timeout", "cache")}
     try:
         return client.options(

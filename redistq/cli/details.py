@@ -7,28 +7,41 @@ from __future__ import annotations
 
 from itertools import islice
 
+from ..dashboard.actions import is_of_batch
 from ..dashboard.agenda import last_said, next_said
-from ..dashboard.words import limit_now, payload_said, rule_said, title
+from ..dashboard.feed import View
+from ..dashboard.words import batch_said, counts_of, limit_now, payload_said, rule_said, title
+from ..display.batches import face_of, far_said
 from ..display.text import clean, clock, duration, iso, one_line
 from ..monitor.agenda import ScheduleRow
+from ..monitor.failures import groups_of
 from ..monitor.monitor import TaskMonitor
-from ..monitor.rows import DeadLetter, Event, Running
+from ..monitor.rows import BatchRow, Event, Running
 from ..protocol.limits import LimitState
+from .lists import LetterRow
 
+LETTERS_READ = 1_000
+"""Newest dead letters that are looked at to show those of a batch."""
+LETTERS_SHOWN = 50
 WAITING_READ = 200
 """Waiting tasks that are looked at to show some of one limit's."""
 
 
 def describe(
-    monitor: TaskMonitor, row: Event | Running | DeadLetter | LimitState | ScheduleRow, now_ms: int
+    monitor: TaskMonitor,
+    row: Event | Running | LetterRow | BatchRow | LimitState | ScheduleRow,
+    view: View,
 ) -> list[str]:
     """Return what is known of a row of the screen. Raises RedistqError."""
-    if isinstance(row, LimitState):
+    now_ms = view.tick.now_ms if view.tick else 0
+    if isinstance(row, BatchRow):
+        lines = _batch(monitor, row, view)
+    elif isinstance(row, LimitState):
         lines = _limit(monitor, row, now_ms)
     elif isinstance(row, ScheduleRow):
         lines = _schedule(row, now_ms)
     else:
-        lines = _task(monitor, row.id)
+        lines = _task(monitor, row.letter.id if isinstance(row, LetterRow) else row.id)
     return [clean(line.expandtabs(4), 1000) for line in lines]
 
 
@@ -52,6 +65,32 @@ def _task(monitor: TaskMonitor, task_id: str) -> list[str]:
     if task.traceback:
         lines += ["", *task.traceback.rstrip().split("\n")]
     return lines
+
+
+def _batch(monitor: TaskMonitor, row: BatchRow, view: View) -> list[str]:
+    """Return a batch: how it stands, its failures by error, the newest of them, and what runs."""
+    assert view.tick is not None
+    counts = counts_of(row)
+    said = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
+    lines = [f"{row.id}  {row.name}  {face_of(counts)[0]}", f"{far_said(counts)} · {said}", ""]
+    letters = monitor.records.dead(LETTERS_READ, full=False) if row.failed else []
+    own = [letter for letter in letters if is_of_batch(letter.id, row.id)]
+    for group, _ in groups_of(own):
+        what = one_line(f"{group.error_type}: {group.error}")
+        lines.append(f"{group.count:>5,} × {title(group.name)}  {what}")
+    lines += ["", "failed:"] if own else []
+    for letter in own[:LETTERS_SHOWN]:
+        what = one_line(f"{letter.error_type}: {letter.error}")
+        lines.append(f"  {clock(letter.died_ms)}  {letter.id}  {what}")
+    if len(own) > LETTERS_SHOWN:
+        lines.append(f"  and {len(own) - LETTERS_SHOWN:,} more")
+    running = [task for task in view.tick.running if is_of_batch(task.id, row.id)]
+    lines += ["", "running:"] if running else []
+    for task in running:
+        lines.append(
+            f"  {task.id}  for {duration(view.tick.now_ms - task.since_ms)}  {task.worker}"
+        )
+    return [*lines, "", f"in a notebook: client.batch({row.id!r})"]
 
 
 def _limit(monitor: TaskMonitor, limit: LimitState, now_ms: int) -> list[str]:

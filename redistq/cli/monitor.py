@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from ..codecs.codec import Codec
 from ..dashboard.words import title
 from ..display.text import clean, duration, plural
 from ..errors import ConfigurationError, EmbeddedServerError, RedistqError, UnknownTask
@@ -22,12 +21,13 @@ from ..monitor import columns
 from ..monitor.monitor import TaskMonitor
 from ..monitor.tick import STATS_EVENTS, stats_of
 from ..protocol.commands import WISHES
-from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE
+from ..protocol.keys import DEFAULT_QUEUE
 from ..system.interpreter import require
 from ..system.streams import written
 from . import events, limits, schedules, steps, tables
 from .complaint import complain
 from .listings import LISTINGS
+from .which import ALL, monitor_of, queues_of, say_unknown, unknown_queue, which_queue
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 1
@@ -49,7 +49,7 @@ Command = Callable[[TaskMonitor, argparse.Namespace], int]
 
 def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    where = _which_queue()
+    where = which_queue()
     form = argparse.ArgumentParser(add_help=False)
     how = form.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="JSON: every field, whole")
@@ -90,24 +90,6 @@ def parser(prog: str = "python -m redistq.cli_monitor") -> argparse.ArgumentPars
     steps.add_to(add)
     _add_servers(add)
     return top
-
-
-def _which_queue() -> argparse.ArgumentParser:
-    """Return the options that say which queue; they may stand before or after the command."""
-    where = argparse.ArgumentParser(add_help=False)
-    group = where.add_argument_group("which queue")
-    nothing = argparse.SUPPRESS  # no default: it would undo what stands before the command
-    group.add_argument("--url", default=nothing, help="redis://, rediss://, unix://, ...")
-    group.add_argument("--queue", default=nothing, help=f"the queue's name ({DEFAULT_QUEUE})")
-    group.add_argument("--group", default=nothing, help=f"consumer group ({DEFAULT_GROUP})")
-    group.add_argument("--delayed-key", default=nothing, help="its sorted set of delayed tasks")
-    group.add_argument(
-        "--codec", type=Path, default=nothing, metavar="FILE", help="what opens sealed tasks"
-    )
-    group.add_argument(
-        "--timeout", type=float, default=nothing, help="seconds to wait for the server (5)"
-    )
-    return where
 
 
 def _add_verbs(add: Callable[..., Any]) -> None:
@@ -169,14 +151,8 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a glyph that the terminal cannot show
     try:
-        with TaskMonitor(
-            url=getattr(args, "url", None),
-            stream=getattr(args, "queue", DEFAULT_QUEUE),
-            group=getattr(args, "group", DEFAULT_GROUP),
-            delayed_key=getattr(args, "delayed_key", None),
-            codec=Codec.from_file(args.codec) if hasattr(args, "codec") else None,
-            timeout=getattr(args, "timeout", 1.0 if args.command == "dashboard" else 5.0),
-        ) as monitor:
+        names = queues_of(args)
+        with monitor_of(args, names[0] if names and names[0] != ALL else DEFAULT_QUEUE) as monitor:
             code: int = args.run(monitor, args)
             return code
     except (ConfigurationError, ImportError) as error:
@@ -214,6 +190,7 @@ def _list(monitor: TaskMonitor, args: argparse.Namespace) -> int:
             out.print(tables.table(args.command, listing, records, out, monitor.now_ms()))
         else:
             out.print(shown.empty, markup=False)
+            say_unknown(monitor, args)
     return EXIT_OK
 
 
@@ -238,6 +215,7 @@ def _stats(monitor: TaskMonitor, args: argparse.Namespace) -> int:
         tables.write_csv(list(shown), [list(shown.values())])
     else:
         _print_stats(shown, monitor)
+        say_unknown(monitor, args)
         for sentence in ailing:
             print(f"redistq: {clean(sentence, 400)}", file=sys.stderr)
     return EXIT_NOT_FOUND if ailing else EXIT_OK
@@ -406,9 +384,15 @@ def _cancel_waiting(monitor: TaskMonitor, args: argparse.Namespace) -> int:
 
 
 def _dashboard(monitor: TaskMonitor, args: argparse.Namespace) -> int:
+    from .overview import run_several
     from .screen import run
 
-    return run(monitor, interval=args.interval)
+    names = queues_of(args)
+    if len(set(names)) > 1 or ALL in names:
+        if hasattr(args, "delayed_key"):
+            raise ConfigurationError("--delayed-key is of one queue, with one --queue")
+        return run_several(monitor, names, args.interval, partial(monitor_of, args))
+    return run(monitor, interval=args.interval, unknown=unknown_queue(monitor) if names else "")
 
 
 def _metrics(monitor: TaskMonitor, args: argparse.Namespace) -> int:

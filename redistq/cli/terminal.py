@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -161,6 +162,21 @@ def spark(values: list[float], width: int) -> str:
         BARS[max(1 if v > 0 else 0, round(v / top * steps))] if top > 0 else BARS[0] for v in shown
     )
     return bars.rjust(width)
+
+
+def gauge_parts(parts: Sequence[tuple[float, str]], width: int) -> Line:
+    """Return a bar of so many cells with parts of it, from 0 to 1, in their styles; a part that is
+    there at all has a cell, as long as there are any."""
+    line: Line = []
+    left = width
+    for share, style in parts:
+        cells = min(left, max(1, int(share * width + 1e-9))) if share > 0 else 0
+        left -= cells
+        line += [("█" * cells, style)] if cells else []
+    if left and sum(share for share, _ in parts) > 1 - 1e-9 and line:
+        line[0] = (line[0][0] + "█" * left, line[0][1])  # all have ended: no cell is empty
+        left = 0
+    return [*line, ("░" * left, "dim")] if left else line
 
 
 def fit(text: str, width: int) -> str:

@@ -20,6 +20,8 @@ from ..protocol.keys import ENDED
 
 DRAWN_EVERY_S = 0.1
 RATE_OVER_S = 10.0
+LEAST_S = 0.5
+"""A rate over less says little."""
 _TERMINAL = {FAILED.color: "red", SUCCEEDED.color: "green"}
 
 
@@ -78,7 +80,7 @@ class _NotebookBar:
     def _bundle(self, *, closed: bool = False) -> dict[str, str]:
         now = time.monotonic()
         since, before = self._trail[0] if self._trail else (now, 0)
-        rate = (ended_of(self._counts) - before) / max(now - since, 0.05)
+        rate = (ended_of(self._counts) - before) / (now - since) if now - since > LEAST_S else 0.0
         more = more_said(self._counts, rate, (now - self._began) * 1000)
         if closed and self._counts.get("waiting"):
             more = f"not waited for since {clock(time.time() * 1000)} UTC; the batch goes on"

@@ -138,8 +138,9 @@ class Client(Submitting, SendsEvents, Executor):
         ``priority`` ("high", "normal" or "low": workers that a client started take the most
         urgent first), ``name`` (shown by monitors), ``result_ttl`` (seconds), ``cache`` (seconds
         or "1d": a stored result of the same code with the same arguments is reused that long),
-        ``logs`` (what the task prints can be read while it runs), ``setup`` (a function that each
-        worker process calls once: its calls share what it returns, ``redistq.setup_value()``).
+        ``logs`` (what the task prints can be read while it runs; "only": and it does not go to
+        the worker's own output, too), ``setup`` (a function that each worker process calls once:
+        its calls share what it returns, ``redistq.setup_value()``).
 
         When a call may run: ``after`` (futures, ids, nodes or batches that must have succeeded; a
         mapping says of each "success", "end" or "failure"), ``limits``, ``order``, ``group``,

@@ -113,11 +113,19 @@ def task_page(task: TaskHistory, log: list[str]) -> Html:
         cut = f", the last {LOG_LINES:,}" if len(log) > LOG_LINES else ""
         parts += [tag("div", f"Output: {plural(len(log), 'line')}{cut}")]
         parts += [_text("\n".join(log[-LOG_LINES:]))]
-    if task.name.startswith(CALL_PREFIX) and task.state == "failed":
-        here = f"client.future({task.id!r}).rerun_here(debug=True)"
-        parts.append(tag("div", "To run it in this notebook: ", mono(clean(here, 200))))
+    if line := rerun_line(task):
+        # A click selects the whole line.
+        said = tag("span", mono(clean(line, 200)), style="user-select:all")
+        parts.append(tag("div", "To run it in this notebook: ", said))
     style = f"border-left:3px solid #0072B2;padding:2px 0 2px 10px;max-width:{TABLE_PX}px"
     return block([tag("div", *parts, style=style)])
+
+
+def rerun_line(task: TaskHistory) -> str:
+    """Return the line of code that runs a failed function call in the notebook; '' for others."""
+    if not task.name.startswith(CALL_PREFIX) or task.state != "failed":
+        return ""
+    return f"client.future({task.id!r}).rerun_here(debug=True)"
 
 
 def _attempts(task: TaskHistory) -> Html:

@@ -10,13 +10,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..display.html import Html, tag
 from ..errors import RedistqError, UnknownTask
 from ..monitor.rows import TaskHistory
 from ..protocol.keys import ENDED
 from .feed import Feed
-from .finder import Found, may_cancel, may_edit, may_retry, search, task_page
+from .finder import Found, may_cancel, may_edit, may_retry, rerun_line, search, task_page
 from .widgets import ipywidgets, update
 
+_COPY = (
+    "(navigator.clipboard?navigator.clipboard.writeText(this.dataset.code):Promise.reject())"
+    ".then(()=>{this.textContent='Copied: paste it into a cell'},"
+    "()=>{this.textContent='Not allowed here: copy the line below'})"
+)
 LOOK_EVERY_S = 1.0
 """How often a task that is shown is looked at while it has not ended."""
 
@@ -60,8 +66,10 @@ class FinderBox:
         }
         for name, made in self.buttons.items():
             made.on_click(lambda _, verb=name: on_command(f"task-{verb} {self.shown}"))
+        self.copier = w.HTML()
         self.bar = w.HBox(
-            list(self.buttons.values()), layout=w.Layout(display="none", flex_flow="row wrap")
+            [*self.buttons.values(), self.copier],
+            layout=w.Layout(display="none", flex_flow="row wrap"),
         )
         self.box = w.VBox(
             [
@@ -130,6 +138,8 @@ class FinderBox:
         for name, is_offered in offered.items():
             update(self.buttons[name], disabled=busy and name != "close")
             update(self.buttons[name].layout, display="inline-flex" if is_offered else "none")
+        line = rerun_line(task) if task is not None else ""
+        update(self.copier, value=str(copy_button(line)) if line else "")
         update(self.bar.layout, display="flex")
 
     def _look(self, feed: Feed) -> None:
@@ -149,5 +159,23 @@ class FinderBox:
     def widgets(self) -> list[Any]:
         """Return its widgets, to be closed."""
         head = self.box.children[0]
-        parts = [self.field, self.said, self.results, self.detail, self.payload, self.bar]
+        parts = [
+            self.field,
+            self.said,
+            self.results,
+            self.detail,
+            self.payload,
+            self.bar,
+            self.copier,
+        ]
         return [*parts, *self.buttons.values(), head, self.box]
+
+
+def copy_button(code: str) -> Html:
+    """Return a button that puts a line of code into the clipboard.
+
+    No front end lets a widget's callback make a cell (``set_next_input`` is for a cell that runs),
+    so it is the browser that copies, where the page may: over https, or from this machine.
+    """
+    what = {"data-code": code, "title": "Copy the line that runs this call in the notebook"}
+    return tag("button", "Copy: run it here", class_="jupyter-button", onclick=_COPY, **what)

@@ -21,7 +21,7 @@ from ..display.html import (
     svg_tag,
     tag,
 )
-from ..display.text import FAILED, PALETTE, clean, clock, duration, plural
+from ..display.text import FAILED, PALETTE, clean, clock, colors_of, duration, plural
 from ..monitor.tick import slots_of
 from .feed import View
 from .words import item_said, payload_said, title
@@ -123,7 +123,7 @@ def timeline(view: View) -> Html:
     start = max(end - TRAIL_MS, min(end - LEAST_MS, oldest))
     bars = [bar for bar in bars if bar.stop >= oldest]
     slots = {worker.consumer: slots_of(worker) for worker in tick.workers}
-    colors = colors_of(bars)
+    colors = colors_of(bar.name for bar in bars)
     by_worker: dict[str, list[Bar]] = {}
     for bar in bars:
         by_worker.setdefault(bar.worker, []).append(bar)
@@ -134,13 +134,6 @@ def timeline(view: View) -> Html:
     part = ", not all attempts" if view.gaps else ""
     heading = f"Worker timeline: the last {duration(end - start)}{more}{part}"
     return block([caption(heading), _legend(colors, bars), *rows, _axis(start, end)])
-
-
-def colors_of(bars: Iterable[Bar]) -> dict[str, str]:
-    """Return the colour of each function, by name: the same one at every look while no other
-    comes."""
-    names = sorted({bar.name for bar in bars})
-    return {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(names)}
 
 
 def _legend(colors: dict[str, str], bars: Sequence[Bar]) -> Html:

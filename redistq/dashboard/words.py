@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from ..display.batches import more_said
 from ..display.html import TRAIL_MS
 from ..display.text import (
+    CALL_PREFIX as CALL_PREFIX,
+)
+from ..display.text import (
     DELAYED,
     FAILED,
     LINE_CHARS,
@@ -20,6 +23,7 @@ from ..display.text import (
     one_line,
     plural,
 )
+from ..display.text import title as title
 from ..monitor.rows import BatchRow
 from ..monitor.tick import LATE_MS, Tick, condition
 from ..protocol.commands import WorkerRow
@@ -30,15 +34,6 @@ from .feed import LETTERS_SHOWN, Point, View
 LEAST_LEFT_MS = 500
 """The time that is left is a guess: with less nothing is said."""
 PICKLED = "(a pickled call)"
-CALL_PREFIX = "redistq.call:"
-"""How the tasks are named that a Client makes of function calls."""
-
-
-def title(name: str) -> str:
-    """Return a task's name to show; that of a function call reads as one."""
-    if name.startswith(CALL_PREFIX):
-        return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
-    return clean(name) or "(no name)"
 
 
 def payload_said(name: str, preview: str) -> str:

@@ -25,6 +25,7 @@ from .text import (
 NEXT = ".failures() says why, .retry_failed() sends them again"
 """What to do with a batch some of whose tasks failed."""
 _ENDS = (SUCCEEDED, FAILED, CANCELLED, EXPIRED)
+_LATELY_MS = 3_000
 _TOLD = ("failed", "cancelled", "expired", "retried")
 
 
@@ -69,8 +70,10 @@ def more_said(counts: Mapping[str, int], rate: float, took_ms: float) -> str:
     waiting = counts["total"] - ended_of(counts)
     if not waiting:
         return " · ".join([*more, f"in {duration(took_ms)}"])
-    left = f"{duration(waiting / rate * 1000)} left" if rate > 0 else "nothing ended lately"
-    return " · ".join([*more, per_second(rate), left, f"for {duration(took_ms)}"])
+    left = ["nothing ended lately"] if took_ms > _LATELY_MS else []
+    if rate > 0:
+        left = [per_second(rate), f"{duration(waiting / rate * 1000)} left"]
+    return " · ".join([*more, *left, f"for {duration(took_ms)}"])
 
 
 def line_of(name: str, counts: Mapping[str, int], more: str, aside: str = "") -> Html:

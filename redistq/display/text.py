@@ -9,6 +9,7 @@ none is the only sign of a state: a word, a glyph or a hatch says it too.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,6 +24,17 @@ def clean(text: str, limit: int = NAME_CHARS) -> str:
     """Return text to show: cut, and characters that hide or turn other text are made visible."""
     text = HIDDEN.sub("\ufffd", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+CALL_PREFIX = "redistq.call:"
+"""How the tasks are named that a Client makes of function calls."""
+
+
+def title(name: str) -> str:
+    """Return a task's name to show; that of a function call reads as one."""
+    if name.startswith(CALL_PREFIX):
+        return clean(name[len(CALL_PREFIX) :], NAME_CHARS - 2) + "()"
+    return clean(name) or "(no name)"
 
 
 def duration(ms: float | None) -> str:
@@ -112,6 +124,12 @@ ENDED_WITH_FAILURES = ("⚠ ended with failures", WARNING)
 """A batch some of whose tasks failed, and its colour."""
 PALETTE = ("#0072B2", "#009E73", "#B45F9A", "#A16207", "#7A6A9A", "#0E8A9A", "#6B7280", "#8B5CF6")
 """Colours of what has no state, as functions; none is that of a failure."""
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each function, by name: the same ones while no other name comes."""
+    return {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(sorted(set(names)))}
+
 
 LOOKS = {
     "waiting": WAITING,

@@ -108,7 +108,9 @@ class CallHandler(LooksAhead):
                 context._made_by = versioned("", newest.number)
             function = self._function(call.function, store.blobs)
             key = store.logs_prefix + context.task_id if call.logs else None
-            output = TaskOutput(key, self._sink if call.logs else None)
+            output = TaskOutput(
+                key, self._sink if call.logs else None, is_alone=call.logs == "only"
+            )
             if call.setup:
                 load = partial(self._function, call.setup, store.blobs)
                 self._setups.give(call.setup, load, partial(captured, output))

@@ -34,9 +34,15 @@ _local = threading.local()
 
 
 class TaskOutput:
-    """The output of one attempt: the last lines always, all lines to a stream when asked."""
+    """The output of one attempt: the last lines always, all lines to a stream when asked.
 
-    def __init__(self, key: str | None = None, sink: LogSink | None = None) -> None:
+    With ``is_alone`` it does not go to the worker's own output, too.
+    """
+
+    def __init__(
+        self, key: str | None = None, sink: LogSink | None = None, *, is_alone: bool = False
+    ) -> None:
+        self.is_alone = is_alone
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._key = key
         self._sink = sink
@@ -129,7 +135,8 @@ class _Tee(io.TextIOBase):
         output = getattr(_local, "output", None)
         if output is not None:
             output.write(self._source, text)
-        self._real.write(text)
+        if output is None or not output.is_alone:
+            self._real.write(text)
         return len(text)
 
     def flush(self) -> None:

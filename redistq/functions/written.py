@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import PayloadError
 from ..protocol.codec import dumps, loads
@@ -64,7 +64,7 @@ class Call:
     args: Any
     kwargs: dict[str, Any]
     chunk: bool = False
-    logs: bool = False
+    logs: bool | Literal["only"] = False
     stream: bool = False
     setup: str = ""
     """The function whose value it shares with others; '' for none."""

@@ -11,9 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..display.text import QUEUED, SUCCEEDED, duration, look
+from ..display.text import QUEUED, SUCCEEDED, duration, look, title
 from ..system.interpreter import require
-from .figure import STATES_DRAWN, canvas, events_of, ink, legend, newest, nothing, timeline, titled
+from .figure import (
+    STATES_DRAWN,
+    canvas,
+    events_of,
+    ink,
+    legend,
+    newest,
+    nothing,
+    titled,
+)
+from .timeline_plot import timeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plots", "failures", "latency", "throughput", "timeline"]
 
+DEPTHS_DRAWN = 240
 _QUANTILES = (("p50", 0.5, "o"), ("p95", 0.95, "s"), ("p99", 0.99, "^"))
 
 
@@ -114,7 +125,7 @@ def _draw_depth(ax: Axes, depth: Any) -> list[Any]:
         depth.to_numpy(),
         where="post",
         color=ink(ax),
-        linewidth=1.4,
+        linewidth=1.2,
         linestyle=(0, (4, 2)),
         label=f"queue depth, right (at most {int(depth.max()):,})",
     )
@@ -162,8 +173,9 @@ def _depth(frame: pd.DataFrame, waiting: tuple[int, int | None, int] | None) -> 
             parts.append(pd.Series(0, index=pd.DatetimeIndex([now])))
     changes = pd.concat([part for part in parts if len(part)] or [came])
     steps = changes.groupby(level=0).sum().sort_index().cumsum()
-    if len(frame) and len(steps) > 2000:
-        steps = steps.iloc[:: len(steps) // 2000 + 1]
+    if len(steps) > DEPTHS_DRAWN:  # the highest of each part: more than that is noise
+        span = (steps.index[-1] - steps.index[0]) / DEPTHS_DRAWN
+        steps = steps.resample(max(span, pd.Timedelta(milliseconds=1))).max().ffill()
     return steps.clip(lower=0)
 
 
@@ -187,6 +199,7 @@ def _time_axis(ax: Axes, label: str) -> None:
     # Seconds alone ("30") say nothing: the whole time of day, at every tick.
     formatter.formats[3:] = ["%H:%M", "%H:%M:%S", "%H:%M:%S.%f"]
     formatter.zero_formats[3:] = ["%H:%M", "%H:%M:%S", "%H:%M:%S"]
+    formatter.offset_formats[4:] = ["%Y-%b-%d", "%Y-%b-%d"]
     ax.xaxis.set_major_formatter(formatter)
     ax.set_xlabel(label)
 
@@ -240,17 +253,21 @@ def latency(source: Any, *, name: str | None = None, ax: Axes | None = None) -> 
         return nothing(figure, ax, "Latency", "no attempt has run yet")
     ax.set_xscale("log")
     ticker = require("matplotlib.ticker", "notebook", "plots")
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda ms, _: duration(ms)))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(_tick_said))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
     ax.set_ylim(0, 1.03)
     ax.set_ylabel("share of attempts")
     ax.set_xlabel("took no longer than (logarithmic)")
     legend(ax, ax.get_legend_handles_labels()[0], columns=1)
-    of = f" of {name}" if name else ""
+    of = f" of {title(name)}" if name else ""
     return titled(
         figure, ax, f"Latency{of}: circle p50, square p95, triangle p99", "; ".join(words)
     )
+
+
+def _tick_said(ms: float, _: Any) -> str:
+    return duration(ms) if ms >= 1 else f"{ms:g} ms"
 
 
 def _milliseconds(spans: Any) -> Any:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from ..errors import ConfigurationError, Unreadable
 from ..system.memory import size
@@ -125,7 +125,7 @@ class CallKeywords(GateKeywords, NeedKeywords, total=False):
     name: str | None
     result_ttl: Seconds | None
     cache: Seconds | None
-    logs: bool
+    logs: bool | Literal["only"]
     setup: Callable[[], Any] | None
     headers: Mapping[str, str] | None
 
@@ -290,7 +290,7 @@ class CallOptions:
     cache: float | None = None
     memory: int | None = None
     resources: Resources | None = None
-    logs: bool = False
+    logs: bool | Literal["only"] = False
     setup: Callable[[], Any] | None = None
     priority: str = "normal"
     headers: Mapping[str, str] | None = None

@@ -528,14 +528,14 @@ def test_r_asks_before_it_sends_dead_letters_again(farm: Farm, screen: Any) -> N
     terminal = screen()
     terminal.shows("Dead letters (1)")
     terminal.press(b"r")
-    terminal.shows("Send 1 dead letter again? y / n")
+    terminal.shows("Send 1 failed task to the workers again? y / n")
     terminal.press(b"n")
-    terminal.shows("nothing was sent")
+    terminal.shows("nothing was changed")
     assert farm.monitor.snapshot().dead == 1
     terminal.press(b"r")
-    terminal.shows("Send 1 dead letter again? y / n")
+    terminal.shows("Send 1 failed task to the workers again? y / n")
     terminal.press(b"y")
-    terminal.shows("1 task sent again")
+    terminal.shows("1 failed task sent again")
     assert farm.monitor.snapshot().dead == 0
     terminal.press(b"r")
     terminal.shows("there are no dead letters")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.clients import gate, serving
+from support.kernels import Kernel
 
 pytest.importorskip("IPython")
 
@@ -123,3 +124,17 @@ def test_workers_are_started_and_stopped(shell: Any, capsys: Any) -> None:
     run(shell, "%redistq workers 1")
     run(shell, "%redistq stop")
     assert "stopped 3 worker processes" in capsys.readouterr().out
+
+
+def test_a_kernel_shows_what_is_printed_once(url: str, tmp_path: Path) -> None:
+    """Though workers of the notebook print into it, too; a future's print comes that way."""
+    kernel = Kernel(tmp_path, url, watches_files=True)
+    try:
+        assert "Error" not in kernel.run("%load_ext redistq\n%redistq workers 1")
+        shown = kernel.run("%%task\nprint('said', 'once')")
+        shown += kernel.run("%%task -f later\nprint('said', 'later')")
+        shown += kernel.run("later.result(); import time; time.sleep(0.5)")
+        assert shown.count("said once") == 1
+        assert shown.count("said later") == 1
+    finally:
+        kernel.kill()

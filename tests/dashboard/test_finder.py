@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from redistq import TaskFailed, TaskMonitor, TaskProducer, TaskWorker
 from redistq.dashboard.feed import Feed
-from redistq.dashboard.finder import search, task_page
+from redistq.dashboard.finder import rerun_line, search, task_page
+from redistq.dashboard.finder_box import copy_button
 
 QUEUE = "seen"
 
@@ -126,3 +128,16 @@ def test_a_task_is_opened_retried_edited_and_cancelled(
         wait(lambda: "Nothing was found" in notice.value, "it does not say so")
     finally:
         made.close()
+
+
+def test_a_failed_call_is_copied_to_run_here(producer: TaskProducer) -> None:
+    """Its line of code, whole, as text of an attribute; what is no function call has none."""
+    with TaskMonitor(url=str(producer.address), stream=producer.keys.stream) as monitor:
+        task = monitor.records.task("bad")
+    assert rerun_line(task) == ""
+    call = replace(task, id='a"b', name="redistq.call:fetch")
+    line = "client.future('a\"b').rerun_here(debug=True)"
+    assert rerun_line(call) == line
+    assert 'data-code="client.future(&#x27;a&quot;b&#x27;)' in copy_button(line)
+    assert "user-select:all" in task_page(call, [])
+    assert rerun_line(replace(call, state="succeeded")) == ""

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from redistq import ConfigurationError, TaskMonitor, TaskWorker
-from redistq.display.text import LOOKS
+from redistq.display.text import LOOKS, PALETTE
 
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 
 from redistq.monitor import columns, frames, plots  # noqa: E402 - after the skips
-from redistq.monitor.figure import BARS_SHOWN, lanes_of, picture_class  # noqa: E402
+from redistq.monitor.figure import HATCHED_MOST, picture_class  # noqa: E402
 from redistq.monitor.rows import Event  # noqa: E402
+from redistq.monitor.timeline_plot import BARS_SHOWN, Bar, lanes_of  # noqa: E402
 
 NOW = 1_790_000_000_000
 ALL = (plots.throughput, plots.latency, plots.timeline, plots.failures)
@@ -162,17 +163,38 @@ def test_the_timeline_has_a_lane_for_each_slot(recent: Any) -> None:
     lanes = {round(path.vertices[:, 1].mean()) for c in ax.collections for path in c.get_paths()}
     assert lanes == {0, 1, 2}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["host:aaaa", "host:bbbb"]
-    assert set(labels(ax)) == {"succeeded (4)", "retried (1)", "failed (1)"}
+    assert set(labels(ax)) == {"resize (6)", "edge: retried (1)", "edge: failed (1)"}
     hatches = [c.get_hatch() for c in ax.collections if c.get_hatch()]
     assert LOOKS["failed"].hatch in hatches
 
 
 def test_the_timeline_has_no_more_lanes_than_slots() -> None:
     """An end is stored a little late, so attempts seem to overlap: that makes no slot."""
-    bars = [(0.0, 120.0, "w", "succeeded"), (100.0, 200.0, "w", "succeeded")]
+    bars = [Bar(start, start + 110.0, "w", "succeeded", "x") for start in (0.0, 100.0)]
     assert len(lanes_of(bars, {"w": 1})) == 1
     assert len(lanes_of(bars, {"w": 2})) == 2
     assert len(lanes_of(bars, {})) == 2
+
+
+def test_the_timeline_has_a_colour_for_each_function() -> None:
+    """The rarer ones of many are grey together; a failure among thousands is a strip that is seen,
+    and nothing is hatched there."""
+    names = ["redistq.call:fetch", "parse"]
+    events = [
+        attempt(n / 10, run_s=0.05, name=names[n % 2], state="failed" if n == 7 else "succeeded")
+        for n in range(HATCHED_MOST + 100)
+    ]
+    ax = plots.timeline(recent_of(events)).axes[0]
+    assert labels(ax) == ["parse (250)", "fetch() (250)", "edge: failed (1)"]
+    drawn = {matplotlib.colors.to_hex(c.get_facecolor()[0]).upper(): c for c in ax.collections}
+    assert list(drawn) == [*PALETTE[1::-1], LOOKS["failed"].color]
+    (strip,) = drawn[LOOKS["failed"].color].get_paths()
+    assert strip.get_extents().width > 0.1 > 0.05
+    assert not any(c.get_hatch() for c in ax.collections)
+    many = [attempt(n, name=f"f{min(n, 9)}") for n in range(20)]
+    ax = plots.timeline(recent_of(many)).axes[0]
+    assert len(labels(ax)) == 7
+    assert labels(ax)[-1] == "4 others (4)"
 
 
 def test_the_timeline_shows_what_runs_now(monitor: TaskMonitor) -> None:

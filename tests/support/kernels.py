@@ -15,10 +15,13 @@ from support.clients import KEY
 class Kernel:
     """A Jupyter kernel that runs cells, and can be interrupted and killed.
 
-    ``url`` is its server; None for one of its own, embedded. ``more`` is added to its environment.
+    ``url`` is its server; None for one of its own, embedded. ``more`` is added to its environment;
+    with ``watches_files`` it shows what its child processes print, as outside of tests.
     """
 
-    def __init__(self, folder: Path, url: str | None, **more: str) -> None:
+    def __init__(
+        self, folder: Path, url: str | None, *, watches_files: bool = False, **more: str
+    ) -> None:
         from jupyter_client.manager import KernelManager
 
         env = {
@@ -29,6 +32,8 @@ class Kernel:
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
             **more,
         }
+        if watches_files:
+            env.pop("PYTEST_CURRENT_TEST", None)
         self.manager = KernelManager(kernel_name="python3")
         self.manager.start_kernel(cwd=str(folder), env=env, extra_arguments=["--log-level=ERROR"])
         self.client = self.manager.client()
