@@ -9,8 +9,8 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..dashboard.failed import group_key
 from ..dashboard.feed import View
-from ..dashboard.slots import group_key
 from ..monitor.agenda import ScheduleRow
 from ..monitor.failures import groups_of
 from ..monitor.rows import BatchRow, DeadLetter, Event, FailureGroup, Running
