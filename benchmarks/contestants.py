@@ -25,10 +25,13 @@ KEY = "for benchmarks only"
 Runner = dict[str, Callable[..., Any]]
 """What each contestant can do: ``submit(fn, *args)`` and ``gather(futures)``."""
 
-# Workers of those that send functions by name find this module.
+HERE = Path(__file__).resolve().parent
+# Workers of those that send functions by name find this module, and what it imports. What all of
+# them import is compiled once, as it is where it was installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")))
+    filter(None, (str(HERE), str(HERE.parent / "tests"), os.environ.get("PYTHONPATH")))
 )
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def noop(value: Any = None) -> Any:
