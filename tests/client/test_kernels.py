@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.clients import KEY
 from support.kernels import Kernel
 from support.servers import Server
+from support.workers import until
+
+from redistq import Client
 
 Start = Callable[[str], Kernel]
 
@@ -142,3 +149,63 @@ def test_a_schedule_outlives_its_kernel_and_comes_back_in_another(
     assert payload["source"] == "set_next_input"
     assert payload["text"].startswith("@client.every('0 6 * * mon', tz='Europe/Berlin')")
     assert "# every Monday" in payload["text"]
+
+
+GRAPHS = """
+def step(kind, n, *before):
+    import os, time
+    with open(r'{folder}/runs', 'a') as file:
+        file.write(f'{{kind}}{{n}}\\n')
+    while n > 1 and not os.path.exists(r'{folder}/go'):
+        time.sleep(0.02)
+    return n + sum(before)
+
+with c.graph('killed') as graph:
+    node = graph.submit(step, 'graph', 0)
+    for n in range(1, 4):
+        node = graph.submit(step, 'graph', n, node)
+
+lazy = c.lazy(step)
+call = lazy('lazy', 0)
+for n in range(1, 4):
+    call = lazy('lazy', n, call)
+future = call.submit()
+"""
+
+
+@pytest.mark.parametrize("workers", ["the kernel's", "others"])
+def test_a_kernel_killed_in_mid_graph_goes_on(
+    workers: str, server: Server, kernel_in: Start, tmp_path: Path
+) -> None:
+    """By SIGKILL, a graph and lazy calls half done: run again from the top in a new kernel, nothing
+    that had settled runs twice, and both end."""
+    queue = "killed-" + workers.split()[0]
+    begin = f"from redistq import Client; c = Client(queue='{queue}')"
+    cells = GRAPHS.format(folder=tmp_path)
+    with contextlib.ExitStack() as stack:
+        if workers == "the kernel's":
+            begin += "; w = c.start_workers(2)"
+        else:
+            # In the folder and environment of nobody, for everybody's calls.
+            client = stack.enter_context(Client(server.url, queue=queue, signing_key=KEY))
+            client.start_workers(2, shared=True)
+        db = stack.enter_context(server.client())
+        first = kernel_in("a")
+        assert "Error" not in first.run(begin)
+        assert "Error" not in first.run(cells)
+        runs = tmp_path / "runs"
+        until(lambda: runs.exists() and len(runs.read_text().split()) == 6, "both are half done")
+        until(lambda: db.hget(f"counters:{queue}", "succeeded") == "4", "four are settled")
+        os.kill(first.pid, signal.SIGKILL)
+        assert db.hget(f"counters:{queue}", "succeeded") == "4"
+        second = kernel_in("a")
+        assert "Error" not in second.run(begin)
+        assert "Error" not in second.run(cells)
+        assert second.run("print(graph.counts()['total'], graph.done)").strip() == "4 False"
+        (tmp_path / "go").touch()
+        shown = second.run("print(node.result(60), future.result(60), graph.wait(60))")
+        assert shown.split()[:2] == ["6", "6"]
+        assert db.hget(f"counters:{queue}", "succeeded") == "8"
+        counted = Counter(runs.read_text().split())
+        assert [counted[f"{kind}{n}"] for kind in ("graph", "lazy") for n in (0, 1)] == [1] * 4
+        assert set(counted) == {f"{kind}{n}" for kind in ("graph", "lazy") for n in range(4)}
