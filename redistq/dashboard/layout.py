@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..display.html import Html, tag
 from ..protocol.commands import Snapshot
 from .finder_box import FinderBox
 from .slots import BatchRows, GroupRows
@@ -38,6 +39,21 @@ BUTTONS = (
 )
 """A button's name, its text, its tooltip and the command it gives."""
 BUTTON_WIDTH = "13em"
+GONE = Html(
+    "<style>"
+    ".redistq-gone { display: none; border-left: 4px solid #B45309; padding: 3px 10px; "
+    "margin: 6px 0; line-height: 1.4 }"
+    ".jupyter-widgets-disconnected .redistq-gone { display: block }"
+    ".jupyter-widgets-disconnected .redistq-state, "
+    ".jupyter-widgets-disconnected .jupyter-button { display: none }"
+    "</style>"
+) + tag(
+    "div",
+    "An old picture: its kernel has gone. Run this cell again for a live one.",
+    class_="redistq-gone",
+)
+"""What a page shows, by itself, of a dashboard whose kernel was restarted or has died: Jupyter
+gives its widgets that class then."""
 
 
 def unstarted(shot: Snapshot) -> int:
@@ -85,6 +101,7 @@ def build(on_command: Callable[[str], None]) -> Layout:
         found[name] = button(text, tooltip, command, width=BUTTON_WIDTH)
     found["close"].layout.width = "8em"
     found["close"].layout.margin = "2px 2px 2px auto"  # away from what cancels
+    found["gone"] = w.HTML(GONE, layout=w.Layout(width="100%", margin="0"))
     found["question"] = w.HTML(layout=w.Layout(margin="0 8px 0 0"))
     found["yes"] = button("Yes", "Do it", "yes", "danger")
     found["no"] = button("No, leave it", "Do nothing", "no")
@@ -107,7 +124,7 @@ def build(on_command: Callable[[str], None]) -> Layout:
     found["finder"] = finder.box
     found |= {"batches": batches.box, "failed": groups.box}
     order = [
-        *("head", "buttons", "confirm", "notice", "finder", "batches", "failed"),
+        *("gone", "head", "buttons", "confirm", "notice", "finder", "batches", "failed"),
         *("functions", "timeline"),
         *("workers", "priorities", "limits", "keys", "schedules", "agenda", "recent"),
     ]

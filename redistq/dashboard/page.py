@@ -72,7 +72,7 @@ def _title(view: View) -> Html:
         state = "no connection"
     else:
         state = "live" if view.live else "snapshot"
-    when = f" · updated {clock(view.tick.now_ms)} UTC" if view.tick else ""
+    when = f"updated {clock(view.tick.now_ms)} UTC" if view.tick else ""
     return tag(
         "div",
         tag(
@@ -80,7 +80,12 @@ def _title(view: View) -> Html:
             tag("strong", clean(view.queue), style="font-size:16px"),
             tag("span", f"  {clean(view.url, 80)}", style=MUTED + ";margin-left:8px"),
         ),
-        tag("span", state + when, style=MUTED),
+        tag(
+            "span",
+            tag("span", state + (" · " if when else ""), class_="redistq-state"),
+            when,
+            style=MUTED,
+        ),
         style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:4px 16px;"
         "align-items:baseline",
     )
