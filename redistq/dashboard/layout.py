@@ -44,8 +44,12 @@ GONE = Html(
     ".redistq-gone { display: none; border-left: 4px solid #B45309; padding: 3px 10px; "
     "margin: 6px 0; line-height: 1.4 }"
     ".jupyter-widgets-disconnected .redistq-gone { display: block }"
-    ".jupyter-widgets-disconnected .redistq-state, "
-    ".jupyter-widgets-disconnected .jupyter-button { display: none }"
+    ".redistq-dashboard .jupyter-widgets-disconnected .redistq-state, "
+    ".redistq-dashboard .jupyter-widgets-disconnected.jupyter-button, "
+    ".redistq-dashboard .jupyter-widgets-disconnected.widget-text, "
+    ".redistq-dashboard .jupyter-widgets-disconnected.widget-dropdown, "
+    ".redistq-dashboard.jupyter-widgets-disconnected::before, "
+    ".redistq-dashboard .jupyter-widgets-disconnected::before { display: none !important }"
     "</style>"
 ) + tag(
     "div",
@@ -132,4 +136,5 @@ def build(on_command: Callable[[str], None]) -> Layout:
         [found[name] for name in order],
         layout=w.Layout(width="100%", padding="4px 8px"),
     )
+    found["root"].add_class("redistq-dashboard")
     return Layout(found, keys, agenda, batches, groups, finder)
