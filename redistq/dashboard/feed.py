@@ -140,10 +140,11 @@ class Feed:
         self._asked_at = -1.0
         self._lock = threading.Lock()
 
-    def refresh(self) -> None:
-        """Ask for what is new, unless it was just asked for; that there is no answer is kept."""
+    def refresh(self, fresh_s: float | None = None) -> None:
+        """Ask for what is new, unless it was just asked for (within ``fresh_s`` seconds, where that
+        is given); that there is no answer is kept."""
         with self._lock:
-            if time.monotonic() - self._asked_at < self._fresh_s:
+            if time.monotonic() - self._asked_at < (self._fresh_s if fresh_s is None else fresh_s):
                 return
             try:
                 self._ask()

@@ -8,7 +8,7 @@ untrusted notebook's HTML.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..display.html import (
     MUTED,
@@ -49,8 +49,9 @@ from .words import (
 # -- the parts of the page -----------------------------------------------------------------------
 
 
-def head(view: View) -> Html:
-    """Return title, alerts, header figures and sparklines."""
+def head(view: View, usual: Sequence[tuple[str, str]] = ()) -> Html:
+    """Return title, alerts, header figures and sparklines; ``usual`` stands where there are no
+    alerts, so that what is below keeps its place."""
     parts = [_title(view)]
     parts += [
         tag(
@@ -58,7 +59,7 @@ def head(view: View) -> Html:
             sentence,
             style=f"border-left:4px solid {color};padding:3px 10px;margin:6px 0;line-height:1.4",
         )
-        for color, sentence in alerts(view)
+        for color, sentence in alerts(view) or usual
     ]
     if view.tick is not None:
         parts += [_figures(view, view.tick), _sparklines(view)]

@@ -9,6 +9,8 @@ from ..dashboard.actions import Actions, Progress
 from ..dashboard.feed import Feed
 from ..errors import RedistqError
 
+FRESH_S = 0.45
+"""A look at the queue younger than this is shared: pages look every half a second."""
 SAID_FOR_S = 60.0
 """So long is what an action did said on the pages of its queue."""
 
@@ -33,6 +35,10 @@ class Desk:
         """The sentence about the last action; '' when it is old."""
         is_old = not self.is_busy and time.monotonic() - self._said_at > SAID_FOR_S
         return "" if is_old else self._notice
+
+    def refresh(self) -> None:
+        """Ask the server for what is new, unless another page has just done so."""
+        self.feed.refresh(FRESH_S)
 
     def carry_out(self, work: Progress) -> str:
         """Carry out an action, with calls that block, and return what it did. One that comes

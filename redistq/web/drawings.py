@@ -18,7 +18,7 @@ from ..dashboard.layout import unstarted
 from ..dashboard.queues import overview as overview_table
 from ..dashboard.tables import LINE, batch_buttons, batch_line, with_buttons
 from ..display.html import MUTED, TABLE_PX, Html, block, caption, join, state_mark, table, tag
-from ..display.text import FAILED, clean, duration, plural
+from ..display.text import FAILED, RUNNING, clean, duration, plural
 from ..errors import ServerUnavailable
 from ..monitor.queues import QueueRow
 from ..monitor.rows import TaskHistory
@@ -106,9 +106,10 @@ def queue(site: Site, root: str, name: str, *, acts: bool) -> Drawing:
     timeline: list[tuple[float, Html]] = []
 
     def draw() -> tuple[Parts, float]:
-        desk.feed.refresh()
+        desk.refresh()
         view = _view(desk, anchors)
-        parts = {"head": join([_unknown(site, view), page.head(view)])}
+        usual = [(RUNNING.color, f"{RUNNING.glyph} {view.tick.health[1]}.")] if view.tick else ()
+        parts = {"head": join([_unknown(site, view), page.head(view, usual)])}
         parts["notice"] = page.notice(view)
         if acts:
             parts["buttons"] = _buttons(view, desk)
@@ -232,7 +233,7 @@ def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: 
     def draw() -> tuple[Parts, float]:
         monitor = desk.feed.monitor
         row = monitor.records.batch(batch_id)
-        desk.feed.refresh()
+        desk.refresh()
         view = _view(desk, anchors)
         if view.tick is None:
             raise ServerUnavailable(view.problem or "the server gave no figures")
@@ -309,7 +310,7 @@ def found(site: Site, root: str, name: str, text: str, state: str) -> Callable[[
     desk = site.desk(name)
 
     def look() -> Html:
-        desk.feed.refresh()
+        desk.refresh()
         rows = search(desk.feed, text, state)
         if not rows:
             what = f"for {clean(text, 100)!r}" if text.strip() else "in this state"

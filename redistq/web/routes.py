@@ -157,7 +157,7 @@ class Routes:
         queue = request.query_params.get("q", "")
         what = form.get("what", "").replace("\r\n", "\n")
         desk = await asyncio.to_thread(self.site.desk, queue)
-        await asyncio.to_thread(desk.feed.refresh)
+        await asyncio.to_thread(desk.refresh)
         if what.partition(" ")[0] in ASKED and not form.get("sure"):
             question, yes = desk.actions.question(what)
             if not question:

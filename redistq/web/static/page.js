@@ -89,6 +89,15 @@
     say(`No answer since ${since}: trying again. What you see is from before.`, "lost");
   }
 
+  async function whyRefused() {
+    try {
+      const answer = await fetch(location.href, { method: "HEAD" });
+      if (answer.status === 401) say("The token is another now: open the new address.", "lost");
+    } catch (error) {
+      // nothing answers, which is said already
+    }
+  }
+
   function connect() {
     if (source || document.hidden) return;
     source = new EventSource(main.dataset.live);
@@ -102,6 +111,7 @@
       lost();
       if (!source || source.readyState !== EventSource.CLOSED) return;
       disconnect();
+      whyRefused();
       retry = Math.min(retry + 1, 5);
       setTimeout(connect, 2000 * retry);
     };
