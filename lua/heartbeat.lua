@@ -5,12 +5,13 @@
 --   3 meta
 -- ARGV:
 --   1 lease: ms until a worker that no longer beats is dead
---   for each worker (2): consumer, running (entry ids with a space between, '=' unchanged)
+--   for each worker (2): consumer, said (entry ids it runs with a space between and, after a line feed, the
+--   bytes of memory it has, a space and the percent of one core it used, '' unknown; '=' all unchanged)
 -- RETURN: the server's time in ms, the earliest deadline of any worker in ms (-1 none), paused (0 or
 --   1), the positions (from 1) of workers whose details are not here: they should register again; what is
 --   wished of their tasks, a flat list: position of the worker, entry, ask or force (see cancel); the
 --   names of tasks that have a rule or are paused, one a line, * for all (see regate)
--- COST: TIME + ZRANGE + ZADD + HMGET, a worker HMGET, and HSET where `running` changed; of a worker with
+-- COST: TIME + ZRANGE + ZADD + HMGET, a worker HMGET, and HSET where what is said changed; of a worker with
 --   wishes HGETALL + HGET and an XPENDING a wish. PERSIST +
 --   ZREVRANGE when none of the lowest deadlines is fresh, and after a silence ZRANGE twice and a
 --   ZADD a worker. PERSIST + ZADD when a full server refused the first ZADD
@@ -74,7 +75,14 @@ for at = 2, #ARGV, 2 do
   local details = redis.pcall('HMGET', KEYS[2] .. ARGV[at], 'started_ms', 'asked')
   if not details[1] then unregistered[#unregistered + 1] = at / 2 end
   if not details[1] or details[2] then say_wishes(at / 2, ARGV[at]) end
-  if ARGV[at + 1] ~= '=' then redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1]) end
+  if ARGV[at + 1] ~= '=' then
+    local running, rss, cpu = string.match(ARGV[at + 1], '^([^\n]*)\n(%d*) ?(%d*)$')
+    if running then
+      redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', running, 'rss', rss, 'cpu', cpu)
+    else
+      redis.pcall('HSET', KEYS[2] .. ARGV[at], 'running', ARGV[at + 1])
+    end
+  end
 end
 local earliest = tonumber(beats[1] or low[2] or -1)
 for i = 1, #low, 2 do

@@ -7,6 +7,7 @@ it when the cost falls. Times and rates are the benchmarks' business (see benchm
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,16 +193,29 @@ def test_a_heartbeat_is_one_round_trip_for_all_the_processes_of_a_supervisor(
             "commandstats"
         )  # HGET is left out of the counts: the tests poll with it
         assert "cmdstat_hget" not in stats
+    uses = "\n104857600 37"
+    sizes = []
+    for said in ("=", uses):
+        with counted(db) as costs:
+            broker.call(calls.heartbeat(LEASE_MS, [("a", said)]))
+        assert costs.commands == {**once, "hmget": 2, **({"hset": 1} if said == uses else {})}
+        sizes.append(costs.bytes_in)
+    assert sizes[1] - sizes[0] <= len(uses) + 2
     assert 6 / BEAT_EVERY_S < 2
 
 
 def test_an_idle_worker_asks_for_less_than_a_round_trip_a_second(db: redis.Redis, url: str) -> None:
-    """A blocked read every five seconds and a beat every third of the lease: nothing polls."""
+    """A blocked read every five seconds and a beat every third of the lease: nothing polls. What
+    it uses is told, and told again only where it changed."""
     with TaskWorker(url=url, task_handlers={"noop": lambda k: k}):
         time.sleep(2)  # the first beat and the first look for ownerless consumers are over
         seconds = 7.0
         with counted(db) as costs:
             time.sleep(seconds)
+        name = str(db.zrange("workers:tasks", 0, 0)[0])
+        if sys.platform == "linux":
+            assert int(db.hget(f"worker:tasks:{name}", "rss") or 0) > 1 << 20
+    assert costs.commands.get("hset", 0) <= 2
     beats = int(seconds / BEAT_EVERY_S) + 1
     assert costs.round_trips <= beats + 3  # two reads, and a look for ownerless consumers
     assert costs.total <= 6 * beats + 2 + 5  # the look takes five

@@ -20,6 +20,7 @@ from ..monitor import columns
 from ..monitor.columns import Listing
 from ..monitor.rows import TaskHistory
 from ..system.interpreter import require
+from ..system.memory import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,10 @@ TABLES: dict[str, tuple[Shown, ...]] = {
         Shown("pending", "holds", 100),
         Shown("task", "task", 0, 24),
         Shown("task_since", "since"),
+        Shown("rss", "memory", 90),
+        Shown("cpu", "CPU", 90),
         Shown("pid", "pid", 110),
+        Shown("memory_limit", "memory limit", 140),
         Shown("started_at", "up since", 140),
         Shown("python", "python", 150),
         Shown("version", "redistq", 160),
@@ -294,6 +298,10 @@ def human(kind: str, value: Any, now_ms: float) -> str:
         return clock(value) if today else iso(value)[:16].replace("T", " ")
     if kind == "span":
         return f"{duration(-value)} late" if value < 0 else duration(value)
+    if kind == "bytes":
+        return in_words(value)
+    if kind == "share":
+        return f"{value:.0%}"
     if kind in ("count", "number", "real"):
         return {"count": f"{value:,}", "real": f"{value:g}"}.get(kind, str(value))
     return clean(one_line(str(value)), 400) or "–"
@@ -310,7 +318,7 @@ def table(name: str, listing: Listing, records: Sequence[Any], out: Any, now_ms:
     found = tables.Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in shown:
         kind = kinds[column.name]
-        right = kind in ("count", "number", "real", "span")
+        right = kind in ("count", "number", "real", "span", "bytes", "share")
         # What is fixed in width keeps it; text gives way, with an ellipsis and on one line.
         fixed = right or kind in ("time", "state") or column.name in ("task_id", "example_id")
         found.add_column(

@@ -39,6 +39,7 @@ from .steps import SendsEvents
 from .submitting import BoundOptions, Submitting
 
 if TYPE_CHECKING:
+    from ..dashboard.dashboard import Dashboard
     from ..elsewhere.kubernetes import Kubernetes
     from ..elsewhere.place import Place
     from ..elsewhere.pods import Pods
@@ -304,6 +305,15 @@ class Client(Submitting, SendsEvents, Executor):
         left = [leftovers_in(self._session, priority, everywhere) for priority in PRIORITIES]
         return sum(calls.drop(batches) for calls in left)
 
+    # -- looks -----------------------------------------------------------------------------------
+
+    def dashboard(self, **options: Any) -> Dashboard:
+        """Return a live dashboard of this client's queue for a notebook cell, or of several of its
+        server's (``queues=["a", "b"]``, ``queues="*"``), with Dashboard's options."""
+        from ..dashboard.dashboard import Dashboard
+
+        return Dashboard(self, **options)
+
     # -- the end ---------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -318,8 +328,6 @@ class Client(Submitting, SendsEvents, Executor):
         here fail with an error that says so.
         """
         self._session.close()
-
-    # -- looks -----------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         session = self._session

@@ -24,6 +24,7 @@ from ..protocol.plain_commands import (
     PERSISTENCE_INFO,
     SNAPSHOT_SETTING,
     Command,
+    read_info,
 )
 from ..protocol.replies import checked
 from .address import Address
@@ -252,7 +253,7 @@ def check_server(broker: Broker) -> list[str]:
     """
     warnings = []
     try:
-        memory = _info(broker.call(MEMORY_INFO))
+        memory = read_info(broker.call(MEMORY_INFO))
         policy = memory.get("maxmemory_policy", "")
         if policy not in ("", "noeviction") and not policy.startswith("volatile"):
             warnings.append(
@@ -264,7 +265,7 @@ def check_server(broker: Broker) -> list[str]:
                 f"the server's maxmemory-policy is {policy}, which may evict results and dead "
                 "letters before their time; set maxmemory-policy noeviction"
             )
-        persistence = _info(broker.call(PERSISTENCE_INFO))
+        persistence = read_info(broker.call(PERSISTENCE_INFO))
         if persistence.get("aof_enabled") == "0":
             reply = broker.call(SNAPSHOT_SETTING)
             if len(reply) == 2 and not reply[1]:
@@ -280,8 +281,3 @@ def check_server(broker: Broker) -> list[str]:
     except RedistqError as error:
         log.debug("the server's settings could not be read: %s", error)
     return warnings
-
-
-def _info(reply: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in reply.decode().splitlines() if ":" in line)
-    return {name: value for name, _, value in lines}

@@ -1,4 +1,5 @@
-"""Dashboard: a live picture of one queue in a notebook cell, or a still one where none can live.
+"""Dashboard: a live picture of a queue, or of several, in a notebook cell; a still one where none
+can live.
 
 Used by people, in notebooks. It looks, at most twice a second, and changes something only when a
 button is pressed. It ends by itself and leaves no thread, no connection and no comm behind.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from ..connection.address import Address, resolve
@@ -16,10 +18,10 @@ from ..display.notebook import Outlet, in_kernel, show_bundle
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys
 from .feed import Feed, feed_of
-from .page import page
 from .refresher import refresher
+from .several import Several, look, whole_page, whole_text
 from .widget_panel import WidgetPanel
-from .words import line, plain
+from .words import line
 
 __all__ = ["Dashboard"]
 
@@ -37,9 +39,10 @@ class Dashboard:
 
     It ends, and leaves a still picture in its place, when it is closed, when its output is cleared
     or its cell deleted, when it was shown without being kept and no page shows it, and when a cell
-    is interrupted. ``mode`` (else ``$REDISTQ_DASHBOARD``): ``widget`` has buttons, ``html`` is
-    live without them, ``static`` is one picture, ``text`` a few lines; ``auto`` is the best that
-    works here.
+    is interrupted. ``queues`` names several queues of one server (``"*"``: all there are): a table
+    of them, the worst first, stands above the one that is chosen. ``mode`` (else
+    ``$REDISTQ_DASHBOARD``): ``widget`` has buttons, ``html`` is live without them, ``static`` is
+    one picture, ``text`` a few lines; ``auto`` is the best that works here.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Dashboard:
         queue: str | None = None,
         url: str | None = None,
         group: str | None = None,
+        queues: str | Iterable[str] | None = None,
         refresh: float = 0.5,
         mode: str | None = None,
     ) -> None:
@@ -64,17 +68,45 @@ class Dashboard:
             source = None
         self.mode = mode
         self.refresh = float(refresh)
+        if queues is not None and queue is not None:
+            raise ConfigurationError("give either queue, for one, or queues, for several")
         where, queue, group, delayed_key = where_of(source, url, queue, group)
-        self.feed: Feed = feed_of(where, queue, group, delayed_key)
+        self.several = None if queues is None else Several(where, queues, group)
+        """The queues it was given, where these are several."""
+        if self.several is None:
+            self._feed: Feed | None = feed_of(where, queue, group, delayed_key)
+        else:
+            self._feed = None
         self._panels: list[WidgetPanel | HtmlPanel] = []
         # The panel is kept by the refresher, and knows nothing of this handle: when the handle
         # goes, a panel that no page shows goes too.
         weakref.finalize(self, _release, self._panels)
 
     @property
+    def feed(self) -> Feed:
+        """What is known of the queue that it shows."""
+        shown = self._feed
+        if self.several is not None and (
+            shown is None or shown.monitor.queue != self.several.chosen
+        ):
+            self.several.refresh()
+            shown = self._feed = self.several.feed()
+        assert shown is not None
+        return shown
+
+    @property
     def queue(self) -> str:
-        """The queue's name."""
+        """The name of the queue that it shows."""
         return self.feed.monitor.queue
+
+    def choose(self, queue: str) -> None:
+        """Show another of several queues. Raises ConfigurationError for one that it was not
+        given."""
+        if self.several is None:
+            raise ConfigurationError(f"this dashboard has one queue, {self.queue!r}: queues=[…]")
+        self.several.choose(queue)
+        for panel in self._panels:
+            refresher.hurry(panel)
 
     @property
     def panel(self) -> WidgetPanel | HtmlPanel | None:
@@ -94,13 +126,18 @@ class Dashboard:
 
     def html(self) -> str:
         """Return the dashboard of this moment as HTML that needs nothing else."""
-        self.feed.refresh()
-        return str(page(self.feed.view()))
+        self._refresh()
+        return str(whole_page(self.several, self.feed.view()))
 
     def text(self) -> str:
         """Return the dashboard of this moment as a few lines of text."""
+        self._refresh()
+        return whole_text(self.several, self.feed.view())
+
+    def _refresh(self) -> None:
+        if self.several is not None:
+            self.several.refresh()
         self.feed.refresh()
-        return plain(self.feed.view())
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -117,13 +154,13 @@ class Dashboard:
         if mode == "static":
             show_bundle({"text/html": self.html(), "text/plain": self.text()})
             return
-        self.feed.refresh()
+        self._refresh()
         if any(shown.show() for shown in self._panels):
             return  # one more view of what is live already
         panel: WidgetPanel | HtmlPanel = (
-            WidgetPanel(self.feed, self.refresh)
+            WidgetPanel(self.feed, self.refresh, self.several)
             if mode == "widget"
-            else HtmlPanel(self.feed, self.refresh)
+            else HtmlPanel(self.feed, self.refresh, self.several)
         )
         self._panels[:] = [panel]
         panel.show()
@@ -189,8 +226,9 @@ class HtmlPanel:
     runs in the refresher's thread.
     """
 
-    def __init__(self, feed: Feed, refresh: float) -> None:
+    def __init__(self, feed: Feed, refresh: float, several: Several | None = None) -> None:
         self.feed = feed
+        self.several = several
         self.ended = False
         self._refresh = max(1.0, refresh)
         self._outlet: Outlet | None = None
@@ -208,7 +246,10 @@ class HtmlPanel:
 
     def _bundle(self, **more: Any) -> dict[str, str]:
         view = self.feed.view(**more)
-        return {"text/html": str(page(view)), "text/plain": plain(view)}
+        return {
+            "text/html": str(whole_page(self.several, view)),
+            "text/plain": whole_text(self.several, view),
+        }
 
     def step(self) -> float | None:
         """Put the newest picture in place."""
@@ -217,7 +258,7 @@ class HtmlPanel:
         if why := self._reason_to_end():
             self._end(why)
             return None
-        self.feed.refresh()
+        self.feed = look(self.several, self.feed)
         bundle = self._bundle(live=True)
         if bundle["text/html"] != self._shown and self._outlet is not None:
             self._shown = bundle["text/html"]

@@ -22,7 +22,8 @@ from ..errors import RedistqError
 from ..logger import logger
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event
-from ..monitor.tick import Tick
+from ..monitor.server import ServerLook, ServerMemory
+from ..monitor.tick import Tick, is_unused
 from ..producer.clearing import lanes_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import PRIORITIES
@@ -71,8 +72,8 @@ class View:
     some newest attempts, newest first (with ``gaps``: not all of their time), ``letters`` the
     newest dead letters without tracebacks. ``rates`` are tasks of each batch that end a second,
     ``layers`` says which batches are graphs, ``lanes`` has the figures by priority (empty where
-    all tasks are of one), and ``previews`` the starts of payloads by task id, where they were seen.
-    ``links`` is what tasks and batches lead to.
+    all tasks are of one), ``previews`` the starts of payloads by task id, where they were seen, and
+    ``memory`` the server's (None: not known). ``links`` is what tasks and batches lead to.
     """
 
     queue: str
@@ -92,6 +93,7 @@ class View:
     layers: Mapping[str, int | None] = field(default_factory=dict)
     lanes: Mapping[str, Snapshot] = field(default_factory=dict)
     links: Links = NO_LINKS
+    memory: ServerMemory | None = None
 
 
 class Feed:
@@ -136,6 +138,7 @@ class Feed:
         self._previews: dict[str, str] = {}
         self._layers: dict[str, int | None] = {}
         self._limits = {"events": EVENTS_A_TICK, "dead": LETTERS_SHOWN, **limits}
+        self._server = ServerLook(monitor.broker)
         self._fresh_s = fresh_s
         self._asked_at = -1.0
         self._lock = threading.Lock()
@@ -188,6 +191,7 @@ class Feed:
             self.events.extend(self.monitor.records.events(EVENTS_KEPT))
         elif tick.missed:
             self._gaps = not first
+        self._server.look()
         self._keep_batches(tick)
         for task in tick.running:
             self._previews[task.id] = task.preview
@@ -221,13 +225,26 @@ class Feed:
             now - self._lettered_at < LETTERS_EVERY_S and self._lettered[1:2] == state[1:2]
         ):
             return
-        self.letters = (
-            tuple(self.monitor.records.dead(self.letters_read, full=False))
-            if tick.snapshot.dead
-            else ()
-        )
+        self.letters = self._letters_now(tick.snapshot.dead)
         self._lettered = state
         self._lettered_at = now
+
+    def _letters_now(self, dead: int) -> tuple[DeadLetter, ...]:
+        """Return the newest dead letters, of which there are so many; where others only came, these
+        alone are read."""
+        if not dead:
+            return ()
+        known = self.letters
+        before, wanted, *_ = self._lettered or (0, 0)
+        new = dead - before
+        if known and wanted == self.letters_read and 0 < new < self.letters_read:
+            read = self.monitor.records.dead(new + 1, full=False)
+            places = [(letter.id, letter.died_ms) for letter in read]
+            newest = (known[0].id, known[0].died_ms)
+            # With one that went in between, the newest known is further down than this was read.
+            if newest in places:
+                return (*read[: places.index(newest)], *known)[: self.letters_read]
+        return tuple(self.monitor.records.dead(self.letters_read, full=False))
 
     def _keep_lanes(self) -> None:
         """Read the figures of the other priorities."""
@@ -298,14 +315,9 @@ class Feed:
             previews=dict(self._previews),
             layers=dict(self._layers),
             lanes=self._lanes_now(),
+            memory=self._server.memory,
             **more,
         )
-
-
-def is_unused(shot: Snapshot) -> bool:
-    """Return whether a queue has no task and no attempt ever ended."""
-    tasks = shot.ready + shot.pending + shot.delayed + shot.dead
-    return not tasks and not any(shot.counters.values())
 
 
 def _figures(tick: Tick) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..display.html import Html, block, mark, table
-from ..display.text import FAILED, duration, per_second
+from ..display.text import FAILED, duration, per_second, plural
 from ..monitor.rows import Event
 from .feed import View
 from .words import rate_now, title
@@ -77,7 +77,9 @@ def functions(view: View) -> Html:
     rows = functions_of(view.events, view.tick.now_ms, overall)
     shown = [_row(row) for row in rows[:FUNCTIONS_SHOWN]]
     more = f", {FUNCTIONS_SHOWN} of {len(rows):,} functions" if len(rows) > len(shown) else ""
-    of = f"the newest {len(view.events):,} attempts" + (" that were seen" if view.gaps else "")
+    of = f"the newest {plural(len(view.events), 'attempt')}" + (
+        " that were seen" if view.gaps else ""
+    )
     columns = (
         "Function",
         ">Ended",

@@ -12,8 +12,9 @@ from typing import Any
 from ..display.html import Html, tag
 from ..protocol.commands import Snapshot
 from .finder_box import FinderBox
+from .several import Several
 from .slots import BatchRows, GroupRows
-from .widgets import KeyChoice, ScheduleChoice, ipywidgets
+from .widgets import KeyChoice, QueueChoice, ScheduleChoice, ipywidgets, update
 
 PARTS = (
     "head",
@@ -75,25 +76,32 @@ class Layout:
     batches: BatchRows
     groups: GroupRows
     finder: FinderBox
+    queues: QueueChoice | None = None
+
+    def render_queues(self, several: Several) -> None:
+        """Show the rows of several queues, and offer them."""
+        assert self.queues is not None
+        update(self.widgets["overview"], value=str(several.html()))
+        self.queues.render(several.names(), several.chosen)
 
     def rows(self) -> list[Any]:
         """Return the widgets that have no name."""
         return [*self.batches.widgets(), *self.groups.widgets(), *self.finder.widgets()]
 
 
-def build(on_command: Callable[[str], None]) -> Layout:
-    """Return the widgets of a dashboard.
+def build(on_command: Callable[[str], None], several: bool = False) -> Layout:
+    """Return the widgets of a dashboard, of one queue or of several.
 
     ``on_command`` is called with a button's command, in any thread.
     """
     w = ipywidgets()
 
-    def button(text: str, tooltip: str, command: str, style: str = "", width: str = "auto") -> Any:
+    def button(text: str, tooltip: str, command: str, style: str = "", least: str = "8em") -> Any:
         made = w.Button(
             description=text,
             tooltip=tooltip,
             button_style=style,
-            layout=w.Layout(width=width, min_width="8em"),
+            layout=w.Layout(width="auto", min_width=least),
         )
         if command:
             made.on_click(lambda _: on_command(command))
@@ -102,8 +110,8 @@ def build(on_command: Callable[[str], None]) -> Layout:
     # The default style of the widget would cut off what is wider than a slider.
     found = {name: w.HTML(layout=w.Layout(width="100%", margin="0")) for name in PARTS}
     for name, text, tooltip, command in BUTTONS:
-        found[name] = button(text, tooltip, command, width=BUTTON_WIDTH)
-    found["close"].layout.width = "8em"
+        found[name] = button(text, tooltip, command, least=BUTTON_WIDTH)
+    found["close"].layout.min_width = "8em"
     found["close"].layout.margin = "2px 2px 2px auto"  # away from what cancels
     found["gone"] = w.HTML(GONE, layout=w.Layout(width="100%", margin="0"))
     found["question"] = w.HTML(layout=w.Layout(margin="0 8px 0 0"))
@@ -127,8 +135,13 @@ def build(on_command: Callable[[str], None]) -> Layout:
     finder = FinderBox(button, on_command)
     found["finder"] = finder.box
     found |= {"batches": batches.box, "failed": groups.box}
+    queues = QueueChoice(on_command) if several else None
+    if queues is not None:
+        found["overview"] = w.HTML(layout=w.Layout(width="100%", margin="0"))
+        found |= {"tabs": queues.tabs, "queue": queues.choice, "queues": queues.box}
     order = [
-        *("gone", "head", "buttons", "confirm", "notice", "finder", "batches", "failed"),
+        *(("gone", "overview", "queues") if several else ("gone",)),
+        *("head", "buttons", "confirm", "notice", "finder", "batches", "failed"),
         *("functions", "timeline"),
         *("workers", "priorities", "limits", "keys", "schedules", "agenda", "recent"),
     ]
@@ -137,4 +150,4 @@ def build(on_command: Callable[[str], None]) -> Layout:
         layout=w.Layout(width="100%", padding="4px 8px"),
     )
     found["root"].add_class("redistq-dashboard")
-    return Layout(found, keys, agenda, batches, groups, finder)
+    return Layout(found, keys, agenda, batches, groups, finder, queues)

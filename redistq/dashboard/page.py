@@ -1,4 +1,4 @@
-"""What a dashboard looks like: a View in, HTML out; pure functions.
+"""What a dashboard looks like: a View in, HTML or text out; pure functions.
 
 Called by the dashboard, live and static. It never talks to a server and keeps nothing. Text of a
 queue is untrusted: it reaches the page only through ``display.html``, which escapes it.
@@ -9,6 +9,7 @@ untrusted notebook's HTML.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ..display.html import (
     MUTED,
@@ -19,6 +20,7 @@ from ..display.html import (
     svg,
     tag,
 )
+from ..display.plain import as_text
 from ..display.text import (
     DELAYED,
     FAILED,
@@ -74,12 +76,14 @@ def _title(view: View) -> Html:
     else:
         state = "live" if view.live else "snapshot"
     when = f"updated {clock(view.tick.now_ms)} UTC" if view.tick else ""
+    memory = f" · {view.memory.said} in use" if view.memory else ""
     return tag(
         "div",
         tag(
             "span",
             tag("strong", clean(view.queue), style="font-size:16px"),
-            tag("span", f"  {clean(view.url, 80)}", style=MUTED + ";margin-left:8px"),
+            " ",
+            tag("span", clean(view.url, 80) + memory, style=MUTED + ";margin-left:10px"),
         ),
         tag(
             "span",
@@ -144,15 +148,14 @@ def _figures(view: View, tick: Tick) -> Html:
                 tag(
                     "div",
                     note,
-                    style="font-size:12px;line-height:1.3;white-space:nowrap;overflow:hidden;"
-                    f"text-overflow:ellipsis;{MUTED}",
+                    style=f"font-size:12px;line-height:1.3;{MUTED}",
                 ),
                 style=f"min-width:0;border:{RULE};border-top:3px solid {color};"
                 "border-radius:3px;padding:5px 10px",
             )
             for color, value, label, note in tiles
         ),
-        style="display:grid;grid-template-columns:repeat(auto-fit,minmax(112px,1fr));gap:8px;"
+        style="display:grid;grid-template-columns:repeat(auto-fit,minmax(104px,1fr));gap:8px;"
         "margin:8px 0",
     )
 
@@ -193,6 +196,11 @@ def page(view: View) -> Html:
     """Return the whole dashboard without buttons, as notebooks keep and nbconvert shows it."""
     parts = (section(view) for section in SECTIONS.values())
     return tag("div", head(view), notice(view), *parts, style="padding:4px 0")
+
+
+def plain(view: View) -> str:
+    """Return the whole dashboard as lines of plain text: the same facts, tracebacks left out."""
+    return as_text(page(replace(view, live=False)))
 
 
 SECTIONS: Mapping[str, Callable[[View], Html]] = {

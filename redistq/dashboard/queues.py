@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..display.html import MUTED, Html, block, caption, join, mark, table, tag
+from ..display.plain import as_text
 from ..display.text import (
     DELAYED,
     FAILED,
@@ -28,7 +29,7 @@ Link = Callable[[str], str]
 
 COLUMNS = (
     *("Queue", "State", ">Queued", "~>Oldest", ">Running", "~>Delayed", "~>Waiting"),
-    *(">Failed", "~>Kept", ">Throughput", ">Workers"),
+    *(">Failed", "~>Kept", ">Rate", "~>Workers"),
 )
 
 
@@ -50,7 +51,7 @@ def overview(rows: Sequence[QueueRow], link: Link | None = None, chosen: str = "
 
 def overview_text(rows: Sequence[QueueRow]) -> str:
     """Return the same as lines of plain text."""
-    return "\n".join([heading(rows), *(f"  {_line(row)}" for row in worst_first(rows))])
+    return as_text(overview(rows))
 
 
 def heading(rows: Sequence[QueueRow]) -> str:
@@ -104,17 +105,3 @@ def _cells(row: QueueRow, link: Link | None, chosen: str) -> tuple[str, ...]:
 def _count(count: int) -> str:
     """Return a figure; nothing is muted, so that what there is can be seen at once."""
     return f"{count:,}" if count else tag("span", "0", style=f"{MUTED};opacity:.6")
-
-
-def _line(row: QueueRow) -> str:
-    said = f"{clean(row.name, 40)}: {state_of(row)[0]}"
-    shot = row.snapshot
-    if shot is None:
-        return f"{said}: {clean(row.problem, 120)}"
-    oldest = f" (oldest {duration(shot.now_ms - shot.oldest_ms)})" if shot.oldest_ms else ""
-    rate = "" if row.rate is None else f", {per_second(row.rate)}"
-    return (
-        f"{said}; {shot.ready:,} queued{oldest}, {row.running:,} running, {shot.delayed:,} "
-        f"delayed, {row.waiting:,} waiting, {row.count('failed'):,} failed ({shot.dead:,} kept)"
-        f"{rate}, {plural(row.workers, 'worker')}"
-    )

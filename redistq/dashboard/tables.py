@@ -32,10 +32,19 @@ from ..display.text import (
     plural,
 )
 from ..monitor.rows import BatchRow, Event, Running
-from ..monitor.tick import Tick, running_of, slots_of
+from ..monitor.tick import (
+    NEARLY_FULL,
+    Tick,
+    cpu_of,
+    limit_of,
+    memory_of,
+    running_of,
+    slots_of,
+)
 from ..protocol.commands import Snapshot, WorkerRow
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
+from ..system.memory import in_words
 from .feed import EVENTS_SHOWN, View
 from .links import Links
 from .words import (
@@ -70,7 +79,7 @@ def workers(view: View) -> Html:
     heading = f"Workers: {total:,}, {busy:,} busy{more}"
     if not rows:
         return block([caption("Workers: none")])
-    columns = ("Worker", "State", "Runs now", ">Busy")
+    columns = ("Worker", "State", "Runs now", ">Busy", "~>Memory", "~>CPU")
     return block([table(heading, columns, rows)])
 
 
@@ -97,7 +106,21 @@ def _worker(worker: WorkerRow, tick: Tick, links: Links) -> tuple[str, ...]:
         state,
         _runs(held, (max(busy, 1), worker.pending), tick.now_ms, links),
         f"{busy:,} of {slots:,}",
+        _memory(worker),
+        "–" if (cpu := cpu_of(worker)) is None else f"{cpu:.0%}",
     )
+
+
+def _memory(worker: WorkerRow) -> str:
+    """Return a worker's memory, and its container's limit; marked where that is near."""
+    rss = memory_of(worker)
+    if rss is None:
+        return "–"
+    limit = limit_of(worker)
+    if limit is None:
+        return in_words(rss)
+    said = f"{in_words(rss)} of {in_words(limit)}"
+    return mark(f"⚠ {said}", WARNING) if rss > limit * NEARLY_FULL else said
 
 
 def _runs(held: Sequence[Running], counts: tuple[int, int], now_ms: int, links: Links) -> Html:

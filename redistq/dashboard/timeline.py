@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..display.html import (
     MUTED,
+    SAID_BESIDE,
     TABLE_PX,
     TRAIL_MS,
     Html,
@@ -213,4 +214,5 @@ def _axis(start: float, end: float) -> Html:
         *(tag("span", clock(at)) for at in labels),
         style="display:flex;justify-content:space-between;margin:0 48px 0 138px;font-size:11px;"
         f"font-variant-numeric:tabular-nums;max-width:{TABLE_PX - 186}px;{MUTED}",
+        **SAID_BESIDE,
     )

@@ -15,13 +15,14 @@ from typing import Any
 
 from ..display.html import tag
 from ..display.notebook import Outlet
-from ..errors import RedistqError
+from ..errors import ConfigurationError, RedistqError
 from ..monitor.rows import DeadLetter
 from . import page
 from .actions import Actions, Progress
 from .feed import Feed, View
 from .layout import build, unstarted
 from .refresher import refresher
+from .several import Several, look, whole_page
 from .widgets import close, update
 from .words import line
 
@@ -64,18 +65,20 @@ class Audience:
 
 
 class WidgetPanel:
-    """One live dashboard; any number of views of it may be open.
+    """One live dashboard; any number of views of it may be open. With ``several`` queues it shows
+    the one that is chosen.
 
     ``widgets`` are its widgets by name, ``layout`` all of them (see ``build``), ``actions`` what
     its buttons do, ``notice`` the sentence about the last button.
     """
 
-    def __init__(self, feed: Feed, refresh: float) -> None:
+    def __init__(self, feed: Feed, refresh: float, several: Several | None = None) -> None:
         self.feed = feed
+        self.several = several
         self.ended = False
         self.notice = ""
         self.audience = Audience()
-        self.layout = build(self._command)
+        self.layout = build(self._command, several is not None)
         self.widgets = self.layout.widgets
         self.actions = Actions(feed)
         self._refresh = refresh
@@ -115,13 +118,18 @@ class WidgetPanel:
 
     def _still(self, **more: Any) -> dict[str, str]:
         view = self._view(**more)
-        return {"text/html": str(page.page(view)), "text/plain": f"Dashboard of {line(view)}"}
+        return {
+            "text/html": str(whole_page(self.several, view)),
+            "text/plain": f"Dashboard of {line(view)}",
+        }
 
     def _view(self, **more: Any) -> View:
         return self.feed.view(notice=self.notice, **more)
 
     def _render(self) -> None:
         view = self._view(live=True)
+        if self.several is not None:
+            self.layout.render_queues(self.several)
         update(self.widgets["head"], value=str(page.head(view)))
         update(self.widgets["notice"], value=str(page.notice(view)))
         drawn = time.monotonic()
@@ -191,7 +199,7 @@ class WidgetPanel:
                 return None
             self._handle(command)
         self._go_on()
-        self.feed.refresh()
+        self._look()
         self._render()
         if self._work is not None:
             return 0.01
@@ -199,6 +207,16 @@ class WidgetPanel:
         if answers and not self.audience.seen and self._outlet.cell_ended:
             return 5.0  # not looked at, as far as we know
         return self.feed.rest_s(self._refresh)
+
+    def _look(self) -> None:
+        feed = look(self.several, self.feed)
+        if feed is not self.feed:
+            self.feed = feed
+            self.actions = Actions(feed)
+            self._handle("no")  # what was asked is of another queue
+            self.layout.finder.hide()
+            self.notice = ""
+            self._drawn_at = -TIMELINE_EVERY_S
 
     def _reason_to_end(self) -> str:
         if self._outlet.interrupted:
@@ -226,6 +244,9 @@ class WidgetPanel:
             update(self.widgets["confirm"].layout, display="none")
             if verb == "yes" and self._work is None:
                 self._work = self.actions.start(asked)
+        elif verb == "queue" and self.several is not None:
+            with contextlib.suppress(ConfigurationError):  # it has gone meanwhile
+                self.several.choose(what)
         elif verb == "group-open":
             self.layout.groups.turn(what)
         elif verb == "group-more":

@@ -1,16 +1,16 @@
 """What the live dashboard does with widgets of any kind: set what has changed, and close them.
 
-Used by the panel; ``KeyChoice`` and ``ScheduleChoice`` are its controls for limit keys and
-schedules. ipywidgets is imported when the
-first widget is made.
+Used by the panel; ``KeyChoice``, ``ScheduleChoice`` and ``QueueChoice`` are its controls for limit
+keys, schedules and queues. ipywidgets is imported when the first widget is made.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..display.text import clean
 from ..monitor.agenda import ScheduleRow
 from ..protocol.limits import LimitState
 from ..system.interpreter import require
@@ -142,6 +142,47 @@ class ScheduleChoice:
     def is_paused(self, name: str | None) -> bool:
         """Return whether a schedule was paused when it was last looked at."""
         return self._paused.get(name or "", False)
+
+
+class QueueChoice:
+    """Which of several queues is shown: tabs, or a list where there are many.
+
+    ``on_command`` is called with ``queue NAME`` when one is chosen, in any thread.
+    """
+
+    TABS_MOST = 8
+
+    def __init__(self, on_command: Callable[[str], None]) -> None:
+        w = ipywidgets()
+        self._on_command = on_command
+        self._names: tuple[str, ...] = ()
+        self._shown = ""
+        self.tabs = w.ToggleButtons(options=[], style={"button_width": "auto"})
+        self.choice = w.Dropdown(
+            options=[], description="Queue", style={"description_width": "initial"}
+        )
+        for each in (self.tabs, self.choice):
+            each.observe(self._chosen, "value")
+        self.box = w.HBox([self.tabs, self.choice], layout=w.Layout(margin="8px 0"))
+
+    def _chosen(self, change: Any) -> None:
+        name = change["new"]
+        if name and name != self._shown:
+            self._on_command(f"queue {name}")
+
+    def render(self, names: Sequence[str], chosen: str) -> None:
+        """Offer queues, of which one is chosen; nothing is shown where there is no choice."""
+        self._shown = chosen
+        few = len(names) <= self.TABS_MOST
+        if self._names != tuple(names):
+            self._names = tuple(names)
+            for each in (self.tabs, self.choice):
+                each.options = [(clean(name, 40), name) for name in names]
+        for each in (self.tabs, self.choice):
+            update(each, value=chosen if chosen in names else None)
+        update(self.tabs.layout, display="flex" if few else "none")
+        update(self.choice.layout, display="none" if few else "flex")
+        update(self.box.layout, display="flex" if len(names) > 1 else "none")
 
 
 def _by_name(rows: Iterable[ScheduleRow]) -> dict[str, ScheduleRow]:

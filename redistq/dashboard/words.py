@@ -12,15 +12,12 @@ from ..display.text import (
 from ..display.text import (
     DELAYED,
     FAILED,
-    LINE_CHARS,
     NAME_CHARS,
     QUEUED,
     WARNING,
     clean,
-    clock,
     duration,
     number,
-    one_line,
     plural,
 )
 from ..display.text import title as title
@@ -29,7 +26,7 @@ from ..monitor.tick import LATE_MS, Tick, condition
 from ..protocol.commands import WorkerRow
 from ..protocol.limits import DOOR, LimitState
 from ..protocol.progress import Progress
-from .feed import LETTERS_SHOWN, Point, View
+from .feed import Point, View
 
 LEAST_LEFT_MS = 500
 """The time that is left is a guess: with less nothing is said."""
@@ -167,6 +164,14 @@ def alerts(view: View) -> list[tuple[str, str]]:
         if late_ms > LATE_MS and not first.schedule.paused and not first.schedule.fault:
             words = f"⚠ Schedule {clean(first.schedule.name)} is {duration(late_ms)} late: no "
             found.append((WARNING, f"{words}scheduler fires it. Start a worker: {start}"))
+    if view.memory is not None and view.memory.nearly_full:
+        found.append(
+            (
+                WARNING,
+                f"⚠ The server's memory is nearly full: {view.memory.said}. When it is, no task "
+                "can be added: let workers drain the queue, or raise maxmemory.",
+            )
+        )
     if not found and now.empty:
         ready = plural(len(now.living), "worker")
         found.append((QUEUED.color, f"✔ Nothing waits and nothing runs. {ready} ready."))
@@ -234,14 +239,3 @@ def line(view: View) -> str:
         f"{tick.count('succeeded'):,} succeeded, {tick.count('failed'):,} failed, "
         f"{plural(len(tick.workers), 'worker')}"
     )
-
-
-def plain(view: View) -> str:
-    """Return the dashboard as a few lines of plain text."""
-    lines = [line(view)]
-    lines += [f"  {sentence}" for _, sentence in alerts(view)]
-    if view.tick is not None:
-        for dead in view.tick.dead[:LETTERS_SHOWN]:
-            what = clean(one_line(f"{dead.error_type}: {dead.error}"), LINE_CHARS)
-            lines.append(f"  {clock(dead.died_ms)} {title(dead.name)} failed: {what}")
-    return "\n".join(lines)

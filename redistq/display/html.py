@@ -16,6 +16,8 @@ from .text import HIDDEN, clean, look
 TRAIL_MS = 60_000
 """How far back a sparkline reaches."""
 
+SAID_BESIDE = {"aria-hidden": "true"}
+"""Of what a screen reader, and the plain text, need not say: it stands beside it in words."""
 RULE = "1px solid #7f7f7f59"
 MUTED = "color:var(--jp-content-font-color2,inherit)"
 TABLE_PX = 860
@@ -226,6 +228,7 @@ def _ticks(span_ms: int) -> Html:
         "div",
         *(tag("span", label) for label in labels),
         style=f"display:flex;justify-content:space-between;font-size:11px;{MUTED}",
+        **SAID_BESIDE,
     )
 
 

@@ -5,7 +5,8 @@ It needs no pandas and never talks to a server.
 
 Kinds of columns: ``text``, ``label`` (text with few values), ``state`` (STATES in order), ``time``
 (server's ms since the epoch), ``span`` (ms), ``count`` (a whole number), ``number`` (one that may
-be missing), ``real`` (any number, which may be missing). None stands for what is not known.
+be missing), ``real`` (any number, which may be missing), ``bytes`` (a whole number that may be
+missing), ``share`` (1.0 is all of one). None stands for what is not known.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ WORKERS = Listing(
     ("python", "label", "python"),
     ("version", "label", "version"),
     ("names", "text", lambda worker: ", ".join(worker.names)),
+    ("rss", "bytes", "rss"),
+    ("cpu", "share", "cpu"),
+    ("memory_limit", "bytes", "memory_limit"),
     index="worker",
     labels={"state": ("idle", "busy", "paused", "silent")},
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 THROUGHPUT = ("succeeded", "failed", "retried", "snoozed", "recovered", "cancelled", "expired")
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _PLAIN = {"count": "int64", "number": "Int64", "real": "Float64"}
+_PLAIN |= {"bytes": "Int64", "share": "Float64"}
 
 
 def pandas() -> Any:

@@ -24,7 +24,8 @@ from .monitor import TaskMonitor
 from .name_times import NameTimes, families
 from .rows import Event, read_event
 from .scale import with_scale
-from .tick import Tick, condition, running_count, slots_of
+from .server import ServerLook, ServerMemory
+from .tick import Tick, condition, cpu_of, memory_of, running_count, slots_of
 
 log = logger("redistq.metrics")
 
@@ -34,7 +35,8 @@ LIMITS_SHOWN = 50
 
 
 class QueueCollector:
-    """A prometheus_client collector for one queue; ``times`` reads its ticks.
+    """A prometheus_client collector for one queue; ``times`` reads its ticks, ``server`` the
+    server's memory.
 
     While the server does not answer only ``redistq_up`` is given, as 0: figures of before would
     pass for those of now.
@@ -44,10 +46,12 @@ class QueueCollector:
         self,
         queue: str,
         times: NameTimes,
+        server: ServerLook,
     ) -> None:
         self._core = require("prometheus_client.core", "metrics", "Prometheus metrics")
         self._queue = queue
         self._times = times
+        self._server = server
 
     def describe(self) -> list[Any]:
         """Return nothing: registering must not ask the server."""
@@ -57,6 +61,7 @@ class QueueCollector:
         """Yield every family of metrics, from one tick."""
         try:
             tick: Tick | None = self._times.tick()
+            memory = self._server.look()
         except RedistqError as error:
             log.warning("no figures for Prometheus: %s", error)
             tick = None
@@ -64,6 +69,7 @@ class QueueCollector:
         if tick is None:
             return
         yield from self._families(tick.snapshot)
+        yield from self._memory(memory)
         yield from self._waiting(tick.snapshot, tick.reasons)
         yield from self._limits([limit for limit in tick.limits if limit.has_rule])
         yield from families(self._core, self._queue, self._times)
@@ -102,7 +108,22 @@ class QueueCollector:
         yield self._gauge(
             "worker_threads", "Threads of living workers", sum(map(slots_of, now.living))
         )
+        rss = [memory for worker in now.living if (memory := memory_of(worker)) is not None]
+        cpu = [share for worker in now.living if (share := cpu_of(worker)) is not None]
+        if rss:
+            what = "Memory of living worker processes together"
+            yield self._gauge("workers_resident_bytes", what, sum(rss))
+            what = "Memory of the living worker process that has most"
+            yield self._gauge("largest_worker_resident_bytes", what, max(rss))
+        if cpu:
+            yield self._gauge("workers_cpu_cores", "Cores that living workers use", sum(cpu))
         yield self._gauge("paused", "1 while the queue is paused", int(shot.paused))
+
+    def _memory(self, memory: ServerMemory | None) -> Iterator[Any]:
+        if memory is not None:
+            yield self._gauge("server_used_bytes", "Memory that the server uses", memory.used)
+            what = "The server's maxmemory, 0 without one"
+            yield self._gauge("server_max_bytes", what, memory.most or 0)
 
     def _waiting(self, shot: Snapshot, reasons: dict[str, int]) -> Iterator[Any]:
         family = self._core.GaugeMetricFamily(
@@ -187,7 +208,12 @@ class MetricsServer:
         registry = client.CollectorRegistry()
         self._monitors = list(monitors) if isinstance(monitors, Sequence) else [monitors]
         registry.register(
-            QueuesCollector([QueueCollector(m.queue, _times_by(m)) for m in self._monitors])
+            QueuesCollector(
+                [
+                    QueueCollector(m.queue, _times_by(m), ServerLook(m.broker))
+                    for m in self._monitors
+                ]
+            )
         )
         try:
             self._server, self._thread = client.start_http_server(port, host, registry)

@@ -149,7 +149,8 @@ class TaskMonitor(Followed, Scheduled):
 
         worker (index), host, pid, state (idle, busy, paused, silent: its heartbeat is overdue),
         threads, pending, running, task and task_id (the first it runs), task_since, started_at,
-        deadline_at (of its next heartbeat), python, version, names (of its handlers).
+        deadline_at (of its next heartbeat), python, version, names (of its handlers), rss (bytes of
+        memory), cpu (share of one core), memory_limit (bytes its container may have).
         """
         tick = self.tick(events=1, workers=1000, running=1000, dead=1, batches=1)
         return self._stamp(frames.frame(columns.WORKERS, workers_of(tick)), 1000)

@@ -20,7 +20,7 @@ from ..protocol.commands import Command, Commands, Snapshot
 from ..protocol.keys import DEFAULT_GROUP, DEFAULT_QUEUE, QueueKeys, check_queue, without_priority
 from ..protocol.plain_commands import scan_queues
 from .rows import read_event
-from .tick import condition, running_count, verdict
+from .tick import condition, is_unused, running_count, verdict
 
 RATE_OVER_MS = 10_000
 """A queue's rate is that of so long."""
@@ -240,20 +240,21 @@ class Queues:
             self._add(name)
 
     def _forget_gone(self, rows: Iterable[QueueRow]) -> list[QueueRow]:
-        """Return the rows of queues that are still there; only for those that were found."""
+        """Return the rows of queues that are still there, and used; only for those that were
+        found."""
         kept = []
         for row in rows:
-            if row.snapshot is not None and _is_gone(row.snapshot):
+            lane = without_priority(row.name)
+            if row.snapshot is None or not is_unused(row.snapshot):
+                kept.append(row)
+            elif lane != row.name and lane in self._commands:
+                pass  # workers that serve all priorities are no reason to show one without tasks
+            elif row.snapshot.workers_total:
+                kept.append(row)
+            else:
                 for known in (self._commands, self._trails, self._first_rates):
                     known.pop(row.name, None)
-            else:
-                kept.append(row)
         return kept
-
-
-def _is_gone(shot: Snapshot) -> bool:
-    tasks = shot.ready + shot.pending + shot.delayed + shot.waiting + shot.dead
-    return not tasks and not shot.workers_total and not any(shot.counters.values())
 
 
 def _rate_of(reply: Any, trail: Sequence[tuple[int, int]] | None) -> float:

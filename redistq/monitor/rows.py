@@ -186,7 +186,10 @@ class ConsumerRow:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker process. ``state`` is busy, idle, paused, or silent (its deadline has passed)."""
+    """A worker process. ``state`` is busy, idle, paused, or silent (its deadline has passed).
+
+    ``rss`` are the bytes of memory it has, ``cpu`` the share of one core it used (1.0: all of it)
+    and ``memory_limit`` the bytes its container may have; each None where that is not known."""
 
     name: str
     host: str
@@ -204,6 +207,9 @@ class WorkerInfo:
     version: str
     group: str
     names: tuple[str, ...]
+    rss: int | None = None
+    cpu: float | None = None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

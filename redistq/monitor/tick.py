@@ -36,6 +36,8 @@ STATS_EVENTS = 300
 """Events read for the figure of throughput: few, because each costs the server some 10 µs."""
 LEAST_AGE_MS = 5_000
 """A queue is taken for at least so old: a rate over less says little."""
+NEARLY_FULL = 0.9
+"""Memory is short where more than so much of its limit is used."""
 LATE_MS = 10_000
 """A delayed task that is later than this has no scheduler."""
 
@@ -216,6 +218,12 @@ def condition(shot: Snapshot) -> Condition:
     )
 
 
+def is_unused(shot: Snapshot) -> bool:
+    """Return whether a queue has no task and never had one."""
+    tasks = shot.ready + shot.pending + shot.delayed + shot.dead
+    return not tasks and not any(shot.counters.values())
+
+
 def verdict(shot: Snapshot) -> tuple[str, str]:
     """Return a word (ok, idle, paused, warning, bad) and one sentence that says why."""
     now = condition(shot)
@@ -249,6 +257,24 @@ def running_of(worker: WorkerRow) -> int:
     as it has threads (a worker holds few that it has not started)."""
     listed = len(worker.details.get("running", "").split())
     return max(min(listed, worker.pending), min(slots_of(worker), worker.pending))
+
+
+def memory_of(worker: WorkerRow) -> int | None:
+    """Return the bytes of memory that a worker has, as its last heartbeat said; None: not known."""
+    return int_or_none(worker.details.get("rss", ""))
+
+
+def cpu_of(worker: WorkerRow) -> float | None:
+    """Return the share of one core that a worker used before its last heartbeat; None: not
+    known."""
+    percent = int_or_none(worker.details.get("cpu", ""))
+    return None if percent is None else percent / 100
+
+
+def limit_of(worker: WorkerRow) -> int | None:
+    """Return the bytes of memory that a worker's container may have; None: no limit, or not
+    known."""
+    return int_or_none(worker.details.get("memory_limit", ""))
 
 
 def running_count(shot: Snapshot) -> int:
@@ -320,6 +346,9 @@ def workers_of(tick: Tick) -> list[WorkerInfo]:
                 version=details.get("version", ""),
                 group=details.get("group", ""),
                 names=tuple(name for name in details.get("names", "").split("\n") if name),
+                rss=memory_of(worker),
+                cpu=cpu_of(worker),
+                memory_limit=limit_of(worker),
             )
         )
     return found

@@ -40,6 +40,12 @@ def read_time(reply: list[Any]) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
+def read_info(reply: bytes) -> dict[str, str]:
+    """Return the answer of ``INFO``: values by their names."""
+    lines = (line.partition(":") for line in reply.decode().splitlines() if ":" in line)
+    return {name: value for name, _, value in lines}
+
+
 class PlainCommands:
     """The commands of one queue that need no script."""
 

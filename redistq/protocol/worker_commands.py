@@ -175,7 +175,8 @@ class WorkerCommands(PlainCommands):
         return self._scripts.register(chain(*details.items()), consumer=consumer, lease=lease_ms)
 
     def heartbeat(self, lease_ms: int, workers: Iterable[tuple[str, str]]) -> Command:
-        """One heartbeat for (consumer, running) of each worker."""
+        """One heartbeat for (consumer, said) of each worker: the entries it runs, with spaces
+        between, and after a line feed what it uses; '=' for the same as before."""
         return self._scripts.heartbeat(_flat(workers), lease=lease_ms)
 
     @staticmethod

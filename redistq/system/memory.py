@@ -1,4 +1,5 @@
-"""Memory of processes: how much one has, sizes in words, and what the kernel did for want of it.
+"""Memory and CPU time of processes: how much one has, sizes in words, limits of containers, and
+what the kernel did for want of memory.
 
 Used by supervisors, which watch their worker processes, and by whatever takes a size as an option.
 """
@@ -11,7 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
 
@@ -25,6 +26,16 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)")
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+class Used(NamedTuple):
+    """What a process has of this machine."""
+
+    resident: int
+    """Bytes of memory, without those that are swapped out."""
+    cpu_s: float
+    """Seconds that it ran, on all cores together, since it began."""
 
 
 def size(what: str, value: Any) -> int:
@@ -73,6 +84,42 @@ def resident(pid: int | None = None) -> int | None:
         found = subprocess.run(command, capture_output=True, timeout=5, check=True)
         return int(found.stdout) * 1024
     return None
+
+
+def used(pid: int) -> Used | None:
+    """Return what a process has, by one small file of the kernel's; None where there is none (not
+    on Linux), or the process has gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # its name may hold anything
+        return Used(int(fields[21]) * _PAGE, (int(fields[11]) + int(fields[12])) / _TICKS)
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def memory_limit() -> int | None:
+    """Return the bytes of memory that this process' container may have; None for no limit, or where
+    this cannot be known."""
+    return least_limit(Path("/sys/fs/cgroup"), _lines(Path("/proc/self/cgroup")))
+
+
+def least_limit(root: Path, groups: list[str]) -> int | None:
+    """Return the smallest limit of memory of the control groups of a process, as
+    ``/proc/self/cgroup`` lists them, and of those around them; None for none."""
+    found = []
+    for group in groups:
+        _, kinds, path = (*group.split(":", 2), "", "")[:3]
+        if kinds in ("", "memory"):
+            top = root / kinds
+            place = top / path.strip("/")
+            # In a container the path may be that of the machine outside: then the top is its own.
+            for folder in (place, *place.parents):
+                name = "memory.limit_in_bytes" if kinds else "memory.max"
+                found += [int(text) for text in _lines(folder / name)[:1] if text.isdigit()]
+                if folder == top:
+                    break
+    least = min(found, default=MOST_BYTES)
+    return least if least < MOST_BYTES else None  # no limit is a number near 2**63, too
 
 
 def kills_for_want_of_memory() -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ..dashboard import page
 from ..dashboard.actions import is_of_batch
 from ..dashboard.failed import letter
-from ..dashboard.feed import View, is_unused
+from ..dashboard.feed import View
 from ..dashboard.finder import may_cancel, may_edit, may_retry, search, task_page
 from ..dashboard.layout import unstarted
 from ..dashboard.queues import overview as overview_table
@@ -22,6 +22,7 @@ from ..display.text import FAILED, RUNNING, clean, duration, plural
 from ..errors import ServerUnavailable
 from ..monitor.queues import QueueRow
 from ..monitor.rows import TaskHistory
+from ..monitor.tick import is_unused
 from ..protocol.keys import ENDED
 from . import shell
 from .anchors import Anchors

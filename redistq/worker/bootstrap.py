@@ -23,6 +23,7 @@ from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.keys import QueueKeys, without_priority
 from ..protocol.resources import in_words
+from ..system.memory import memory_limit
 from ..system.private import ENV_KEY
 from .declaring import declare_schedules
 from .settings import WorkerSettings
@@ -153,6 +154,8 @@ def announce(
         "group": settings.group,
         "names": "\n".join(sorted(handlers)),
     }
+    if limit := memory_limit():
+        details["memory_limit"] = limit
     if resources:
         details["resources"] = resources
     if settings.home:

@@ -26,6 +26,7 @@ from ..protocol.commands import FORCE, Commands, Recovered
 from ..protocol.options import MAX_COUNT
 from ..scheduler.subscriber import ASKED, LISTENING, NAMES, PAUSED, RESUMED
 from .killed import end_overdue
+from .meter import Meter
 from .pipe import Child, Parent
 from .scoreboard import Overdue, Scoreboard
 from .settings import WorkerSettings
@@ -66,7 +67,9 @@ class ManagedProcess:
     heard: threading.Event = field(default_factory=threading.Event)
     """Set when there is no more to hear from it."""
     listed: str | None = None
-    """What the last heartbeat said it was running."""
+    """What the last heartbeat said it was running, and uses."""
+    meter: Meter = field(default_factory=Meter)
+    """Measures what it uses."""
     killed: str = ""
     """Why its supervisor killed it; empty while it has not."""
     overdue: list[Overdue] = field(default_factory=list)
@@ -92,6 +95,13 @@ class ManagedProcess:
     def alive(self) -> bool:
         """Whether the supervisor started it and it has not ended."""
         return self.child is not None and self.child.process.poll() is None
+
+    def said(self) -> str:
+        """Return what a heartbeat says of it: the entries it runs and, after a line feed, what it
+        uses."""
+        running = " ".join(self.scoreboard.running()[:MOST_LISTED])
+        uses = self.meter.said(int(self.details.get("pid") or 0))
+        return f"{running}\n{uses}" if uses else running
 
     def tell_to_end(self, place: int, entry: str) -> None:
         """Tell the process that a task is to end; it is told again with each heartbeat."""
@@ -226,10 +236,10 @@ class Heartbeat:
     def send(self) -> None:
         """Send one heartbeat for all processes that fetch."""
         members = [member for member in self.members if member.ready]
-        running = [" ".join(member.scoreboard.running()[:MOST_LISTED]) for member in members]
+        said = [member.said() for member in members]
         rows = [
             (member.consumer, "=" if listed == member.listed else listed)
-            for member, listed in zip(members, running, strict=True)
+            for member, listed in zip(members, said, strict=True)
         ]
         now = time.monotonic()
         paused: set[int] = set()
@@ -259,7 +269,7 @@ class Heartbeat:
                     forced[member.consumer][entry] = until
         for member in members:
             member.forced = forced[member.consumer]
-        for member, listed in zip(members, running, strict=True):
+        for member, listed in zip(members, said, strict=True):
             member.listed = None if member.consumer in unregistered else listed
         self._next_at = now + self._settings.lease / 3
         self._earliest = min(deadlines, default=None)

@@ -26,7 +26,7 @@ MARKUP = "[bold red]x[/]"
 CLEAR = "\x1b[2J\x1b]0;owned\x07\u202eevil"
 LISTINGS = {
     "workers": "worker host pid state threads pending running task task_id task_since started_at "
-    "deadline_at python version names",
+    "deadline_at python version names rss cpu memory_limit",
     "consumers": "consumer pending idle_s inactive_s state",
     "recent": "finished_at task_id name state attempt worker queued_at started_at "
     "wait_s run_s note",

@@ -64,8 +64,8 @@ def test_the_worst_queue_comes_first() -> None:
         assert said in text, said
     assert 'href="queue/kept"' in shown
     plain = overview_text(ROWS)
-    assert "kept: ▶ working; 30 queued (oldest 3.2 s), 2 running, 6 delayed, 0 waiting" in plain
-    assert "4 failed (3 kept), 12/s, 1 worker" in plain
+    line = next(each for each in plain.splitlines() if each.startswith("  kept"))
+    assert " ".join(line.split()) == "kept ▶ working 30 3.2 s 2 6 0 4 3 12/s 1"
     assert "Queues: none" in overview([])
 
 

@@ -97,6 +97,15 @@ def test_a_heartbeat_moves_the_deadline(world: World) -> None:
     )
     assert beat.paused
     assert world.db.hget(world.keys.worker("w"), "running") == b"1-1 2-2"
+    for said, told in (
+        ("3-3\n1048576 37", (b"3-3", b"1048576", b"37")),
+        ("\n2097152 ", (b"", b"2097152", b"")),
+        ("=", (b"", b"2097152", b"")),
+        ("4-4", (b"4-4", b"2097152", b"")),
+    ):
+        world.call(world.commands.heartbeat(LEASE_MS, [("w", said)]))
+        fields = world.db.hmget(world.keys.worker("w"), "running", "rss", "cpu")
+        assert tuple(fields) == told, said
 
 
 def test_a_beat_of_nobody_tells_the_time(world: World) -> None:

@@ -48,6 +48,8 @@ def scrape(address: str) -> dict[tuple[str, str], float]:
 def test_figures_for_prometheus(farm: Farm, url: str) -> None:
     """Depths, ends by state, workers and ages, as a snapshot has them."""
     fill(farm)
+    farm.register("w2")
+    farm.call(farm.commands.heartbeat(10_000, [("w1", "\n3000000 150"), ("w2", "\n5000000 ")]))
     server = MetricsServer(TaskMonitor(url=url), 0)
     try:
         assert server.host == "127.0.0.1"
@@ -55,13 +57,17 @@ def test_figures_for_prometheus(farm: Farm, url: str) -> None:
     finally:
         server.stop()
     assert told["redistq_up", ""] == 1
+    used = ("workers_resident_bytes", "largest_worker_resident_bytes", "workers_cpu_cores")
+    assert [told[f"redistq_{name}", ""] for name in used] == [8_000_000, 5_000_000, 1.5]
+    assert told["redistq_server_used_bytes", ""] > 100_000
+    assert told["redistq_server_max_bytes", ""] == 0
     places = {place: told["redistq_tasks", place] for place in ("ready", "pending", "delayed")}
     assert places == {"ready": 2, "pending": 1, "delayed": 1}
     assert told["redistq_tasks", "dead"] == 1
     assert told["redistq_attempts_total", "succeeded"] == 2
     assert told["redistq_attempts_total", "failed"] == 1
     assert told["redistq_attempts_total", "recovered"] == 0
-    assert (told["redistq_workers", ""], told["redistq_worker_threads", ""]) == (1, 2)
+    assert (told["redistq_workers", ""], told["redistq_worker_threads", ""]) == (2, 4)
     assert told["redistq_running_tasks", ""] == 1
     assert 0 <= told["redistq_oldest_ready_seconds", ""] < 30
     assert told["redistq_paused", ""] == told["redistq_delayed_late_seconds", ""] == 0

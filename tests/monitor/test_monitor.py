@@ -84,6 +84,9 @@ CONTRACT: dict[str, tuple[str | None, dict[str, str]]] = {
             "python": LABEL,
             "version": LABEL,
             "names": TEXT,
+            "rss": "Int64",
+            "cpu": "Float64",
+            "memory_limit": "Int64",
         },
     ),
     "get_consumers": (
