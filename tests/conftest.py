@@ -6,6 +6,7 @@ has to show as failing tests, not as a session that cannot be collected.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -58,6 +59,35 @@ def own_default_registry() -> Iterator[None]:
     yield
     if registry is not None:
         vars(registry).update(before)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Any]:
+    """What forks the processes of workers, with their modules loaded; None where it cannot."""
+    from support.fork_server import start
+
+    found = start()
+    yield found
+    if found is not None:
+        found.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_starts(request: pytest.FixtureRequest, fork_server: Any) -> Iterator[None]:
+    """The processes of workers load no modules, unless a test is about how they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if fork_server is not None and request.node.get_closest_marker("own_start") is None:
+            patch.setattr("redistq.system.processes.subprocess", fork_server)
+            patch.setattr("support.fork_server.current", fork_server)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this test do, if it is marked."""
+    if request.node.get_closest_marker("own_start") is not None:
+        monkeypatch.setattr("redistq.system.processes.subprocess", subprocess)
+        monkeypatch.setattr("support.fork_server.current", None)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_a_future_whose_function_runs_is_asked_to_end(
     asked = future.cancel(running="ask")
     assert asked is False or future.cancelled()  # it may have ended before this answer came
     with pytest.raises(CancelledError, match="asked to end while it ran"):
-        future.result(5)
+        future.result(15)
     assert future.cancelled()
     with pytest.raises(ConfigurationError, match="'ask' or 'force'"):
         client.submit(abs, 1).cancel(running="please")
@@ -87,7 +87,7 @@ def test_a_task_with_two_futures_is_asked_to_end(client: Any, tmp_path: Path) ->
     second.cancel(running="ask")
     for future in (first, second):
         with pytest.raises(CancelledError, match="asked to end while it ran"):
-            future.result(5)
+            future.result(15)
 
 
 def test_a_function_that_goes_on_has_succeeded(client: Any, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_function_that_goes_on_has_succeeded(client: Any, tmp_path: Path) -> N
     future = client.submit(looks, str(tmp_path / "begun"))
     until((tmp_path / "begun").exists, "it runs")
     future.cancel(running="ask")
-    assert future.result(5) is True
+    assert future.result(15) is True
 
 
 def test_a_batch_is_asked_to_end(client: Any, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_batch_is_asked_to_end(client: Any, tmp_path: Path) -> None:
     batch = client.map_batch(nap, [str(tmp_path / str(k)) for k in range(20)])
     until(lambda: list(tmp_path.iterdir()), "some run")
     assert batch.cancel(running="ask") == 20
-    batch.wait(10)
+    batch.wait(15)
     assert batch.counts()["cancelled"] == 20
     errors = batch.results(on_error="return")
     assert all(isinstance(error, TaskCancelled) for error in errors)

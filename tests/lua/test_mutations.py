@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from support.mutants import Mutant, first_failure, mutated
+from support.mutants import Mutant, first_failure, likely, mutated
 from support.script_world import (
     LEASE_MS,
     TTL,
@@ -550,11 +550,11 @@ MUTANTS += [
 ]
 
 
-def caught_by(server: Server, texts: dict[str, str]) -> str:
+def caught_by(server: Server, texts: dict[str, str], first: str = "") -> str:
     """The first probe or walk that something is wrong for; empty when all pass."""
     scenes: list[tuple[str, Callable[[World], None]]] = [(p.__name__, p) for p in PROBES]
     scenes += [(f"walk {n}", lambda world, n=n: Walk(world, n).run(100)) for n in range(WALKS)]
-    return first_failure(server, lambda: World(server, mutants=texts), scenes)
+    return first_failure(server, lambda: World(server, mutants=texts), scenes, first)
 
 
 def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:
@@ -565,4 +565,6 @@ def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_mutant_is_caught(server: Server, mutant: Mutant) -> None:
     """A bug put into the scripts is noticed by a probe or a walk."""
-    assert caught_by(server, mutated(mutant)) != "", "this bug goes unnoticed"
+    assert caught_by(server, mutated(mutant), likely("mutations", mutant)) != "", (
+        "this bug goes unnoticed"
+    )

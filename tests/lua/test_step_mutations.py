@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import test_scripts_steps as probes
-from support.mutants import Mutant, first_failure, mutated
+from support.mutants import Mutant, first_failure, likely, mutated
 from support.script_world import Walk, World
 from support.servers import Server
 
@@ -139,11 +139,11 @@ MUTANTS = [
 ]
 
 
-def caught_by(server: Server, texts: dict[str, str]) -> str:
+def caught_by(server: Server, texts: dict[str, str], first: str = "") -> str:
     """The first probe or walk that something is wrong for; empty when all pass."""
     scenes = [(f"probe {n}", probe) for n, probe in enumerate(PROBES)]
     scenes += [(f"walk {n}", lambda world, n=n: Walk(world, n).run(100)) for n in range(4)]
-    return first_failure(server, lambda: World(server, mutants=texts), scenes)
+    return first_failure(server, lambda: World(server, mutants=texts), scenes, first)
 
 
 def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:
@@ -154,4 +154,6 @@ def test_nothing_is_wrong_with_the_scripts_as_they_are(server: Server) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_mutant_is_caught(server: Server, mutant: Mutant) -> None:
     """A bug put into the scripts is noticed."""
-    assert caught_by(server, mutated(mutant)) != "", "this bug goes unnoticed"
+    assert caught_by(server, mutated(mutant), likely("step_mutations", mutant)) != "", (
+        "this bug goes unnoticed"
+    )

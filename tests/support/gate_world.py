@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from support.script_world import Entry, World, payload_of
@@ -89,6 +90,7 @@ def options(gate: str, batch: str = "", *, after: bool = False) -> str:
     return json.dumps(given, separators=(",", ":")) if given else ""
 
 
+@lru_cache(4096)
 def gate_of(opts: str) -> Gate:
     """The gate among a task's options."""
     return Gate.read(json.loads(opts).get("gate", "") if opts else "")

@@ -22,9 +22,10 @@ import redis
 
 from redistq import TaskWorker
 from redistq.worker.scoreboard import Scoreboard
+from support import fork_server
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
     """Wait for a condition that has no signal of its own; its value, or a failed test."""
     deadline = time.monotonic() + timeout
     while True:
@@ -97,7 +98,9 @@ class Command:
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
         if url:
             env["REDISTQ_URL"] = url
-        self.process = subprocess.Popen(
+        forks = fork_server.current
+        forked = None if forks is None else forks.command(args, folder, env)
+        self.process = forked or subprocess.Popen(
             [sys.executable, *args],
             cwd=folder,
             env=env,

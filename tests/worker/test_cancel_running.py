@@ -176,14 +176,14 @@ def test_a_running_task_that_is_asked_to_end_ends_as_cancelled(
 ) -> None:
     """Within moments, not with the next heartbeat; once, and with the reason; the thread runs
     other tasks after it, and nothing is left of the wish."""
-    started = worker(thread_count=1)
+    started = worker(thread_count=1, lease=60)
     task_id = running(producer, name)
     asked_at = time.monotonic()
     assert producer.cancel(task_id) == {task_id: "running"}
     assert producer.cancel(task_id, running=wish) == {task_id: "asked"}
     with pytest.raises(TaskCancelled, match="asked to end while it ran") as caught:
-        producer.get_result(task_id, timeout=5)
-    assert time.monotonic() - asked_at < 1
+        producer.get_result(task_id, timeout=15)
+    assert time.monotonic() - asked_at < 5, "not with a heartbeat, one in 20 s"
     assert caught.value.reason == "asked to end while it ran"
     assert history(db, task_id) == ["cancelled"]
     assert producer.cancel(task_id, running=wish) == {task_id: "cancelled"}

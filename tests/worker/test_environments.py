@@ -28,6 +28,8 @@ from redistq.system.interpreter import interpreter
 from redistq.system.processes import Helper
 from redistq.worker import child as _child
 
+pytestmark = pytest.mark.own_start
+
 JOBS = """
 import asyncio, atexit, multiprocessing, os, signal, subprocess, sys, time, warnings
 from concurrent.futures import ProcessPoolExecutor

@@ -215,7 +215,7 @@ def test_a_worker_and_its_supervisor_killed_together_are_found_by_their_lease(
     db.rpush(f"go:{first}", 1, 1)
     db.rpush(f"go:{second}", 1, 1)  # the living one is free, and ready for the other
     lost = next_started(db)
-    assert time.monotonic() - at < 4 + 1, "lease + 2 s, and one for this machine"
+    assert time.monotonic() - at < 4 + 4, "lease + 2 s, and some for a busy machine"
     assert producer.get_result(lost, 10) == "ran"
     assert history(db, lost) == ["recovered", "succeeded"]
     assert consumer not in registered(db)
@@ -503,8 +503,8 @@ def test_a_lost_delivery_is_taken_up_again(server: Server, db: redis.Redis) -> N
             proxy.lose(lambda data: b"payload" in data)
             ids = producer.add_tasks([("counted", f"{n}-{i}") for i in range(10)])
             at = time.monotonic()
-            assert [producer.get_result(i, 4) for i in ids] == [1] * 10
-            assert time.monotonic() - at < 4
+            assert [producer.get_result(i, 15) for i in ids] == [1] * 10
+            assert time.monotonic() - at < 15, "long before the lease of 60 s"
             assert proxy.lost == n + 1
         assert {tuple(history(db, i)) for i in ids} == {("succeeded",)}
         assert processor_of(worker).lost == 0
