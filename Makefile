@@ -65,7 +65,7 @@ test: $(STAMP) servers sshd slurm browser executors
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1 & $(MAKE) --no-print-directory lint && wait
 	@# Three at a time, for they wait more than they compute. What fails beside others is run again by itself:
 	@# that failure is printed too, and a test that fails alone fails the whole.
-	$(BIN)/python -m pytest -n 3 --dist loadfile || { echo "once more, by themselves:"; \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || { echo "once more, by themselves:"; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.

@@ -21,6 +21,19 @@ from support.servers import FLAVOURS, MISSING, Server, binary
 
 PROCESS_GRACE_S = 15.0
 THREAD_GRACE_S = 5.0
+LONGEST = (
+    *("test_notebooks", "test_gate_model", "test_dashboard_browser", "test_executor_own_suite"),
+    *("test_joblib_own_suite", "test_examples", "test_gate_mutations", "test_serve"),
+    *("test_autoscale", "test_environments", "test_worker_faults", "test_time_limits"),
+    *("test_embedded", "test_kernels", "test_ssh", "test_slurm", "test_batches"),
+)
+"""Files that take half a minute or more. They come first, so that none runs alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all others in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(autouse=True)

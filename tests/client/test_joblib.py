@@ -9,9 +9,6 @@ from typing import Any
 import joblib
 import numpy
 import pytest
-from sklearn.datasets import make_classification
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
 from support.clients import KEY, producer_of, serving, session
 from support.workers import until
 
@@ -30,6 +27,8 @@ def client() -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def data() -> tuple[Any, Any]:
     """A small problem to learn."""
+    from sklearn.datasets import make_classification
+
     x, y = make_classification(300, 8, random_state=1)
     return x, y
 
@@ -42,6 +41,9 @@ def snapshot(client: Client) -> Snapshot:
 
 def test_cross_val_score_gives_the_same_scores(client: Client, data: tuple[Any, Any]) -> None:
     """As joblib's own backend; and the work was done by our workers."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
     model = LogisticRegression(max_iter=200)
     here = cross_val_score(model, *data, cv=5)
     before = snapshot(client).counters["succeeded"]
@@ -53,6 +55,9 @@ def test_cross_val_score_gives_the_same_scores(client: Client, data: tuple[Any, 
 
 def test_grid_search_finds_the_same(client: Client, data: tuple[Any, Any]) -> None:
     """Best parameters and scores."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
     search = {"C": [0.01, 0.1, 1.0], "fit_intercept": [True, False]}
     here = GridSearchCV(LogisticRegression(max_iter=200), search, cv=3).fit(*data)
     with joblib.parallel_config(backend="redistq", client=client):
@@ -118,6 +123,9 @@ def test_without_a_client_one_is_made_for_the_block(
     url: str, monkeypatch: pytest.MonkeyPatch, data: tuple[Any, Any]
 ) -> None:
     """With its own workers, on the server that is found; both end with it."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
     monkeypatch.setenv("REDISTQ_URL", url)
     monkeypatch.setenv("REDISTQ_SIGNING_KEY", KEY)
     made: list[tuple[Any, Any]] = []

@@ -26,8 +26,6 @@ PROBES: list[Callable[[World], None]] = [
     probes.test_a_wait_that_is_over_is_over,
     probes.test_a_task_that_runs_takes_its_event_itself,
     probes.test_who_waits_no_more_leaves_the_list,
-    probes.test_more_than_one_call_lets_go_on_are_let_go_on_by_a_timer,
-    probes.test_who_waits_again_is_not_met_on_the_way,
     probes.test_lanes_share_events,
     probes.test_a_gated_task_gives_its_keys_back_while_it_sleeps,
     probes.test_a_full_server_takes_steps,
@@ -38,6 +36,11 @@ PROBES: list[Callable[[World], None]] = [
     lambda world: probes.test_resubmit_keeps_the_steps_of_the_same_call(world, "", True, "k1 k"),
     lambda world: probes.test_resubmit_keeps_the_steps_of_the_same_call(world, "1", False, "k1 k"),
 ]
+LONG: list[Callable[[World], None]] = [
+    probes.test_who_waits_again_is_not_met_on_the_way,
+    probes.test_more_than_one_call_lets_go_on_are_let_go_on_by_a_timer,
+]
+"""Seconds each: for what nothing else catches."""
 
 FENCE = "if #pending(ARGV[3], ARGV[3], 1, CONSUMER) == 0 then return"
 WAITS = "if has[1] ~= 'delayed' or has[2] ~= 'event' then return false end\n"
@@ -143,6 +146,7 @@ def caught_by(server: Server, texts: dict[str, str], first: str = "") -> str:
     """The first probe or walk that something is wrong for; empty when all pass."""
     scenes = [(f"probe {n}", probe) for n, probe in enumerate(PROBES)]
     scenes += [(f"walk {n}", lambda world, n=n: Walk(world, n).run(100)) for n in range(4)]
+    scenes += [(f"long {n}", probe) for n, probe in enumerate(LONG)]
     return first_failure(server, lambda: World(server, mutants=texts), scenes, first)
 
 

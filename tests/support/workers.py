@@ -129,7 +129,7 @@ class Command:
         """What it has written so far."""
         return "".join(self.lines)
 
-    def says(self, text: str, timeout: float = 20.0) -> None:
+    def says(self, text: str, timeout: float = 60.0) -> None:
         """Wait until it has written ``text``."""
         deadline = time.monotonic() + timeout
         while text not in self.output:
@@ -150,7 +150,7 @@ class Command:
         """What a terminal does on Ctrl-C: SIGINT to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Its exit code."""
         code = self.process.wait(timeout)
         self._reader.join(5)

@@ -28,8 +28,6 @@ from redistq.system.interpreter import interpreter
 from redistq.system.processes import Helper
 from redistq.worker import child as _child
 
-pytestmark = pytest.mark.own_start
-
 JOBS = """
 import asyncio, atexit, multiprocessing, os, signal, subprocess, sys, time, warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -424,6 +422,7 @@ def test_a_link_to_an_interpreter_is_one(tmp_path: Path, monkeypatch: pytest.Mon
 # -- names and places ------------------------------------------------------------------------------
 
 
+@pytest.mark.own_start
 def test_files_named_like_modules_that_we_need_are_not_taken_for_them(
     worker: Callable[..., Command], jobs: Path, producer: TaskProducer
 ) -> None:

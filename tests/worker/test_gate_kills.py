@@ -14,7 +14,7 @@ import redis
 from support import gate_checks
 from support.gate_world import Gate, GateWorld, edge, gate_of, gated
 from support.servers import Server
-from support.workers import Command, registered, until, worker_commands
+from support.workers import Command, alive, registered, until, worker_commands
 
 JOBS = """
 import os
@@ -61,8 +61,8 @@ def kill_until_done(
     for kill in range(1, kills + 1):
         least = total * kill // (kills + 2)
         until(lambda least=least: succeeded(db) >= least, f"{least} have ended", timeout)
-        children = until(lambda: registered(db), "a process is there")
-        os.kill(next(iter(children.values())), signal.SIGKILL)
+        living = until(lambda: [*filter(alive, registered(db).values())], "a process is there")
+        os.kill(living[0], signal.SIGKILL)
         limits_hold(db)
         if kill == kills // 2:
             os.kill(command.pid, signal.SIGKILL)
