@@ -668,7 +668,7 @@ def test_a_large_queue_renders_fast_and_small() -> None:
     )
     best = min(_timed(lambda: page.page(seen)) for _ in range(5))
     assert best < 0.05
-    assert len(page.page(seen)) < 45_000
+    assert len(page.page(seen)) < 50_000
     assert "(the first 12 of 1,000)" in tables.workers(seen)
 
 
@@ -1122,7 +1122,7 @@ def test_static_and_text_leave_nothing_running(
     made = opened(producer, mode="static")
     assert "1 … queued" in re.sub(r"\s+", " ", Reader(stage.html).text)
     opened(producer, mode="text")
-    assert "1 queued, 0 running" in capsys.readouterr().out
+    assert "1 … queued" in capsys.readouterr().out
     assert "1 … queued" in re.sub(r"\s+", " ", Reader(made._repr_html_()).text)
     assert repr(made).startswith("Dashboard(seen: 1 queued")
     assert not ui_threads()
@@ -1131,7 +1131,9 @@ def test_static_and_text_leave_nothing_running(
 def test_outside_a_notebook_it_is_text(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain IPython has no front end that could show more."""
     opened(url, queue="alone", mode="auto")
-    assert "alone: 0 queued" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("alone redis://")
+    assert "0 … queued" in said
 
 
 def test_what_cannot_work_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
