@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,28 @@ def test_a_picture_is_drawn_once_for_all_and_only_while_it_is_watched() -> None:
         assert drawn <= before + 1
 
     asyncio.run(watched())
+
+
+def test_a_reader_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept for it."""
+    monkeypatch.setattr(streams, "SLOW_S", 0.05)
+    yielded = 0
+
+    async def events() -> AsyncIterator[str]:
+        nonlocal yielded
+        while True:
+            yielded += 1
+            yield "data: {}\n\n"
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def answer() -> None:
+        await asyncio.wait_for(streams.EventStream(events()).stream_response(send), 20)
+
+    asyncio.run(answer())
+    assert yielded == 1
 
 
 def parts_of(text: str) -> dict[str, str]:
