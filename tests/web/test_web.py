@@ -172,6 +172,9 @@ def test_it_is_mounted_in_another_application(url: str, farm: Farm) -> None:
             page = browser.get("/queue/queue?q=tasks", headers=BEARER).text
             for path in re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', page):
                 assert path.startswith("/api/queue/"), path
+            named = TestClient(web.app(producer, auth="outer", allow_hosts=["queue.example"]))
+            assert named.get("/health").status_code == 403
+            assert named.get("/health", headers={"Host": "queue.example:80"}).status_code == 200
             page = browser.get("/look/").text
             assert 'href="/api/look/queue?q=tasks"' in page
             done = browser.post("/look/act?q=tasks", data={"what": "pause"})
