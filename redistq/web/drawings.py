@@ -102,11 +102,12 @@ def _alert(sentence: str) -> Html:
 
 def queue(site: Site, root: str, name: str, *, acts: bool) -> Drawing:
     """Return the page of one queue; raises ConfigurationError for one that is not shown."""
-    desk = site.desk(name)
+    site.desk(name)
     anchors = Anchors(root, name, acts=acts)
     timeline: list[tuple[float, Html]] = []
 
     def draw() -> tuple[Parts, float]:
+        desk = site.desk(name)
         desk.refresh()
         view = _view(desk, anchors)
         usual = [(RUNNING.color, f"{RUNNING.glyph} {view.tick.health[1]}.")] if view.tick else ()
@@ -179,10 +180,11 @@ def _button(what: str, text: str, tip: str, *, off: bool) -> Html:
 
 def task(site: Site, root: str, name: str, task_id: str, *, acts: bool) -> Drawing:
     """Return the page of one task; its drawing raises UnknownTask."""
-    desk = site.desk(name)
+    site.desk(name)
     anchors = Anchors(root, name, acts=acts)
 
     def draw() -> tuple[Parts, float]:
+        desk = site.desk(name)
         records = desk.feed.monitor.records
         found = records.task(task_id)
         parts = {"notice": page.notice(_view(desk, anchors))}
@@ -227,11 +229,12 @@ def _task_buttons(root: str, queue: str, found: TaskHistory, desk: Desk) -> Html
 def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: bool) -> Drawing:
     """Return the page of one batch or graph, with its tasks from position ``first`` on; its drawing
     raises UnknownBatch."""
-    desk = site.desk(name)
+    site.desk(name)
     anchors = Anchors(root, name, acts=acts)
     pictures = GraphPictures()
 
     def draw() -> tuple[Parts, float]:
+        desk = site.desk(name)
         monitor = desk.feed.monitor
         row = monitor.records.batch(batch_id)
         desk.refresh()

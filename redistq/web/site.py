@@ -50,8 +50,9 @@ class Site:
         return names[0] if len(names) == 1 else ""
 
     def desk(self, queue: str) -> Desk:
-        """Return a queue, with what is known of it and done to it; raises ConfigurationError for
-        one that may not be looked at."""
+        """Return a queue, with what is known of it and done to it. It is asked for at each look:
+        what is not asked for is forgotten. Raises ConfigurationError for one that may not be
+        looked at."""
         keys = QueueKeys(queue, clustered=self.address.clustered)
         if not self._is_open and keys.stream not in self._queues.names:
             raise ConfigurationError(f"queue {queue!r} is not shown here")
