@@ -112,9 +112,9 @@ def queue(site: Site, root: str, name: str, *, acts: bool) -> Drawing:
         view = _view(desk, anchors)
         usual = [(RUNNING.color, f"{RUNNING.glyph} {view.tick.health[1]}.")] if view.tick else ()
         parts = {"head": join([_unknown(site, view), page.head(view, usual)])}
-        parts["notice"] = page.notice(view)
         if acts:
             parts["buttons"] = _buttons(view, desk)
+        parts["notice"] = page.notice(view)
         for section, drawn in page.SECTIONS.items():
             if section != "timeline":
                 parts[section] = drawn(view)
@@ -187,9 +187,8 @@ def task(site: Site, root: str, name: str, task_id: str, *, acts: bool) -> Drawi
         desk = site.desk(name)
         records = desk.feed.monitor.records
         found = records.task(task_id)
-        parts = {"notice": page.notice(_view(desk, anchors))}
-        if acts:
-            parts["buttons"] = _task_buttons(root, name, found, desk)
+        parts = {"buttons": _task_buttons(root, name, found, desk)} if acts else {}
+        parts["notice"] = page.notice(_view(desk, anchors))
         parts["task"] = task_page(found, records.log(task_id))
         return parts, TASK_S * (5 if found.state in (*ENDED, "settled") else 1)
 
@@ -252,8 +251,8 @@ def batch(site: Site, root: str, name: str, batch_id: str, first: int, *, acts: 
         last = min(first + TASKS_A_PAGE, row.total)
         rows = monitor.producer.graph(batch_id).rows_at(range(first, last))
         parts = {
-            "notice": page.notice(view),
             "batch": block([tag("div", line, style=LINE)]),
+            "notice": page.notice(view),
             "graph": pictures.of(root, name, row, monitor.records.layers(batch_id)),
             "failed": block([caption(kept), *letters]) if letters else Html(""),
             "tasks": _tasks(root, name, batch_id, rows, (first, last, row.total), anchors),

@@ -12,7 +12,7 @@ from ..display.html import Html, tag, void
 from ..display.text import clean
 
 STATIC = Path(__file__).parent / "static"
-RELOAD_S = 5
+RELOAD_S = 15
 """Seconds after which a page without JavaScript is loaded again."""
 STATES = (
     *("failed", "running", "delayed", "waiting"),

@@ -142,7 +142,7 @@ def test_a_queue_is_watched_and_steered(
         assert status == 403
         plain = opened(browser, full, java_script_enabled=False)
         plain.goto(at)
-        plain.get_by_role("button", name="Pause", exact=True).click()
+        plain.get_by_role("button", name="Pause", exact=True).press("Enter")
         plain.get_by_role("button", name="Resume").wait_for()
         assert db.hget(f"meta:{QUEUE}", "paused") == "1"
 
