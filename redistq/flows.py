@@ -241,15 +241,21 @@ def payload_of(step: Step) -> tuple[Any, dict[str, Any]]:
 
 
 def items_of(flow: Flow) -> list[dict[str, Any]]:
-    """Return a flow of named tasks as items for ``add_tasks``, with their ids."""
+    """Return a flow of named tasks as items for ``add_tasks``, with their ids: those of their own
+    where their options say one."""
     steps, _ = steps_of(flow)
-    ids = [new_task_id() for _ in steps]
+    ids = [step.signature.given.get("task_id") or new_task_id() for step in steps]
     items = []
     for step, task_id in zip(steps, ids, strict=True):
         payload, given = payload_of(step)
-        item = {"type": step.signature.task, "task_id": task_id, **given}
-        item["payload"] = payload
+        item = {"type": step.signature.task, **given, "task_id": task_id, "payload": payload}
         if step.after:
+            if given.get("after") is not None:
+                raise ConfigurationError(
+                    f"{step.signature!r} runs after the part before it, so its own after= has no "
+                    "place: make what it is to wait for a part of the flow, as in "
+                    "chain(group(a, b), c)"
+                )
             item["after"] = [ids[i] for i in step.after]
         items.append(item)
     return items

@@ -33,6 +33,7 @@ from . import resume
 from .arguments import BatchArgument
 from .awaiting import kept_awake, pass_on
 from .batch_bar import batch_picture
+from .growth import Growing, check_known, grow
 from .outcomes import BatchEnds, check_on_error
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, check_items, submit
@@ -53,14 +54,14 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch(BatchArgument, BatchTables, Updatable):
+class Batch(BatchArgument, BatchTables, Updatable, Growing):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``
     wait for it without polling; ``failures()`` is a DataFrame; ``retry_failed()``, ``cancel()``
-    and ``update()`` act. ``await batch`` gives its results. An interrupt ends a wait, never the
-    work. Until it has ended it keeps its client, and so the workers started there, even where
-    nobody holds either.
+    ``update()`` and ``extend()`` act. ``await batch`` gives its results. An interrupt ends a
+    wait, never the work. Until it has ended it keeps its client, and so the workers started there,
+    even where nobody holds either.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Batch(BatchArgument, BatchTables, Updatable):
         self._options = CallOptions(priority=priority).kept(BATCH_TTL_S)
         self._items: list[Any] | None = None
         """Its items, where it was sent from here."""
+        self._fn: Callable[..., Any] | None = None
+        """Their function, likewise."""
         self._is_found = True
         """Whether it was there already, begun by a release that is not known."""
         self._is_wanted = False
@@ -143,7 +146,10 @@ class Batch(BatchArgument, BatchTables, Updatable):
         batch._needs = packed.needs
         batch._options = options
         batch._items = all_items
-        batch._open(name or options.name or label(fn), bool(resume_how))
+        batch._fn = fn
+        there = batch._open(name or options.name or label(fn), bool(resume_how))
+        if calls is not None and there != batch.total:
+            check_known(batch._queue, batch_id, calls, there)
         batch._want()  # before its first call is there
         earlier = None
         if batch._is_found and calls is not None:
@@ -154,14 +160,23 @@ class Batch(BatchArgument, BatchTables, Updatable):
             )
             if functions and len(earlier.reused) < batch.total:
                 batch._set_function(fn)
+            if there < batch.total:
+                grow(batch._queue, batch_id, there, calls.digests[there:])
         if not batch._is_found and calls is not None:
             resume.remember(batch._queue, batch_id, calls.digests)
         batch._send(packed, earlier)
         if earlier is not None:
             resume.remember(batch._queue, batch_id, earlier.digests)
         session.exchange.hold(batch, begun=True)
-        if earlier is not None and (words := earlier.words(batch.id, batch.total)):
+        if earlier is not None and (words := earlier.words(batch.id, len(all_items))):
             say(words, log)
+        if there > len(all_items):
+            say(
+                f"batch {batch.id!r} has {there - len(all_items):,} more items, which were added "
+                "later: its results are those of all",
+                log,
+            )
+            batch.total = there
         return batch
 
     @classmethod
@@ -176,25 +191,22 @@ class Batch(BatchArgument, BatchTables, Updatable):
             raise UnknownBatch(batch_id, next(iter(get_close_matches(str(batch_id), known, 1)), ""))
         return cls(session, priority, batch_id, read(command, total, int))
 
-    def _open(self, name: str, may_exist: bool) -> None:
-        """Open the batch on the server, or find the one that is there."""
+    def _open(self, name: str, may_exist: bool) -> int:
+        """Open the batch on the server, or find the one that is there; return how many tasks it
+        has."""
         queue = self._queue
         created, total = queue.broker.call(
             queue.commands.open_batch(self.id, name, self.total, resume.OPEN_TTL_MS)
         )
         self._is_found = not created
         if created:
-            return
+            return self.total
         if not may_exist:
             raise ConfigurationError(
                 f"there is a batch {self.id!r} already: choose another name, resume it "
                 "(resume=True), or delete it: client.batch(name).delete()"
             )
-        if total != self.total:
-            raise ConfigurationError(
-                f"batch {self.id!r} was started with {total:,} items and has {self.total:,} "
-                "now: choose another name, or delete it: client.batch(name).delete()"
-            )
+        return int(total)
 
     def _want(self) -> None:
         """Say here and on the server that its end is waited for."""
@@ -203,10 +215,11 @@ class Batch(BatchArgument, BatchTables, Updatable):
         session.exchange.want(self._queue, self.id)
         self._is_wanted = True
 
-    def _send(self, packed: BatchTasks, earlier: resume.EarlierRun | None) -> None:
+    def _send(self, packed: BatchTasks, earlier: resume.EarlierRun | None, first: int = 0) -> None:
+        """Send tasks, the first of which stands at that position."""
         queue = self._queue
         parts = list(portions(packed.tasks, payload_bytes))
-        starts = [0, *itertools.accumulate(len(part) for part in parts)]
+        starts = [*itertools.accumulate((len(part) for part in parts), initial=first)]
         if earlier is None:
             commands = [
                 resume.adding(queue, part, [packed.conditions.get(i) for i in range(start, end)])
@@ -269,7 +282,7 @@ class Batch(BatchArgument, BatchTables, Updatable):
         self, timeout: float | None, stop: threading.Event | None = None
     ) -> Iterator[list[tuple[int, str]]]:
         """Yield positions and states of tasks that have ended, until all have; see BatchWait."""
-        wait = BatchWait(self._session, self._queue, self.id, self.total, self._is_wanted)
+        wait = BatchWait(self._session, self._queue, self.id, lambda: self.total, self._is_wanted)
         yield from wait.pages(timeout, self._progress, stop)
         self._is_wanted = wait.is_wanted
         if wait.is_complete:

@@ -21,10 +21,12 @@ from .sender import NewTask
 
 OPEN_TTL_MS = 30 * 86_400_000
 """A batch that does not end is forgotten after 30 days; a finished one after a week."""
-_CALLS_TTL_S = OPEN_TTL_MS // 1000 + 8 * 86_400
+CALLS_TTL_S = OPEN_TTL_MS // 1000 + 8 * 86_400
 """Seconds that what names the calls is kept: as long as the batch itself may be there."""
-_DIGEST = 8
-_UNKNOWN = bytes(2 * _DIGEST)
+DIGEST = 8
+"""Bytes of what names a function, and an item."""
+UNKNOWN = bytes(2 * DIGEST)
+"""Stands where it is not known which call has a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class CallNames:
 
         function = name_of_function(fn, setup)
         return cls(
-            function, [fingerprint_of(item, f"item {i}")[:_DIGEST] for i, item in enumerate(items)]
+            function, [fingerprint_of(item, f"item {i}")[:DIGEST] for i, item in enumerate(items)]
         )
 
     @property
@@ -58,12 +60,12 @@ def name_of_function(fn: Callable[..., Any], setup: Callable[[], Any] | None = N
     from ..functions.fingerprint import fingerprint_of
 
     named = fn if setup is None else (fn, setup)
-    return fingerprint_of(named, "the function")[:_DIGEST]
+    return fingerprint_of(named, "the function")[:DIGEST]
 
 
 def remember(queue: ClientQueue, batch_id: str, digests: list[bytes]) -> None:
     """Keep what names the batch's calls on the server."""
-    queue.broker.call(queue.commands.name_calls(batch_id, b"".join(digests), _CALLS_TTL_S))
+    queue.broker.call(queue.commands.name_calls(batch_id, b"".join(digests), CALLS_TTL_S))
 
 
 @dataclass(slots=True)
@@ -90,8 +92,8 @@ class EarlierRun:
         others: set[int] = set()
         changed = False
         for i, now in enumerate(digests):
-            then = stored[2 * _DIGEST * i : 2 * _DIGEST * (i + 1)]
-            same_item = then[_DIGEST:] == now[_DIGEST:]
+            then = stored[2 * DIGEST * i : 2 * DIGEST * (i + 1)]
+            same_item = then[DIGEST:] == now[DIGEST:]
             changed = changed or (same_item and then != now)
             if then == now or (items_alone and same_item):
                 if states.get(i) == "succeeded":
@@ -100,6 +102,8 @@ class EarlierRun:
                     digests[i] = then
             else:
                 others.add(i)
+        size = 2 * DIGEST  # items that the batch was given later stay as they are
+        digests += [stored[at : at + size] for at in range(size * len(digests), len(stored), size)]
         return cls(states, reused, others, digests, bool(stored), changed)
 
     @property
@@ -161,27 +165,43 @@ def compare(
     if functions:
         stored = _with_functions(stored, functions)
     earlier = EarlierRun.of(calls, stored, states, items_alone)
-    if waiting := _still_at_work(queue, batch_id, earlier.others):
-        why = "another version of the function" if earlier.function_changed else "other items"
-        raise ConfigurationError(
-            f"batch {batch_id!r} is still at work, with {why} ({waiting:,} of "
-            f"{len(calls.items):,} tasks): choose another name, wait for it "
-            f"(client.batch(name).wait()), or end it (client.batch(name).cancel())"
-        )
+    why = "another version of the function" if earlier.function_changed else "other items"
+    check_at_rest(queue, batch_id, earlier.others, len(calls.items), why)
     if earlier.others:
         # Unknown from here on: should we be cut off, nothing old is taken for an answer.
-        known = [_UNKNOWN if i in earlier.others else d for i, d in enumerate(earlier.digests)]
+        known = [UNKNOWN if i in earlier.others else d for i, d in enumerate(earlier.digests)]
         remember(queue, batch_id, known)
     return earlier
+
+
+def rename(queue: ClientQueue, batch_id: str, names: Mapping[int, bytes]) -> None:
+    """Name some calls of a batch anew, by position."""
+    stored = bytearray(queue.broker.call(queue.commands.calls_of(batch_id)) or b"")
+    for i, name in names.items():
+        stored[2 * DIGEST * i : 2 * DIGEST * (i + 1)] = name
+    remember(queue, batch_id, [bytes(stored)])
+
+
+def check_at_rest(
+    queue: ClientQueue, batch_id: str, indexes: Iterable[int], total: int, why: str
+) -> None:
+    """Raise ConfigurationError where a batch is still at work on these tasks, which are other calls
+    than they should be; ``why`` says what is other."""
+    if waiting := _still_at_work(queue, batch_id, indexes):
+        raise ConfigurationError(
+            f"batch {batch_id!r} is still at work, with {why} ({waiting:,} of "
+            f"{total:,} tasks): choose another name, wait for it "
+            f"(client.batch(name).wait()), or end it (client.batch(name).cancel())"
+        )
 
 
 def _with_functions(stored: bytes, functions: Mapping[int, bytes]) -> bytes:
     """Return the names of calls with those of other functions put in."""
     names = bytearray(stored)
     for i, function in functions.items():
-        at = 2 * _DIGEST * i
+        at = 2 * DIGEST * i
         if at < len(names):
-            names[at : at + _DIGEST] = function.ljust(_DIGEST, b"\0")[:_DIGEST]
+            names[at : at + DIGEST] = function.ljust(DIGEST, b"\0")[:DIGEST]
     return bytes(names)
 
 

@@ -225,9 +225,10 @@ def batch_tasks(
     items: list[Any],
     options: CallOptions,
     positions: Iterable[int] | None = None,
+    first: int = 0,
 ) -> BatchTasks:
     """Pack one call an item, for all or for those at ``positions``; an item that cannot be pickled
-    leaves nothing behind."""
+    leaves nothing behind. The first item stands at position ``first`` of the batch."""
     queue = session.queue(options.priority)
     keep_s = keep_needs_s(options)
     needs: list[str] = []
@@ -238,8 +239,8 @@ def batch_tasks(
     shared = Shared()
     tasks: list[NewTask] = []
     conditions: dict[int, str] = {}
-    for index in range(len(items)) if positions is None else positions:
-        item = items[index]
+    for index in range(first, first + len(items)) if positions is None else positions:
+        item = items[index - first]
         task_id = batch_task_id(batch_id, index)
         call = Call.under(options, function, (item,), setup=setup)
         parents: Parents = {}

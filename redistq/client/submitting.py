@@ -151,9 +151,10 @@ class Submitting(Scheduling):
         function and item are the same as then; other items, and all of another function, run
         anew, which is said. ``resume="items"`` looks at the items alone, so that what a mended
         function did before counts; ``resume=False`` raises ConfigurationError when the name is
-        taken. So does, in any case, another number of items, or a batch that is still at work on
-        other calls. PayloadError names what cannot be compared. ``progress`` shows a bar while
-        results are waited for (None: when somebody looks at the output).
+        taken. More items than the batch has are added to it, where those that it has come first;
+        otherwise another number of items raises ConfigurationError, too, and so does a batch that
+        is still at work on other calls. PayloadError names what cannot be compared. ``progress``
+        shows a bar while results are waited for (None: when somebody looks at the output).
         """
         session = self._client._session
         return Batch.start(session, self._options, fn, items, name, resume, progress)

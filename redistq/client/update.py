@@ -191,6 +191,7 @@ class Updatable:
     total: int
     _options: CallOptions
     _items: list[Any] | None
+    _fn: Callable[..., Any] | None
     _needs: list[str]
 
     if TYPE_CHECKING:
@@ -218,6 +219,7 @@ class Updatable:
         if rerun is not None:
             items = check_items(self._items if items is None else list(items), self.total)
         version = self._set_function(fn)
+        self._fn = fn
         if rerun is not None:
             states = self._ends.states()
             old = sorted(i for i, made_by in self.versions().items() if made_by < version)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .. import slots
@@ -38,7 +38,12 @@ class BatchWait:
     """A wait for the end of a batch; for one thread, and used once."""
 
     def __init__(
-        self, session: Session, queue: ClientQueue, batch_id: str, total: int, is_wanted: bool
+        self,
+        session: Session,
+        queue: ClientQueue,
+        batch_id: str,
+        total: Callable[[], int],
+        is_wanted: bool,
     ) -> None:
         self._session = session
         self._queue = queue
@@ -115,7 +120,7 @@ class BatchWait:
             return None
         self._wait.restart(time.monotonic())
         self._queue.diagnosis.over()
-        return [ended for flat in entries for ended in ends_in(flat, self._total)]
+        return [ended for flat in entries for ended in ends_in(flat, self._total())]
 
     def _check_server(self, error: ConnectionLost) -> None:
         """Raise ServerUnavailable when the time is over."""

@@ -170,7 +170,8 @@ def _of_handler(value: Any, verb: str, plain: Callable[[Any], Any] | None = None
     except (TypeError, ValueError, RecursionError, NotImplementedError) as error:
         raise ResultError(
             f"the handler {verb}ed {type(value).__name__}, which cannot be written as JSON: "
-            f"{error}; {verb} plain values"
+            f"{error}; {verb} plain values, or say in the function's annotation what it {verb}s, "
+            f"as in -> {type(value).__name__}"
         ) from error
 
 

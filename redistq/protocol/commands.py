@@ -206,6 +206,15 @@ class Commands(WorkerCommands):
         """Open a batch or find it; the answer is whether it was opened now, and its total."""
         return self._scripts.open_batch(batch=batch_id, name=name, total=total, ttl=ttl_ms)
 
+    def grow_batch(
+        self, batch_id: str, start: int, end: int, names: bytes, ttl_ms: int, names_ttl_ms: int
+    ) -> Command:
+        """Let a batch of ``start`` tasks have ``end`` of them, whose calls are named so; the answer
+        is how many it has, or -1 for no such batch."""
+        return self._scripts.grow_batch(
+            batch=batch_id, start=start, end=end, names=names, ttl=ttl_ms, names_ttl=names_ttl_ms
+        )
+
     def update_batch(self, batch_id: str, version: int, function: bytes, made: str) -> Command:
         """Let a batch's calls be of that version of its function; the answer is the version, or
         the one that another client has set, below zero, or 0 for no such batch."""

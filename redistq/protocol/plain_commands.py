@@ -216,6 +216,11 @@ class PlainCommands:
         """Ask how many tasks a batch has; None for an unknown one."""
         return ("HGET", self.keys.batch(batch_id), "total")
 
+    def batch_totals(self, batch_id: str) -> Command:
+        """Ask how many tasks a batch has, and how many it was opened with where it has grown; None
+        where missing."""
+        return ("HMGET", self.keys.batch(batch_id), "total", "opened")
+
     def batch_record(self, batch_id: str) -> Command:
         """Ask for the counters of a batch, and the clients that want its results."""
         return ("HGETALL", self.keys.batch(batch_id))
@@ -241,6 +246,10 @@ class PlainCommands:
     def calls_of(self, batch_id: str) -> Command:
         """Ask for what names the calls of a batch; see ``name_calls``."""
         return ("GET", self.keys.calls(batch_id))
+
+    def calls_between(self, batch_id: str, start: int, end: int) -> Command:
+        """Ask for the bytes from ``start`` to before ``end`` of that."""
+        return ("GETRANGE", self.keys.calls(batch_id), start, end - 1)
 
     def name_calls(self, batch_id: str, digests: bytes, ttl_s: int) -> Command:
         """Keep what names the calls of a batch, by position."""

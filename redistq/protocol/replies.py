@@ -396,6 +396,7 @@ _SCRIPTS: dict[str, Shape] = {
     "watch": _only(_watched),
     "replay": _three,
     "update_batch": _only(_int),
+    "grow_batch": _only(_int),
     "deploy": _only(_text),
     "open_batch": _only(lambda x: _row(x, _int, _int)),
     "snapshot": _only(_snapshot),

@@ -57,6 +57,7 @@ VERBS = (
     "deploy",
     "open_batch",
     "update_batch",
+    "grow_batch",
     "hold",
     "drop",
     "snapshot",

@@ -131,6 +131,16 @@ def test_a_result_that_does_not_fit_fails_what_takes_it(url: str, producer: Task
             producer.get_result(last, 10)
 
 
+def test_parts_of_a_flow_keep_their_ids(url: str, producer: TaskProducer) -> None:
+    """What follows a part waits for its own id; conditions that would be lost are refused."""
+    first, last = producer.add_flow(chain(square.options(task_id="mine").s(3), add.s(1)))
+    assert first == "mine"
+    with pytest.raises(ConfigurationError, match=r"its own after= has no place.*chain\(group"):
+        producer.add_flow(chain(square.s(2), add.options(after=first).s(1)))
+    with TaskWorker(url=url, task_handlers=registry):
+        assert producer.get_result(last, 10) == 10
+
+
 async def added_with_await() -> tuple[list[int], list[int]]:
     """What ``amap`` and ``astarmap`` of the tasks here give."""
     with pytest.raises(TypeError, match="missing"):

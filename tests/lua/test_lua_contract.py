@@ -348,6 +348,7 @@ CALLS: dict[str, Callable[[Commands, int], Command]] = {
     ),
     "append_items": lambda c, n: c.append_items("me", [("x",) * 9] * n),
     "read_items": lambda c, n: c.read_items("x", "", 0, "", 1000),
+    "grow_batch": lambda c, n: c.grow_batch("b", 2, 3, b"name", 1, 2),
     "update_batch": lambda c, n: c.update_batch("b", 2, b"x", "f"),
     "watch": lambda c, n: c.watch("x"),
     "why": lambda c, n: c.why("x"),

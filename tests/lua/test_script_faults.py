@@ -347,6 +347,7 @@ def maintenance(world: World) -> Scene:
             world.commands.watch(VICTIM, "other"),
             world.commands.open_batch("c", "job", 3, int(TTL)),
             world.commands.open_batch("c", "job", 3, int(TTL)),
+            world.commands.grow_batch("c", 3, 5, b"n" * 8, int(TTL), int(TTL)),
             world.commands.update_batch("c", 2, b"packet", "made"),
             world.commands.update_batch("c", 2, b"packet", "made"),
             world.commands.deploy("app", "v1", "ask"),
