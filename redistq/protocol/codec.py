@@ -6,6 +6,7 @@ size and NaN survive the round trip.
 
 from __future__ import annotations
 
+import importlib
 import json
 import json.encoder
 import os
@@ -245,6 +246,19 @@ def _traceback_of(error: BaseException) -> str:
             f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
         )
     return text
+
+
+def users_part(tb: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first frame on that is neither of this package nor of an import;
+    None where there is none."""
+    while tb is not None and (_is_ours(tb) or _imports(tb)):
+        tb = tb.tb_next
+    return tb
+
+
+def _imports(tb: TracebackType) -> bool:
+    name = tb.tb_frame.f_code.co_filename
+    return name == importlib.__file__ or name.startswith("<frozen importlib")
 
 
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep

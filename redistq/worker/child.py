@@ -30,6 +30,7 @@ from ..connection.broker import Broker
 from ..errors import RedistqError, ServerUnavailable
 from ..handlers import Registry
 from ..logger import logger
+from ..protocol.codec import users_part
 from ..protocol.commands import Commands
 from ..system.interpreter import use_import_path
 from ..system.loops import OUTAGES
@@ -69,7 +70,10 @@ def begin(starter: Starter) -> None:
         if os.getpid() != own:
             leave_fork(error)
         if not isinstance(error, RedistqError | SystemExit):
-            log.exception("this worker process cannot start")
+            tb = users_part(error.__traceback__)
+            if tb is None and not isinstance(error, SyntaxError):
+                tb = error.__traceback__  # of our own: the whole of it
+            log.error("this worker process cannot start", exc_info=(type(error), error, tb))
         parent.report_failure(_reason(error))
     _end(code)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import json
 import threading
+import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redistq.errors import PayloadError, ResultError
-from redistq.protocol.codec import dumps, encode_error, encode_payload, encode_result, loads
+from redistq.protocol.codec import (
+    dumps,
+    encode_error,
+    encode_payload,
+    encode_result,
+    loads,
+    users_part,
+)
+from redistq.worker.bootstrap import registry_from
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -162,3 +172,21 @@ def test_a_report_that_is_no_json_costs_only_itself() -> None:
     found = loads(encode_error(ValueError("x"), {"locals": object()}))
     assert (found["type"], found["message"]) == ("ValueError", "x")
     assert loads(encode_error(ValueError("x"), {"pid": 5}))["pid"] == 5
+
+
+def test_a_module_that_breaks_shows_its_own_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was raised while it was imported, neither our frames nor those of the import; what is
+    all ours, and a module that is no Python, have none."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "breaks_here.py").write_text("def f():\n    return 1 / 0\n\n\nf()\n")
+    (tmp_path / "no_python.py").write_text("def f(:\n")
+    with pytest.raises(ZeroDivisionError) as raised:
+        registry_from(["breaks_here"])
+    tb = users_part(raised.value.__traceback__.tb_next)  # below this test's own frame
+    lines = traceback.format_tb(tb)
+    assert [line.split('"')[1] for line in lines] == [str(tmp_path / "breaks_here.py")] * 2
+    with pytest.raises(SyntaxError) as slip:
+        registry_from(["no_python"])
+    assert users_part(slip.value.__traceback__.tb_next) is None
