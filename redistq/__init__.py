@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         ServerFull,
         ServerUnavailable,
         Snooze,
+        SpillError,
         StepError,
         StepMismatch,
         StreamRestarted,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     )
     from .flows import chain, chord, group, map_reduce, sig
     from .functions.setups import setup_value
+    from .functions.spill import Spill
     from .handlers import BatchErrors, Depends, Registry, lifespan, override, task
     from .middleware import Middleware, NewTask, Settled, travels
     from .monitor import TaskMonitor
@@ -138,6 +140,8 @@ __all__ = [
     "Sign",
     "Slurm",
     "Snooze",
+    "Spill",
+    "SpillError",
     "StepError",
     "StepMismatch",
     "StreamRestarted",
@@ -213,6 +217,7 @@ _HOMES = {
     "lifespan": "handlers",
     "override": "handlers",
     "setup_value": "functions.setups",
+    "Spill": "functions.spill",
     "task": "handlers",
     "TaskEvent": "monitor.events",
     "TaskMonitor": "monitor",

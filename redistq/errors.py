@@ -152,6 +152,11 @@ class Unreadable(RedistqError):
         return Unreadable(what, self.lacks, self._advice)
 
 
+class SpillError(RedistqError, OSError):
+    """A value outside the server (``Client(spill=...)``) could not be written or read; the words
+    say where, on which machine, and what is missing."""
+
+
 class ResultError(RedistqError, TypeError):
     """A handler's result cannot be serialised; the task ends as failed, without a retry."""
 

@@ -6,6 +6,7 @@ workers and their guarantees are the same for all. What a client has open is in 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
@@ -16,6 +17,7 @@ from ..connection.address import DEFAULT_HOST, DEFAULT_PORT, Address, resolve
 from ..display.html import escape, panel
 from ..errors import ConfigurationError
 from ..functions.signing import key_from, user_key
+from ..functions.spill import Spill
 from ..middleware import Middleware, checked_middleware
 from ..producer.diagnosis import ANY_NAME
 from ..producer.limits import Limits
@@ -35,6 +37,7 @@ from .batch import Batch
 from .futures import TaskFuture
 from .leftovers import leftovers_in, say_what_was_left
 from .session import ClientSettings, Session
+from .spill import ClientSpill
 from .steps import SendsEvents
 from .submitting import BoundOptions, Submitting
 
@@ -63,6 +66,9 @@ class Client(Submitting, SendsEvents, Executor):
     leave theirs. With ``shared=True`` any worker may run these calls, and workers started here run
     everybody's, as workers started by the command do.
 
+    With ``spill``, or ``REDISTQ_SPILL``, large arguments and results of calls go to a folder or an
+    object store instead of to the server: see Spill.
+
     ``middleware`` stands around what it sends. As a context manager it waits for its futures and
     stops its workers. Safe to use from several threads.
     """
@@ -83,6 +89,7 @@ class Client(Submitting, SendsEvents, Executor):
         max_payload_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 10.0,
         codec: Codec | None = None,
+        spill: Spill | str | os.PathLike[str] | None = None,
         address: Address | None = None,
         shared: bool = False,
         home: Home | None = None,
@@ -110,6 +117,7 @@ class Client(Submitting, SendsEvents, Executor):
             home=home or Home.here(),
             layers=checked_middleware(middleware),
             codec=given_or_env(codec),
+            spill=Spill.given_or_env(spill),
         )
         self._options = CallOptions()
         self._session = Session(settings)
@@ -129,6 +137,12 @@ class Client(Submitting, SendsEvents, Executor):
     @property
     def _client(self) -> Client:
         return self
+
+    @property
+    def spill(self) -> ClientSpill:
+        """What is outside the server: ``client.spill.sweep()`` deletes what nothing needs any more.
+        Raises ConfigurationError for a client without a spill."""
+        return ClientSpill(self._session)
 
     @listed(CallKeywords)
     def options(self, **options: Unpack[CallKeywords]) -> BoundOptions:

@@ -30,6 +30,7 @@ from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.blobs import Blobs
 from ..functions.packing import Packer
 from ..functions.signing import Signer
+from ..functions.spill import Spill
 from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
@@ -75,6 +76,8 @@ class ClientSettings:
     """What stands around the tasks that are added, the outermost first."""
     codec: Codec | None = None
     """What seals named tasks."""
+    spill: Spill | None = None
+    """Where large arguments and results of calls go instead of to the server."""
 
     @property
     def stream(self) -> str:
@@ -91,8 +94,10 @@ class Session:
         self.keys = QueueKeys(settings.queue, clustered=settings.address.clustered)
         self.signer = Signer(settings.key, allow_unsigned=settings.allow_pickle)
         self.broker = Broker(settings.address, slot_key=self.keys.stream, timeout=settings.timeout)
-        self.blobs = Blobs(self.broker, self.keys, self.signer)
-        self.packer = Packer(self.blobs, self.signer, settings.max_payload_bytes)
+        spill = settings.spill
+        self.blobs = Blobs(self.broker, self.keys, self.signer, spill)
+        said = spill.written() if spill is not None and spill.results else None
+        self.packer = Packer(self.blobs, self.signer, settings.max_payload_bytes, said)
         self.exchange = Exchange(self.broker, self.keys, self.signer, self.blobs)
         self.workers = StartedWorkers()
         self.open_batches: set[tuple[str, str]] = set()

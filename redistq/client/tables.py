@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, TaskCancelled, TaskExpired, UnknownTask
+from ..functions.spill import LONGEST_NOTE
 from ..protocol.keys import batch_task_id
 from ..system.interpreter import require
 
@@ -123,6 +124,8 @@ def _read(batch: Any, ends: BatchEnds, indexes: Sequence[int], on_error: str) ->
 
 def _pages(queue: ClientQueue, batch_id: str, total: int) -> Iterator[list[int]]:
     """Yield the positions of results that are read together."""
+    session = queue.session()
+    spill = session.settings.spill if session is not None else None
     for start in range(0, total, PAGE):
         asked = range(start, min(start + PAGE, total))
         sizes = queue.broker.call_all(
@@ -131,6 +134,8 @@ def _pages(queue: ClientQueue, batch_id: str, total: int) -> Iterator[list[int]]
         page: list[int] = []
         held = 0
         for i, size in zip(asked, sizes, strict=True):
+            if spill is not None and 0 < size <= LONGEST_NOTE:
+                size = int(spill.above)  # it may be the note of one as large
             if page and held + size > PAGE_BYTES:
                 yield page
                 page, held = [], 0

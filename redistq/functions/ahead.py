@@ -20,7 +20,7 @@ from ..handlers import Waiting
 from ..protocol.pieces import Memory
 from .references import Reference
 from .results import SMALL, ResultReader
-from .signing import Signer, is_compressed, task_context
+from .signing import Signer, is_compressed, is_note, task_context
 from .written import CALL, Needs, needs_in
 
 MOST_CALLS = 64
@@ -107,7 +107,7 @@ class Lookahead:
         except RedistqError:
             return found  # those that need it say so
         for reference, body in rows.items():
-            if not is_compressed(body):
+            if not is_compressed(body) and not is_note(body):
                 try:
                     found[reference] = reader.opened(reference, body)
                 except RedistqError:

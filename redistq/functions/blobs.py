@@ -33,9 +33,11 @@ from ..errors import PayloadError, PayloadTooLarge, RedistqError, UntrustedPaylo
 from ..logger import logger
 from ..protocol.commands import MAX_TASKS, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
-from ..protocol.pieces import Memory
+from ..protocol.pieces import Memory, Pieces
+from . import spill as spilled
 from .pickling import Seen, load, pickler, what_cannot
-from .signing import MAX_PACKET_BYTES, Kind, Signer, is_old
+from .signing import MAX_PACKET_BYTES, TOO_LARGE, Kind, Signer, is_old
+from .spill import Spill
 
 log = logger("redistq.client")
 
@@ -49,7 +51,6 @@ MAX_BLOB_BYTES = MAX_PACKET_BYTES
 """Largest argument that travels through the server (which holds at most 512 MB in a value)."""
 RENEW_S = 86_400.0
 """Seconds after which a blob in use is renewed."""
-_TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
 CACHE_BYTES = 256 * 1024 * 1024
 """Most bytes of blobs, and of functions, that a worker process keeps."""
 _LENT = 10_000
@@ -68,9 +69,14 @@ class BlobMissing(LookupError):
 class Blobs:
     """Content-addressed packets of one queue; safe to use from several threads."""
 
-    def __init__(self, broker: Broker, keys: QueueKeys, signer: Signer) -> None:
+    def __init__(
+        self, broker: Broker, keys: QueueKeys, signer: Signer, spill: Spill | None = None
+    ) -> None:
+        """``spill`` says where large arguments go instead of to the server."""
         self._broker = broker
         self._signer = signer
+        self._spill = spill
+        self._stream = keys.stream
         self._stored: OrderedDict[str, float] = OrderedDict()
         self._cache: OrderedDict[tuple[Kind, str], Memory] = OrderedDict()
         self._lent: OrderedDict[str, None] = OrderedDict()
@@ -121,9 +127,14 @@ class Blobs:
         hold = self._commands.hold(name, self._me, seconds * 1000, BRIEF_S * 1000)
         if memoryview(data).nbytes >= LARGE and self._broker.call(hold):
             return
-        packet = self._signer.pack_memory(kind, name, (data,))
+        packet: bytes | Pieces
+        if self._spill is not None and kind == "argument" and self._spill.takes_argument(len(data)):
+            file = spilled.argument_file(self._stream, name)
+            packet = spilled.put(self._spill, self._signer, kind, name, (data,), file)
+        else:
+            packet = self._signer.pack_memory(kind, name, (data,))
         if len(packet) > MAX_BLOB_BYTES:
-            raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, _TOO_LARGE)
+            raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, TOO_LARGE)
         # Needed by nobody at first: should we die here, it goes soon.
         store = self._commands.store_blob(name, packet, BRIEF_S)
         for _ in range(3):
@@ -272,7 +283,7 @@ class Blobs:
             )
         if is_old(packet) and digest_of(packet) != name:
             raise UntrustedPayload(f"a stored {kind} is not what its name says")
-        return self._signer.unpack(kind, name, packet, old=True)
+        return spilled.opened(self._signer, kind, name, packet, old=True)
 
 
 def digest_of(packet: Memory) -> str:

@@ -13,7 +13,7 @@ import reprlib
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ from .results import ResultReader, TaskResults
 from .scheduled import opened
 from .setups import Setups
 from .signing import Signer, is_old, task_context
+from .spill import put, result_file, spill_of
 from .steps import SignedSteps
 from .streams import CallItems, collected, collected_async, streamed
 from .versions import BatchVersions, version_in, versioned
@@ -120,13 +121,17 @@ class CallHandler(LooksAhead):
                 if old:
                     _no_flow(result)
                 answers = known.needs.answers or context.task_id
-                return self._packed_flow(result, store, answers)
+                return self._packed_flow(result, store, answers, known.needs.spill)
             holder = [result]
             del result  # whoever else holds it may change it: see outband.py
             data = _dump_result(holder)
             try:
                 if old:
                     return self._signer.pack("result", task, b"".join(data), old=True)
+                spill = spill_of(known.needs.spill)
+                if spill is not None and spill.takes_result(sum(map(len, data))):
+                    file = result_file(store.stream, known.needs.answers or context.task_id)
+                    return put(spill, self._signer, "result", task, data, file)
                 return self._signer.pack_memory("result", task, data)
             except PayloadTooLarge as error:
                 raise ResultTooLarge(error.size, error.limit) from None
@@ -157,12 +162,14 @@ class CallHandler(LooksAhead):
             found = ahead.look(context, needs.results, store.results, store.stream)
         return KnownCall(needs, pickled, found)
 
-    def _packed_flow(self, flow: Flow, store: QueueStore, answers: str) -> PackedFlow:
+    def _packed_flow(
+        self, flow: Flow, store: QueueStore, answers: str, spill: Sequence[Any] | None
+    ) -> PackedFlow:
         """Return the tasks of a flow, whose calls are signed here as a client would sign them."""
         from .continued import packed
         from .packing import Packer
 
-        packer = Packer(store.blobs, self._signer, DEFAULT_MAX_BYTES)
+        packer = Packer(store.blobs, self._signer, DEFAULT_MAX_BYTES, spill)
         return packed(flow, packer, store.blobs, store.stream, answers)
 
     def _make(

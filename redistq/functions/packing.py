@@ -41,10 +41,14 @@ class Shared:
 class Packer:
     """Packs the calls of one client; safe to use from several threads."""
 
-    def __init__(self, blobs: Blobs, signer: Signer, max_bytes: int) -> None:
+    def __init__(
+        self, blobs: Blobs, signer: Signer, max_bytes: int, spill: Sequence[Any] | None = None
+    ) -> None:
+        """``spill`` says where large results of the calls go, as ``Spill.written`` says it."""
         self._blobs = blobs
         self._signer = signer
         self._max_bytes = max_bytes
+        self._spill = spill
         self._pickled = PickledFunctions()
         self._bundles: dict[str, str] = {}  # names of those sent before, by their digests
 
@@ -174,8 +178,8 @@ class Packer:
         for scattered in dict.fromkeys(packing.seen.scattered):
             scattered.need(self._blobs, keep_s, needs)
         modules = self.store_modules(packing.seen.modules, keep_s, needs, shared)
-        if modules or parents or answers:
-            data = with_needs(data, Needs(modules, tuple(parents or ()), answers))
+        if modules or parents or answers or self._spill:
+            data = with_needs(data, Needs(modules, tuple(parents or ()), answers, self._spill))
         packet = self._signer.pack("call", context, data)
         if len(packet) > self._max_bytes:
             raise PayloadTooLarge(len(packet), self._max_bytes)

@@ -23,6 +23,7 @@ from ..protocol.plain_commands import PlainCommands
 from .outband import loaded
 from .references import Kind, Reference
 from .signing import Signer, is_packet, task_context
+from .spill import opened as spilled
 
 _FIRST_PAGE = 8
 _PAGE = 100
@@ -60,7 +61,7 @@ def result_in(
         if is_packet(body):
             raise UntrustedPayload(f"the result of task {task_id} is a pickle, where JSON belongs")
         return loads(bytes(body))
-    return unpickle(signer.unpack("result", context, body, old=old or kind == "unknown"))
+    return unpickle(spilled(signer, "result", context, body, old=old or kind == "unknown"))
 
 
 class ResultReader:

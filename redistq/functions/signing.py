@@ -5,13 +5,14 @@ Used by clients and by the worker's handler for function calls. It never talks t
 lets nothing through that is not signed with its key, unless unsigned data is allowed:
 unpickling runs code that whoever wrote the bytes has chosen.
 
-A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed, 4 named, 8 aligned), 32 bytes of
-HMAC-SHA256 when signed, zeros up to the 64th byte when aligned, and the data. No JSON text begins
-with a zero byte, so the two kinds of payload cannot be taken for each other.
+A packet is ``\\0rq2``, one byte of flags (1 compressed, 2 signed, 4 named, 8 aligned, 16 note), 32
+bytes of HMAC-SHA256 when signed, zeros up to the 64th byte when aligned, and the data. No JSON text
+begins with a zero byte, so the two kinds of payload cannot be taken for each other.
 
 What is large is not copied: its packet is Pieces, and its data aligned, so that arrays can lie in
 the memory that it was read into. A stored value whose packet is ``named`` has no signature beside
-its name, which is one: a keyed hash of the data, which so is hashed once on each side.
+its name, which is one: a keyed hash of the data, which so is hashed once on each side. A ``note``
+stands for data that is elsewhere (spill.py).
 
 The signature says what a packet is and where it belongs: its kind (each has a key derived from the
 shared one) and its context, which is the task for calls, results and errors, and the name for
@@ -64,6 +65,7 @@ _COMPRESSED = 1
 _SIGNED = 2
 _NAMED = 4
 _ALIGNED = 8
+_NOTE = 16
 _MAC = 32
 _DATA_AT = 64
 """Where the data of an aligned packet begins."""
@@ -94,7 +96,10 @@ _UNPACKED: dict[Kind, int] = {
 }
 """Most bytes of a packet's data, whatever it was compressed to: kept when it is packed, and thus
 no harm to anybody when it is unpacked."""
-_TOO_LARGE = "write the data to a file or an object store that workers can read, and pass its path"
+TOO_LARGE = (
+    "give the client a place for large values (spill=), or write the data to a file or an object "
+    "store that workers can read, and pass its path"
+)
 
 
 class Signer:
@@ -126,7 +131,7 @@ class Signer:
         Raises PayloadTooLarge for what nobody would unpack.
         """
         if len(data) > _UNPACKED[kind]:
-            raise PayloadTooLarge(len(data), _UNPACKED[kind], _TOO_LARGE)
+            raise PayloadTooLarge(len(data), _UNPACKED[kind], TOO_LARGE)
         flags = 0
         if len(data) >= COMPRESS_FROM and _pays(data):
             data = zlib.compress(data, 1)
@@ -138,13 +143,17 @@ class Signer:
         mac = self._old_mac(flags, data) if old else self._mac(kind, context, flags, data)
         return b"".join((magic, bytes((flags,)), mac, data))
 
-    def pack_memory(self, kind: Kind, context: str, parts: Sequence[Memory]) -> bytes | Pieces:
+    def pack_memory(
+        self, kind: Kind, context: str, parts: Sequence[Memory], *, bounded: bool = True
+    ) -> bytes | Pieces:
         """As ``pack``, for data that lies in several places: what is not worth compressing is not
-        copied. ``context`` is the name where that kind is STORED."""
+        copied. ``context`` is the name where that kind is STORED. What is not ``bounded`` may have
+        any size."""
         size = sum(map(len, parts))
-        if size > _UNPACKED[kind]:
-            raise PayloadTooLarge(size, _UNPACKED[kind], _TOO_LARGE)
-        if size < LARGE or _pays(max(parts, key=len)):
+        fits = size <= _UNPACKED[kind]
+        if bounded and not fits:
+            raise PayloadTooLarge(size, _UNPACKED[kind], TOO_LARGE)
+        if fits and (size < LARGE or _pays(max(parts, key=len))):
             return self.pack(kind, context, b"".join(parts))
         flags = _ALIGNED
         if self.key is None:
@@ -155,13 +164,35 @@ class Signer:
         mac = self._mac(kind, context, flags, *parts)
         return Pieces((_aligned(MAGIC + bytes((flags,)) + mac), *parts))
 
-    @overload
-    def unpack(self, kind: Kind, context: str, packet: bytes, *, old: bool = False) -> bytes: ...
+    def pack_note(self, kind: Kind, context: str, note: bytes) -> bytes:
+        """Return a packet that stands for data of that kind which is elsewhere."""
+        if self.key is None:
+            return b"%b%c%b" % (MAGIC, _NOTE, note)
+        flags = _NOTE | _SIGNED
+        return b"%b%c%b%b" % (MAGIC, flags, self._mac(kind, context, flags, note), note)
+
+    def note_in(self, kind: Kind, context: str, packet: Memory) -> bytes | None:
+        """Return what ``pack_note`` was given; None for any other packet. Raises
+        UntrustedPayload."""
+        if not is_note(packet):
+            return None
+        if packet[len(MAGIC)] & ~(_NOTE | _SIGNED):
+            raise UntrustedPayload(_of_another_key(kind))
+        return self.unpack(kind, context, bytes(packet), note=True)
 
     @overload
-    def unpack(self, kind: Kind, context: str, packet: Memory, *, old: bool = False) -> Memory: ...
+    def unpack(
+        self, kind: Kind, context: str, packet: bytes, *, old: bool = False, note: bool = False
+    ) -> bytes: ...
 
-    def unpack(self, kind: Kind, context: str, packet: Memory, *, old: bool = False) -> Memory:
+    @overload
+    def unpack(
+        self, kind: Kind, context: str, packet: Memory, *, old: bool = False, note: bool = False
+    ) -> Memory: ...
+
+    def unpack(
+        self, kind: Kind, context: str, packet: Memory, *, old: bool = False, note: bool = False
+    ) -> Memory:
         """Return the data of a packet of that kind for that context; raises UntrustedPayload.
 
         That of a bytearray is a memoryview of it, where it is not compressed. With ``old`` a
@@ -176,6 +207,8 @@ class Signer:
         if magic == OLD_MAGIC:
             self._check_old(kind, old)
         flags = packet[at - 1]
+        if bool(flags & _NOTE) is not note:
+            raise UntrustedPayload(f"the {kind} is elsewhere, and none belongs there")
         if flags & _NAMED:
             data = packet[_DATA_AT:]
             if not self.allow_unsigned:
@@ -273,6 +306,12 @@ def _of_another_key(kind: Kind) -> str:
 
 def _aligned(head: bytes) -> bytes:
     return head.ljust(_DATA_AT, b"\0")
+
+
+def is_note(packet: Memory) -> bool:
+    """Return whether a packet says where its data is, instead of holding it."""
+    flags = packet[len(MAGIC) : len(MAGIC) + 1]
+    return bytes(packet[: len(MAGIC)]) == MAGIC and bool(flags and flags[0] & _NOTE)
 
 
 def is_old(packet: Memory) -> bool:

@@ -6,7 +6,7 @@ does with large arguments. What its arguments need stands before their pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,6 +141,8 @@ class Needs:
     answers: str = ""
     """The id of the task that ends as this call does, for it returned a flow of which this is the
     last; '' for none."""
+    spill: Sequence[Any] | None = None
+    """Where a large result goes instead of to the server, as ``Spill.written`` says it."""
 
 
 NO_NEEDS = Needs()
@@ -149,7 +151,10 @@ NO_NEEDS = Needs()
 def with_needs(call: bytes, needs: Needs) -> bytes:
     """Return a pickled call with what is known of it before it: nothing is loaded to know that."""
     results = [(one.kind, one.lane, one.id, one.total) for one in needs.results]
-    text = dumps([needs.modules, results, needs.answers])
+    said: list[Any] = [needs.modules, results, needs.answers]
+    if needs.spill:
+        said.append(needs.spill)
+    text = dumps(said)
     return b"%c%d\n%b%b" % (_WITH_NEEDS, len(text), text, call)
 
 
@@ -159,5 +164,6 @@ def needs_in(data: bytes) -> tuple[Needs, bytes]:
         return NO_NEEDS, data
     at = data.index(b"\n") + 1
     end = at + int(data[1 : at - 1])
-    modules, results, answers = loads(data[at:end])
-    return Needs(modules, tuple(Reference(*one) for one in results), answers), data[end:]
+    modules, results, answers, *spill = loads(data[at:end])
+    references = tuple(Reference(*one) for one in results)
+    return Needs(modules, references, answers, spill[0] if spill else None), data[end:]
