@@ -66,8 +66,8 @@ def _said(url: str, what: str, file: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # broad: whatever a store's client raises
         raise SpillError(
-            f"{host} cannot {what} {file} in {url} ({type(error).__name__}: {error}): give this "
-            "machine the right to, in its environment or by storage_options"
+            f"{host} cannot {what} {file} in {url} ({type(error).__name__}: {error}): check "
+            "the URL, and give this machine the right to, in its environment or by storage_options"
         ) from error
 
 
