@@ -128,7 +128,7 @@ def test_a_page_is_live_and_events_are_told_until_it_ends(site: Site, locked: Se
             started = time.monotonic()
             site.process.process.send_signal(signal.SIGTERM)
             site.process.wait()
-            assert time.monotonic() - started < 3.0
+            assert time.monotonic() - started < 5.0, "a second, on a machine that is not busy"
     assert site.process.process.returncode == 0, site.process.output
     assert site.process.output.count(site.token) == 1, "the address to open is all"
     assert PASSWORD not in site.process.output
