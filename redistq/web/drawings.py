@@ -13,7 +13,14 @@ from ..dashboard import page
 from ..dashboard.actions import is_of_batch
 from ..dashboard.failed import letter
 from ..dashboard.feed import View
-from ..dashboard.finder import may_cancel, may_edit, may_retry, search, task_page
+from ..dashboard.finder import (
+    FOUND_SHOWN,
+    may_cancel,
+    may_edit,
+    may_retry,
+    search,
+    task_page,
+)
 from ..dashboard.layout import unstarted
 from ..dashboard.queues import overview as overview_table
 from ..dashboard.tables import LINE, batch_buttons, batch_line, with_buttons
@@ -320,10 +327,11 @@ def found(site: Site, root: str, name: str, text: str, state: str) -> Callable[[
             said = f"Nothing was found {what}." if text.strip() or state else "What is looked for?"
             return tag("p", said, role="status")
         anchors = Anchors(root, name, acts=False)
+        more = ", there may be more" if len(rows) >= FOUND_SHOWN else ""
         items = (tag("li", anchors.task(row.id, row.line)) for row in rows)
         return join(
             [
-                tag("p", f"{plural(len(rows), 'task')} found.", role="status"),
+                tag("p", f"{plural(len(rows), 'task')} found{more}.", role="status"),
                 tag("ol", *items, class_="found", style=f"max-width:{TABLE_PX}px"),
             ]
         )
