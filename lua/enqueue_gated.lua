@@ -83,6 +83,7 @@ end
 --@include batch
 --@include tally
 --@include slots
+--@include together
 --@include gate
 --@include deadline
 --@include unstarted
@@ -91,6 +92,7 @@ end
 --@include mark
 --@include accept
 --@include behind
+--@include run_after
 for at = rest, #ARGV, 6 do
   local when, due, opts = ARGV[at + 4], 0, ARGV[at + 3]
   local ok, done = true, false
@@ -98,6 +100,8 @@ for at = rest, #ARGV, 6 do
     due = string.sub(when, 1, 1) == '+' and NOW + tonumber(when) or tonumber(when)
   elseif ARGV[at + 5] == '' then
     ok, done = pcall(wait_behind, ARGV[at], ARGV[at + 1], ARGV[at + 2], opts, option(opts, 'gate'))
+  else
+    ok, done = pcall(wait_after, ARGV[at], ARGV[at + 1], ARGV[at + 2], opts, option(opts, 'gate'), ARGV[at + 5])
   end
   if not ok then
     say(at, 'fault', said(done))

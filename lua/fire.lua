@@ -50,6 +50,7 @@ redis.call('ZADD', OWN_DELAYED, 'XX', 0, '')
 --@include batch
 --@include tally
 --@include slots
+--@include together
 --@include gate
 --@include deadline
 --@include unstarted
@@ -64,24 +65,28 @@ local conditions = ARGV[9] == '1' and '' or adds.conditions
 local answer, fault, at_fault = {}, '', nil
 go_to(has.lane)
 GROUP = look('', 'HGET', 'meta:' .. STREAM, 'group') or '' -- that of its workers; schedulers have none
-for at = 10, #ARGV, 2 do
-  local position = (at - 8) / 2
-  go_to(has.lane)
-  local happened, words = accept({ id = ARGV[at], name = adds.task, payload = payload, opts = opts, due = 0,
-    conditions = conditions })
-  if happened == 'fault' then
-    fault, at_fault = words, ARGV[at + 1]
-    break
-  elseif happened == 'known' then
-    answer[#answer + 1] = position
-  elseif happened and happened[1] ~= 'again' then
-    answer[#answer + 1] = { position, happened[1], happened[2], happened[3] }
-    has.skipped = has.skipped + 1
-  else
-    has.fired = has.fired + 1
-    if tonumber(ARGV[at + 1]) >= has.last_ms then has.last, has.last_ms = ARGV[at], tonumber(ARGV[at + 1]) end
+-- Adds the occurrences, up to the first that cannot be stored.
+local function add_occurrences()
+  for at = 10, #ARGV, 2 do
+    local position = (at - 8) / 2
+    go_to(has.lane)
+    local happened, words = accept({ id = ARGV[at], name = adds.task, payload = payload, opts = opts, due = 0,
+      conditions = conditions })
+    if happened == 'fault' then
+      fault, at_fault = words, ARGV[at + 1]
+      break
+    elseif happened == 'known' then
+      answer[#answer + 1] = position
+    elseif happened and happened[1] ~= 'again' then
+      answer[#answer + 1] = { position, happened[1], happened[2], happened[3] }
+      has.skipped = has.skipped + 1
+    else
+      has.fired = has.fired + 1
+      if tonumber(ARGV[at + 1]) >= has.last_ms then has.last, has.last_ms = ARGV[at], tonumber(ARGV[at + 1]) end
+    end
   end
 end
+add_occurrences()
 write_parents()
 follow_up()
 has.fault = fault

@@ -32,6 +32,7 @@ local KEY, RULE, PAUSED, PENALTY = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

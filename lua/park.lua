@@ -56,6 +56,7 @@ local GRACE = tonumber(ARGV[6])
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

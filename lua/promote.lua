@@ -98,6 +98,7 @@ if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

@@ -64,6 +64,7 @@ local GRACE_LIMIT = 1000
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

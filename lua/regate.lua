@@ -42,6 +42,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

@@ -37,6 +37,7 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include deadline
 --@include unstarted

@@ -43,6 +43,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include deadline
 --@include unstarted

@@ -101,6 +101,7 @@ if #tried > 0 then
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

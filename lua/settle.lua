@@ -270,9 +270,16 @@ for _, list in ipairs(lists) do
 end
 free()
 if children == '' and #todo == 0 then return write_counts() end
+--@include attempt
+--@include together
+--@include all_in
+steps = steps + 5 * done -- most go on with one or two others
+if children == '' then
+  local ok, all = pcall(all_in)
+  if ok and all then return write_counts() end -- the usual
+end
 if not tally_of then batches_too() end
 local countable, tally_one = countable_of, tally_one_of
---@include attempt
 --@include gate
 --@include unstarted
 --@include more
@@ -351,7 +358,6 @@ end
 tally_all()
 write_parents()
 end
-steps = steps + 5 * done -- most go on with one or two others
 follow_up()
 end
 follow()

@@ -141,6 +141,7 @@ if #slept > 0 then
 --@include tally
 --@include room
 --@include slots
+--@include together
 --@include gate
 --@include unstarted
 --@include more

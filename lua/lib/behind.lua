@@ -2,7 +2,7 @@
 local function stand_behind(line, score, ref, term)
   add_to(line, score, ref)
   add_to(WAITING, NOW_TEXT, ref)
-  if term.group then redis.call('ZADD', SHARES, 'NX', redis.call('HGET', LIMITS, 'v') or 0, term.group) end
+  if term.group then take_part(term.group) end
 end
 -- wait_behind(id, name, payload, opts, gate): a new task that asks for keys alone, of which the last has no room for
 -- anybody, waits, in as few commands as can be; false: nothing was written. An id that is known answers 'known'; raises

@@ -122,7 +122,7 @@ local function release(edge, what, state)
   if not found.waits or found.place ~= place then return end
   local id = found.id
   go_to(found.lane)
-  local words = policy ~= '=' and why(policy, what, state)
+  local words = (policy ~= 's' or state ~= 'succeeded') and policy ~= '=' and why(policy, what, state)
   if policy == '=' or words then
     write_partly()
     found.waits = false
@@ -144,10 +144,19 @@ local function release(edge, what, state)
     return
   end
   local has = redis.call('HMGET', TASK .. id, 'opts', 'name', 'payload', 'attempt', 'recovered', 'due', 'held')
-  local opts = has[1] or ''
-  local task = { waits = true, opts = opts, gate = option(opts, 'gate'), place = tonumber(place), name = has[2] or '',
+  local opts, is_new = has[1] or '', not (has[4] or has[6] or has[7])
+  local gate = option(opts, 'gate')
+  local asked = terms(gate)
+  if is_new and asked.reads and not asked.expires then
+    may_wait()
+    let_go(id, has[2] or '', has[3] or '', '1', '0', opts, AWAY.parents)
+    leave(WAITING, ref)
+    found.waits = false
+    return
+  end
+  local task = { waits = true, opts = opts, gate = gate, place = tonumber(place), name = has[2] or '',
     payload = has[3] or '', attempt = has[4] or '1', recovered = has[5] or '0', due = has[6], held = has[7] or nil,
-    away = not (has[4] or has[6] or has[7]) and BEHIND_PARENTS or nil }
+    away = is_new and AWAY.parents or nil }
   local fault = whole(ready, id, task)
   if fault then error(fault, 0) end
   found.waits = false

@@ -16,19 +16,45 @@ local function add_to(set, score, member)
   noted[#noted + 1] = { shorten, list, #list }
   list[#list + 1], list[#list + 2] = score, member
 end
--- remove_from(set, member): a member that was read in a sorted set leaves it before anything reads it again. Noted
--- for undoing.
-local function remove_from(set, member)
+-- leave(set, member): a member that was read in a sorted set leaves it before anything reads it again.
+local function leave(set, member)
   local list = removed[set]
   if not list then
     list = {}
     removed[set] = list
   end
-  noted[#noted + 1] = { shorten, list, #list }
   list[#list + 1] = member
+  return list
+end
+-- remove_from(set, member): the same, noted for undoing.
+local function remove_from(set, member)
+  local list = leave(set, member)
+  noted[#noted + 1] = { shorten, list, #list - 1 }
+end
+-- Groups that take turns since this call, each after the virtual time `since`; nil until the first.
+local newcomers
+-- take_part(group): a group takes turns, if it did not. The first of a call is written at once, the others with the sets.
+-- Noted for undoing where nothing is written.
+local function take_part(group)
+  if not newcomers then
+    newcomers = { since = redis.call('HGET', LIMITS, 'v') or 0 }
+    redis.call('ZADD', SHARES, 'NX', newcomers.since, group)
+    return
+  end
+  noted[#noted + 1] = { shorten, newcomers, #newcomers }
+  local n = #newcomers
+  newcomers[n + 1], newcomers[n + 2] = newcomers.since, group
 end
 -- write_sets(): what was noted of sorted sets is written.
 local function write_sets()
+  if newcomers then
+    local all = newcomers
+    newcomers = nil
+    for from = 1, #all, 1000 do
+      local to = math.min(from + 999, #all)
+      redis.call('ZADD', SHARES, 'NX', unpack(all, from, to))
+    end
+  end
   if not (next(added) or next(removed)) then return end
   for _, command in ipairs({ 'ZADD', 'ZREM' }) do
     for set, list in pairs(command == 'ZADD' and added or removed) do
@@ -79,12 +105,6 @@ local function in_front(id, term, task, priority)
   local place = task.waits and place_of(id, task) or task.place or NOW * 1000
   return not first or (term.order and place or place - priority * AGEING_US) < tonumber(first)
 end
--- recount(now, used, waiting): so many more slots are in use, and so many more tasks wait, under a key that stands so.
-local function recount(now, used, waiting)
-  if used ~= 0 then count(now.s, used) end
-  if waiting ~= 0 then count(now.w, waiting) end
-  now.used, now.waiting = now.used + used, now.waiting + waiting
-end
 -- take(term, late): a slot and, where there is a rate, a token. Its time has come already for what waited
 -- for it: a timer that is late, by a little, costs no token.
 local function take(term, late)
@@ -111,9 +131,7 @@ local function join_line(ref, term, place, priority)
   end
   recount(now, 0, 1)
   noted[#noted + 1] = { recount, now, 0, -1 }
-  if term.group then
-    redis.call('ZADD', SHARES, 'NX', redis.call('HGET', LIMITS, 'v') or 0, term.group)
-  end
+  if term.group then take_part(term.group) end
 end
 -- leave_shares(line, group): a group of which nobody waits takes no turn.
 local function leave_shares(line, group)
@@ -131,21 +149,6 @@ local function leave_line(ref, under, gate)
     recount(now, 0, -1)
   end
   if term.group then leave_shares(line, term.group) end
-end
--- What a record says of waiting, at most; and of a new task in a line, or of one that waits for parents alone.
-local AWAY = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'under', 'attempt', 'recovered', 'parents', 'due',
-  'held' }
-local LINED = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'under' }
-local BEHIND_PARENTS = { 'state', 'reason', 'place', 'name', 'payload', 'opts', 'parents' }
--- let_in(id, task): a task whose keys are taken is in the stream from now on. Noted for undoing, but for
--- what its record said of its waiting, which goes last.
-local function let_in(id, task)
-  local entry = add(id, task.name, task.payload, task.attempt, task.recovered, task.opts)
-  noted[#noted + 1] = { 'XDEL', STREAM, entry }
-  local record, away = TASK .. id, task.away or AWAY
-  redis.call('HSET', record, 'entry', entry)
-  noted[#noted + 1] = { 'HSET', record, 'entry', '' }
-  redis.call('HDEL', record, unpack(away, 1, #away))
 end
 local NONE = {}
 -- wait(id, task, reason, under): a task is in no stream, but accepted: its record says what it waits for.
@@ -184,15 +187,6 @@ local function hold_turn(id, term, late)
   take(term, late)
   redis.call('HSET', TASK .. id, 'held', 'o')
   undoing('HDEL', TASK .. id, 'held')
-end
-local proved
--- may_wait(): proves that tasks can wait and be let in, before anything is written: where they cannot, the script
--- fails here and nothing has changed. Asked once a call.
-local function may_wait()
-  if proved then return end
-  redis.call('HDEL', LIMITS, '')
-  redis.call('ZREM', WAITING, '')
-  proved = true
 end
 -- enter(id, task, under): a task goes into the stream if all of its keys have room, and takes them;
 -- otherwise it holds nothing but its turn in an order, and waits under the first that has none. `under`: the key in

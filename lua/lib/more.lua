@@ -1,24 +1,3 @@
--- How many steps follow from one call, at most: what is left over is for the next, by a timer.
-local steps = 200
--- task_in_line(id, key): a task that waits under this key; nil where it does not. Of one that asks for no other, no
--- more is read than it takes to let it in.
-local function task_in_line(id, key)
-  local record = TASK .. id
-  local has = redis.call('HMGET', record, 'state', 'under', 'name', 'payload', 'attempt', 'recovered', 'opts')
-  if has[1] ~= 'waiting' or has[2] ~= key then return nil end
-  local opts = has[7] or ''
-  local gate = option(opts, 'gate')
-  local task = { waits = true, in_line = true, opts = opts, gate = gate, terms = terms(gate), name = has[3] or '',
-    payload = has[4] or '', attempt = has[5] or '1', recovered = has[6] or '0', away = not has[5] and LINED or nil }
-  local keys = task.terms.keys
-  if keys[1] and keys[1].order then
-    has = redis.call('HMGET', record, 'place', 'held')
-    task.place, task.held = tonumber(has[1] or 0), has[2] or nil
-    task.in_line = not task.held
-    if task.held then task.away = nil end
-  end
-  return task
-end
 -- step_in(id, ref, task, term, line): the first in a line goes in, or on to another line; or it stays: then answers when
 -- there will be room, true where that is not known.
 local function step_in(id, ref, task, term, line)
@@ -29,34 +8,6 @@ local function step_in(id, ref, task, term, line)
   now.heads = nil
   recount(now, 0, -1)
   noted[#noted + 1] = { recount, now, 0, 1 }
-end
--- go_in_together(key, now, most): lets in the first in line under a key that has slots but no rate, as long as they
--- are plain and ask for no other: one step for what is beside their records. Answers how many.
-local function go_in_together(key, now, most)
-  local line, used, n, fault = WAITING .. ':' .. key, 0, 0, nil
-  local room = most and math.max(most - now.used, 1) or 50
-  may_wait()
-  local refs = redis.call('ZRANGE', line, 0, int(math.min(room, 50, steps)) - 1)
-  for i = 1, #refs do
-    local id = visit(refs[i])
-    local task = task_in_line(id, key)
-    local keys = task and task.terms.keys
-    if not task or not task.terms.plain or keys[2] then break end
-    local weight = keys[1].weight
-    if most and now.used + used > 0 and now.used + used + weight > most then break end
-    fault = whole(let_in, id, task)
-    if fault then break end
-    n, used = i, used + weight
-  end
-  if n > 0 then
-    steps = steps - n
-    redis.call('ZREM', line, unpack(refs, 1, n))
-    redis.call('ZREM', WAITING, unpack(refs, 1, n))
-    now.heads = nil
-    recount(now, used, -n)
-  end
-  if fault then error(fault, 0) end
-  return n
 end
 -- next_of(now, key, line, ref): the first in a line under a key goes in, or on to another line; or stays. Answers whether
 -- there may be room for another; raises what fails.

@@ -26,6 +26,8 @@ OPEN_TTL_MS = 30 * 86_400_000
 _SHAPE_TTL_S = OPEN_TTL_MS // 1000 + 8 * 86_400
 MOST_EDGES = 5_000
 """About how many edges one request carries."""
+AHEAD = 4
+"""Requests that are sent before the shape is packed: meanwhile workers run what they added."""
 _DIGEST = 16
 _UNKNOWN = bytes(_DIGEST)
 
@@ -93,14 +95,18 @@ class GraphPlan:
         if not created:
             states = yield from states_of(range(size))
             earlier = yield from self._earlier(commands, states)
-        yield self._keep_shape(commands)
+        # Before any task: what another program that makes this graph compares.
+        digests = b"".join(task.digest for task in self.tasks)
+        yield commands.name_calls(self.name, digests, _SHAPE_TTL_S)
 
         def check(reply: Any) -> None:
-            for answered in Commands.read_gated(reply) if reply else ():
+            for answered in Commands.read_gated(reply) if type(reply) is list else ():
                 if answered.outcome == "refused":
                     raise refusal(commands.keys, answered)
 
-        yield Many(self._requests(commands, earlier), check)
+        requests = self._requests(commands, earlier)
+        first = itertools.islice(requests, AHEAD)
+        yield Many(itertools.chain(first, self._kept_shape(commands), requests), check)
         return 0 if earlier is None else earlier.reused
 
     def _earlier(self, commands: Commands, states: list[str]) -> Operation[Earlier]:
@@ -124,14 +130,10 @@ class GraphPlan:
         outdated = {i for i in others if states[i] == "succeeded"}
         return Earlier(states, outdated, frozenset(others))
 
-    def _keep_shape(self, commands: Commands) -> Many:
-        kept = (commands.store_shape(self.name, fields) for fields in self.shape.fields())
-        digests = b"".join(task.digest for task in self.tasks)
-        last = (
-            commands.expire_shape(self.name, _SHAPE_TTL_S),
-            commands.name_calls(self.name, digests, _SHAPE_TTL_S),
-        )
-        return Many(itertools.chain(kept, last), lambda _: None)
+    def _kept_shape(self, commands: Commands) -> Iterator[Command]:
+        for fields in self.shape.fields():
+            yield commands.store_shape(self.name, fields)
+        yield commands.expire_shape(self.name, _SHAPE_TTL_S)
 
     def _requests(self, commands: Commands, earlier: Earlier | None) -> Iterator[Command]:
         for start, end in itertools.pairwise([0, *self._ends()]):

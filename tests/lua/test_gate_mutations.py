@@ -94,6 +94,16 @@ MUTANTS = [
         "now.used + used + weight > most then break end",
         "false then break end",
     ),
+    Mutant(
+        "let go by its parents, and waiting",
+        "    leave(WAITING, ref)\n    found.waits",
+        "    found.waits",
+    ),
+    Mutant(
+        "let go, and its record has no entry",
+        "HSET', record, 'entry', entry)\n  if type",
+        "HSET', record, 'entry', '')\n  if type",
+    ),
     Mutant("let in, and still under a key", "'opts', 'under' }", "'opts' }"),
     Mutant("let in, and still behind parents", "'opts', 'parents' }", "'opts' }"),
     Mutant(
@@ -181,6 +191,11 @@ MUTANTS = [
     Mutant("all is kept between attempts", "if stays and term.order then", "if stays then"),
     Mutant("a failure pauses nothing", "rule.on_failure == 'pause'", "rule.on_failure == 'stop'"),
     Mutant("groups take no turns", "turn.time + 1 / (", "turn.time + 0 / ("),
+    Mutant(
+        "a new group takes no turn",
+        "newcomers[n + 1], newcomers[n + 2] = newcomers.since, group",
+        "_ = 1",
+    ),
     Mutant("a group of nobody takes its turn", "if not refs[2] then\n", "if false then\n"),
     Mutant(
         "shares are kept by groups of nobody",
@@ -201,6 +216,24 @@ MUTANTS = [
         "nobody is told of dependants",
         "if redis.call('HSETNX', WAITERS, id, '>') == 1 then return end",
         "if true then return end",
+    ),
+    Mutant(
+        "after others, and no edge",
+        "edges[#edges + 1] = string.sub(conditions, from, from) .. edge",
+        "",
+    ),
+    Mutant(
+        "after others, and no reader", "    of[i].readers = of[i].readers + 1\n    from", "    from"
+    ),
+    Mutant(
+        "after others, and not waiting",
+        "all[last + 1], all[last + 2] = NOW_TEXT, ref_of(id)\n  local from",
+        "local from",
+    ),
+    Mutant(
+        "after others, at once",
+        "if found.state ~= '' or found.lane ~= HOME",
+        "if found.lane ~= HOME",
     ),
     Mutant(
         "an ended parent is waited for",
@@ -245,8 +278,8 @@ MUTANTS = [
     ),
     Mutant(
         "an end without its reason",
-        "local words = policy ~= '=' and why(policy, what, state)\n",
-        "local words = policy ~= '=' and why(policy, what, state) and ' '\n",
+        "and policy ~= '=' and why(policy, what, state)\n",
+        "and policy ~= '=' and why(policy, what, state) and ' '\n",
     ),
     # unique keys, deadlines
     Mutant(

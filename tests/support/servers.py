@@ -20,6 +20,8 @@ from typing import Any
 
 import redis
 
+from redistq.connection.embedded_supervisor import ALLOCATOR
+
 FLAVOURS = ("valkey", "redis7", "redis62")
 
 MISSING = {
@@ -186,6 +188,7 @@ class Server:
                     *("--dir", str(self.directory), "--daemonize", "no"),
                     *self._options,
                 ],
+                env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
