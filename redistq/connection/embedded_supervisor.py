@@ -36,8 +36,8 @@ SUPERVISOR_LOCK = "supervisor.lock"
 SERVER_LOCK = "server.lock"
 DATA_FOLDER = "data"
 ALLOCATOR = "glibc.malloc.tcache_count=2000:glibc.malloc.mxfast=0"
-"""What the server's allocator is told where it is glibc's: freed blocks are kept to be used again. A
-script makes and frees some hundred small ones for each task, and needs 7 % fewer instructions so."""
+"""What the server's allocator is told where it is glibc's: freed blocks are kept to be used again.
+A script makes and frees some hundred small ones a task, and needs 7 % fewer instructions so."""
 LOG_FILE = "server.log"
 
 STARTED = "started"

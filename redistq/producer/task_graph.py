@@ -161,10 +161,10 @@ class TaskWriting(GraphOperations):
         ids = [after] if type(after) is str else after
         if type(ids) is not list or len(ids) > MOST_PARENTS:
             return None
-        find = self._positions.get
-        found = [find(one) for one in ids if type(one) is str]
-        positions = [position for position in found if position is not None]
-        if len(positions) != len(ids):
+        find = self._positions
+        try:
+            positions = [find[one] for one in ids]
+        except (KeyError, TypeError):
             return None
         needs = self._needs
         return [needs + one for one in dict.fromkeys(ids)], positions
