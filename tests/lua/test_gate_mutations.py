@@ -191,11 +191,6 @@ MUTANTS = [
     Mutant("all is kept between attempts", "if stays and term.order then", "if stays then"),
     Mutant("a failure pauses nothing", "rule.on_failure == 'pause'", "rule.on_failure == 'stop'"),
     Mutant("groups take no turns", "turn.time + 1 / (", "turn.time + 0 / ("),
-    Mutant(
-        "a new group takes no turn",
-        "newcomers[n + 1], newcomers[n + 2] = newcomers.since, group",
-        "_ = 1",
-    ),
     Mutant("a group of nobody takes its turn", "if not refs[2] then\n", "if false then\n"),
     Mutant(
         "shares are kept by groups of nobody",
@@ -229,11 +224,6 @@ MUTANTS = [
         "after others, and not waiting",
         "all[last + 1], all[last + 2] = NOW_TEXT, ref_of(id)\n  local from",
         "local from",
-    ),
-    Mutant(
-        "after others, at once",
-        "if found.state ~= '' or found.lane ~= HOME",
-        "if found.lane ~= HOME",
     ),
     Mutant(
         "an ended parent is waited for",
