@@ -3,7 +3,7 @@
 Usage: python benchmarks/notebook.py [--only NAME ...] [--json FILE] [--quick]
 
 redistq beside those that people use in notebooks, who takes part says contestants.py; what is
-compared is measured in turns. About seven minutes; --quick two. It needs what a notebook has:
+compared is measured in turns. About eight minutes; --quick two. It needs what a notebook has:
 pip install 'redistq[notebook]' ipykernel, and numpy for the arrays. In the field of peers:
 pip install 'dask[distributed]' ipyparallel joblib
 """
@@ -62,7 +62,7 @@ class Memory:
         return found / 2**20
 
     def _watch(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.25):
             self.most = max(self.most, self._look())
 
     def __enter__(self) -> Memory:
@@ -275,7 +275,7 @@ def dashboard(bench: Bench, queued: int, seconds: float, turns: int) -> None:
 def main() -> None:
     """Run the scenarios that were asked for."""
     args = arguments(__doc__)
-    scale, rounds = (10, 2) if args.quick else (1, 3)
+    scale, rounds = (10, 1) if args.quick else (1, 2)
     with Server() as server:
         bench = Bench(server)
         chosen = {name: way for name, way in ways(bench, 100).items() if name in GRAPHS}
@@ -285,7 +285,7 @@ def main() -> None:
             "graph": lambda: graphs(TABLE, chosen, (100, 100 // scale), rounds),
             "arrays": lambda: arrays(1_000 // scale, 200, rounds),
             "first": lambda: first_result(rounds),
-            "dashboard": lambda: dashboard(bench, 1_000_000 // scale, 4.0, rounds),
+            "dashboard": lambda: dashboard(bench, 1_000_000 // scale, 3.0, rounds + 1),
         }
         run(args, server, scenarios)
     TABLE.write(args.json)
