@@ -148,6 +148,8 @@ FIRST = {
         "assert view.apply_async(abs, -1).get() == 1",
     ),
 }
+ENDS = {"ipyparallel": "cluster.stop_cluster_sync()"}
+"""What has to be ended: it outlives the kernel."""
 NEEDED = {"dask.distributed": "distributed", "ipyparallel": "ipyparallel", "joblib": "joblib"}
 
 
@@ -178,7 +180,10 @@ def first_result(rounds: int) -> None:
         for name, lines in FIRST.items():
             cell = "import json, time\nat = [time.perf_counter()]\n"
             cell += "".join(f"{line}\nat.append(time.perf_counter())\n" for line in lines)
-            cell += "print()\nprint(json.dumps([b - a for a, b in zip(at, at[1:])]))"
+            cell += (
+                ENDS.get(name, "")
+                + "\nprint()\nprint(json.dumps([b - a for a, b in zip(at, at[1:])]))"
+            )
             with kernel() as fresh:
                 shown = fresh.run(cell, timeout=120)
             if "ModuleNotFoundError" in shown:
