@@ -113,7 +113,7 @@ def _details(element: _Element) -> list[str]:
 def _table(element: _Element) -> list[str]:
     found = [_inline(each) for each in element.elements("caption")]
     rows = [list(row.elements("th", "td")) for row in element.elements("tr")]
-    texts = [[_inline(cell) for cell in row] for row in rows]
+    texts = [["; ".join(_lines(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for row, cells in zip(rows, texts, strict=True):
         placed = [
