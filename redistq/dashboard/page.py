@@ -155,7 +155,9 @@ def _figures(view: View, tick: Tick) -> Html:
             )
             for color, value, label, note in tiles
         ),
-        style="display:grid;grid-template-columns:repeat(auto-fit,minmax(104px,1fr));gap:8px;"
+        # Seven in a row where there is room, else four and three.
+        style="display:grid;gap:8px;"
+        "grid-template-columns:repeat(auto-fit,minmax(max(104px,min(22%,112px)),1fr));"
         "margin:8px 0",
     )
 

@@ -81,7 +81,7 @@ class Several:
     def html(self) -> Html:
         """Return the rows of all queues, and why there are no newer ones."""
         if not self.trouble:
-            return overview(self.rows, chosen=self.chosen)
+            return tag("div", overview(self.rows, chosen=self.chosen), style="margin-bottom:10px")
         style = f"border-left:4px solid {WARNING};padding:3px 10px;margin:6px 0"
         said = tag("div", f"⚠ {clean(self.trouble, 300)}", style=style)
         return join([overview(self.rows, chosen=self.chosen), block([said])])
