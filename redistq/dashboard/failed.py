@@ -47,13 +47,13 @@ def _group(
             tag("div", f"and {more:,} more", style=f"padding:3px 0;{MUTED}") if more else "",
             style="padding-left:18px",
         ),
-        **{"data-key": key},
+        **{"data-key": clean(key, 200)},
     )
     return tag(
         "div",
         with_buttons(opened, view.links.button(f"group-retry {key}", "Retry group", tip)),
         style=f"border-bottom:{RULE};padding:3px 0;margin:0;max-width:{TABLE_PX}px",
-        **{"data-key": key},
+        **{"data-key": clean(key, 200)},
     )
 
 
@@ -131,7 +131,7 @@ def letter(dead: DeadLetter, links: Links = NO_LINKS) -> Html:
                 if traceback
                 else tag("div", "The traceback is with the task.", style="padding-left:18px"),
                 style=f"border-bottom:{RULE};padding:3px 0;margin:0",
-                **{"data-key": f"{dead.id} {dead.died_ms}"},
+                **{"data-key": clean(f"{dead.id} {dead.died_ms}", 240)},
             )
         ]
     )
