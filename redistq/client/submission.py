@@ -185,7 +185,11 @@ def map_calls(
         rows = _chunks(rows, chunksize)
     futures = []
     for args in rows:
-        future = TaskFuture(session, queue, new_call_id(), called)
+        task_id = new_call_id()
+        if options.cache is not None:
+            how = "chunk" if in_chunks else ""
+            task_id = _cached_id(session, queue, fn, args, {}, how, options.setup)
+        future = TaskFuture(session, queue, task_id, called)
         needs: list[str] = []
         blobs.require(stored, needs)
         call = Call.under(options, function, args, chunk=in_chunks, setup=setup)

@@ -332,7 +332,11 @@ def test_a_cached_call_is_made_once(client: Client, tmp_path: Path) -> None:
     other = Client(server_of(client).url, signing_key=KEY)
     assert other.options(cache=60).submit(slow, 3).result(10) == 9
     other.close()
-    assert sorted(Path(path).read_text().split()) == ["3", "4", "5"]
+    assert list(cached.map(slow, [3, 4, 6])) == [9, 16, 36]
+    assert list(cached.map(slow, [3, 6, 6])) == [9, 36, 36]
+    for _ in range(2):
+        assert list(cached.map(slow, [7, 8], chunksize=2)) == [49, 64]
+    assert sorted(Path(path).read_text().split()) == ["3", "4", "5", "6", "7", "8"]
 
 
 def test_other_code_or_arguments_are_another_cached_call(client: Client) -> None:
