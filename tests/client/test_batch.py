@@ -510,15 +510,17 @@ def test_a_bar_begins_at_what_was_done(done: int, monkeypatch: pytest.MonkeyPatc
     """So its rate and the time left are those of what runs now."""
     import io
 
-    from redistq.client.waiting import Progress
+    from redistq.client.batch_bar import BatchBar
 
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    bar = Progress("resumed", 10, True)
-    bar.show({"succeeded": done, "waiting": 10 - done})
+    bar = BatchBar("resumed", True)
+    bar.show({"succeeded": done, "waiting": 10 - done, "total": 10})
     try:
-        assert (bar._bar.initial, bar._bar.n) == (done, done)
-        bar.show({"succeeded": done + 2, "waiting": 8 - done})
-        facts = bar._bar.format_dict
+        drawn: Any = bar._bar
+        facts = drawn._bar.format_dict
+        assert (facts["n"], facts["initial"]) == (done, done)
+        bar.show({"succeeded": done + 2, "waiting": 8 - done, "total": 10})
+        facts = drawn._bar.format_dict
         assert (facts["n"], facts["initial"]) == (done + 2, done)
     finally:
         bar.close()
