@@ -15,6 +15,7 @@ from ..display.text import clean, clock, duration, one_line, plural
 from ..monitor.tick import Tick, workers_of
 from .lists import HEADINGS, LISTS, Cursor, GroupRow, shares_of
 from .rows import row_line
+from .tables import human
 from .terminal import Line, columns, figures, fit, spark
 
 ROOM_ORDER = ("recent", "dead", "batches", "running", "limits", "schedules")
@@ -106,6 +107,8 @@ def _workers(tick: Tick, width: int, room: int) -> list[Line]:
                 (f"  {worker.name}", 24, ""),
                 (worker.state, 7, "red" if worker.state == "silent" else ""),
                 (f"{worker.running}/{worker.threads}", 7, ""),
+                (human("bytes", worker.rss, tick.now_ms) if worker.rss else "", 9, "dim"),
+                (human("share", worker.cpu, tick.now_ms) if worker.cpu else "", 6, "dim"),
                 (doing, 0, ""),
             )
         )
