@@ -190,7 +190,7 @@ def run(broker: Broker, operation: Operation[T]) -> T:
         step = next(operation)
         while True:
             try:
-                if type(step) is tuple:
+                if isinstance(step, tuple):
                     answer: Any = broker.call(step)
                 elif type(step) is Call:
                     answer = broker.call(step.command, step.deadline)
@@ -244,7 +244,7 @@ async def run_async(broker: AsyncBroker, operation: Operation[T]) -> T:
             step = next(operation)
             while True:
                 try:
-                    if type(step) is tuple:
+                    if isinstance(step, tuple):
                         answer: Any = await broker.call(step)
                     elif isinstance(step, Call):
                         answer = await broker.call(step.command, step.deadline)
