@@ -302,7 +302,7 @@ class Screen:
             return [(f" {clean(self.notice, 300)} ", "reverse")]
         if self.detail is not None:
             return [("Esc back  ↑↓ move", "dim")]
-        back = "Esc all queues  " if self.within else ""
+        back = "Esc queues  " if self.within else ""
         return [(back + HELPS.get(self.focus, HELP), "dim")]
 
 

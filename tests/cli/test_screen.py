@@ -38,7 +38,7 @@ def picture(shown: Any, width: int = 80, height: int = 24) -> str:
         shown.feed.ask()
     lines = ["".join(text for text, _ in line) for line in shown.lines(width, height)]
     assert len(lines) == height
-    assert all(cell_len(line.rstrip()) <= width for line in lines[2:])
+    assert all(cell_len(line.rstrip()) <= width for line in lines[4:])
     return "\n".join(lines)
 
 
@@ -80,7 +80,7 @@ def test_dead_letters_are_grouped_by_error(farm: Farm, screen: Screen) -> None:
     text = picture(screen)
     assert "Dead letters (4), 1 group of the same error" in text
     assert "redistq.call" not in text
-    assert marked(screen).startswith("▸ + 3    fetch()")
+    assert marked(screen).split()[:4] == ["▸", "+", "3", "fetch()"]
     screen.press("enter")
     assert picture(screen).count("TimeoutError: no") == 4
     screen.press("down")
@@ -177,7 +177,7 @@ def test_an_overview_leads_to_each_queue(farm: Farm, url: str) -> None:
         shown.press("up")
         shown.press("enter")
         assert "images · " in picture(shown)
-        assert "Esc all queues" in picture(shown)
+        assert "Esc queues" in picture(shown)
         shown.press("escape")
         assert marked(shown).startswith("▸ images")
         assert "oldest" in picture(shown, 120)
