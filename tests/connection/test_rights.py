@@ -270,6 +270,9 @@ def tour_of_calls(client: Client) -> None:
     assert client.map_batch(lambda n: 1 // n, [1, 0], name="tour", progress=False).wait(20)
     batch.cancel()
     batch.delete()
+    grown = client.map_batch(abs, [1], name="grown", progress=False)
+    grown.extend([-2])
+    assert grown.results(20) == [1, 2]
     limited = client.options(limits="tour")
     for _ in range(2):
         batch = limited.map_batch(lambda n: 1 // n, [1, 0], name="limited", progress=False)
