@@ -122,6 +122,7 @@ class _TerminalBar:
             return
         rest = {name: counts[name] for name in (*ENDED[1:], "retried") if counts.get(name)}
         self._bar.set_postfix(rest, refresh=False)
+        self._bar.total = counts["total"]  # a batch may grow
         self._bar.n = ended_of(counts)
         self._bar.refresh()
 
