@@ -17,10 +17,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "redistq"
 # From the ground up: folders, and the modules beside them. Each imports only what stands before it.
 ORDER = (
     *("errors", "logger", "slots", "system", "display", "protocol", "codecs"),
-    *("context", "middleware", "handlers", "flows", "tracing", "connection", "settings"),
+    *("context", "middleware", "handlers", "flows", "tracing", "connection"),
     *("producer", "scheduler"),
     *(
         "functions",
+        "settings",
         "worker",
         "elsewhere",
         "client",
@@ -39,6 +40,7 @@ DOORS = {
     ("client.client", "joblib"),  # a client registers joblib's backend where joblib is loaded
     ("cli.__init__", "web.command"),  # redistq web
     ("monitor.monitor", "dashboard.dashboard"),  # monitor.dashboard()
+    ("client.client", "dashboard.dashboard"),  # client.dashboard()
     ("producer.graph", "monitor.graph_plot"),  # graph.plot()
     ("producer.operations", "producer.active"),  # with producer.active()
     ("handlers.typed_task", "producer.active"),  # task.delay(...) adds by the program's producer

@@ -977,7 +977,7 @@ def test_groups_and_batches_have_buttons(stage: Stage, producer: TaskProducer) -
             graph.add("step", n, delay=3600)
     wait(lambda: panel.layout.batches.rows[0].key == "nightly", "the graph is not shown")
     row = panel.layout.batches.rows[0]
-    assert "graph of 1 layer" in row.line.value
+    wait(lambda: "graph of 1 layer" in row.line.value, "its line is not shown")
     row.buttons[1].click()
     wait(lambda: panel.widgets["confirm"].layout.display == "flex", "it does not ask")
     panel.widgets["yes"].click()
