@@ -1106,8 +1106,8 @@ def test_a_faulty_panel_does_not_end_the_others(
 ) -> None:
     """An error that nobody foresaw is shown, and the thread goes on."""
     panel = opened(producer).panel
-    monkeypatch.setattr(panel, "feed", None)
-    wait(lambda: "AttributeError" in panel.notice, "the fault is not shown")
+    monkeypatch.setattr(panel, "_look", None)
+    wait(lambda: "TypeError" in panel.notice, "the fault is not shown")
     other = opened(producer)
     producer.add_task("x")
     wait(lambda: "1 task waits" in other.panel.widgets["head"].value, "the others stand still")
