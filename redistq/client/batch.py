@@ -38,7 +38,7 @@ from .outcomes import BatchEnds, check_on_error
 from .sender import payload_bytes
 from .submission import BatchTasks, batch_tasks, check_function, check_items, submit
 from .tables import BatchTables
-from .update import Updatable, functions_now
+from .update import functions_now
 from .waiting import BatchWait
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ BATCH_TTL_S = 7 * 86_400.0
 """Seconds that results of a batch are kept."""
 
 
-class Batch(BatchArgument, BatchTables, Updatable, Growing):
+class Batch(BatchArgument, BatchTables, Growing):
     """The tasks of one ``map_batch``, by name.
 
     ``counts()`` and ``done`` look at the server; ``results()``, ``as_completed()`` and ``wait()``

@@ -24,12 +24,7 @@ from .resume import (
     rename,
 )
 from .submission import BatchTasks, batch_tasks, check_function, check_items
-from .update import version_of
-
-if TYPE_CHECKING:
-    from ..protocol.options import CallOptions
-    from .outcomes import BatchEnds
-    from .session import Session
+from .update import Updatable, version_of
 
 _NAME = 2 * DIGEST
 """Bytes of what names one call."""
@@ -98,28 +93,12 @@ def total_of(queue: ClientQueue, batch_id: str) -> int:
     return int(total)
 
 
-class Growing:
-    """What a batch has for items that come later."""
-
-    id: str
-    total: int
-    _options: CallOptions
-    _items: list[Any] | None
-    _needs: list[str]
-    _fn: Callable[..., Any] | None
+class Growing(Updatable):
+    """What a batch has for items that come later: they are calls of its newest function."""
 
     if TYPE_CHECKING:
 
-        @property
-        def _session(self) -> Session: ...
-        @property
-        def _queue(self) -> ClientQueue: ...
-        @property
-        def _ends(self) -> BatchEnds: ...
-        def _want(self) -> None: ...
-        def _go_on(self, session: Session) -> None: ...
         def _send(self, packed: BatchTasks, earlier: EarlierRun | None, first: int = 0) -> None: ...
-        def _set_function(self, fn: Callable[..., Any]) -> int: ...
 
     def extend(self, items: Iterable[Any], *, fn: Callable[..., Any] | None = None) -> None:
         """Add items to the batch, after those that it has, also while it runs and when it has

@@ -13,7 +13,7 @@ from ..producer.schedules import Schedules
 from .failed import group_key
 from .feed import Feed
 from .layout import unstarted
-from .words import title
+from .words import place_of, title
 
 Progress = Generator[str, None, str]
 LETTERS_LOOKED_AT = 10_000
@@ -197,8 +197,8 @@ class Actions:
 
 def is_of_batch(task_id: str, batch: str) -> bool:
     """Return whether a task is one of a batch."""
-    name, _, index = task_id.rpartition(":")
-    return name == batch and index.isdigit()
+    place = place_of(task_id)
+    return place is not None and place[0] == batch
 
 
 def _parts(ids: list[str]) -> Iterator[list[str]]:

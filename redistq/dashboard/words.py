@@ -49,13 +49,19 @@ def counts_of(row: BatchRow) -> dict[str, int]:
     return {state: getattr(row, state) for state in states}
 
 
+def place_of(task_id: str) -> tuple[str, str] | None:
+    """Return the batch of a task and its position there, as its id says them; None of others."""
+    batch, _, index = task_id.rpartition(":")
+    return (batch, index) if batch and index.isdigit() else None
+
+
 def item_said(task_id: str, preview: str = "") -> str:
     """Return which task it is, in a few characters: what it was given, else the item of a batch,
     else the end of its id."""
     if preview and preview not in ("null", PICKLED):
         return clean(preview, 40)
-    batch, _, index = task_id.rpartition(":")
-    if batch and index.isdigit():
+    if place := place_of(task_id):
+        batch, index = place
         return f"{clean(batch, 24)} #{index}"
     return clean(task_id) if len(task_id) <= 14 else f"…{clean(task_id[-10:])}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..connection.address import Address, resolve
+from ..connection.address import resolve
 from ..dashboard.dashboard import where_of
 from ..errors import ConfigurationError
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
@@ -71,11 +71,6 @@ def site_of(
     address, queue, group, delayed = where_of(source, url, None, group)
     own = QueueKeys(queue, clustered=address.clustered).delayed
     return Site(address, [queue], group, None if delayed == own else delayed)
-
-
-def site_at(address: Address, queues: list[str] | None, group: str) -> Site:
-    """Return what is looked at on a server that is known."""
-    return Site(address, queues, group)
 
 
 def guarded(

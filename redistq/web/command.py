@@ -104,13 +104,14 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
 
 
 def _serve(args: argparse.Namespace, uvicorn: Any) -> int:
-    from .application import guarded, site_at
+    from .application import guarded
     from .guard import Tokens
+    from .site import Site
 
     address = resolve(args.url)
     full, viewer = _tokens(args.read_only)
     app = guarded(
-        site_at(address, args.queue, args.group),
+        Site(address, args.queue, args.group),
         Tokens(full, viewer),
         is_own_name=named_here(args.host, args.allow_host),
         read_only=args.read_only,

@@ -24,6 +24,7 @@ from ..dashboard.finder import (
 from ..dashboard.layout import unstarted
 from ..dashboard.queues import overview as overview_table
 from ..dashboard.tables import LINE, batch_buttons, batch_line, with_buttons
+from ..dashboard.words import place_of
 from ..display.html import MUTED, TABLE_PX, Html, block, caption, join, state_mark, table, tag
 from ..display.text import FAILED, RUNNING, clean, duration, plural
 from ..errors import ServerUnavailable
@@ -199,8 +200,8 @@ def task(site: Site, root: str, name: str, task_id: str, *, acts: bool) -> Drawi
         parts["task"] = task_page(found, records.log(task_id))
         return parts, TASK_S * (5 if found.state in (*ENDED, "settled") else 1)
 
-    batch, _, index = task_id.rpartition(":")
-    of_batch = (_to_batch(root, name, batch),) if batch and index.isdigit() else ()
+    place = place_of(task_id)
+    of_batch = (_to_batch(root, name, place[0]),) if place else ()
     return Drawing(
         title=f"Task {task_id}",
         draw=draw,
