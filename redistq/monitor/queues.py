@@ -254,6 +254,8 @@ class Queues:
             else:
                 for known in (self._commands, self._trails, self._first_rates):
                     known.pop(row.name, None)
+                if self._finder is not None:
+                    self._finder.forget(row.name)
         return kept
 
 
@@ -305,6 +307,10 @@ class _Finder:
             names += self.take(broker.call(self.command()))
             rounds += self._cursor == b"0"
         return sorted(self.kept(broker, names))
+
+    def forget(self, name: str) -> None:
+        """Let a queue that has gone be found again, if it comes back."""
+        self._known.discard(name)
 
     def kept(self, broker: Broker, names: Iterable[str]) -> list[str]:
         """Return those of the names that are new, and queues: a stream may be another program's."""

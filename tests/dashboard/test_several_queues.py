@@ -104,6 +104,12 @@ def test_queues_are_found_and_read_in_one_round_trip(server: Server, db: redis.R
     db.delete("mail", "mail!high")
     db.script_flush()
     assert "mail" not in [each.name for each in queues.look()]
+    with TaskProducer(url=server.url, stream="mail") as producer:
+        producer.add_task("x", 1)
+    looks = 0
+    while "mail" not in [each.name for each in queues.look()]:
+        looks += 1
+        assert looks < 10, "a queue that comes back is not found again"
     queues.close()
 
 
