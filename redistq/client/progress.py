@@ -1,7 +1,7 @@
 """How far a call is: asked for, and drawn as a bar until the call has ended.
 
-``WithProgress`` is a part of TaskFuture. Bars are tqdm's: in a notebook a widget, elsewhere a line
-of the terminal. Without tqdm nothing is drawn.
+``WithProgress`` is a part of TaskFuture. In a notebook a bar is HTML, which stays in the stored
+notebook as it ended; in a terminal it is a line that tqdm draws, without tqdm nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..display.html import Html, bar, escape
-from ..display.notebook import in_kernel
-from ..display.text import RUNNING, clean, number
+from ..display.html import MUTED, Html, bar, escape, line, mark, tag
+from ..display.notebook import Outlet, in_kernel
+from ..display.text import (
+    CANCELLED,
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    Look,
+    clean,
+    duration,
+    number,
+    per_second,
+)
 from ..protocol.options import wait_seconds
 from ..protocol.plain_commands import TIME, read_time
 from ..protocol.progress import Progress, read_progress
@@ -39,6 +49,8 @@ class WithProgress:
         name: str
 
         def done(self) -> bool: ...
+        def cancelled(self) -> bool: ...
+        def exception(self, timeout: float | None = None) -> BaseException | None: ...
         def _timed_out(self, timeout: float | None) -> ResultTimeout: ...
 
     def progress(self) -> Progress | None:
@@ -55,7 +67,12 @@ class WithProgress:
         limit = wait_seconds(timeout)
         end = None if limit is None else time.monotonic() + limit
         broker = self.queue.broker
-        drawn = TaskBar(self.name or self.task_id, lambda: read_time(broker.call(TIME)) / 1000)
+        label = clean(self.name or self.task_id)
+        drawn: NotebookTaskBar | TaskBar
+        if in_kernel():
+            drawn = NotebookTaskBar(label)
+        else:
+            drawn = TaskBar(label, lambda: read_time(broker.call(TIME)) / 1000)
         try:
             while not self.done():
                 drawn.draw(self.progress())
@@ -65,8 +82,16 @@ class WithProgress:
                 concurrent.futures.wait([self], timeout=left)  # type: ignore[arg-type]
             drawn.draw(self.progress())
         finally:
-            drawn.close()
+            drawn.close(self._end())
         return self
+
+    def _end(self) -> Look:
+        """How it stands now."""
+        if not self.done():
+            return RUNNING
+        if self.cancelled():
+            return CANCELLED
+        return SUCCEEDED if self.exception(0) is None else FAILED
 
 
 def progress_rows(future: WithProgress) -> list[tuple[str, Html]]:
@@ -77,20 +102,70 @@ def progress_rows(future: WithProgress) -> list[tuple[str, Html]]:
         return []
     if found is None:
         return []
+    return [("progress", _how_far(found, SUCCEEDED.color if future.done() else RUNNING.color))]
+
+
+def _said(found: Progress) -> str:
     said = number(found.done)
     if found.total is not None:
         said += f" of {number(found.total)} ({found.fraction:.0%})"
-    said += f" · {clean(found.text, TEXT_CHARS)}" if found.text else ""
-    parts = [(found.fraction, RUNNING.color)] if found.fraction is not None else []
-    return [("progress", bar(parts, said) if parts else escape(said))]
+    return said + (f" · {clean(found.text, TEXT_CHARS)}" if found.text else "")
+
+
+def _how_far(found: Progress, color: str) -> Html:
+    if found.fraction is None:
+        return escape(_said(found))
+    return bar([(found.fraction, color)], _said(found))
+
+
+class NotebookTaskBar:
+    """One task's bar below the cell; it appears with the first thing that the task says, and stays
+    as the task ended."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._outlet: Outlet | None = None
+        self._found: Progress | None = None
+
+    def draw(self, progress: Progress | None) -> None:
+        """Draw how far it is."""
+        if progress is None or progress == self._found:
+            return
+        self._found = progress
+        left = [] if progress.rate is None else [per_second(progress.rate)]
+        left += [] if progress.eta_s is None else [f"{duration(progress.eta_s * 1000)} left"]
+        bundle = self._bundle(progress, RUNNING, " · ".join(left))
+        if self._outlet is None:
+            self._outlet = Outlet()
+            self._outlet.show(bundle)
+        else:
+            self._outlet.replace(bundle)
+
+    def close(self, face: Look) -> None:
+        """Leave it as the task is."""
+        if self._outlet is not None and self._found is not None:
+            more = "not waited for any longer; it goes on" if face is RUNNING else ""
+            self._outlet.replace(self._bundle(self._found, face, more))
+            self._outlet.close()
+
+    def _bundle(self, found: Progress, face: Look, more: str) -> dict[str, str]:
+        word = f"{face.glyph} {face.word}"
+        shown = line(
+            tag("strong", self._label),
+            _how_far(found, face.color),
+            mark(word, face.color),
+            tag("span", more, style=MUTED),
+        )
+        text = ", ".join(filter(None, (f"{self._label}: {_said(found)}", word, more)))
+        return {"text/plain": text, "text/html": str(shown)}
 
 
 class TaskBar:
-    """One task's bar; it appears with the first thing that the task says. ``now`` is the server's
-    time in seconds."""
+    """One task's line of a terminal; it appears with the first thing that the task says. ``now`` is
+    the server's time in seconds."""
 
     def __init__(self, label: str, now: Callable[[], float]) -> None:
-        self._label = clean(label)
+        self._label = label
         self._now = now
         self._bar: Any = None
         self._since = 0.0
@@ -110,10 +185,7 @@ class TaskBar:
     def _open(self, progress: Progress) -> None:
         """Begin the bar, or begin it again: another attempt, or another total."""
         try:
-            if in_kernel():
-                from tqdm.auto import tqdm
-            else:
-                from tqdm import tqdm
+            from tqdm import tqdm
         except ImportError:
             return
         self._since = progress.since
@@ -130,7 +202,7 @@ class TaskBar:
         # The rate is that of the attempt since it began, however late the bar is opened.
         self._bar.start_t = time.time() - max(self._now() - progress.since, 0.0)
 
-    def close(self) -> None:
+    def close(self, _face: Look) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()

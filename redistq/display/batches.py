@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .html import MUTED, Html, bar, mark, tag
+from .html import MUTED, Html, bar, line, mark, tag
 from .text import (
     CANCELLED,
     ENDED_WITH_FAILURES,
@@ -70,7 +70,8 @@ def more_said(counts: Mapping[str, int], rate: float, took_ms: float) -> str:
     waiting = counts["total"] - ended_of(counts)
     if not waiting:
         return " · ".join([*more, f"in {duration(took_ms)}"])
-    left = ["nothing ended lately"] if took_ms > _LATELY_MS else []
+    quiet = "nothing ended lately" if ended_of(counts) else "nothing ended yet"
+    left = [quiet] if took_ms > _LATELY_MS else []
     if rate > 0:
         left = [per_second(rate), f"{duration(waiting / rate * 1000)} left"]
     return " · ".join([*more, *left, f"for {duration(took_ms)}"])
@@ -79,8 +80,7 @@ def more_said(counts: Mapping[str, int], rate: float, took_ms: float) -> str:
 def line_of(name: str, counts: Mapping[str, int], more: str, aside: str = "") -> Html:
     """Return a batch in one line of HTML: its name, which may be a link, a bar in three colours,
     and how it stands."""
-    return tag(
-        "div",
+    return line(
         tag(
             "span",
             tag("strong", name if isinstance(name, Html) else clean(name, 40)),
@@ -90,6 +90,4 @@ def line_of(name: str, counts: Mapping[str, int], more: str, aside: str = "") ->
         bar(parts_of(counts), far_said(counts)),
         mark(*face_of(counts)),
         tag("span", more, style=MUTED),
-        style="display:flex;flex-wrap:wrap;gap:1px 14px;align-items:baseline;font-size:13px;"
-        "line-height:1.5;font-variant-numeric:tabular-nums",
     )

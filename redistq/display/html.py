@@ -159,6 +159,16 @@ def bar(parts: Iterable[tuple[float, str]], said: str) -> Html:
     return tag("span", frame, said, style="white-space:nowrap")
 
 
+def line(*parts: Html) -> Html:
+    """Return what belongs side by side, in lines where there is no room."""
+    return tag(
+        "div",
+        *parts,
+        style="display:flex;flex-wrap:wrap;gap:1px 14px;align-items:baseline;font-size:13px;"
+        "line-height:1.5;font-variant-numeric:tabular-nums",
+    )
+
+
 def mark(text: str, color: str) -> Html:
     """Return words underlined in a colour."""
     return tag("span", text, style=f"border-bottom:2px solid {color};white-space:nowrap")

@@ -14,8 +14,10 @@ from support.workers import until
 
 import redistq
 from redistq import AsyncTaskProducer, ResultTimeout, TaskProducer, track
-from redistq.client import Client
+from redistq.client import Client, progress
 from redistq.client.progress import TaskBar
+from redistq.display import notebook
+from redistq.display.text import SUCCEEDED
 from redistq.protocol.progress import Progress
 
 
@@ -118,7 +120,44 @@ def test_a_bar_has_the_rate_of_the_attempt() -> None:
     assert "2/100" in str(bar._bar)
     assert bar._bar.format_dict["elapsed"] == pytest.approx(1, abs=1)
     bar.draw(Progress(3, None, "", 1020.0, 1021.0, 2))
-    bar.close()
+    bar.close(SUCCEEDED)
+
+
+def test_a_notebook_keeps_the_bar_of_a_call(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """HTML below the cell, in place of itself, that stays as the call ended, or as it was when it
+    was waited for no longer."""
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(progress, "in_kernel", lambda: True)
+    monkeypatch.setattr(notebook, "publish", lambda **message: messages.append(message))
+    wait_for_it, open_it = gate(tmp_path)
+
+    def work() -> None:
+        import redistq
+
+        redistq.current_task().progress(30, 120, "rows <1>")
+        wait_for_it()
+        redistq.current_task().progress(60, 120)
+        raise ValueError("half of it")
+
+    future = client.options(name="a long one", retries=0).submit(work)
+    until(future.progress, "a report")
+    with pytest.raises(ResultTimeout):
+        future.show(timeout=0.3)
+    first, *others = messages
+    assert "30 of 120 (25%) · rows &lt;1&gt;" in first["data"]["text/html"]
+    assert "width:25.00%" in first["data"]["text/html"]
+    assert "▶ running" in first["data"]["text/html"]
+    assert first["data"]["text/plain"].startswith("a long one: 30 of 120 (25%) · rows <1>, ▶ runn")
+    assert others[-1]["transient"]["display_id"] == first["transient"]["display_id"]
+    assert "it goes on" in others[-1]["data"]["text/html"]
+    messages.clear()
+    open_it()
+    assert future.show(timeout=20) is future
+    last = messages[-1]["data"]
+    assert last["text/plain"] == "a long one: 60 of 120 (50%), ✖ failed"
+    assert "width:50.00%" in last["text/html"]
 
 
 def test_a_batch_draws_itself_when_asked(
