@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+import support.quick_json  # noqa: F401  (before any test loads jsonschema)
 from support.servers import FLAVOURS, MISSING, Server, binary
 
 PROCESS_GRACE_S = 15.0

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.quick_json import RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -66,7 +66,7 @@ def test_a_notebook_runs_and_says_what_it_said(name: str, short_home: str) -> No
     began = time.monotonic()
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "--nbval", f"notebooks/{name}"),
+            *(*RUN, "pytest", "-p", "nbval.plugin", "--nbval", f"notebooks/{name}"),
             *("--nbval-current-env", "--nbval-cell-timeout=120"),
             *("--nbval-kernel-startup-timeout=120", "-p", "no:cacheprovider"),
             "--nbval-sanitize-with=tests/nbval_sanitize.cfg",
@@ -126,7 +126,7 @@ def test_nbconvert_shows_the_dashboard_without_widgets(short_home: str, tmp_path
     """Executed and converted, the page holds the figures, and loads nothing for them from afar."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "nbconvert", "--to", "html", "--execute", "--output", "page"),
+            *(*RUN, "nbconvert", "--to", "html", "--execute", "--output", "page"),
             *("--output-dir", str(tmp_path), "--ExecutePreprocessor.store_widget_state=False"),
             str(FOLDER / "dashboard.ipynb"),
         ],

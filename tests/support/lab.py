@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from support.browsers import CHROMIUM, FLAGS
+from support.quick_json import RUN
 from support.servers import free_port
 
 MISSING = [name for name in ("jupyterlab", "ipykernel", "playwright") if find_spec(name) is None]
@@ -70,7 +70,7 @@ def jupyterlab(folder: Path, book: dict[str, Any], **environment: str) -> Iterat
     log = (folder / "lab.log").open("wb")
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser"),
+            *(*RUN, "jupyterlab", "--no-browser", "--expose-app-in-browser"),
             *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root"),
             *("--IdentityProvider.token=t", f"--ServerApp.root_dir={place}"),
             "--LabApp.extension_manager=readonly",

@@ -178,10 +178,10 @@ def command(folder: Path, *args: str, **options: Any) -> Iterator[Command]:
 
 @contextlib.contextmanager
 def worker_commands(
-    folder: Path, url: str, handlers: str = "jobs", *usual: str
+    folder: Path, url: str, handlers: str = "jobs", *usual: str, program: str = fork_server.COMMAND
 ) -> Iterator[Callable[..., Command]]:
-    """What starts ``python -m redistq.worker`` in a folder, ready when it returns; all that it
-    started end with the block.
+    """What starts ``python -m redistq.worker``, or another ``program``, in a folder, ready when it
+    returns; all that it started end with the block.
 
     ``usual`` are options of every command. A single one is given more of them, options of the
     interpreter (``flags``), another ``module`` of handlers, and variables of its environment.
@@ -195,7 +195,7 @@ def worker_commands(
             ready: bool = True,
             **environment: str,
         ) -> Command:
-            args = (*flags, "-m", "redistq.worker", module, *usual, *options)
+            args = (*flags, "-m", program, module, *usual, *options)
             one = started.enter_context(command(folder, *args, url=url, **environment))
             if ready:
                 one.says("ready:")

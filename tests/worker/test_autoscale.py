@@ -34,6 +34,14 @@ def wait_for(path):
         time.sleep(0.01)
 """
 
+BRISK = """
+from redistq.worker import autoscale, main
+
+autoscale.LOOK_S, autoscale.SETTLE_S, autoscale.CALM_S = 0.5, 1.5, 3.0
+raise SystemExit(main())
+"""
+"""The command of a worker, which looks more often and waits less between its decisions."""
+
 
 class Simulated:
     """A queue into which so many tasks come a second, each of one second; ten slots a process."""
@@ -113,7 +121,8 @@ def test_bounds_are_checked(wrong: object) -> None:
 @pytest.fixture
 def start(tmp_path: Path, url: str) -> Iterator[Callable[..., Command]]:
     (tmp_path / "jobs.py").write_text(JOBS)
-    with worker_commands(tmp_path, url, "jobs", "--threads", "2") as start:
+    (tmp_path / "brisk.py").write_text(BRISK)
+    with worker_commands(tmp_path, url, "jobs", "--threads", "2", program="brisk") as start:
         yield start
 
 
