@@ -83,8 +83,9 @@ CHANGES = (
     (r'\("redistq", True\),\n        \("threading", False\)', '("redistq", False)'),
     # Scripts: the name is known once it was imported.
     (r"(?m)^from joblib import Parallel, delayed", "import redistq.joblib\n\\g<0>"),
-    # A call that has begun is finished: one second of sleep shows as much as ten.
+    # A call that has begun is finished: one second of sleep shows as much as ten, and five as 30.
     (r"(sleep\)?)\(10\)", r"\1(1)"),
+    (r"sleep\(30\)", "sleep(5)"),
     (r"\[10\] \* 100", "[1] * 100"),
     # Marked as failing with joblib's own backend; it passes with ours.
     (r'@pytest\.mark\.xfail\(reason="https://github\.com/joblib/loky/pull/255"\)\n', ""),
