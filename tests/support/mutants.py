@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ class _World(Protocol):
 
 
 W = TypeVar("W", bound=_World)
-_CAUGHT = json.loads(Path(__file__).with_name("caught.json").read_text())
+_FILE = Path(__file__).with_name("caught.json")
+_CAUGHT: dict[str, dict[str, str]] = json.loads(_FILE.read_text())
+_NOTE = "REDISTQ_NOTE_CAUGHT" in os.environ
+"""All scenes are tried in their order, and ``caught.json`` is written anew: for one process."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,20 @@ def bounded(steps: int, texts: Mapping[str, str] | None = None) -> dict[str, str
     return found
 
 
-def likely(suite: str, mutant: Mutant) -> str:
-    """The scene that caught a mutant last time, as ``caught.json`` has it; empty for a new one.
+def must_be_caught(
+    suite: str, mutant: Mutant, caught_by: Callable[[dict[str, str], str], str]
+) -> None:
+    """A mutant is noticed; ``caught_by`` takes the texts and a scene to try before the others.
 
-    It is tried first, and all others after it: a line that is wrong or missing costs time, no more.
+    That is the one which caught it last time, as ``caught.json`` has it. All others are tried after
+    it: a line that is wrong or missing costs time, no more.
     """
-    found: str = _CAUGHT.get(suite, {}).get(mutant.name, "")
-    return found
+    likely = "" if _NOTE else _CAUGHT.get(suite, {}).get(mutant.name, "")
+    found = caught_by(mutated(mutant), likely)
+    assert found != "", "this bug goes unnoticed"
+    if _NOTE:
+        _CAUGHT.setdefault(suite, {})[mutant.name] = found.partition(":")[0]
+        _FILE.write_text(json.dumps(_CAUGHT, indent=4, ensure_ascii=False) + "\n")
 
 
 def first_failure(
