@@ -3,12 +3,12 @@
 --   1 blob_prefix
 -- ARGV:
 --   1 client: who needed them
---   2 brief: how long they are kept from now on, ms
+--   2 brief: how long they are kept from now on, ms; 0: not at all
 --   for each blob (1): name
 -- RETURN: how many are not needed now
 -- COST: per name GET, and DEL + PEXPIRE
--- WHY: one that others need too keeps its time. It stays for a moment for a client that sends the same
---   again, and for a worker that was taken for dead and is late.
+-- WHY: one that others need too keeps its time. What is dear to send stays for a moment for a client that
+--   sends the same again.
 --@include look
 local dropped = 0
 for at = 3, #ARGV do

@@ -311,6 +311,6 @@ class TaskWatcher:
                     needs += future.needs
                     future.needs = ()
         if needs and state == "succeeded":
-            self._blobs.drop(needs)
+            self._blobs.drop(needs, together=True)
         elif needs:  # it may be sent again, as it was
             self._blobs.keep_for_replay(needs)

@@ -147,6 +147,8 @@ class ResultListener:
         now = time.monotonic()
         if notes and (timers.trim.is_due(now, TRIM_S) or len(notes) == INBOX_PAGE):
             self._trim()
+        if not notes:
+            self._blobs.drop_unneeded()
         del notes
         if self._away_since:
             log.warning("the server is back at %s", self._broker.address)

@@ -175,6 +175,7 @@ def map_calls(
     blobs = session.blobs
     keep_s = keep_needs_s(options)
     stored: list[str] = []
+    held: list[str] = []  # a first call may be done before the last that takes the same is sent
     function = session.packer.store_function(fn, keep_s, stored)
     setup = session.packer.store_setup(options, keep_s, stored)
     called = options.name or label(fn)
@@ -196,12 +197,13 @@ def map_calls(
         context = queue.context_of(future.task_id)
         parents: Parents = {}
         packet = session.packer.pack(context, call, keep_s, needs, shared, parents)
+        blobs.require(needs[len(stored) :], held)
         future.needs = needs
         named = arguments_of(fn, args, {}) if options.gate and not in_chunks else {}
         gate = gate_of(queue, options, named, parents)
         check_conflict(gate)
         futures.append(send(session, future, f"{CALL}:{called}", packet, options, parents, gate))
-    blobs.drop(stored)
+    blobs.drop((*stored, *held))
     return futures
 
 

@@ -140,7 +140,7 @@ class Broker:
     def call_all(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to some commands, in order; as ``call``, in one round trip.
 
-        For small commands with small answers, a few hundred at most.
+        For commands with small answers, a few hundred at most.
         """
         connection = self._take_connection()
         try:

@@ -151,12 +151,12 @@ class Connection:
             raise meaning from error
 
     def request_all(self, commands: Sequence[Command], deadline: float) -> list[Any]:
-        """Send small commands at once and return their answers, which are small too: the server
-        keeps all of them until they are read. Raises as ``request``; ConnectionLost also where a
+        """Send commands at once and return their answers, which are small: the server keeps all of
+        them until they are read. Raises as ``request``; ConnectionLost also where a
         script is unknown, which one by one they are sent the text of."""
         try:
             transport = self._transport or self._open(deadline)
-            transport.send_all(commands)
+            transport.send_all(commands, deadline)
             return [transport.receive(deadline) for _ in commands]
         except BaseException as error:  # also one that is an answer: others are left unread
             self.close()

@@ -45,10 +45,11 @@ class Transport:
         parts = command.plain() if type(command) is Large else command
         link.send_packed_command(link.pack_command(*parts), check_health=False)
 
-    def send_all(self, commands: Sequence[Command]) -> None:
-        """Send small commands at once."""
+    def send_all(self, commands: Sequence[Command], deadline: float | None = None) -> None:
+        """Send commands at once."""
         link = self._link
-        link.send_packed_command(link.pack_commands(commands), check_health=False)
+        plain = [each.plain() if type(each) is Large else each for each in commands]
+        link.send_packed_command(link.pack_commands(plain), check_health=False)
 
     def receive(self, deadline: float | None = None) -> Any:
         """Return the next answer; raises one that is an error."""
@@ -155,10 +156,24 @@ class SocketTransport(Transport):
             rest = rest[self._sock.send(rest) :]
         self._cut(deadline)  # the answer is waited for until the same deadline
 
-    def send_all(self, commands: Sequence[Command]) -> None:
+    def send_all(self, commands: Sequence[Command], deadline: float | None = None) -> None:
         if self._shortened:
             self.limit(self._usual)
-        self._sendall(b"".join(map(self._pack, commands)))
+        small = bytearray()
+        for command in commands:
+            if type(command) is not Large:
+                small += self._pack(command)
+                continue
+            *before, last = _in_pieces(command)
+            for piece in before:
+                if len(piece) < LARGE_SEND:
+                    small += piece
+                    continue
+                self._send(bytes(small), deadline)
+                small.clear()
+                self._send(piece, deadline)
+            small += last
+        self._send(bytes(small), deadline)
 
     def receive(self, deadline: float | None = None) -> Any:
         if self._incoming is not None and self._incoming.rest:

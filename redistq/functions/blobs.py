@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from ..connection.broker import Broker
 from ..errors import PayloadError, PayloadTooLarge, RedistqError, UntrustedPayload
 from ..logger import logger
-from ..protocol.commands import MAX_TASKS, Commands
+from ..protocol.commands import MAX_TASKS, Command, Commands
 from ..protocol.keys import DEFAULT_GROUP, QueueKeys
 from ..protocol.pieces import Memory, Pieces
 from . import spill as spilled
@@ -53,8 +53,15 @@ RENEW_S = 86_400.0
 """Seconds after which a blob in use is renewed."""
 CACHE_BYTES = 256 * 1024 * 1024
 """Most bytes of blobs, and of functions, that a worker process keeps."""
-_LENT = 10_000
-"""Names of which it is remembered that they were lent once."""
+_REMEMBERED = 10_000
+"""Names of which it is remembered that they were dropped, or lent, once."""
+DEAR = 8 * 1024 * 1024
+"""Bytes from which an argument is dear to send, as is one that was dropped and is put again. It is
+asked first whether the server has it, and it is kept there briefly when nobody needs it any more.
+All others are sent at once, and go with their last call: arrays that one call takes each would fill
+the server."""
+_DROP_MANY = 32
+"""Blobs that are dropped together while others are needed still."""
 LARGE = 64 * 1024
 """Parts, and arguments, of this many bytes or more are stored once."""
 
@@ -90,7 +97,10 @@ class Blobs:
         self._me = secrets.token_hex(8)
         self._later: deque[list[str]] = deque()
         self._users: Counter[str] = Counter()
-        self._unneeded: set[str] = set()
+        self._arguments: dict[str, bool] = {}  # those among them, and whether they are dear
+        self._dropped: OrderedDict[str, None] = OrderedDict()  # arguments that were, once
+        self._left: OrderedDict[str, None] = OrderedDict()  # what others need
+        self._unneeded: dict[str, int] = {}  # how long they are kept, ms
 
     def put(
         self,
@@ -110,22 +120,28 @@ class Blobs:
         name = name or self._signer.name_of(kind, data)
         now = time.monotonic()
         self.require((name,), needs)
+        dear = kind != "argument" or self._is_dear(name, memoryview(data).nbytes)
         # What was stored to be kept longer (a delayed call) serves for shorter too.
         ends = now + max(keep_s, BLOB_TTL_S)
         if self._stored.get(name, -math.inf) > ends - RENEW_S:
             return name
         with self._moving:
-            self._store(kind, name, data, int(max(keep_s, BLOB_TTL_S)))
+            self._store(kind, name, data, int(max(keep_s, BLOB_TTL_S)), dear)
             with self._lock:
                 self._stored[name] = ends
-                if len(self._stored) > 10_000:
+                if len(self._stored) > _REMEMBERED:
                     self._stored.popitem(last=False)
-        self._drop_unneeded()
         return name
 
-    def _store(self, kind: Kind, name: str, data: Any, seconds: int) -> None:
+    def _is_dear(self, name: str, size: int) -> bool:
+        """Note that an argument is put; return whether it is dear to send."""
+        with self._lock:
+            dear = self._arguments[name] = size >= DEAR or name in self._dropped
+        return dear
+
+    def _store(self, kind: Kind, name: str, data: Any, seconds: int, dear: bool) -> None:
         hold = self._commands.hold(name, self._me, seconds * 1000, BRIEF_S * 1000)
-        if memoryview(data).nbytes >= LARGE and self._broker.call(hold):
+        if dear and memoryview(data).nbytes >= LARGE and self._broker.call(hold):
             return
         packet: bytes | Pieces
         if self._spill is not None and kind == "argument" and self._spill.takes_argument(len(data)):
@@ -137,9 +153,10 @@ class Blobs:
             raise PayloadTooLarge(len(packet), MAX_BLOB_BYTES, TOO_LARGE)
         # Needed by nobody at first: should we die here, it goes soon.
         store = self._commands.store_blob(name, packet, BRIEF_S)
+        drops = self._drops()
         for _ in range(3):
-            self._broker.call(store)
-            if self._broker.call(hold):
+            # In one round trip, and what nobody needs any more with it.
+            if self._broker.call_all((store, hold, *drops))[1]:
                 return
         raise RedistqError(
             f"{self._broker.address} loses what it has just stored: is it full, and its "
@@ -163,8 +180,9 @@ class Blobs:
             if self._stored.get(name, -math.inf) > ends - RENEW_S:
                 continue
             hold = self._commands.hold(name, self._me, int(keep_s) * 1000, BRIEF_S * 1000)
-            if not self._broker.call(hold):
-                raise BlobMissing(name)
+            with self._moving:
+                if not self._broker.call(hold):
+                    raise BlobMissing(name)
             with self._lock:
                 self._stored[name] = ends
 
@@ -172,8 +190,12 @@ class Blobs:
         """As ``drop``, with the next use of this; safe where the garbage collector calls."""
         self._later.append(needs)
 
-    def drop(self, needs: Iterable[str]) -> None:
-        """Count one use less; what nobody else needs expires soon."""
+    def drop(self, needs: Iterable[str], *, together: bool = False) -> None:
+        """Count one use less; what nobody else needs goes, or expires soon.
+
+        ``together``: with what is needed no more a moment later, where more is in use. Whoever says
+        so calls ``drop_unneeded`` after a while.
+        """
         while self._later:
             with contextlib.suppress(IndexError):  # another thread was quicker
                 needs = [*needs, *self._later.popleft()]
@@ -181,18 +203,30 @@ class Blobs:
             for name in needs:
                 self._users[name] -= 1
                 if not self._users[name]:
-                    del self._users[name]
+                    dear = self._forget_user(name)
                     self._stored.pop(name, None)
-                    self._unneeded.add(name)
-        self._drop_unneeded()
+                    if name not in self._left:
+                        self._unneeded[name] = BRIEF_S * 1000 if dear else 0
+            wait = together and self._arguments and len(self._unneeded) < _DROP_MANY
+        if not wait:
+            self.drop_unneeded()
+
+    def _forget_user(self, name: str) -> bool:
+        """Forget that somebody needs a blob; return whether it is dear to send."""
+        del self._users[name]
+        dear = self._arguments.pop(name, True)
+        if not dear:
+            _remember(self._dropped, name)
+        return dear
 
     def leave(self, needs: Iterable[str]) -> None:
         """Count one use less of what others need from now on: it is kept for its time."""
         with self._lock:
             for name in needs:
                 self._users[name] -= 1
+                _remember(self._left, name)
                 if not self._users[name]:
-                    del self._users[name]
+                    self._forget_user(name)
 
     def keep_for_replay(self, needs: Iterable[str]) -> None:
         """Keep what failed tasks need for as long as they are kept themselves."""
@@ -205,20 +239,30 @@ class Blobs:
         except Exception as error:  # whoever has an error must get it
             log.debug("what failed tasks need stays for a week only: %s", error)
 
-    def _drop_unneeded(self) -> None:
-        # A thread that stores something drops ours too: no thread waits for a large upload.
+    def drop_unneeded(self) -> None:
+        """Tell the server what nobody needs any more, unless a thread stores something just now:
+        no thread waits for a large upload, and the next to store tells it too."""
         while self._unneeded and self._moving.acquire(blocking=False):
             try:
-                with self._lock:
-                    gone = [name for name in self._unneeded if name not in self._users]
-                    self._unneeded.clear()
-                for start in range(0, len(gone), MAX_TASKS):
-                    part = gone[start : start + MAX_TASKS]
-                    self._broker.call(self._commands.drop(part, self._me, BRIEF_S * 1000))
+                for drop in self._drops():
+                    self._broker.call(drop)
             except Exception as error:  # whoever has a result must get it
                 log.debug("what nobody needs any more stays for a week: %s", error)
             finally:
                 self._moving.release()
+
+    def _drops(self) -> list[Command]:
+        """Return what tells the server what nobody needs any more."""
+        with self._lock:
+            gone = {name: ms for name, ms in self._unneeded.items() if name not in self._users}
+            self._unneeded.clear()
+        drops = []
+        for kept_ms in set(gone.values()):
+            names = [name for name, ms in gone.items() if ms == kept_ms]
+            for start in range(0, len(names), MAX_TASKS):
+                part = names[start : start + MAX_TASKS]
+                drops.append(self._commands.drop(part, self._me, kept_ms))
+        return drops
 
     def forget(self) -> None:
         """After the server may have lost its data: store again what is used again."""
@@ -246,9 +290,7 @@ class Blobs:
         with self._lock:
             known = self._cache.get(("argument", name))
             again = known is not None or name in self._lent
-            self._lent[name] = None
-            if len(self._lent) > _LENT:
-                self._lent.popitem(last=False)
+            _remember(self._lent, name)
         if again:
             return bytearray(self.get("argument", name))
         return self._read("argument", name)
@@ -284,6 +326,12 @@ class Blobs:
         if is_old(packet) and digest_of(packet) != name:
             raise UntrustedPayload(f"a stored {kind} is not what its name says")
         return spilled.opened(self._signer, kind, name, packet, old=True)
+
+
+def _remember(names: OrderedDict[str, None], name: str) -> None:
+    names[name] = None
+    if len(names) > _REMEMBERED:
+        names.popitem(last=False)
 
 
 def digest_of(packet: Memory) -> str:

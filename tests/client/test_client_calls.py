@@ -196,27 +196,18 @@ def test_another_minor_version_of_python_is_refused_in_words(client: Client) -> 
 # -- arguments and results -----------------------------------------------------------------------
 
 
-def blobs_on(server: Server) -> dict[str, int]:
-    with server.client() as db:
-        return {key: db.strlen(key) for key in db.scan_iter("blob:*")}
-
-
 def test_a_large_argument_shared_by_many_calls_is_stored_once() -> None:
     """Of 60 calls with the same 4 MB, 4 MB and little else cross to the server."""
     with serving() as client:
         server = server_of(client)
         big = numpy.random.default_rng(1).random(500_000)
-        before = set(blobs_on(server))
         with server.client() as db:
             start: Any = db.info("stats")
             sums = list(client.map(lambda a, n: float(a[n]), [big] * 60, range(60)))
             end: Any = db.info("stats")
         assert sums == [float(big[n]) for n in range(60)]
-        new = {k: n for k, n in blobs_on(server).items() if k not in before}
-        assert len([n for n in new.values() if n > 3_900_000]) == 1
-        assert len(new) == 2, "the function and the array"
         crossed = end["total_net_input_bytes"] - start["total_net_input_bytes"]
-        assert crossed < 4_000_000 + 300_000
+        assert 4_000_000 < crossed < 4_000_000 + 300_000
 
 
 def test_a_large_argument_inside_a_list_and_keywords_is_stored_apart(client: Client) -> None:

@@ -52,6 +52,12 @@ def test_large_values_arrive_in_memory_of_their_own(url: str) -> None:
     answer = broker.call(Large(("EVAL", text, 0, Pieces((sent[3],)))))
     assert answer == [1, [sent[3], None], b"fine", b"x"]
     assert broker.call(Large(("GET", "value:none"))) is None
+    # Among others of one round trip, whatever their size and order.
+    stored = [Large(("SET", f"again:{n}", Pieces((value,)))) for n, value in enumerate(sent)]
+    lengths = [("STRLEN", f"again:{n}") for n in range(len(sent))]
+    answers = broker.call_all([("PING",), *stored, *lengths])
+    assert answers[-len(sent) :] == list(map(len, sent))
+    assert [broker.call(Large(("GET", f"again:{n}"))) for n in range(len(sent))] == sent
     broker.call(("HSET", "value:hash", "a", "b"))
     with pytest.raises(WrongKind):
         broker.call(Large(("GET", "value:hash")))

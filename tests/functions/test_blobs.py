@@ -16,7 +16,9 @@ from support.clients import KEY, gate, serving, session
 from support.workers import until
 
 from redistq import Client
+from redistq.functions import blobs
 from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S, LARGE
+from redistq.protocol.plain_commands import read_info
 from redistq.worker.settings import WorkerSettings
 
 
@@ -34,8 +36,8 @@ def array() -> Any:
 def seconds(client: Client) -> list[int]:
     """How long each function and argument is still kept."""
     keys = client.broker.call(("KEYS", "blob:*"))
-    blobs = [key for key in keys if not key.endswith(b":user")]
-    return sorted(client.broker.call(("TTL", key)) for key in blobs)
+    stored = [key for key in keys if not key.endswith(b":user")]
+    return sorted(client.broker.call(("TTL", key)) for key in stored)
 
 
 @pytest.fixture
@@ -51,7 +53,6 @@ WAYS: dict[str, Callable[[Client, Any], Any]] = {
     "submit": lambda c, x: c.submit(len, x).result(20),
     "submit, in a dict": lambda c, x: c.submit(len, {"x": x}).result(20),
     "by name": lambda c, x: c.submit(lambda *, data: len(data), data=x).result(20),
-    "a closure": lambda c, x: c.submit(lambda: len(x)).result(20) and c.submit(len, x).result(20),
     "map": lambda c, x: list(c.map(lambda one, n: n, [x] * 5, range(5))),
     "map in chunks": lambda c, x: list(c.map(lambda one, n: n, [x] * 5, range(5), chunksize=2)),
     "a batch": lambda c, x: c.map_batch(len, [x, x, [x]]).results(),
@@ -62,17 +63,60 @@ WAYS: dict[str, Callable[[Client, Any], Any]] = {
 }
 
 
+def large_ones(client: Client) -> dict[bytes, int]:
+    """For how many seconds each large function and argument is still kept."""
+    keys = client.broker.call(("KEYS", "blob:*"))
+    large = [key for key in keys if client.broker.call(("STRLEN", key)) >= LARGE]
+    return {key: client.broker.call(("TTL", key)) for key in large}
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_arguments_of_finished_calls_leave_soon(clean: Client, way: str) -> None:
+def test_arguments_of_finished_calls_leave_at_once(clean: Client, way: str) -> None:
     """Once the results are here; what a small function needs may stay, it costs nothing."""
     WAYS[way](clean, array())
-    sizes = {
-        key: clean.broker.call(("STRLEN", key)) for key in clean.broker.call(("KEYS", "blob:*"))
-    }
-    large = [key for key, size in sizes.items() if size >= LARGE]
-    assert large or way == "a closure"
-    if way != "a closure":
-        assert max(clean.broker.call(("TTL", key)) for key in large) <= BRIEF_S
+    assert large_ones(clean) == {}
+
+
+@pytest.mark.parametrize("way", ["submit", "a batch"])
+def test_what_is_dear_to_send_again_is_kept_briefly(
+    clean: Client, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An argument of many megabytes, of calls that are done."""
+    monkeypatch.setattr(blobs, "DEAR", LARGE)
+    WAYS[way](clean, array())
+    left = large_ones(clean).values()
+    assert left
+    assert max(left) <= BRIEF_S
+
+
+def test_what_is_put_a_second_time_is_not_sent_a_third(clean: Client) -> None:
+    """One call after another takes the same array: it is kept for the next."""
+    x = array()
+    before = clean.broker.call(("INFO", "stats"))
+    for _ in range(8):
+        assert clean.submit(len, x).result(20) == 2 * LARGE
+    after = clean.broker.call(("INFO", "stats"))
+    received = [read_info(info)["total_net_input_bytes"] for info in (before, after)]
+    assert 2 * len(x) < int(received[1]) - int(received[0]) < 3 * len(x)
+    assert [left <= BRIEF_S for left in large_ones(clean).values()] == [True]
+
+
+def test_what_is_needed_no_more_goes_while_others_are_needed(clean: Client, tmp_path: Path) -> None:
+    """Drops wait for each other while calls end, but not for a call that takes long."""
+    wait_for_it, let_go = gate(tmp_path)
+    slow = clean.submit(lambda x: wait_for_it() and len(x), array())
+    assert clean.submit(len, array()).result(20) == 2 * LARGE
+    until(lambda: len(large_ones(clean)) == 1, "that of the call which runs")
+    let_go()
+    assert slow.result(20) == 2 * LARGE
+    assert large_ones(clean) == {}
+
+
+def test_a_closure_with_much_in_it_is_kept_for_its_next_call(clean: Client) -> None:
+    """A function is not dropped with its call."""
+    x = array()
+    assert clean.submit(lambda: len(x)).result(20) == 2 * LARGE
+    assert large_ones(clean)
 
 
 def test_used_again_it_is_kept_again(clean: Client) -> None:
@@ -115,16 +159,17 @@ def test_another_client_still_needs_it(clean: Client) -> None:
         other.close()
 
 
-def test_whoever_comes_first_after_the_last_user_may_drop_it_again(clean: Client) -> None:
+def test_whoever_comes_first_after_the_last_user_may_drop_it_again(
+    clean: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A notebook that runs its cell again after a restart does not leave it for a week."""
+    monkeypatch.setattr(blobs, "DEAR", LARGE)
     x = array()
     clean.submit(len, x).result(20)
     other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
     try:
         other.submit(len, x).result(20)
-        keys = [k for k in clean.broker.call(("KEYS", "blob:*")) if b":user" not in k]
-        large = [k for k in keys if clean.broker.call(("STRLEN", k)) >= LARGE]
-        assert [clean.broker.call(("TTL", key)) <= BRIEF_S for key in large] == [True]
+        assert [left <= BRIEF_S for left in large_ones(clean).values()] == [True]
     finally:
         other.close()
 
@@ -203,4 +248,8 @@ def test_what_was_left_to_others_is_kept_for_its_time(clean: Client) -> None:
     name = blobs.put("argument", b"left", needs=needs)
     blobs.leave(needs)
     assert name not in blobs._users
+    assert clean.broker.call(("TTL", clean.keys.blob(name))) > 6 * 86_400
+    needs = []
+    assert blobs.put("argument", b"left", needs=needs) == name
+    blobs.drop(needs)
     assert clean.broker.call(("TTL", clean.keys.blob(name))) > 6 * 86_400
