@@ -157,13 +157,14 @@ class Command:
         return code
 
     def close(self) -> None:
-        """End it if it still runs."""
+        """End it if it still runs; what it started may go on, and keeps its output open."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
         self._reader.join(5)
         assert self.process.stdout is not None
-        self.process.stdout.close()
+        if not self._reader.is_alive():
+            self.process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def test_a_task_past_its_hard_limit_has_failed(
     one.says("exceeded a time limit; starting another")
     assert producer.get_result(producer.add_task("double", 2), 15) == 4
     assert producer.replay(task_id) == 1, "a dead letter with its payload"
+    until(lambda: history(db, task_id) == ["failed"] * 2, "it has failed once more", 15)
 
 
 @pytest.mark.parametrize("gate", [{}, {"limits": "one", "unique": "u"}])
