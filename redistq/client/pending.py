@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ..connection.broker import Broker
 from ..errors import UnknownTask
 from ..functions.blobs import Blobs
-from ..functions.signing import Signer, is_packet
+from ..functions.signing import Signer, is_note, is_packet
+from ..functions.spill import fetched
 from ..logger import logger
 from ..producer.diagnosis import Wait
 from ..producer.sansio import Notification
@@ -23,6 +25,7 @@ from ..protocol.pieces import Memory
 from .futures import TaskFuture, fail, leave_there, release, settle
 from .outcomes import Root, is_not_run, not_run
 from .queues import ClientQueue, Presence
+from .readers import Readers
 
 log = logger("redistq.client")
 
@@ -212,6 +215,7 @@ class TaskWatcher:
         """Begin with no doubts: a new client, or a forked process."""
         self.doubtful: list[str] = []
         """Tasks that the server did not know when it was asked."""
+        self._readers = Readers(self._pending.threads)
         self._roots: dict[str, Root] = {}
         """Why tasks did not run on which others may depend."""
 
@@ -283,7 +287,21 @@ class TaskWatcher:
                 )
                 self._pending.fail(task_id, error)
 
+    def _read_elsewhere(self, queue: ClientQueue, task_id: str, note: Memory) -> None:
+        """Settle the futures of a task whose result is not on the server."""
+        try:
+            packet = fetched(self._signer, "result", queue.context_of(task_id), note)
+        except Exception as error:  # broad: it becomes the error of its futures
+            self._pending.fail(task_id, error)
+        else:
+            self._settle(task_id, "succeeded", packet)
+
     def _settle(self, task_id: str, state: str, body: Memory | None) -> None:
+        if state == "succeeded" and body is not None and is_note(body):
+            queue = self._pending.queue_of(task_id)
+            if queue is not None:
+                self._readers.run(partial(self._read_elsewhere, queue, task_id, body))
+            return
         if state in ("succeeded", "failed"):
             self._let_go_of_needs(task_id, state)
         signer = self._signer

@@ -276,7 +276,7 @@ class Exchange:
             self.sender.flush(patient=True)
         pending.ended.set()
         self._wake()
-        for thread in pending.threads if join else ():
+        for thread in list(pending.threads) if join else ():
             while thread.is_alive() and not pending.is_own_thread():
                 self._wake()
                 thread.join(0.05)

@@ -26,7 +26,7 @@ from ..protocol.keys import without_priority
 from ..protocol.pieces import Memory, Pieces
 from ..system.memory import size
 from .places import Files, files_at
-from .signing import Kind, Signer
+from .signing import Kind, Signer, is_note
 
 ENV_SPILL = "REDISTQ_SPILL"
 ABOVE = "16MB"
@@ -116,9 +116,15 @@ def opened(
 
     Raises UntrustedPayload, and SpillError where the file cannot be read.
     """
-    note = signer.note_in(kind, context, packet)
-    if note is None:
+    if not is_note(packet):
         return signer.unpack(kind, context, packet, old=old)
+    return signer.unpack(kind, context, fetched(signer, kind, context, packet))
+
+
+def fetched(signer: Signer, kind: Kind, context: str, packet: Memory) -> Memory:
+    """Return the packet that a note stands for, to be unpacked; raises as ``opened``."""
+    note = signer.note_in(kind, context, packet)
+    assert note is not None, "it is no note"
     said = json.loads(note)
     found = _files(said["url"], said["options"]).read(said["file"], said["size"])
     if len(found) != said["size"] or _hash_in(found) != said["hash"]:
@@ -126,7 +132,7 @@ def opened(
             f"{said['file']} in {said['url']} is not the {kind} that was written there: somebody "
             "has changed it"
         )
-    return signer.unpack(kind, context, found)
+    return found
 
 
 def _hash_in(packet: Memory) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
-from support.clients import KEY, serving, session
+from support.clients import KEY, serving, session, threads_of
+from support.workers import until
 
 from redistq import Client, ConfigurationError, Spill, SpillError, UntrustedPayload, chain, sig
 from redistq.functions import places, spill
@@ -116,6 +118,32 @@ def test_what_was_changed_deleted_or_moved_is_refused(client: Client, folder: Pa
         waiting.result(20)
 
 
+def test_a_slow_store_holds_up_no_other_future(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result is read from its file beside the thread that reads the inbox; what goes wrong then
+    is the error of its own future."""
+    read = places._Folder.read
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(self: Any, file: str, size: int) -> bytearray:
+        asked.set()
+        assert go_on.wait(30)
+        return read(self, file, size)
+
+    monkeypatch.setattr(places._Folder, "read", slow)
+    spilled = [client.submit(numbers, seed) for seed in range(6)]
+    assert asked.wait(20)
+    assert client.submit(abs, -1).result(20) == 1
+    assert not any(future.done() for future in spilled)
+    go_on.set()
+    assert [len(future.result(20)) for future in spilled] == [SIZE] * 6
+    monkeypatch.setattr(places._Folder, "read", lambda *_: bytearray(8))
+    with pytest.raises(UntrustedPayload, match="somebody has changed it"):
+        client.submit(numbers, 1).result(20)
+    until(lambda: len(threads_of(client)) == 2, "the end of the threads that read")
+
+
 def test_files_go_once_nothing_names_them(client: Client, folder: Path) -> None:
     """With the last call that takes an argument, and with the record of a result; what is young
     stays, for its note may be on its way."""
@@ -148,7 +176,7 @@ def test_what_stands_in_the_way_is_said(
     signer = Signer(KEY.encode())
     data = numbers().tobytes()
     for policy, words in (
-        (Spill("s3://bucket/prefix"), "pip install 'redistq.spill.'"),
+        (Spill("gs://bucket/prefix"), "pip install 'redistq.spill.'"),
         (Spill("nothing://there"), "nothing"),
         (Spill(str(tmp_path / "file" / "below")), "cannot write"),
     ):
