@@ -20,7 +20,7 @@ from ..handlers import Waiting
 from ..protocol.pieces import Memory
 from .references import Reference
 from .results import SMALL, ResultReader
-from .signing import Signer, is_compressed, is_note, task_context
+from .signing import Signer, is_compressed, is_note, is_usual, task_context
 from .written import CALL, Needs, needs_in
 
 MOST_CALLS = 64
@@ -30,6 +30,7 @@ MOST_RESULTS = 500
 MOST_BYTES = 4 * 1024 * 1024
 """Bytes of them, about."""
 _LOOKED_AT = 4 * MOST_CALLS
+_CALLS = f"{CALL}:".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +84,19 @@ class Lookahead:
     ) -> Iterator[tuple[str, Needs, bytes]]:
         """Yield those calls of a queue that wait, need results and are not known yet."""
         calls = results = 0
+        unpack, known = self._signer.unpack, self._known
         for entry, (where, flat) in itertools.islice(waiting.items(), _LOOKED_AT):
-            if where != queue or not _may_need(flat) or entry.decode() in self._known:
+            name = entry.decode()
+            if where != queue or name in known or not _may_need(flat):
                 continue
             try:
                 context = task_context(stream, flat[1].decode())
-                data = self._signer.unpack("call", context, flat[5], old=True)
-                needs, pickled = needs_in(data)
+                needs, pickled = needs_in(unpack("call", context, flat[5], old=True))
             except Exception:  # broad: whatever is wrong with it shows when it runs
                 continue
             if not needs.results:
                 continue
-            yield entry.decode(), needs, pickled
+            yield name, needs, pickled
             calls += 1
             results += len(needs.results)
             if calls >= MOST_CALLS or results >= MOST_RESULTS:
@@ -107,7 +109,7 @@ class Lookahead:
         except RedistqError:
             return found  # those that need it say so
         for reference, body in rows.items():
-            if not is_compressed(body) and not is_note(body):
+            if is_usual(body) or not (is_compressed(body) or is_note(body)):
                 try:
                     found[reference] = reader.opened(reference, body)
                 except RedistqError:
@@ -119,5 +121,6 @@ def _may_need(flat: list[bytes]) -> bool:
     """Return whether an entry may be a small call that needs results."""
     if len(flat) != 12 or flat[4] != b"payload" or b'"gate"' not in flat[11]:
         return False
-    is_call = flat[3].partition(b":")[0] == CALL.encode()
+    name = flat[3]
+    is_call = name.startswith(_CALLS) or name == _CALLS[:-1]
     return is_call and len(flat[5]) <= SMALL and not is_compressed(flat[5])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import inspect
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from ..connection.address import without_passwords
@@ -52,9 +52,10 @@ from .spill import put, result_file, spill_of
 from .steps import SignedSteps
 from .streams import CallItems, collected, collected_async, streamed
 from .versions import BatchVersions, version_in, versioned
-from .written import CALL, Call, needs_in, put_in
+from .written import CALL, Call, is_whole, needs_in, put_in
 
 MAX_PICKLED_ERROR = 64 * 1024
+_TO_BE_RUN = CoroutineType, GeneratorType, AsyncGeneratorType
 _SECRET = re.compile(r"passw|secret|token|credential|api_?key|private|auth", re.IGNORECASE)
 
 
@@ -82,6 +83,9 @@ class CallHandler(LooksAhead):
         self._sink = sink
         self._functions: OrderedDict[str, tuple[Callable[..., Any], int, str]] = OrderedDict()
         self._functions_bytes = 0
+        self._latest: tuple[str, Callable[..., Any], str] | None = None
+        """The function of the last call, by its name and with its modules: most calls in a row are
+        of one."""
         self._lock = threading.Lock()
         self._ahead: Lookahead | None = None
         self._setups = Setups()
@@ -182,13 +186,16 @@ class CallHandler(LooksAhead):
     ) -> Any:
         if not call.chunk:
             fetch = blobs.argument
-            args = tuple([put_in(a, fetch) for a in call.args])
-            kwargs = {name: put_in(a, fetch) for name, a in call.kwargs.items()}
-            result = function(*args, **kwargs)
-            del args, kwargs
+            if is_whole(call.args) and not call.kwargs:  # the usual
+                result = function(*call.args)
+            else:
+                args = [put_in(a, fetch) for a in call.args]
+                kwargs = {name: put_in(a, fetch) for name, a in call.kwargs.items()}
+                result = function(*args, **kwargs)
+                del args, kwargs
             if call.stream:
                 return self._streamed(result, context, task)
-            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            if isinstance(result, GeneratorType | AsyncGeneratorType):
                 return _finish(result, context, CallItems(self._signer, task))
             return _finish(result, context)
         shared: dict[Any, Any] = {}
@@ -203,12 +210,17 @@ class CallHandler(LooksAhead):
         ]
 
     def _streamed(self, result: Any, context: TaskContext, task: str) -> int:
-        if inspect.iscoroutine(result):
+        if isinstance(result, CoroutineType):
             result = _run(context, result)
         how = CallItems(self._signer, task)
         return streamed(result, context, how, partial(_run, context))
 
     def _function(self, digest: str, blobs: Blobs) -> Callable[..., Any]:
+        latest = self._latest
+        if latest is not None and latest[0] == digest:
+            if latest[2]:  # what the arguments need may have come since
+                self._use(blobs, latest[2])
+            return latest[1]
         with self._lock:
             known = self._functions.get(digest)
             if known is not None:
@@ -216,6 +228,7 @@ class CallHandler(LooksAhead):
         if known is not None:
             if known[2]:  # another function may have been here since, with other modules
                 self._use(blobs, known[2])
+            self._latest = digest, known[0], known[2]
             return known[0]
         data = blobs.get("function", digest)
         used = [""]
@@ -239,7 +252,7 @@ class CallHandler(LooksAhead):
     def _use(self, blobs: Blobs, modules: str) -> None:
         """Import the local modules of that bundle from now on; not in an application's process,
         whose modules are its own."""
-        if local_modules is not None:
+        if local_modules is not None and local_modules.current != modules:
             local_modules.use(modules, partial(blobs.get, "modules", modules))
 
     def _report(
@@ -285,11 +298,13 @@ def _no_flow(result: Any) -> Any:
 
 
 def _finish(result: Any, context: TaskContext, how: CallItems | None = None) -> Any:
-    if inspect.iscoroutine(result):
+    if not isinstance(result, _TO_BE_RUN):
+        return result
+    if isinstance(result, CoroutineType):
         return _run(context, result)
-    if inspect.isgenerator(result):
+    if isinstance(result, GeneratorType):
         return collected(result, context, how)
-    if inspect.isasyncgen(result):
+    if isinstance(result, AsyncGeneratorType):
         return _run(context, collected_async(result, context, how))
     return result
 

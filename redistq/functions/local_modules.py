@@ -378,13 +378,14 @@ class Shipped:
             name: hashlib.blake2b(text, digest_size=20).hexdigest() for name, text in _own_modules()
         }
         self._bundles: OrderedDict[str, list[Any]] = OrderedDict()
-        self._current = ""
+        self.current = ""
+        """The bundle in use."""
         self._lock = threading.RLock()
         sys.meta_path.insert(0, self)
 
     def use(self, digest: str, read: Callable[[], Memory]) -> None:
         """Import the modules of that bundle from now on; ``read`` gives its data."""
-        if digest == self._current:
+        if digest == self.current:
             return
         with self._lock:
             rows = self._bundles.get(digest)
@@ -403,7 +404,7 @@ class Shipped:
                 if not (same and name in self._at_start and name not in self._loaded):
                     _forget(name)
                 self._loaded[name] = state
-            self._current = digest
+            self.current = digest
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the spec of a module of the bundle in use; None for all others."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import PayloadError
 from ..protocol.pieces import Memory
-from .pickling import FutureMisplaced, Seen, is_plain, load, pickler, what_cannot
+from .pickling import PLAIN, FutureMisplaced, Seen, is_plain, load, pickler, what_cannot
 
 _MARK = 2
 _ALIGN = 64
@@ -39,6 +39,8 @@ def dumped(holder: list[Any], seen: Seen) -> list[Memory]:
     That the list holds it, and the caller does not, lets it be seen whether anybody else does.
     Raises PayloadError naming the part that cannot be pickled.
     """
+    if type(holder[0]) in PLAIN:
+        return [pickle.dumps(holder[0], 5)]
     memories: list[memoryview] = []
 
     def take(memory: memoryview) -> None:

@@ -30,7 +30,8 @@ from .references import Referable, Reference
 MSGSPEC_CACHE = "__msgspec_cache__"
 """What msgspec leaves on classes that it knows."""
 PYTHON = (sys.version_info.major, sys.version_info.minor)
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex, Reference})
+PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex, Reference})
+"""Types of values that hold no others."""
 _RANDOM_MODULES = frozenset({"numpy.random._generator", "numpy.random.mtrand", "torch", "torch._C"})
 
 Reducer = Callable[[Any], Any]
@@ -210,11 +211,11 @@ def load(data: Memory) -> Any:
 
 def is_plain(value: Any, depth: int = 2) -> bool:
     """Return whether the standard pickler can be used: nothing in it can refer to ``__main__``."""
-    if type(value) in _PLAIN:  # not subclasses: a cell may define one
+    if type(value) in PLAIN:  # not subclasses: a cell may define one
         return True
     if depth and type(value) in (tuple, list) and len(value) <= 64:
         for item in value:
-            if type(item) not in _PLAIN and not is_plain(item, depth - 1):
+            if type(item) not in PLAIN and not is_plain(item, depth - 1):
                 return False
         return True
     if depth and type(value) is dict and len(value) <= 64:
@@ -405,16 +406,23 @@ def rebuilt_property(function: Callable[[Any], Any], name: str | None, doc: str 
 
 def is_importable(value: Any) -> bool:
     """Return whether a module that workers can import holds it under its own name."""
-    import cloudpickle
-
     name = getattr(value, "__module__", None) or "__main__"
-    by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
-    if any(name == module or name.startswith(f"{module}.") for module in by_value):
-        return False
+    for module in ("__main__", *_sent_by_value()()):
+        if name == module or name.startswith(f"{module}."):
+            return False
     found: Any = sys.modules.get(name)
     for part in value.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is value
+
+
+@functools.cache
+def _sent_by_value() -> Callable[[], set[str]]:
+    """Return what tells which modules' contents travel by value."""
+    import cloudpickle
+
+    tell: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_value
+    return tell
 
 
 def _reduce_weak(value: WeakKeyDictionary[Any, Any]) -> Any:

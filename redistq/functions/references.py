@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..protocol.keys import PRIORITY_MARK
 
@@ -20,8 +19,7 @@ Kind = Literal["call", "named", "unknown", "batch"]
 JSON; a task of which only the id is known; or a batch, whose results are those of its calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """Names a task, or a batch of ``total`` tasks, in one lane of a queue: "normal", "high" or
     "low"."""
 

@@ -6,7 +6,8 @@ does with large arguments. What its arguments need stands before their pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,14 @@ class Ref:
     """Stands for an argument that is stored as a blob."""
 
     digest: str
+
+
+_STAND_INS = frozenset({Ref, Parted})
+
+
+def is_whole(args: Iterable[Any]) -> bool:
+    """Return whether nothing stands for any of these arguments."""
+    return _STAND_INS.isdisjoint(map(type, args))
 
 
 def put_in(value: Any, fetch: Fetch, shared: dict[Any, Any] | None = None) -> Any:
@@ -89,11 +98,7 @@ class Call:
 
         Raises PayloadError naming what cannot be pickled.
         """
-        fields: tuple[Any, ...] = (self.function, self.args, self.kwargs, self.chunk, self.logs)
-        if self.stream or self.setup:  # a worker of an earlier release cannot make such a call
-            fields = (*fields, self.stream)
-        if self.setup:
-            fields = (*fields, self.setup)
+        fields = self._fields(self.args, self.kwargs)
         try:
             return dump(fields, seen) if store is None else dump(dump_parted(fields, store, seen))
         except PayloadError as error:
@@ -104,6 +109,17 @@ class Call:
                 if not can_be_sent(value):
                     raise PayloadError(what_cannot(value, error.__cause__, name)) from error
             raise
+
+    def pickled_with(self, args: tuple[Any, ...]) -> bytes:
+        """Return it as bytes with these arguments alone, single values and references."""
+        return pickle.dumps(self._fields(args, {}), 5)
+
+    def _fields(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        fields = (self.function, args, kwargs, self.chunk, self.logs)
+        if self.setup:
+            return (*fields, self.stream, self.setup)
+        # A worker of an earlier release cannot make a call of a stream.
+        return (*fields, self.stream) if self.stream else fields
 
     @classmethod
     def unpickled(
@@ -165,5 +181,5 @@ def needs_in(data: bytes) -> tuple[Needs, bytes]:
     at = data.index(b"\n") + 1
     end = at + int(data[1 : at - 1])
     modules, results, answers, *spill = loads(data[at:end])
-    references = tuple(Reference(*one) for one in results)
+    references = tuple(map(Reference._make, results))
     return Needs(modules, references, answers, spill[0] if spill else None), data[end:]

@@ -328,13 +328,12 @@ def _range(x: Any, command: Sequence[Any]) -> bool:
     return _list(x, _message if command[0].startswith("X") else _text)
 
 
+_VALUES = frozenset({bytes, bytearray, type(None)})
+
+
 def _values(x: Any, command: Sequence[Any]) -> bool:
     """A value, or nothing, for each field."""
-    return (
-        type(x) is list
-        and len(x) == len(command) - 2
-        and all(v is None or type(v) is bytes or type(v) is bytearray for v in x)
-    )
+    return type(x) is list and len(x) == len(command) - 2 and _VALUES.issuperset(map(type, x))
 
 
 def _only(of: Callable[[Any], bool]) -> Shape:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
-from support.clients import KEY, producer_of, serving
+from support.clients import KEY, asked, producer_of, serving
 from support.workers import until
 
 from redistq import Client, TaskFuture, UntrustedPayload
@@ -33,15 +33,6 @@ def append(parts: list[Any], more: Any) -> list[Any]:
     """What changes its argument, which is its own."""
     parts.append(more)
     return parts
-
-
-def asked(client: Client, command: str) -> int:
-    """How often the server was asked for that."""
-    stats = client.broker.call(("INFO", "commandstats")).decode()
-    for line in stats.splitlines():
-        if line.startswith(f"cmdstat_{command}:"):
-            return int(line.partition("calls=")[2].partition(",")[0])
-    return 0
 
 
 def held_up(client: Client, calls: list[tuple[Any, ...]]) -> list[TaskFuture]:

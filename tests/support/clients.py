@@ -73,6 +73,15 @@ def producer_of(client: Any) -> TaskProducer:
     return TaskProducer(address=client.address, stream=client.keys.stream)
 
 
+def asked(client: Any, command: str) -> int:
+    """How often the client's server was asked for that."""
+    stats = client.broker.call(("INFO", "commandstats")).decode()
+    for line in stats.splitlines():
+        if line.startswith(f"cmdstat_{command}:"):
+            return int(line.partition("calls=")[2].partition(",")[0])
+    return 0
+
+
 def store_function(client: Any, fn: Callable[..., Any]) -> str:
     """The name under which the server keeps a function."""
     return session(client).packer.store_function(fn, 600, [])
