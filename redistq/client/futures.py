@@ -432,12 +432,26 @@ def cancel_all(futures: Sequence[TaskFuture]) -> None:
         futures[0]._session.exchange.cancel(futures)
 
 
-def in_order(futures: list[TaskFuture], left: Callable[[], float | None]) -> Iterator[Any]:
-    """Yield results in order, as Executor.map gives them; closing this cancels what is left."""
+def exception_within(
+    future: TaskFuture, left: Callable[[], float | None], timeout: float | None
+) -> BaseException | None:
+    """Return a task's error, or None, within what is ``left`` of a time for several tasks, which
+    the error of a wait that is over names whole: ``timeout``."""
+    try:
+        return future.exception(left())
+    except ResultTimeout:
+        raise future._timed_out(timeout) from None
+
+
+def in_order(
+    futures: list[TaskFuture], left: Callable[[], float | None], timeout: float | None
+) -> Iterator[Any]:
+    """Yield results in order, as Executor.map gives them, within what is ``left`` of ``timeout``;
+    closing this cancels what is left."""
     try:
         futures.reverse()
         while futures:
-            futures[-1].exception(left())
+            exception_within(futures[-1], left, timeout)
             yield futures.pop().result()  # and not kept: the caller has the only one
     finally:
         if futures:

@@ -18,16 +18,19 @@ from ..functions.packing import label
 from ..functions.references import Referable, Reference
 from ..protocol.options import CallOptions, wait_seconds
 from .awaiting import countdown
-from .futures import TaskFuture
-from .submission import check_function, submit
+from .futures import TaskFuture, exception_within
+from .submission import Burst, check_function, submit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .session import Session
     from .shared_graph import SharedGraph
     from .submitting import Submitting
 
+_PORTION = 200
+"""Calls that are packed before they are sent together."""
 KEPT_S = 7 * 86_400.0
 """Seconds that results of lazy calls are kept, and found again, where nothing else is said."""
 
@@ -73,18 +76,9 @@ class LazyCall(Referable):
         """Send it, and before it what it depends on, where that is not done or under way already;
         return its future at once."""
         if self._future is None:
-            for call in in_order([self]):
-                call._send()
+            send_all(in_order([self]))
         assert self._future is not None
         return self._future
-
-    def _send(self) -> None:
-        if self._future is not None:
-            return
-        # Futures instead of calls: what is pickled has no way back to this process.
-        (args, kwargs), _ = _replaced((self.args, self.kwargs), LazyCall.submit)
-        session = self.client._client._session
-        self._future = submit(session, self.fn, args, kwargs, self.options)
 
     def forget_failed(self) -> bool:
         """Have it sent again, when it is asked for, where it has not succeeded; return whether."""
@@ -226,6 +220,54 @@ def in_order(calls: Iterable[LazyCall], *, sent_too: bool = False) -> list[LazyC
     return list(found.values())
 
 
+def send_all(calls: Iterable[LazyCall]) -> None:
+    """Send calls, each after its parents, in few requests; those that are sent already are not."""
+    sending = _Sending()
+    try:
+        for call in calls:
+            if call._future is None:
+                sending.add(call)
+    finally:  # after an error or an interrupt too: those before it are sent
+        sending.hand_over()
+
+
+class _Sending:
+    """Lazy calls on their way. Each has its future once it is on its way: what another thread sends
+    that depends on it comes after it."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._burst = Burst()
+        self._made: dict[int, tuple[LazyCall, TaskFuture]] = {}
+
+    def add(self, call: LazyCall) -> None:
+        """Pack a call, and send it with others."""
+        session = call.client._client._session
+        if session is not self._session:
+            self.hand_over()
+            self._session, self._burst = session, Burst()
+        # Futures instead of calls: what is pickled has no way back to this process.
+        (args, kwargs), _ = _replaced((call.args, call.kwargs), self._future_of)
+        future = submit(session, call.fn, args, kwargs, call.options, burst=self._burst)
+        self._made[id(call)] = call, future
+        if len(self._made) >= _PORTION:
+            self.hand_over(more=True)
+
+    def _future_of(self, call: LazyCall) -> TaskFuture:
+        made = self._made.get(id(call))
+        return call.submit() if made is None else made[1]
+
+    def hand_over(self, *, more: bool = False) -> None:
+        """Send what was packed; where ``more`` is to come soon, beside this thread."""
+        made, self._made = self._made, {}
+        ready, self._burst.ready = self._burst.ready, []
+        if self._session is None or not ready:
+            return
+        self._session.exchange.send_many(ready, more=more)
+        for call, future in made.values():
+            call._future = future
+
+
 def compute(*values: Any, timeout: float | None = None) -> Any:
     """Return the values with results in place of the lazy calls in them; several as a tuple.
 
@@ -233,12 +275,18 @@ def compute(*values: Any, timeout: float | None = None) -> Any:
     ResultTimeout after ``timeout`` seconds, while they go on.
     """
     __tracebackhide__ = True
-    left = countdown(wait_seconds(timeout))
+    timeout = wait_seconds(timeout)
+    left = countdown(timeout)
     found: dict[int, LazyCall] = {}
     copies = [_replaced(value, noting(found))[0] for value in values]
-    for call in in_order(found.values()):
-        call._send()
-    results = [_replaced(copy, lambda call: call.compute(left()))[0] for copy in copies]
+    send_all(in_order(found.values()))
+
+    def result(call: LazyCall) -> Any:
+        __tracebackhide__ = True
+        exception_within(call.submit(), left, timeout)
+        return call.compute()
+
+    results = [_replaced(copy, result)[0] for copy in copies]
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -259,6 +307,8 @@ def _replaced(value: Any, put: Callable[[LazyCall], Any]) -> tuple[Any, bool]:
     if kind is LazyCall:
         return put(value), True
     if kind in _CONTAINERS:
+        if _LOOKED_INTO.isdisjoint(map(type, value)):
+            return value, False  # the usual
         pairs = [_replaced(item, put) for item in value]
         if any(holds for _, holds in pairs):
             return kind([item for item, _ in pairs]), True
@@ -270,3 +320,4 @@ def _replaced(value: Any, put: Callable[[LazyCall], Any]) -> tuple[Any, bool]:
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
+_LOOKED_INTO = _CONTAINERS | {dict, LazyCall}

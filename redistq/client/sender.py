@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..producer.gated import name_and_queue, not_stored, refusal
 from ..protocol.commands import SETTLED, Command, Commands, Watched
 from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
-from .futures import TaskFuture, mark_cancelled, release
+from .futures import TaskFuture, fail, mark_cancelled, release
 from .outcomes import not_sent
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
@@ -102,6 +102,26 @@ class Sender:
             self.flush()
         else:
             self._some.set()
+
+    def send_many(self, items: Sequence[tuple[Outgoing, TaskFuture]], *, more: bool) -> None:
+        """Take calls to the server, in their order; where ``more`` are to come soon, the sender's
+        thread does it. Raises RuntimeError after the end: they have failed of that, too."""
+        pending = self._pending
+        with pending.lock:
+            closed = pending.closed
+            for item, future in () if closed else items:
+                pending.add(future)
+                self._outbox.append(item)
+        if closed:
+            after = RuntimeError("cannot schedule new futures after shutdown")
+            for _, future in items:
+                fail(future, after)
+            raise after
+        self.last_submit = time.monotonic()
+        if more:
+            self._some.set()
+        else:
+            self.flush()
 
     def run(self) -> None:
         """Send what waits until the end: the body of the sender's thread."""

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -222,6 +222,13 @@ class Exchange:
             self._start()
         self.sender.send(item, future)
 
+    def send_many(self, items: Sequence[tuple[Outgoing, TaskFuture]], *, more: bool) -> None:
+        """Take calls to the server, in their order; where ``more`` are to come soon, beside the
+        caller. Raises RuntimeError after the end."""
+        if not self.pending.threads:
+            self._start()
+        self.sender.send_many(items, more=more)
+
     def expect(self, future: TaskFuture) -> None:
         """Resolve a future whose task was sent before. Raises RuntimeError after the end."""
         self._start()
@@ -235,6 +242,18 @@ class Exchange:
             self.pending.fail(future.task_id, UnknownTask(future.task_id))
         else:
             self.watcher.take(future.task_id, watched)
+
+    def expect_all(self, futures: Sequence[TaskFuture]) -> None:
+        """Resolve futures whose tasks were sent before, and asked for together. Raises RuntimeError
+        after the end."""
+        self._start()
+        with self.pending.lock:
+            if self.pending.closed:
+                raise RuntimeError("the client is closed")
+            for future in futures:
+                self.pending.add(future)
+        self.presence.begin()
+        self.watcher.look_at([future.task_id for future in futures])
 
     def cancel(self, futures: Iterable[TaskFuture], wish: str = "") -> None:
         """Cancel those that no worker has; each of these is cancelled before this returns.

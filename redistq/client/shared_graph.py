@@ -19,8 +19,8 @@ from ..producer.shape import Shape, ShapeNode, Summary
 from ..protocol.commands import SETTLED, Commands
 from ..protocol.options import CallOptions, wait_seconds
 from .awaiting import countdown
-from .futures import TaskFuture
-from .lazy import LazyCall, in_order, kept
+from .futures import TaskFuture, exception_within
+from .lazy import LazyCall, in_order, kept, send_all
 from .submission import check_function
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ class SharedGraph(Graph):
 
     def _send(self) -> None:
         self._lay_out()
-        for call in self.calls:
-            call._send()
+        send_all(self.calls)
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -149,10 +148,11 @@ class SharedGraph(Graph):
     def wait(self, timeout: float | None = None) -> SharedGraph:
         """Wait until every call has ended; return the graph. Raises ResultTimeout after
         ``timeout`` seconds; the calls go on."""
-        left = countdown(wait_seconds(timeout))
+        timeout = wait_seconds(timeout)
+        left = countdown(timeout)
         for future in self.futures:
             try:
-                future.exception(left())
+                exception_within(future, left, timeout)
             except ResultTimeout:
                 if not future.done():
                     raise
@@ -183,8 +183,7 @@ class SharedGraph(Graph):
     def resume(self) -> int:
         """Send again what failed or was cancelled, in order; return how many calls that are."""
         again = sum([call.forget_failed() for call in self.calls])
-        for call in self.calls:
-            call._send()
+        send_all(self.calls)
         return again
 
     def delete(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
@@ -29,6 +29,30 @@ if TYPE_CHECKING:
     from .session import Session
 
 
+@dataclass(slots=True)
+class Burst:
+    """Calls of one client that are sent as one: what they have in common is stored and named once.
+
+    ``submit`` leaves them in ``ready``, for Exchange.send_many.
+    """
+
+    shared: Shared = field(default_factory=Shared)
+    needs: list[str] = field(default_factory=list)
+    """Their functions, which the server keeps for its usual time."""
+    codes: dict[int, tuple[Callable[..., Any], bytes]] = field(default_factory=dict)
+    """Of functions by identity: what they are to the fingerprints of their calls."""
+    ready: list[tuple[Outgoing, TaskFuture]] = field(default_factory=list)
+
+    def code_of(self, fn: Callable[..., Any]) -> bytes:
+        """Return what a function is to the fingerprints of its calls."""
+        from ..functions.fingerprint import code_of
+
+        known = self.codes.get(id(fn))
+        if known is None:
+            known = self.codes[id(fn)] = fn, code_of(fn)
+        return known[1]
+
+
 def submit(
     session: Session,
     fn: Callable[..., Any] | str,
@@ -38,10 +62,12 @@ def submit(
     after: Any = (),
     kind: type[TaskFuture] = TaskFuture,
     chunk: bool = False,
+    burst: Burst | None = None,
 ) -> TaskFuture:
     """Send one call, or one named task; see Client.submit. It runs after others, whose results
     it does not take, too. ``kind`` is that of the future: one of a stream has it streamed. Of a
-    ``chunk`` the arguments are those of many calls, a tuple each."""
+    ``chunk`` the arguments are those of many calls, a tuple each. One of a ``burst`` is sent with
+    that."""
     if isinstance(fn, str):
         return _submit_named(session, fn, args, kwargs, options, after, kind)
     check_function(fn, "stream" if kind.is_stream else "submit")
@@ -49,26 +75,27 @@ def submit(
     packer = session.packer
     keep_s = keep_needs_s(options)
     needs: list[str] = []
-    function = packer.store_function(fn, keep_s, needs)
-    setup = packer.store_setup(options, keep_s, needs)
+    shared, held = (None, needs) if burst is None else (burst.shared, burst.needs)
+    function = packer.store_function(fn, keep_s, held, shared)
+    setup = packer.store_setup(options, keep_s, held, shared)
     for_function = len(needs)
-    cached = options.cache is not None
-    task_id = new_call_id()
-    if cached:
+    if options.cache is not None:
         how = "stream" if kind.is_stream else "chunk" if chunk else ""
-        task_id = _cached_id(session, queue, fn, args, kwargs, how, options.setup)
+        task_id = _cached_id(session, queue, fn, args, kwargs, how, options.setup, burst)
+    else:
+        task_id = new_call_id()
     call = Call.under(
         options, function, args, kwargs, chunk=chunk, stream=kind.is_stream, setup=setup
     )
     parents: Parents = {}
-    packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, parents=parents)
+    packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, shared, parents)
     future = kind(session, queue, task_id, options.name or label(fn))
     if len(needs) > for_function:  # a function alone need not be stored again for the next call
         future.needs = needs
     named = arguments_of(fn, args, kwargs) if options.gate and not chunk else {}
     gate = gate_of(queue, options, named, parents, after)
     check_conflict(gate)
-    return send(session, future, f"{CALL}:{future.name}", packet, options, parents, gate)
+    return send(session, future, f"{CALL}:{future.name}", packet, options, parents, gate, burst)
 
 
 def _cached_id(
@@ -79,12 +106,13 @@ def _cached_id(
     kwargs: dict[str, Any],
     how: str,
     setup: Callable[[], Any] | None,
+    burst: Burst | None = None,
 ) -> str:
     """Return the id of a cached call, by which its result is found again in its queue; ``how``
     says what it gives where that is not the result of one call."""
     from ..functions.fingerprint import fingerprint, fingerprint_of
 
-    code = fingerprint(fn, args, kwargs)
+    code = fingerprint(fn, args, kwargs, b"" if burst is None else burst.code_of(fn))
     if setup is not None:
         code = f"{code} {fingerprint_of(setup, 'the setup').hex()}"
     if how:
@@ -137,10 +165,12 @@ def send(
     options: CallOptions,
     parents: Parents | None = None,
     gate: CallGate | None = None,
+    burst: Burst | None = None,
 ) -> TaskFuture:
     """Send a task of that name and payload, whose end the future will be given; return it.
 
-    Its ``parents`` are those whose results stand in its arguments.
+    Its ``parents`` are those whose results stand in its arguments; with a ``burst`` it is left
+    there.
     """
     cached = options.cache is not None and future.origin == "call"
     if not options.result_is_kept and not cached:
@@ -156,7 +186,10 @@ def send(
         item.gated = True
         item.parents = tuple(parents.values())
         item.conditions = "\n".join(gate.conditions)
-    session.exchange.send(item, future)
+    if burst is not None:
+        burst.ready.append((item, future))
+    else:
+        session.exchange.send(item, future)
     return future
 
 

@@ -80,10 +80,11 @@ class Submitting(Scheduling):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        left = countdown(wait_seconds(timeout))
+        timeout = wait_seconds(timeout)
+        left = countdown(timeout)
         session = self._client._session
         futures = submission.map_calls(session, fn, iterables, chunksize, self._options)
-        results = in_order(futures, left)
+        results = in_order(futures, left, timeout)
         return results if chunksize == 1 else flattened(results)
 
     def map_stream(

@@ -33,6 +33,7 @@ from .pickling import MSGSPEC_CACHE, PYTHON, global_generator
 from .references import Referable
 
 VERSION = b"2"
+_PYTHON = repr(PYTHON).encode()
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex})
 _NOT_OF_A_CLASS = frozenset(
     {"__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"}
@@ -49,11 +50,14 @@ _NOT_OF_AN_ENUM = frozenset(
 )
 
 
-def fingerprint(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """160 bits as hexadecimal text. Raises PayloadError naming what cannot be looked into."""
+def fingerprint(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], code: bytes = b""
+) -> str:
+    """160 bits as hexadecimal text; ``code`` is what ``code_of`` returned for the function, where
+    that is known. Raises PayloadError naming what cannot be looked into."""
     seen = _Seen()
     parts = (
-        seen.within("the function", fn),
+        code or seen.within("the function", fn),
         *(seen.within(f"argument {i}", value) for i, value in enumerate(args, 1)),
         b"keywords",
         *(
@@ -62,12 +66,17 @@ def fingerprint(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             for part in (name.encode("utf-8", "surrogatepass"), seen.within(name, value))
         ),
     )
-    return _hash(VERSION, repr(PYTHON).encode(), *parts).hex()
+    return _hash(VERSION, _PYTHON, *parts).hex()
+
+
+def code_of(fn: Callable[..., Any]) -> bytes:
+    """The part of a function in the fingerprints of its calls, for those that are made at once."""
+    return _Seen().within("the function", fn)
 
 
 def fingerprint_of(value: Any, what: str) -> bytes:
     """The same of one value or function, as 20 bytes; ``what`` names it in an error."""
-    return _hash(VERSION, repr(PYTHON).encode(), _Seen().within(what, value))
+    return _hash(VERSION, _PYTHON, _Seen().within(what, value))
 
 
 def _hash(*parts: Any) -> bytes:
@@ -102,6 +111,8 @@ class _Seen:
         kind = type(value)
         if kind in _ATOMS:
             return _hash(kind.__name__.encode(), _text(value))
+        if isinstance(value, Referable):
+            return _hash(b"result of", value.identity().encode())
         at = id(value)
         if (known := self._known.get(at)) is not None:
             return known
@@ -123,8 +134,6 @@ class _Seen:
             return look(self, value)
         if isinstance(value, type):
             return self._class(value)
-        if isinstance(value, Referable):
-            return _hash(b"result of", value.identity().encode())
         if isinstance(value, types.ModuleType):
             return self._module(value)
         if isinstance(value, enum.Enum):

@@ -24,6 +24,13 @@ from .scattered import Scattered
 from .signing import Signer
 from .written import Call, Needs, Ref, with_needs
 
+_NUMBERS = frozenset({int, float, bool, type(None)})
+_TEXTS = frozenset({str, bytes})
+_SHORT = 1024
+"""Characters of a text that is certainly small."""
+_FEW = 32
+"""Arguments that are certainly small together, where each of them is."""
+
 
 @dataclass(slots=True)
 class Shared:
@@ -166,8 +173,23 @@ class Packer:
 
         Raises PayloadError or PayloadTooLarge; nothing was sent then but arguments that expire.
         """
-        shared = shared or Shared()
-        packing = _Packing(self._blobs, keep_s, needs, shared, Seen(parents))
+        modules = ""
+        data = _small(call, parents)
+        if data is None:
+            shared = shared or Shared()
+            data, modules = self._packed(call, keep_s, needs, shared, Seen(parents))
+        if modules or parents or answers or self._spill:
+            data = with_needs(data, Needs(modules, tuple(parents or ()), answers, self._spill))
+        packet = self._signer.pack("call", context, data)
+        if len(packet) > self._max_bytes:
+            raise PayloadTooLarge(len(packet), self._max_bytes)
+        return packet
+
+    def _packed(
+        self, call: Call, keep_s: float, needs: list[str], shared: Shared, seen: Seen
+    ) -> tuple[bytes, str]:
+        """Return a call's pickle, and the bundle of local modules that its arguments need."""
+        packing = _Packing(self._blobs, keep_s, needs, shared, seen)
         # Most calls are small as they are. Else first the parts that many calls may share, then
         # whole arguments.
         data = packing.pickled(call, sure=False, parted=False)
@@ -175,15 +197,35 @@ class Packer:
             data = packing.pickled(call, sure=False, parted=True)
         if len(data) > LARGE:
             data = packing.pickled(call, sure=True, parted=True)
-        for scattered in dict.fromkeys(packing.seen.scattered):
+        for scattered in dict.fromkeys(seen.scattered):
             scattered.need(self._blobs, keep_s, needs)
-        modules = self.store_modules(packing.seen.modules, keep_s, needs, shared)
-        if modules or parents or answers or self._spill:
-            data = with_needs(data, Needs(modules, tuple(parents or ()), answers, self._spill))
-        packet = self._signer.pack("call", context, data)
-        if len(packet) > self._max_bytes:
-            raise PayloadTooLarge(len(packet), self._max_bytes)
-        return packet
+        return data, self.store_modules(seen.modules, keep_s, needs, shared)
+
+
+def _small(call: Call, parents: Parents | None) -> bytes | None:
+    """Return the pickle of a call whose arguments are single small values and results of tasks, as
+    most are that depend on others; None for any other call. The tasks are added to ``parents``."""
+    if call.chunk or call.kwargs or len(call.args) > _FEW:
+        return None
+    found: Parents = {}
+    args: list[Any] = []
+    for value in call.args:
+        if type(value) in _NUMBERS or (type(value) in _TEXTS and len(value) < _SHORT):
+            args.append(value)
+        elif parents is not None and isinstance(value, Referable):
+            reference = None if isinstance(value, Scattered) else value.reference()
+            if reference is None:
+                return None
+            found[reference] = value
+            args.append(reference)
+        else:
+            return None
+    data = call.pickled_with(tuple(args))
+    if len(data) > LARGE:
+        return None  # a number of very many digits
+    if parents is not None:
+        parents.update(found)
+    return data
 
 
 class _Packing:

@@ -382,7 +382,7 @@ def test_map_sends_at_once_and_takes_later(client: Client, tmp_path: Path) -> No
 def test_map_that_is_left_cancels_the_rest(idle: Client) -> None:
     """As Executor.map: after an error or a timeout what has not started is cancelled."""
     results = idle.map(abs, range(50), timeout=0.01)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"after 0\.01 s"):
         next(results)
     assert session(idle).queue().snapshot().ready == 0
     assert len(session(idle).exchange.pending) == 0

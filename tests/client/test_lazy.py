@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import KEY, gate, serving
+from support.clients import KEY, asked, gate, serving
 
-from redistq import Client, ConfigurationError, ResultTimeout, TaskCancelled, compute
+from redistq import (
+    Client,
+    ConfigurationError,
+    PayloadError,
+    ResultTimeout,
+    TaskCancelled,
+    compute,
+)
 from redistq.client.lazy import LazyCall
 
 
@@ -217,10 +225,65 @@ def test_a_wait_has_its_limit(client: Client, tmp_path: Path) -> None:
     """The call goes on."""
     wait_for_it, let_go = gate(tmp_path)
     call = client.lazy(wait_for_it)()
-    with pytest.raises(ResultTimeout):
+    with pytest.raises(ResultTimeout, match=r"after 0\.1 s"):
         compute(call, timeout=0.1)
+    with pytest.raises(ResultTimeout, match=r"after 0\.2 s"):
+        call.graph().results(0.2)
     let_go()
     assert call.compute(10) == "went"
+
+
+# -- sent as one -----------------------------------------------------------------------------------
+
+
+def test_many_calls_are_sent_in_few_requests() -> None:
+    """However many there are, and what they share is looked at once."""
+    with serving(0) as client:
+        before = asked(client, "evalsha")
+        with client.graph() as graph:
+            first = graph.submit(add)
+            graph.map(add, [first] * 999, range(999))
+        assert client.broker.call(("HLEN", client.keys.task(first.submit().task_id))) > 0
+        assert sum(graph.states_at(range(1000)).count(s) for s in ("queued", "waiting")) == 1000
+        assert asked(client, "evalsha") - before < 15
+
+
+def test_sent_together_they_have_the_names_they_have_alone(client: Client) -> None:
+    """So what one notebook has computed is found by all."""
+    lazy, value = client.lazy(add), {"deep": [1, b"x", None]}
+    one = lazy(1)
+    cases: list[tuple[Any, ...]] = [(2,), (one, 3), ([one], value), (1.5, "text")]
+    calls = [client.lazy(lambda *parts: len(parts))(*case) for case in cases]
+    compute(calls, timeout=10)
+    alone = client.options(cache=60)
+    for call, case in zip(calls, cases, strict=True):
+        given = [part.submit() if part is one else part for part in case]
+        given = [[part[0].submit()] if part == [one] else part for part in given]
+        assert alone.submit(call.fn, *given).task_id == call.submit().task_id
+
+
+def test_after_an_error_those_before_it_are_sent(client: Client, noted: Any) -> None:
+    """The one that cannot be sent is as it was."""
+    note, runs = noted
+    good = client.lazy(note)("sent")
+    bad = client.lazy(add)(good, threading.Lock())
+    with pytest.raises(PayloadError, match="argument 2"):
+        bad.submit()
+    assert bad.state == "not sent"
+    assert good.state != "not sent"
+    assert good.compute(10) == "sent"
+    assert runs() == ["sent"]
+
+
+def test_a_closed_client_sends_none(client: Client) -> None:
+    """Each time that it is asked for, it says so."""
+    other = Client(address=client.address, signing_key=KEY)
+    call = other.lazy(add)(other.lazy(add)(1))
+    other.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            call.compute(10)
+        assert call.state == "not sent"
 
 
 # -- graphs without a name -----------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from support.clients import KEY, gate, serving, session
 from support.workers import until
 
-from redistq import Client
+from redistq import Client, compute
 from redistq.functions import blobs
 from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S, LARGE
 from redistq.protocol.plain_commands import read_info
@@ -31,6 +31,10 @@ def client() -> Iterator[Client]:
 
 def array() -> Any:
     return numpy.frombuffer(os.urandom(2 * LARGE), dtype="uint8")
+
+
+def nth(data: Any, n: int) -> int:
+    return int(data[n])
 
 
 def seconds(client: Client) -> list[int]:
@@ -60,6 +64,7 @@ WAYS: dict[str, Callable[[Client, Any], Any]] = {
         lambda part: part.head(1), pandas.DataFrame({"x": x}), chunks=1
     ),
     "cached": lambda c, x: c.options(cache=60).submit(len, x).result(20),
+    "computed together": lambda c, x: compute([c.lazy(nth)(x, n) for n in range(5)], timeout=20),
 }
 
 
@@ -141,6 +146,19 @@ def test_two_calls_with_one_argument_need_it_until_both_are_done(
     let_go()
     assert slow.result(20) == 2 * LARGE
     assert [left for left in seconds(clean) if left > BRIEF_S] == []
+
+
+def test_the_function_of_calls_sent_together_stays_for_all(clean: Client, tmp_path: Path) -> None:
+    """The first that is done does not take it away."""
+    wait_for_it, let_go = gate(tmp_path)
+    with clean.graph() as graph:
+        done = graph.submit(nth, array(), 1)
+        late = graph.submit(nth, [graph.submit(wait_for_it)], 0)
+    assert isinstance(done.compute(20), int)
+    assert [left <= BRIEF_S for left in seconds(clean)].count(True) == 1, "the argument alone"
+    let_go()
+    with pytest.raises(ValueError, match="went"):
+        late.compute(20)
 
 
 def test_another_client_still_needs_it(clean: Client) -> None:
