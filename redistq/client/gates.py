@@ -46,6 +46,8 @@ def gate_of(
     """
     if not parents and not options.gate and not after:
         return None
+    if not options.gate and not after:  # the usual
+        return CallGate(with_parents(""), [reference.edge for reference in parents])
     stream = queue.keys.stream
     lines = dict.fromkeys(reference.edge for reference in parents)
     if after:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..flows import Flow, Signature, Step, steps_of, taking
 from ..functions.packing import Shared, arguments_of, keep_needs_s, label
@@ -17,9 +17,10 @@ from ..functions.references import Kind, Referable, Reference
 from ..functions.written import CALL, Call
 from ..producer.graph import GRAPH_TTL_S, Graph
 from ..protocol.codec import encode_payload
-from ..protocol.options import CallOptions
+from ..protocol.options import CallOptions, wait_seconds
+from .awaiting import countdown
 from .batch import Batch
-from .futures import TaskFuture
+from .futures import TaskFuture, exception_within
 from .gates import gate_of, prepare
 from .submission import check_function, submit, task_options
 
@@ -30,19 +31,23 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+_PLAIN = {kind: kind.__name__.encode() for kind in (int, float, str, bytes, bool, type(None))}
 
 
 class CallNode(Referable):
     """One task of a graph; an argument of another call, anywhere in it, for its result."""
 
-    def __init__(self, graph: CallGraph, position: int, kind: Kind, name: str) -> None:
+    def __init__(
+        self, graph: CallGraph, position: int, task_id: str, kind: Kind, name: str
+    ) -> None:
         self.graph = graph
         self.position = position
-        self.task_id = graph.task_id(position)
+        self.task_id = task_id
         self.name = name
         self._kind: Kind = kind
         self._future: TaskFuture | None = None
+        self._reference: Reference | None = None
+        self._identity = ""
 
     @property
     def queue(self) -> ClientQueue:
@@ -65,7 +70,9 @@ class CallNode(Referable):
 
     def reference(self) -> Reference:
         """Return what stands for its result."""
-        return Reference(self._kind, self.queue.priority, self.task_id)
+        if self._reference is None:
+            self._reference = Reference(self._kind, self.queue.priority, self.task_id)
+        return self._reference
 
     def prepare(self, client: Session) -> None:
         """Raise ConfigurationError where what depends on it would be in another queue."""
@@ -78,7 +85,9 @@ class CallNode(Referable):
 
     def identity(self) -> str:
         """Return what names its result: all that it was made of."""
-        return self.graph.digest_at(self.position).hex()
+        if not self._identity:
+            self._identity = self.graph.digest_at(self.position).hex()
+        return self._identity
 
     def __repr__(self) -> str:
         return f"<CallNode {self.task_id} {self.name}>"
@@ -154,34 +163,35 @@ class CallGraph(Graph):
     ) -> CallNode:
         plan = self._open_plan
         position = len(plan.tasks)
+        task_id = self.task_id(position)
         parents: Parents = {}
+        is_call = not isinstance(fn, str)
         if isinstance(fn, str):
             packed = self._named(fn, args, kwargs)
         else:
-            packed = self._call(fn, args, dict(kwargs), options, position, parents)
+            packed = self._call(fn, args, kwargs, options, task_id, parents)
         name, payload, called, given = packed
         prepare(self.session, parents)
-        after = after or options.gate.get("after") or ()
-        if isinstance(after, Iterable) and not isinstance(after, str | Mapping):
-            after = [*after]
-        nodes = [*parents.values(), *(after if isinstance(after, Mapping | list) else (after,))]
-        before = [
-            node.position for node in nodes if isinstance(node, CallNode) and node.graph is self
-        ]
-        is_call = not isinstance(fn, str)
-        argument = args[0] if args else None
-        keyed = arguments_of(fn, args, kwargs) if callable(fn) and options.gate else argument
-        gate = gate_of(self.queue, options, keyed, parents, after, alone=False)
+        nodes: Iterable[Any] = parents.values()
+        if after or options.gate:
+            after = after or options.gate.get("after") or ()
+            if isinstance(after, Iterable) and not isinstance(after, str | Mapping):
+                after = [*after]
+            nodes = [*nodes, *(after if isinstance(after, Mapping | list) else (after,))]
+        before = [node.position for node in nodes if type(node) is CallNode and node.graph is self]
+        keyed = args[0] if args else None
+        if is_call and options.gate:
+            keyed = arguments_of(cast(Callable[..., Any], fn), args, kwargs)
+        gate = gate_of(self._queue, options, keyed, parents, after, alone=False)
         text = None if gate is None else gate.text
-        node = CallNode(self, position, "call" if is_call else "named", called)
-        opts = task_options(self.session, options, name, node.task_id, batch=self.name, gate=text)
+        opts = task_options(self.session, options, name, task_id, batch=self.name, gate=text)
         digest = plan.digest(name.encode(), given, before)
-        seals = None if is_call else self.queue.seals
+        seals = None if is_call else self._queue.seals
         if seals is not None:
-            payload = seals.payload(node.task_id, name, payload)
-        fields = (node.task_id, name, payload, opts, options.due)
-        plan.add(fields, [] if gate is None else gate.conditions, called, digest, before)
-        return node
+            payload = seals.payload(task_id, name, payload)
+        fields = (task_id, name, payload, opts, options.due)
+        plan.add(fields, () if gate is None else gate.conditions, called, digest, before)
+        return CallNode(self, position, task_id, "call" if is_call else "named", called)
 
     def _named(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -196,26 +206,27 @@ class CallGraph(Graph):
         self,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
         options: CallOptions,
-        position: int,
+        task_id: str,
         parents: Parents,
     ) -> tuple[str, bytes, str, bytes]:
         """Return a call's task name and payload, what it is called, and what names it."""
-        from ..functions.fingerprint import fingerprint_of
-
         check_function(fn, "submit")
         keep_s = keep_needs_s(options)
         packer = self.session.packer
         function = packer.store_function(fn, keep_s, self._needs, self._shared)
         setup = packer.store_setup(options, keep_s, self._needs, self._shared)
         code = function + setup
-        if code not in self._fingerprints:
-            named = fn if options.setup is None else (fn, options.setup)
-            self._fingerprints[code] = fingerprint_of(named, "the function")
-        given = self._fingerprints[code] + named_by(args, kwargs)
-        call = Call.under(options, function, args, kwargs, setup=setup)
-        context = self.queue.context_of(self.task_id(position))
+        named = self._fingerprints.get(code)
+        if named is None:
+            from ..functions.fingerprint import fingerprint_of
+
+            both = fn if options.setup is None else (fn, options.setup)
+            named = self._fingerprints[code] = fingerprint_of(both, "the function")
+        given = named + named_by(args, kwargs)
+        call = Call.under(options, function, args, dict(kwargs), setup=setup)
+        context = self._queue.context_of(task_id)
         packet = packer.pack(context, call, keep_s, self._needs, self._shared, parents)
         called = options.name or label(fn)
         return f"{CALL}:{called}", packet, called, given
@@ -245,6 +256,33 @@ class CallGraph(Graph):
         self.batch().wait(timeout)
         return self
 
+    def results(self, timeout: float | None = None) -> list[Any]:
+        """Return the results of the tasks after which no other of the graph runs, in the order in
+        which they were added; raises what the first failed one raised, and ResultTimeout after
+        ``timeout`` seconds. A graph of another program has them, too."""
+        timeout = wait_seconds(timeout)
+        left = countdown(timeout)
+        self.wait(timeout)
+        shape = self.shape(self.total)
+        inner = {parent for node in shape for parent in node.parents}
+        futures: list[TaskFuture] = []
+        for position, node in enumerate(shape):
+            if position not in inner:
+                future = TaskFuture(self.session, self.queue, self.task_id(position), node.name)
+                future.origin = self._origin_at(position)
+                futures.append(future)
+        self.session.exchange.expect_all(futures)
+        for future in futures:
+            exception_within(future, left, timeout)
+        return [future.result() for future in futures]
+
+    def _origin_at(self, position: int) -> Literal["call", "named", "unknown"]:
+        """Return what the task at a position is, as far as that is known here."""
+        if self._plan is None:
+            return "unknown"
+        name = self._plan.tasks[position].fields[1]
+        return "call" if name.partition(":")[0] == CALL else "named"
+
     def failures(self) -> pd.DataFrame:
         """Return one row a failed task; see Batch.failures."""
         return self.batch().failures()
@@ -270,20 +308,23 @@ class BoundGraph:
 def named_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """Return what names the arguments of a call: 20 bytes. Of plain values and tasks, which most
     graphs are made of, without the general way."""
+    parts = [b"plain"]
+    for value in args:
+        kind = _PLAIN.get(type(value))
+        if kind is not None:
+            text = hex(value) if type(value) is int else repr(value)
+        elif isinstance(value, Referable):
+            kind, text = b"task", value.identity()
+        else:
+            break
+        data = text.encode("utf-8", "surrogatepass")
+        parts.append(b"%b %d %b" % (kind, len(data), data))
+    else:
+        if not kwargs:
+            return hashlib.blake2b(b"".join(parts), digest_size=20).digest()
     from ..functions.fingerprint import fingerprint_of
 
-    whole = hashlib.blake2b(b"plain", digest_size=20)
-    for value in args:
-        if isinstance(value, Referable):
-            text = value.identity()
-        elif type(value) in _PLAIN:
-            text = hex(value) if type(value) is int else repr(value)
-        else:
-            return fingerprint_of((args, kwargs), "the arguments")
-        data = text.encode("utf-8", "surrogatepass")
-        kind = "task" if isinstance(value, Referable) else type(value).__name__
-        whole.update(b"%b %d %b" % (kind.encode(), len(data), data))
-    return fingerprint_of((args, kwargs), "the arguments") if kwargs else whole.digest()
+    return fingerprint_of((args, kwargs), "the arguments")
 
 
 def submit_flow(session: Session, flow: Flow, options: CallOptions) -> Any:

@@ -88,6 +88,28 @@ def test_a_graph_is_sent_when_its_block_ends(client: Client) -> None:
     assert "first" in repr(graph)
 
 
+def test_the_results_are_those_of_its_ends(client: Client, tmp_path: Path) -> None:
+    """In the order in which they were added, of calls and named tasks, for another client as well;
+    the error of the first that failed, and of a wait that is over."""
+    with client.graph("ends") as graph:
+        one = graph.submit(add, 1)
+        graph.submit("double", 4)
+        inner = graph.submit(add, one, 10)
+        graph.map(add, [inner, one], [100, 200])
+    assert graph.results(20) == [8, 112, 202]
+    with Client(address=client.address, signing_key=KEY) as other:
+        assert other.graph("ends").results(20) == [8, 112, 202]
+    wait_for_it, let_go = gate(tmp_path)
+    with client.graph("bad-ends") as graph:
+        graph.submit(wait_for_it)
+        graph.submit(add, graph.submit(add, "x"))
+    with pytest.raises(ResultTimeout, match=r"after 0\.2 s"):
+        graph.results(0.2)
+    let_go()
+    with pytest.raises(TaskCancelled, match="TypeError"):
+        graph.results(20)
+
+
 def test_an_error_in_the_block_sends_nothing(client: Client) -> None:
     """What is half written is not there."""
 
