@@ -92,6 +92,8 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
         self._has_more = True
         self._given: deque[Any] = deque()
         """Results that can be given at once."""
+        self._asking: asyncio.Task[bool] | None = None
+        """What asks for the next row, where items come with ``async for``."""
 
     # -- what is done, without waiting -----------------------------------------------------------
 
@@ -201,7 +203,7 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
                     case _Word.END:
                         break
                     case _Word.ROW:
-                        self._add(await self._next_row_async())
+                        await self._row_or_end()
                     case Future() as end:
                         await self._wait_async(end)
         except asyncio.CancelledError:
@@ -211,30 +213,29 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
             raise
         raise StopAsyncIteration
 
-    async def _next_row_async(self) -> Row | None:
-        while len(self._row) < len(self._sources):
-            source = self._sources[len(self._row)]
-            try:
-                if isinstance(source, AsyncIterator):
-                    self._row.append(await anext(source))
-                else:
-                    self._row.append(next(source))
-            except (StopIteration, StopAsyncIteration):
-                return None
-        return self._taken()
+    async def _row_or_end(self) -> None:
+        """Wait for the next row, or for the end of a call where that comes first."""
+        if not any(isinstance(source, AsyncIterator) for source in self._sources):
+            self._add(self._next_row())
+            return
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(_filled(self._row, self._sources))
+            await asyncio.sleep(0)  # most items are there at once
+        asking = self._asking
+        if not asking.done():
+            waits: set[asyncio.Future[Any]] = {asking}
+            if self._calls:
+                waits.add(_in_loop(self._calls.next_end()))
+            with kept_awake(), slots.lent() if self._calls else contextlib.nullcontext():
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            self._asking = None
+            self._add(self._taken() if asking.result() else None)
 
     async def _wait_async(self, end: Future[Any]) -> None:
-        loop = asyncio.get_running_loop()
-        awaited: asyncio.Future[None] = loop.create_future()
-
-        def ended(_: Future[Any]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the wait is over
-                loop.call_soon_threadsafe(_wake, awaited)
-
-        end.add_done_callback(ended)
         with kept_awake(), slots.lent():
             try:
-                await asyncio.wait_for(awaited, self._left())
+                await asyncio.wait_for(_in_loop(end), self._left())
             except TimeoutError:
                 self._raise_if_late()
 
@@ -246,10 +247,17 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
         self._chunk.clear()
         self._given.clear()
         self._calls.cancel()
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                asking.get_loop().call_soon_threadsafe(asking.cancel)
 
     async def aclose(self) -> None:
-        """As ``close``."""
+        """As ``close``; no item is asked for any more after it."""
+        asking = self._asking
         self.close()
+        if asking is not None:
+            await asyncio.wait([asking])
 
     def __enter__(self) -> ResultStream:
         return self
@@ -261,7 +269,7 @@ class ResultStream(Iterator[Any], AsyncIterator[Any]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await self.aclose()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # broad: at the end of a process anything may be gone
@@ -274,6 +282,30 @@ def _source(items: Any) -> Iterator[Any] | AsyncIterator[Any]:
     check_items(items, "map_stream")
     source: Iterator[Any] = iter(items)
     return source
+
+
+async def _filled(row: list[Any], sources: Sequence[Iterator[Any] | AsyncIterator[Any]]) -> bool:
+    """Add to a row what the sources have next; return whether all had something. No part of the
+    stream, which ends when nobody holds it."""
+    for source in sources[len(row) :]:
+        try:
+            row.append(await anext(source) if isinstance(source, AsyncIterator) else next(source))
+        except (StopIteration, StopAsyncIteration):
+            return False
+    return True
+
+
+def _in_loop(end: Future[Any]) -> asyncio.Future[None]:
+    """Return what ends in this event loop when a call does."""
+    loop = asyncio.get_running_loop()
+    awaited: asyncio.Future[None] = loop.create_future()
+
+    def ended(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the wait is over
+            loop.call_soon_threadsafe(_wake, awaited)
+
+    end.add_done_callback(ended)
+    return awaited
 
 
 def _wake(awaited: asyncio.Future[None]) -> None:

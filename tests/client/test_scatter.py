@@ -219,6 +219,40 @@ def test_results_of_a_stream_come_as_they_are_there(client: Client, tmp_path: Pa
         assert list(results) == []
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_result_is_given_while_the_next_item_is_awaited(client: Client, ordered: bool) -> None:
+    """An item that takes its time holds up no result; a wait that is cancelled ends no source, and
+    the end of the stream does."""
+    source = ""
+
+    async def main() -> None:
+        more = asyncio.Event()
+
+        async def numbers() -> AsyncIterator[int]:
+            nonlocal source
+            try:
+                yield 1
+                yield 2
+                await more.wait()
+                yield 3
+                await asyncio.Event().wait()
+            finally:
+                source = "ended"
+
+        async with client.map_stream(abs, numbers(), ordered=ordered, timeout=20) as stream:
+            assert {await anext(stream), await anext(stream)} == {1, 2}
+            for last in (False, True):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(anext(stream), 0.05)
+                assert source == ""
+                if not last:
+                    more.set()
+                    assert await anext(stream) == 3
+        assert source == "ended"
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_a_stream_is_read_in_an_event_loop(client: Client) -> None:
     """Of items that come with await, too; a wait that is cancelled takes nothing away."""
 
