@@ -10,6 +10,7 @@ import difflib
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ..connection.connection import Connection
@@ -17,7 +18,8 @@ from ..display.notebook import say
 from ..logger import logger
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.homes import Home
-from ..protocol.waits import read_why
+from ..protocol.keys import QueueKeys, at_priority, without_priority
+from ..protocol.waits import id_and_priority, read_why
 
 log = logger("redistq.client")
 
@@ -163,6 +165,7 @@ class Diagnosis:
                 reason = self.read(connection.request(self.command), names)
                 if not reason and task_id and self._held_up:
                     why = read_why(connection.request(self._commands.why(task_id)))
+                    why = replace(why, running=self._running_of(why.named, connection))
                     others = self._held_up - 1
                     more = f", and {others:,} others may not run yet" if others > 0 else ""
                     reason = self.hold(f"task {task_id} {why.words()}{more}" if why.reason else "")
@@ -172,6 +175,18 @@ class Diagnosis:
             finally:
                 connection.close()
                 self._asked_at = time.monotonic()
+
+    def _running_of(self, refs: Iterable[str], connection: Connection) -> frozenset[str]:
+        """Return which of some tasks a worker has now: to wait for these is as it should be."""
+        stream = without_priority(self._commands.keys.stream)
+        found: set[str] = set()
+        for ref in refs:
+            task_id, priority = id_and_priority(ref)
+            commands = Commands(QueueKeys(at_priority(stream, priority)), self._commands.group)
+            reply = connection.request(commands.watch(task_id))
+            if Commands.read_watch(reply).state == "running":
+                found.add(ref)
+        return frozenset(found)
 
     def over(self) -> None:
         """Forget what was said: a result has come, and the same reason later is said again."""

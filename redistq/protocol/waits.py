@@ -33,6 +33,10 @@ class Why:
     first_parents: tuple[str, ...]
     returned: str = ""
     """The task that it returned, as which it ends; '' none."""
+    named: tuple[str, ...] = ()
+    """The refs of those of the first parents that are tasks."""
+    running: frozenset[str] = frozenset()
+    """Which of these run, as far as somebody has looked."""
 
     def words(self) -> str:
         """Return it in words; '' for a task that does not wait."""
@@ -48,7 +52,8 @@ class Why:
     def _parents(self) -> str:
         many = self.of_parents or self.parents
         said = f"{self.parents:,} of {many:,} parents" if many > 1 else "its parent"
-        names = ", ".join(self.first_parents)
+        running = {_parent(f"t{ref}") for ref in self.running}
+        names = ", ".join(f"{p} (running)" if p in running else p for p in self.first_parents)
         more = ", …" if names and self.parents > len(self.first_parents) else ""
         return f"waits for {said}" + (f": {names}{more}" if names else "")
 
@@ -85,6 +90,7 @@ def read_why(reply: list[Any]) -> Why:
         of_parents=total,
         first_parents=tuple(_parent(_text(raw)) for raw in first),
         returned=_parent(_text(first[0])) if first and first[0][:1] == b"=" else "",
+        named=tuple(_text(raw[1:]) for raw in first if raw[:1] == b"t"),
     )
 
 

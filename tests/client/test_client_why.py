@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clients import serving
+from support.clients import gate, serving
 from support.workers import until
 
 from redistq import ResultTimeout, TaskProducer
@@ -41,3 +42,18 @@ def test_a_future_under_a_paused_key_says_so(
         until(is_said, "it is said while it waits", 20)
         producer.limits.resume("printer")
         assert future.result(20) == 2
+
+
+def test_a_parent_that_runs_is_said_to_run(client: Any, tmp_path: Path) -> None:
+    """To wait for it is no fault; one that waits itself is named alone."""
+    wait_for_it, let_go = gate(tmp_path)
+    first = client.submit(wait_for_it)
+    until(first.running, "it runs")
+    urgent = client.options(priority="high").submit(abs, -3)
+    child = client.submit(max, [first, urgent], default=0)
+    with pytest.raises(
+        ResultTimeout, match=rf"parents: {first.task_id} \(running\), {urgent.task_id} \(high\)$"
+    ):
+        child.result(1.5)
+    let_go()
+    assert urgent.result(20) == 3
