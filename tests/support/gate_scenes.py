@@ -17,6 +17,7 @@ from support.gate_scenes_limits import (
     LIMITS,
     MINUTE,
     Scene,
+    add_all,
     end,
     ended,
     holds,
@@ -27,7 +28,7 @@ from support.gate_scenes_limits import (
     waits,
 )
 from support.gate_world import Gate, GateWorld, edge, gated, ref_of
-from support.script_world import TTL, attempt_ended, outcome
+from support.script_world import TTL, attempt_ended, outcome, payload_of
 
 # -- dependencies --------------------------------------------------------------------------------
 
@@ -54,6 +55,43 @@ def policies(world: GateWorld) -> None:
     )
     ended(world, "bad-s", "cancelled", "parent bad failed")
     ended(world, "cut-s", "cancelled", "parent cut")
+
+
+def some_ended(world: GateWorld) -> None:
+    """Of a call's tasks those whose parents have all ended are ready, among others that wait."""
+    world.add("ended", "failed", "runs")
+    end(world, "ended")
+    end(world, "failed", state="failed")
+    add_all(
+        world,
+        gated("1", after=[edge("runs")]),
+        gated("2", after=[edge("runs")]),
+        gated("3", after=[edge("ended")]),
+        gated("4", after=[edge("runs"), edge("ended")]),
+        gated("5", after=[edge("failed")]),
+        gated("6", after=[edge("runs")]),
+    )
+    is_ready(world, "runs", "3", why="its parent had ended")
+    for id in ("1", "2", "4", "6"):
+        waits(world, id, "parents")
+    ended(world, "5", "cancelled", "parent failed failed")
+    end(world, "runs", "3")
+    is_ready(world, "1", "2", "4", "6", why="all parents have ended")
+    end(world, "1", "2", "4", "6")
+    demand(world.db.pttl("task:tasks:ended") > 0, "it is kept for nobody")
+
+
+def some_left(world: GateWorld) -> None:
+    """Who waits for one parent goes on when that ends, beside others that wait for many."""
+    world.add("1", "2", "3")
+    world.add("many", gate=Gate({"a": 1}), after=[edge("1"), edge("2"), edge("3")])
+    world.add("one", gate=Gate({"a": 1}), after=[edge("1")])
+    end(world, "1")
+    waits(world, "many", "parents")
+    said = [(f["id"], f["name"], f["payload"]) for _, f in world.normal.entries()]
+    demand(("one", "job", payload_of("one")) in said, f"ready are {said}")
+    end(world, "2", "3")
+    is_ready(world, "many", "one", why="all parents have ended")
 
 
 def chained(world: GateWorld) -> None:
@@ -447,7 +485,7 @@ def graph_again(world: GateWorld) -> None:
         gated("g:2", batch="g", after=[edge("g:1")]),
         gated("g:3", batch="g", after=[edge("g:0"), edge("g:2")]),
     ]
-    world.send("normal", commands.enqueue_gated([part for task in tasks for part in task]))
+    add_all(world, *tasks)
     end(world, "g:0", batch="g")
     end(world, "g:1", batch="g", state="failed")
     ended(world, "g:3", "cancelled", "parent g:2 cancelled")
@@ -495,7 +533,18 @@ def not_again(world: GateWorld) -> None:
 
 SCENES: list[Scene] = [
     *LIMITS,
-    *(policies, chained, fan, late, then_delayed, results_stay, over_lanes, limits_after),
+    *(
+        policies,
+        some_ended,
+        some_left,
+        chained,
+        fan,
+        late,
+        then_delayed,
+        results_stay,
+        over_lanes,
+        limits_after,
+    ),
     *(batch_ends, told, spawned, unique, until_started, for_a_time, replaced, pushed, once_more),
     *(
         expired,

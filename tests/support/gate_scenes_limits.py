@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from support.gate_checks import check, demand
-from support.gate_world import DOOR, Gate, GateWorld, edge
+from support.gate_world import DOOR, Gate, GateWorld, edge, gated
 from support.script_world import attempt_ended, outcome
 
 MINUTE = 60_000
@@ -64,6 +64,13 @@ def read_one(world: GateWorld, id: str, consumer: str = "w") -> str:
     read = {f["id"]: entry for entry, f in world.fetch(consumer, 1000)}
     demand(id in read, f"{id!r} cannot be read, but {list(read)}")
     return read[id]
+
+
+def add_all(world: GateWorld, *tasks: tuple[str, ...]) -> None:
+    """One call adds all of these (see `gated`), and has nothing to say of any."""
+    call = world.normal.commands.enqueue_gated([part for task in tasks for part in task])
+    said = world.send("normal", call)
+    demand(said == [], f"it is answered {said}")
 
 
 def timer(world: GateWorld, kind: str, what: str) -> bool:
@@ -399,6 +406,43 @@ def cancelled_at_the_door(world: GateWorld) -> None:
     holds(world)
 
 
+def groups_in_one_call(world: GateWorld) -> None:
+    """Groups that come together, and were not there before, all take their turns."""
+    world.limit("door", "at_most=2")
+    world.add("hold1", "hold2", gate=Gate(group="hold"))
+    names = [f"{group}{n}" for n in (1, 2) for group in "abcd"]
+    add_all(world, *(gated(id, Gate(group=id[0]).text) for id in names))
+    for id in names:
+        waits(world, id, "share", DOOR)
+    taken = []
+    end(world, "hold1", "hold2")
+    while now := ready(world):
+        taken += now
+        end(world, *now)
+    demand(taken == names, f"the door let in {taken}")
+
+
+def turns_in_one_call(world: GateWorld) -> None:
+    """Who ends together lets in as many as there is room for, each group as often as its weight
+    says; one that may not go in yet waits under its own key, and stops nobody."""
+    world.limit("door", "at_most=4")
+    world.add(*(f"hold{n}" for n in range(4)), gate=Gate(group="hold"))
+    world.limit("group:wide", "at_most=1")
+    world.add("wide1", "wide2", gate=Gate(group="wide"))
+    world.add(*(f"one{n}" for n in range(2)), gate=Gate(group="one"))
+    world.add(*(f"four{n}" for n in range(8)), gate=Gate(group="four", weight=4))
+    end(world, *(f"hold{n}" for n in range(4)))
+    is_ready(world, "four0", "one0", "wide1", "four1", why="four have ended")
+    end(world, "four0", "one0")
+    is_ready(world, "four2", "four3", "wide1", "four1", why="it has four turns for one of others")
+    waits(world, "wide2", "share", DOOR)
+    end(world, "four1", "four2", "four3")
+    is_ready(world, "four4", "one1", "four5", "wide1", why="one group has its slot")
+    waits(world, "wide2", "limit", "group:wide")
+    end(world, "four4", "four5", "wide1")
+    demand(sorted(ready(world)) == ["four6", "four7", "one1", "wide2"], "its slot is free")
+
+
 def failed_and_read(world: GateWorld) -> None:
     """The error of a parent is there until who runs after any end has read it."""
     world.add("1")
@@ -423,5 +467,5 @@ LIMITS: list[Scene] = [
     ),
     *(retried, at_once, dead_workers, rates, penalized, excess),
     *(in_order, order_is_paused, order_and_limit, priorities, fair),
-    *(cancelled_at_the_door, failed_and_read),
+    *(cancelled_at_the_door, groups_in_one_call, turns_in_one_call, failed_and_read),
 ]
