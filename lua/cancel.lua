@@ -49,6 +49,7 @@ local GROUP, HISTORY_MAX, CHANNEL, TTL, WISH = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

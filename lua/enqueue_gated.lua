@@ -19,6 +19,7 @@
 -- WHY: whether there is room, whether parents have ended and who holds a unique key is only known
 --   here, and true only until the next command. A task that is refused leaves nothing behind, and
 --   the others are stored. Its id is taken first, so a call sent again finds all of them known.
+local redis, ARGV = redis, ARGV -- to find a global takes longer, many times a task
 local STREAM, DELAYED, TASK = KEYS[1], KEYS[2], KEYS[3]
 local GROUP, HISTORY_MAX, TTL = ARGV[1], ARGV[2], 86400000
 local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
@@ -42,17 +43,24 @@ local function say(at, happened, words)
     answer[#answer + 1] = { position, happened[1], happened[2], happened[3] }
   end
 end
--- How their keys stand is read for many tasks together.
-local asked, seen = {}, {}
-for at = 4, #ARGV > 9 and #ARGV or 0, 6 do
-  local opts = ARGV[at + 3]
-  if not seen[opts] then
-    seen[opts] = true
-    local keys = terms(option(opts, 'gate')).keys
-    for i = 1, #keys do asked[#asked + 1] = keys[i].key end
+do -- how their keys stand is read for many tasks together
+  local asked, seen = {}, {}
+  for at = 4, #ARGV > 9 and #ARGV or 0, 6 do
+    local opts = ARGV[at + 3]
+    if not seen[opts] then
+      seen[opts] = true
+      local keys = terms(option(opts, 'gate')).keys
+      for i = 1, #keys do
+        local key = keys[i].key
+        if not seen[key] then
+          seen[key] = true
+          asked[#asked + 1] = key
+        end
+      end
+    end
   end
+  for from = 1, #asked, 100 do pcall(stand, asked, from, math.min(from + 99, #asked)) end
 end
-for from = 1, #asked, 100 do pcall(stand, asked, from, math.min(from + 99, #asked)) end
 for at = 4, #ARGV, 6 do
   if ARGV[at + 4] ~= '' or ARGV[at + 5] ~= '' then
     rest = at
@@ -84,6 +92,7 @@ end
 --@include tally
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include deadline
 --@include unstarted

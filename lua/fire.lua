@@ -51,6 +51,7 @@ redis.call('ZADD', OWN_DELAYED, 'XX', 0, '')
 --@include tally
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include deadline
 --@include unstarted

@@ -33,6 +33,7 @@ local KEY, RULE, PAUSED, PENALTY = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

@@ -57,6 +57,7 @@ local GRACE = tonumber(ARGV[6])
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

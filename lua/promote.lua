@@ -99,6 +99,7 @@ if #todo > 0 or #gated > 0 or #asked > 0 or #events > 0 then
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

@@ -65,6 +65,7 @@ local GRACE_LIMIT = 1000
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

@@ -43,6 +43,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

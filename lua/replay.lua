@@ -38,6 +38,7 @@ local DELAYED, HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include deadline
 --@include unstarted

@@ -44,6 +44,7 @@ local HISTORY, COUNTERS, WAITERS, INBOX, SETTLED = nil
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include deadline
 --@include unstarted

@@ -40,6 +40,7 @@ local HISTORY, COUNTERS, DEAD, WAITERS, INBOX, BATCH, SETTLED = nil
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include deadline
 --@include unstarted

@@ -102,6 +102,7 @@ if #tried > 0 then
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

@@ -272,6 +272,7 @@ free()
 if children == '' and #todo == 0 then return write_counts() end
 --@include attempt
 --@include together
+--@include turns
 --@include all_in
 steps = steps + 5 * done -- most go on with one or two others
 if children == '' then

@@ -142,6 +142,7 @@ if #slept > 0 then
 --@include room
 --@include slots
 --@include together
+--@include turns
 --@include gate
 --@include unstarted
 --@include more

@@ -12,9 +12,9 @@ local function wait_behind(id, name, payload, opts, gate)
   local keys = asked.keys
   local term = keys[#keys]
   if not asked.plain or not term or (keys[2] and (keys[3] or not term.group or obstacle(keys[1], false))) then return false end
-  local now = standing(term)
-  local most = most_of(term, now)
-  if now.paused or now.rule.excess or not most or now.used <= 0 or now.used + term.weight <= most or term.weight > 1 then
+  local now = stands[term.key] or standing(term)
+  local most, used = most_of(term, now), now.used
+  if now.paused or now.rule.excess or not most or used <= 0 or used + term.weight <= most or term.weight > 1 then
     return false
   end
   if not able_to then may_accept() end
@@ -35,11 +35,26 @@ local function wait_behind(id, name, payload, opts, gate)
   local score, ref, members, all = place - asked.priority * AGEING_US, ref_of(id), added[line], added[WAITING]
   if asked.priority ~= 0 then text = int(score) end
   local fault = type(written) == 'table' and written.err
-  if not fault and members and all then
-    local n = #all
-    all[n + 1], all[n + 2] = NOW_TEXT, ref
-    n = #members
-    members[n + 1], members[n + 2] = text, ref
+  if not fault and all and (members or newcomers or not term.group) then
+    if not members then -- the first of this call in this line, but not in any
+      members = {}
+      written = redis.pcall('ZADD', line, text, ref)
+      fault = type(written) == 'table' and written.err
+      if not fault then
+        added[line] = members
+        if term.group then
+          local n = #newcomers
+          newcomers[n + 1], newcomers[n + 2] = newcomers.since, term.group
+        end
+      end
+    else
+      local n = #members
+      members[n + 1], members[n + 2] = text, ref
+    end
+    if not fault then
+      local n = #all
+      all[n + 1], all[n + 2] = NOW_TEXT, ref
+    end
   else
     fault = fault or whole(stand_behind, line, text, ref, term)
   end
@@ -52,6 +67,7 @@ local function wait_behind(id, name, payload, opts, gate)
   elseif now.heads and now.heads[line] and score < tonumber(now.heads[line]) then
     now.heads[line] = score
   end
-  recount(now, 0, 1)
+  count(now.w, 1)
+  now.waiting = now.waiting + 1
   return true
 end

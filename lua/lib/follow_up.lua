@@ -106,12 +106,18 @@ local function write_partly()
   end
   partly = {}
 end
+-- What is read of a dependant: how it waits, and from the fifth on what it takes to let it go.
+local WAITS = { 'state', 'under', 'place', 'parents', 'opts', 'name', 'payload', 'attempt', 'recovered', 'due', 'held' }
+-- How much of it is read at once: all, as long as they wait for one or two. Of one that waits for many, the payload would
+-- be read as often.
+local ahead = #WAITS
 -- dependant(ref): a task that waits for parents, as its record says.
 local function dependant(ref)
   local id = visit(ref)
-  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'place', 'parents')
+  local has = redis.call('HMGET', TASK .. id, unpack(WAITS, 1, ahead))
   local found = { waits = has[1] == 'waiting' and (has[2] or '') == '', id = id, lane = HERE, place = has[3],
-    parents = tonumber(has[4] or 0), ended = 0, edges = false }
+    parents = tonumber(has[4] or 0), ended = 0, edges = false, has = ahead > 4 and has }
+  ahead = found.parents <= 2 and #WAITS or 4
   dependants[ref] = found
   return found
 end
@@ -143,19 +149,19 @@ local function release(edge, what, state)
     found.parents, found.ended = found.parents - 1, found.ended + 1
     return
   end
-  local has = redis.call('HMGET', TASK .. id, 'opts', 'name', 'payload', 'attempt', 'recovered', 'due', 'held')
-  local opts, is_new = has[1] or '', not (has[4] or has[6] or has[7])
+  local has = found.has or redis.call('HMGET', TASK .. id, unpack(WAITS, 1, #WAITS))
+  local opts, is_new = has[5] or '', not (has[8] or has[10] or has[11])
   local gate = option(opts, 'gate')
   local asked = terms(gate)
   if is_new and asked.reads and not asked.expires then
     may_wait()
-    let_go(id, has[2] or '', has[3] or '', '1', '0', opts, AWAY.parents)
+    let_go(id, has[6] or '', has[7] or '', '1', '0', opts, AWAY.parents)
     leave(WAITING, ref)
     found.waits = false
     return
   end
-  local task = { waits = true, opts = opts, gate = gate, place = tonumber(place), name = has[2] or '',
-    payload = has[3] or '', attempt = has[4] or '1', recovered = has[5] or '0', due = has[6], held = has[7] or nil,
+  local task = { waits = true, opts = opts, gate = gate, place = tonumber(place), name = has[6] or '',
+    payload = has[7] or '', attempt = has[8] or '1', recovered = has[9] or '0', due = has[10], held = has[11] or nil,
     away = is_new and AWAY.parents or nil }
   local fault = whole(ready, id, task)
   if fault then error(fault, 0) end

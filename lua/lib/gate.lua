@@ -57,15 +57,17 @@ local function write_sets()
   end
   if not (next(added) or next(removed)) then return end
   for _, command in ipairs({ 'ZADD', 'ZREM' }) do
-    for set, list in pairs(command == 'ZADD' and added or removed) do
+    local lists = command == 'ZADD' and added or removed
+    for set, list in pairs(lists) do
       for from = 1, #list, 1000 do
         local to = math.min(from + 999, #list)
         redis.call(command, set, unpack(list, from, to))
       end
     end
+    for set, list in pairs(lists) do
+      if list[1] then lists[set] = command == 'ZADD' and {} or nil end
+    end
   end
-  for set in pairs(added) do added[set] = {} end
-  removed = {}
 end
 local last_place, noted_place, places = nil, 0, 1
 -- new_place(): the next number in line: of microseconds, but never one that was given before. As many as the

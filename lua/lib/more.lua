@@ -1,3 +1,20 @@
+-- task_in_line(id, key): a task that waits under this key; nil where it does not. Of one that asks for no other, no
+-- more is read than it takes to let it in.
+local function task_in_line(id, key)
+  local has, asked = row_in_line(id, key)
+  if not has then return nil end
+  local opts = has[7] or ''
+  local task = { waits = true, in_line = true, opts = opts, gate = option(opts, 'gate'), terms = asked, name = has[3] or '',
+    payload = has[4] or '', attempt = has[5] or '1', recovered = has[6] or '0', away = not has[5] and AWAY.lined or nil }
+  local first = asked.keys[1]
+  if first and first.order then
+    has = redis.call('HMGET', TASK .. id, 'place', 'held')
+    task.place, task.held = tonumber(has[1] or 0), has[2] or nil
+    task.in_line = not task.held
+    if task.held then task.away = nil end
+  end
+  return task
+end
 -- step_in(id, ref, task, term, line): the first in a line goes in, or on to another line; or it stays: then answers when
 -- there will be room, true where that is not known.
 local function step_in(id, ref, task, term, line)
@@ -30,58 +47,6 @@ local function next_of(now, key, line, ref)
   if stays ~= true then timer(math.max(stays, NOW + TICK_MS), cjson.encode({ 'more', key, '' })) end
   return false
 end
--- first_turn(turns): whose turn it is of these groups: the one with the least virtual time.
-local function first_turn(turns)
-  local first
-  for i = 1, #turns do
-    local turn = turns[i]
-    if turn.line and (not first or turn.time < first.time or turn.time == first.time and turn.group < first.group) then
-      first = turn
-    end
-  end
-  return first
-end
--- take_turns(now, room): groups at the door let in their first, by turns, as long as there is room, and steps. Answers
--- whether there may be more of them; raises what fails.
-local function take_turns(now, room)
-  local page = redis.call('ZRANGE', SHARES, 0, int(room) - 1, 'WITHSCORES')
-  if not page[1] then return false end
-  local turns, keys, moved, gone, last = {}, {}, {}, {}, nil
-  for i = 1, #page, 2 do
-    turns[#turns + 1] = { group = page[i], time = tonumber(page[i + 1]), line = WAITING .. ':door\n' .. page[i], at = 0 }
-    keys[#keys + 1] = 'group:' .. page[i]
-  end
-  stand(keys, 1, #keys)
-  local ok, goes_on, term = true, true, nil
-  for _ = 1, room do
-    local turn = first_turn(turns)
-    if not turn then break end
-    steps = steps - 1
-    local refs = redis.call('ZRANGE', turn.line, turn.at, turn.at + 1)
-    turn.at = turn.at + 1
-    if refs[1] then ok, goes_on, term = pcall(next_of, now, 'door', turn.line, refs[1]) end
-    if not ok or not goes_on then break end
-    if not refs[2] then
-      gone[#gone + 1], turn.line = turn.group, false
-    end
-    if refs[1] and term then
-      last = turn.time
-      turn.time = turn.time + 1 / (standing({ key = 'group:' .. turn.group }).rule.weight or term.share)
-      turn.moved = true
-    end
-  end
-  for i = 1, #turns do
-    if turns[i].moved and turns[i].line then
-      moved[#moved + 1] = string.format('%.6f', turns[i].time)
-      moved[#moved + 1] = turns[i].group
-    end
-  end
-  if last then redis.call('HSET', LIMITS, 'v', string.format('%.17g', last)) end
-  if moved[1] then redis.call('ZADD', SHARES, 'XX', unpack(moved, 1, #moved)) end
-  if gone[1] then redis.call('ZREM', SHARES, unpack(gone, 1, #gone)) end
-  if not ok then error(goes_on, 0) end
-  return goes_on
-end
 -- more(key): lets in the first in line under a key, as long as there is room.
 local function more(key)
   local line = WAITING .. ':' .. key
@@ -92,7 +57,9 @@ local function more(key)
     if steps <= 0 then return later('more', key) end
     write_sets()
     if key == 'door' then
-      goes_on = take_turns(now, math.max(math.min(most - now.used, 50, steps), 1))
+      goes_on = take_turns(now, math.max(math.min(most - now.used, 50, steps), 1), next_of, function(of)
+        return removed[of] and #removed[of] or 0
+      end)
     else
       if not now.rule.rate and now.tat <= NOW then n = go_in_together(key, now, most) end
       if n == 0 then

@@ -12,18 +12,17 @@ local function terms(gate)
   if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
   read_terms[gate] = found
-  for kind, rest in string.gmatch(gate, '(%a)([^\n]*)') do
+  local keys = found.keys
+  for kind, number, rest in string.gmatch(gate, '(%a)(%d*) ?([^\n]*)') do
     if kind == 'a' then
       found.parents = true
     elseif kind == 'k' then
-      local weight, key = string.match(rest, '^(%d+) (.*)$')
-      found.keys[#found.keys + 1] = { key = key, weight = tonumber(weight) }
+      keys[#keys + 1] = { key = rest, weight = tonumber(number) }
     elseif kind == 'o' then
-      table.insert(found.keys, 1, { key = string.sub(rest, 2), weight = 1, order = true })
+      table.insert(keys, 1, { key = rest, weight = 1, order = true })
     elseif kind == 'g' then
-      local share, group = string.match(rest, '^(%d+) (.*)$')
-      found.keys[#found.keys + 1] = { key = 'group:' .. group, weight = 1 }
-      found.keys[#found.keys + 1] = { key = 'door', weight = 1, group = group, share = tonumber(share) }
+      keys[#keys + 1] = { key = 'group:' .. rest, weight = 1 }
+      keys[#keys + 1] = { key = 'door', weight = 1, group = rest, share = tonumber(number) }
     elseif kind == 'p' then
       found.priority = tonumber(rest)
     elseif kind == 'u' then
@@ -85,24 +84,24 @@ local changes, counted = {}, {}
 local patterns = { [''] = { false, false } }
 -- pattern_of(key): the pattern for a key; '' where it has none.
 local function pattern_of(key)
-  local prefix = string.match(key, '^[^:]*:')
-  return prefix and prefix .. '*' or ''
+  local colon = string.find(key, ':', 1, true)
+  return colon and string.sub(key, 1, colon) .. '*' or ''
 end
 -- note_key(key, s, w, has, at, over): how a key stands is known from now on: `has` from `at` on is its rule, slots in
 -- use, tasks that wait, next token, since when it is paused; `over` is of its pattern.
 local function note_key(key, s, w, has, at, over)
-  local used, waiting = tonumber(has[at + 1] or 0), tonumber(has[at + 2] or 0)
+  local used, waiting = has[at + 1] and tonumber(has[at + 1]) or 0, has[at + 2] and tonumber(has[at + 2]) or 0
   counted[s], counted[w] = used, waiting
   local ruled = has[at] or over[1]
   local now = { s = s, w = w, used = used + (changes[s] or 0), waiting = waiting + (changes[w] or 0),
-    tat = tonumber(has[at + 3] or 0), ruled = ruled, rule = rule_of(ruled or ''), paused = has[at + 4] or over[2],
+    tat = has[at + 3] and tonumber(has[at + 3]) or 0, ruled = ruled, rule = rule_of(ruled or ''), paused = has[at + 4] or over[2],
     heads = nil, line = nil }
   stands[key] = now
   return now
 end
 -- stand(keys, from, to): how keys stand is read in few commands, where it is not known yet; see standing.
 local function stand(keys, from, to)
-  local fields, names, n = {}, {}, 0
+  local fields, names, overs, n = {}, {}, {}, 0
   for i = from, to do
     local key = keys[i]
     if not stands[key] then
@@ -110,14 +109,14 @@ local function stand(keys, from, to)
       if not patterns[over] then patterns[over] = redis.call('HMGET', LIMITS, 'r' .. over, 'p' .. over) end
       fields[n + 1], fields[n + 2], fields[n + 3] = 'r' .. key, 's' .. key, 'w' .. key
       fields[n + 4], fields[n + 5] = 't' .. key, 'p' .. key
-      names[#names + 1], n = key, n + 5
+      names[n / 5 + 1], overs[n / 5 + 1], n = key, over, n + 5
     end
   end
   if n == 0 then return end
   local has = redis.call('HMGET', LIMITS, unpack(fields, 1, n))
   for i = 1, #names do
     local at = 5 * i - 4
-    note_key(names[i], fields[at + 1], fields[at + 2], has, at, patterns[pattern_of(names[i])])
+    note_key(names[i], fields[at + 1], fields[at + 2], has, at, patterns[overs[i]])
   end
 end
 -- standing(term): how a key stands: its rule, whether it has one, slots in use (and the field of their count), tasks

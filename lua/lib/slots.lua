@@ -22,7 +22,7 @@ local function give_back(id, keys, in_stream, stays, times)
 end
 -- free_key(key, n): so many slots of a key are free; who waits under it is followed up.
 local function free_key(key, n)
-  local now = standing({ key = key })
+  local now = stands[key] or standing({ key = key })
   n = math.min(n, now.used) -- never fewer than none
   count(now.s, -n)
   now.used = now.used - n

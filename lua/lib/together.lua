@@ -44,54 +44,51 @@ local function may_wait()
 end
 -- How many steps follow from one call, at most: what is left over is for the next, by a timer.
 local steps = 200
--- task_in_line(id, key): a task that waits under this key; nil where it does not. Of one that asks for no other, no
--- more is read than it takes to let it in.
-local function task_in_line(id, key)
-  local record = TASK .. id
-  local has = redis.call('HMGET', record, 'state', 'under', 'name', 'payload', 'attempt', 'recovered', 'opts')
+-- row_in_line(id, key): what the record of a task says that waits under this key (its name from the third on, payload,
+-- attempt, recovered, opts), and what it asks for; nil where it does not wait there.
+local function row_in_line(id, key)
+  local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'name', 'payload', 'attempt', 'recovered', 'opts')
   if has[1] ~= 'waiting' or has[2] ~= key then return nil end
-  local opts = has[7] or ''
-  local gate = option(opts, 'gate')
-  local task = { waits = true, in_line = true, opts = opts, gate = gate, terms = terms(gate), name = has[3] or '',
-    payload = has[4] or '', attempt = has[5] or '1', recovered = has[6] or '0', away = not has[5] and AWAY.lined or nil }
-  local keys = task.terms.keys
-  if keys[1] and keys[1].order then
-    has = redis.call('HMGET', record, 'place', 'held')
-    task.place, task.held = tonumber(has[1] or 0), has[2] or nil
-    task.in_line = not task.held
-    if task.held then task.away = nil end
+  return has, terms(option(has[7], 'gate'))
+end
+-- go_simply(ref, key, room, own): the first in line under a key goes in where it asks for no other, or at the door for
+-- its group's alone, and there is room: nothing is left but its member of the line, of those that wait, and the key's
+-- counts. Answers what it asked for; nil where it is not so simple, and nothing was written; raises what fails. `room`:
+-- slots that are left, nil for as many as are wanted. `own`: the key of the group whose turn it is.
+local function go_simply(ref, key, room, own)
+  local id = visit(ref)
+  local has, asked = row_in_line(id, key)
+  if not has or not asked.plain then return nil end
+  local first, term, more, now = asked.keys[1], asked.keys[1], asked.keys[2], nil
+  if own then
+    term, more = more, asked.keys[3]
+    if not term or first.key ~= own then return nil end
+    now = standing(first)
+    if now.rule.rate or obstacle(first, false) then return nil end
   end
-  return task
+  if more or not term or term.key ~= key or room and term.weight > room then return nil end
+  let_go(id, has[3] or '', has[4] or '', has[5] or '1', has[6] or '0', has[7], has[5] and AWAY.all or AWAY.lined)
+  if now then recount(now, 1, 0) end
+  return term
 end
 -- go_in_together(key, now, most): lets in the first in line under a key that has slots but no rate, as long as they
 -- are plain and ask for no other: one step for what is beside their records. Answers how many.
 local function go_in_together(key, now, most)
-  local line, used, n, fault = WAITING .. ':' .. key, 0, 0, nil
-  local room = most and math.max(most - now.used, 1) or 50
+  local line, used, n, ok, term = WAITING .. ':' .. key, now.used, 0, true, nil
   may_wait()
-  local refs = redis.call('ZRANGE', line, 0, int(math.min(room, 50, steps)) - 1)
+  local refs = redis.call('ZRANGE', line, 0, int(math.min(most and math.max(most - used, 1) or 50, 50, steps)) - 1)
   for i = 1, #refs do
-    local id = visit(refs[i])
-    local task = task_in_line(id, key)
-    local keys = task and task.terms.keys
-    if not task or not task.terms.plain or keys[2] then break end
-    local weight = keys[1].weight
-    if most and now.used + used > 0 and now.used + used + weight > most then break end
-    local ok, said_no = pcall(let_go, id, task.name, task.payload, task.attempt, task.recovered, task.opts,
-      task.away or AWAY.all)
-    if not ok then
-      fault = said(said_no)
-      break
-    end
-    n, used = i, used + weight
+    ok, term = pcall(go_simply, refs[i], key, most and used > 0 and most - used, nil)
+    if not ok or not term then break end
+    n, used = i, used + term.weight
   end
   if n > 0 then
     steps = steps - n
     redis.call('ZREM', line, unpack(refs, 1, n))
     redis.call('ZREM', WAITING, unpack(refs, 1, n))
     now.heads = nil
-    recount(now, used, -n)
+    recount(now, used - now.used, -n)
   end
-  if fault then error(fault, 0) end
+  if not ok then error(term, 0) end
   return n
 end

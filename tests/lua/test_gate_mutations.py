@@ -87,13 +87,13 @@ MUTANTS = [
     ),
     Mutant(
         "in together, and no slot taken",
-        "    recount(now, used, -n)\n",
+        "    recount(now, used - now.used, -n)\n",
         "    recount(now, 0, -n)\n",
     ),
     Mutant(
         "too heavy together",
-        "now.used + used + weight > most then break end",
-        "false then break end",
+        "or room and term.weight > room then",
+        "then",
     ),
     Mutant(
         "let go by its parents, and waiting",
@@ -112,11 +112,11 @@ MUTANTS = [
         "'attempt', task.attempt, 'recovered',\n      task.recovered)",
         "'at', 0)",
     ),
-    Mutant("behind, and not counted", "  recount(now, 0, 1)\n  return true\n", "  return true\n"),
+    Mutant("behind, and not counted", "  count(now.w, 1)\n  now.waiting", "  now.waiting"),
     Mutant("behind, and in no line", "members[n + 1], members[n + 2] = text, ref", "_ = 1"),
     Mutant(
         "behind, where there is room",
-        "or now.used + term.weight <= most or term.weight > 1 then",
+        "or used + term.weight <= most or term.weight > 1 then",
         "or term.weight > 1 then",
     ),
     Mutant(
@@ -192,7 +192,23 @@ MUTANTS = [
     Mutant("all is kept between attempts", "if stays and term.order then", "if stays then"),
     Mutant("a failure pauses nothing", "rule.on_failure == 'pause'", "rule.on_failure == 'stop'"),
     Mutant("groups take no turns", "turn.time + 1 / (", "turn.time + 0 / ("),
-    Mutant("a group of nobody takes its turn", "if not refs[2] then\n", "if false then\n"),
+    Mutant("a group of nobody takes its turn", "if not refs[2] then", "if false then"),
+    Mutant("no group has a second turn", "(not turn or turn.time >= least)", "false"),
+    Mutant("in by turns, whatever their rule", "now.rule.rate or obstacle(first, false)", "false"),
+    Mutant("in by turns, and no slot of theirs", "  if now then recount(now, 1, 0) end\n", ""),
+    Mutant("in by turns, and no slot of the door", "recount(now, 1, -1)", "recount(now, 0, -1)"),
+    Mutant("in by turns, and in their line", "if turn.left[1] then redis", "if false then redis"),
+    Mutant("in by turns, and waiting", "if left[1] then redis", "if false then redis"),
+    Mutant(
+        "new groups together take no turns",
+        "newcomers[n + 1], newcomers[n + 2] = newcomers.since, term.group",
+        "_ = 1",
+    ),
+    Mutant(
+        "new groups together stand in no line",
+        "written = redis.pcall('ZADD', line, text, ref)",
+        "written = 1",
+    ),
     Mutant(
         "shares are kept by groups of nobody",
         "  if redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, group) end\n",
@@ -226,6 +242,8 @@ MUTANTS = [
         "all[last + 1], all[last + 2] = NOW_TEXT, ref_of(id)\n  local from",
         "local from",
     ),
+    Mutant("ended before others, and waited for", "if found.state ~= '' or found", "if found"),
+    Mutant("what is not read ahead is nothing", "has = ahead > 4 and has", "has = has"),
     Mutant(
         "an ended parent is waited for",
         "if of[i].state == '' then unended = unended + 1 end",
