@@ -20,6 +20,7 @@ _USAGE = """usage: redistq COMMAND ...
   events      what happens to tasks, event by event (redistq events --help)
   schedules   periodic tasks: seen, set, run now    (redistq schedules --help)
   trigger     add one task, wait for its result     (redistq trigger --help)
+  sweep       delete spilled values that nothing needs any more (redistq sweep --help)
   health      say by the exit code how a queue is   (redistq health --help)
   script      the Lua text of a script, for programs in other languages
   schema      the JSON schema of what stands on the server
@@ -66,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .trigger import main as trigger
 
         return trigger(rest)
+    if command == "sweep":
+        from .sweep import main as sweep
+
+        return sweep(rest)
     if command == "health":
         from .health import main as health
 

@@ -1,4 +1,5 @@
-"""client.spill: where large values of a client's calls go, and what tidies up there."""
+"""client.spill: where large values of a client's calls go, and what tidies up there, which is
+``redistq sweep`` too."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..functions.blobs import DEAD_TTL_S
 from ..functions.places import UNFINISHED
 from ..functions.spill import ENV_SPILL, LONGEST_NOTE, Spill, files_of, folder_of
-from ..protocol.keys import PRIORITIES
+from ..protocol.keys import PRIORITIES, QueueKeys, at_priority, without_priority
 from ..protocol.options import seconds
+from ..protocol.plain_commands import PlainCommands
 
 if TYPE_CHECKING:
     from .session import Session
@@ -42,38 +45,47 @@ class ClientSpill:
         place cannot be listed.
         """
         least = seconds("older_than", older_than)
-        files = files_of(self.policy)
-        gone = [
-            file
-            for file, age in files.found(folder_of(self._session.keys.stream))
-            if age >= least and self._is_gone(file, age)
-        ]
-        for file in gone:
-            files.remove(file)
-        return len(gone)
-
-    def _is_gone(self, file: str, age: float) -> bool:
-        name = file.rpartition("/")[2]
-        if name.endswith(UNFINISHED):
-            return True
-        kind, _, rest = name.partition("-")
-        of = rest.partition("-")[2]
-        broker, keys = self._session.broker, self._session.keys
-        if kind == "argument":
-            return not broker.call(("EXISTS", keys.blob(of)))
-        if kind != "result":
-            return False  # not ours
-        if of == "~":
-            return age > DEAD_TTL_S
-        return not any(file.encode() in note for note in self._notes(unquote(of)))
-
-    def _notes(self, task_id: str) -> Iterator[Any]:
-        """Yield what the records of a task hold as its result, where that may be a note."""
-        for priority in PRIORITIES:
-            commands = self._session.queue(priority).commands
-            size = self._session.broker.call(commands.result_size(task_id))
-            if 0 < size <= LONGEST_NOTE:
-                yield self._session.broker.call(commands.result_of(task_id))[1] or b""
+        return swept(self._session.broker, self._session.keys, self.policy, least)
 
     def __repr__(self) -> str:
         return f"<spill to {self.policy.url} from {self.policy.above:,} bytes on>"
+
+
+def unneeded(broker: Broker, keys: QueueKeys, policy: Spill, older_than: float) -> list[str]:
+    """Return those files of a queue that nothing on the server names any more, and that are
+    ``older_than`` so many seconds. Raises SpillError where the place cannot be listed."""
+    found = files_of(policy).found(folder_of(keys.stream))
+    return [file for file, age in found if age >= older_than and _is_gone(broker, keys, file, age)]
+
+
+def swept(broker: Broker, keys: QueueKeys, policy: Spill, older_than: float) -> int:
+    """Delete these files; return how many."""
+    gone = unneeded(broker, keys, policy, older_than)
+    files = files_of(policy)
+    for file in gone:
+        files.remove(file)
+    return len(gone)
+
+
+def _is_gone(broker: Broker, keys: QueueKeys, file: str, age: float) -> bool:
+    name = file.rpartition("/")[2]
+    if name.endswith(UNFINISHED):
+        return True
+    kind, _, rest = name.partition("-")
+    of = rest.partition("-")[2]
+    if kind == "argument":
+        return not broker.call(("EXISTS", keys.blob(of)))
+    if kind != "result":
+        return False  # not ours
+    if of == "~":
+        return age > DEAD_TTL_S
+    return not any(file.encode() in note for note in _notes(broker, keys, unquote(of)))
+
+
+def _notes(broker: Broker, keys: QueueKeys, task_id: str) -> Iterator[Any]:
+    """Yield what the records of a task hold as its result, where that may be a note."""
+    for priority in PRIORITIES:
+        commands = PlainCommands(QueueKeys(at_priority(without_priority(keys.stream), priority)))
+        size = broker.call(commands.result_size(task_id))
+        if 0 < size <= LONGEST_NOTE:
+            yield broker.call(commands.result_of(task_id))[1] or b""
