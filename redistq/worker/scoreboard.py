@@ -93,6 +93,10 @@ class Scoreboard:
         """Let go of the memory too, which holds a descriptor of its own. Nobody may use the
         scoreboard any more."""
         self.close()
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Let go of the memory alone: whoever makes a scoreboard of the descriptor has it."""
         self._map.close()
 
     def widen(self) -> None:

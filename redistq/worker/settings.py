@@ -133,6 +133,14 @@ class WorkerSettings:
         least, most = _bounds(self.autoscale)
         return min(max(processes, least), most)
 
+    def processes(self, children: int) -> tuple[int, int]:
+        """Return with how many worker processes a supervisor begins where ``children`` are asked
+        for, and how many there may be at most."""
+        if not children:
+            return 0, 0
+        most = children if self.autoscale is None else MAX_COUNT
+        return self.first_processes(children), self.first_processes(most)
+
     def new_scoreboard(self) -> Scoreboard:
         """Return the scoreboard of a process, with spare slots for tasks that run in batches."""
         return Scoreboard.create(self.scoreboard_slots, len(self.queues), MOST_TOGETHER)

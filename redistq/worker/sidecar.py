@@ -20,11 +20,11 @@ from ..errors import ConfigurationError, RedistqError
 from ..logger import logger
 from ..system.loops import Backoff
 from ..system.processes import START_TIMEOUT_S, Starter, how_it_ended
+from .copies import CopiedChild, copied_children
 from .heartbeat import ManagedProcess
 from .pipe import Child, Parent, Report
 from .scoreboard import Scoreboard
 from .settings import WorkerSettings
-from .supervisor import Supervisor
 
 log = logger("redistq.worker")
 
@@ -197,22 +197,29 @@ def begin(starter: Starter) -> None:
     spec = parent.spec()
     if spec is None:
         os._exit(0)
+    settings = WorkerSettings.of(spec["settings"])
+    copies = copied_children(settings, spec.get("children", 0))  # before anything begins here
     logging.basicConfig(
         level=spec.get("log_level", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    code = _run(parent, spec)
+    code = _run(parent, spec, settings, copies)
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # not sys.exit: a thread waits for orders, and must not be torn down
 
 
-def _run(parent: Parent, spec: dict[str, Any]) -> int:
+def _run(
+    parent: Parent, spec: dict[str, Any], settings: WorkerSettings, copies: list[CopiedChild]
+) -> int:
+    from .supervisor import Supervisor  # no application needs it, nor do copies of this process
+
     supervisor = Supervisor(
-        WorkerSettings.of(spec["settings"]),
+        settings,
         rejoin(Address(**spec["address"])),
         children=spec.get("children", 0),
         child_spec=spec.get("child_spec"),
+        copies=copies,
         member=_member(spec, parent),
         # The last report where nobody is to hear of tasks.
         on_ready=partial(parent.report_ready, last=not spec.get("consumer")),

@@ -21,28 +21,32 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..connection.address import Address
 from ..connection.broker import Broker
 from ..errors import ConfigurationError
 from ..logger import logger
 from ..protocol.commands import new_consumer_name
-from ..protocol.options import MAX_COUNT
 from ..scheduler.scheduler import TaskScheduler
 from ..scheduler.subscriber import Subscriber
 from ..system.cores import environment
 from ..system.interpreter import import_path
 from ..system.loops import Backoff, run_forever
 from .autoscale import Scaling
+from .copies import CopiedChild
 from .heartbeat import OUTAGE_PAUSE_S, DeathReports, Heartbeat, ManagedProcess
 from .killing import Ends, verdict
 from .pipe import Child
 from .renewal import Renewal
 from .restarts import Restarts
+from .scoreboard import Scoreboard
 from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from .lots import Lot
 
 log = logger("redistq.supervisor")
 
@@ -75,16 +79,19 @@ class Supervisor:
         *,
         children: int = 0,
         child_spec: dict[str, Any] | None = None,
+        copies: Sequence[CopiedChild] = (),
         member: ManagedProcess | None = None,
         on_ready: Callable[[], None] | None = None,
         parent: int | None = None,
     ) -> None:
-        """``member`` is a process that runs already, and ``parent`` the one with whose end this
-        supervisor must end; ``on_ready`` is called once, when all children fetch."""
+        """``copies`` are the first of its children where those exist; ``member`` is a process that
+        runs already, and ``parent`` the one with whose end this supervisor must end; ``on_ready``
+        is called once, when all children fetch."""
         self.settings = settings
         self.address = address
         self._child_spec = child_spec or {}
-        self._wanted = children
+        self._copies = list(copies)
+        self._wanted, self._most = settings.processes(children)
         self._on_ready = on_ready
         self._parent = parent
         self._commands = settings.commands_for(address)
@@ -98,11 +105,8 @@ class Supervisor:
         self._restarts = Restarts()
         self._renewal = Renewal(settings)
         self._scaling: Scaling | None = None
-        self._most = children
         if children and settings.autoscale is not None:
             self._scaling = Scaling(settings, self._broker, self._commands)
-            self._wanted = settings.first_processes(children)
-            self._most = settings.first_processes(MAX_COUNT)
         self._ends = Ends()
         self._lots = None
         if children and settings.has:
@@ -176,6 +180,8 @@ class Supervisor:
         finally:
             for listener in listeners:
                 listener.stop()
+            for copy in self._copies:
+                copy.let_go()
             self._broker.close()
 
     def _repeat(self, step: Callable[[], None], stopping: threading.Event) -> None:
@@ -294,14 +300,15 @@ class Supervisor:
         self._deaths.add(member.consumer, started, member.overdue)
         self._restarts.count(member)
         child.let_go()
+        code = child.process.wait()
         if self._lots is not None and member.lot is not None:
             self._lots.end(member.lot)
         if self._stopping.is_set():
             return
-        if member.leaving and not member.killed and child.process.returncode == 0:
+        if member.leaving and not member.killed and code == 0:
             log.info("worker process %d, which %s, has ended", child.pid, member.leaving)
             return
-        why = self._ends.words(member, child.process.returncode)
+        why = self._ends.words(member, code)
         if self._restarts.give_up(member, why):
             return
         if member.leaving:
@@ -333,19 +340,14 @@ class Supervisor:
             return
 
     def _start_child(self, start: int) -> None:
-        scoreboard = self.settings.new_scoreboard()
+        copy = self._copies.pop() if self._copies else None
+        scoreboard = self.settings.new_scoreboard() if copy is None else copy.scoreboard
         lots, lot = self._lots, None
         if lots is not None:
             staying = [member for member in self._staying if member is not self._replaced]
             lot = lots.draw([member.lot.place for member in staying if member.lot])
         try:
-            env = environment(self._most, self.settings.blas_threads)
-            given = [] if lots is None else [lots.descriptor]
-            child = Child(
-                "redistq.worker.child",
-                pass_fds=(scoreboard.descriptor, *given),
-                environment=env | (lots.environment(lot) if lots and lot else {}),
-            )
+            child = self._new_process(scoreboard, lot) if copy is None else copy.child
             member = ManagedProcess(
                 new_consumer_name(socket.gethostname()), scoreboard, child, start=start, lot=lot
             )
@@ -376,6 +378,15 @@ class Supervisor:
         except RuntimeError:
             child.process.kill()
             raise
+
+    def _new_process(self, scoreboard: Scoreboard, lot: Lot | None) -> Child:
+        """Return a process that was started anew, with its part of the resources."""
+        env = environment(self._most, self.settings.blas_threads)
+        descriptors = [scoreboard.descriptor]
+        if self._lots is not None and lot is not None:
+            env |= self._lots.environment(lot)
+            descriptors.append(self._lots.descriptor)
+        return Child("redistq.worker.child", pass_fds=descriptors, environment=env)
 
     def _watch_child(self, member: ManagedProcess, child: Child, spec: dict[str, Any]) -> None:
         """Hear that a child is ready or why it cannot be, then wait for its end."""

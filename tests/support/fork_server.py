@@ -239,6 +239,7 @@ def _serve_what_it_starts(received: Sequence[int]) -> None:
     theirs.close()
     # Where no descriptor that is passed on has its place.
     high = socket.socket(fileno=_high(ours.detach()))
+    processes.keep_from_forks(high.fileno())
     processes.subprocess = ForkServer(high)  # type: ignore[assignment]
 
 
