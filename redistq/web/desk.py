@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from ..dashboard.actions import Actions, Progress
 from ..dashboard.feed import Feed
@@ -46,17 +47,25 @@ class Desk:
         if not self._turn.acquire(blocking=False):
             return "Another action is under way: try again when it has ended."
         try:
-            while True:
-                self._say(next(work))
-        except StopIteration as done:
-            self._say(str(done.value))
-        except RedistqError as error:
-            self._say(f"That did not work: {error}")
+            return said_by(work, self._say)
         finally:
             self._turn.release()
             self.feed.forget_age()
-        return self._notice
 
     def _say(self, sentence: str) -> None:
         self._notice = sentence
         self._said_at = time.monotonic()
+
+
+def said_by(work: Progress, say: Callable[[str], None] = lambda _: None) -> str:
+    """Carry out an action, with calls that block, and return what it says at its end, which is
+    told to ``say`` like all that it says on the way."""
+    try:
+        while True:
+            say(next(work))
+    except StopIteration as done:
+        said = str(done.value)
+    except RedistqError as error:
+        said = f"That did not work: {error}"
+    say(said)
+    return said

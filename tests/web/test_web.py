@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support.farm import EVIL, Farm, fill
+from support.workers import until
 
 from redistq import ConfigurationError, TaskProducer, web
 from redistq.web import command, live, streams
@@ -120,6 +121,95 @@ def test_a_failed_task_is_sent_with_other_arguments(full: TestClient, farm: Farm
     done = full.post("/send?q=tasks", data={"id": failed, "payload": "[7]"}, headers=own)
     assert "is added, with other arguments" in done.text
     assert db.xlen("tasks") == before + 1
+
+
+def shown(client: TestClient, words: str) -> str:
+    """The queue's page once it shows these words: what a page before has just seen is shared."""
+    page = until(
+        lambda: words in (text := client.get("/queue?q=tasks").text) and text,
+        f"{words} on the page",
+    )
+    return str(page)
+
+
+def test_how_to_edit_is_said_to_who_edits_alone(full: TestClient, farm: Farm, app: Any) -> None:
+    """What a button does is said on all pages of the queue; what does nothing yet, on one."""
+    failed = farm.monitor.records.dead()[0].id
+    how = "Edit the arguments, then Send"
+    assert how in full.get(f"/edit?q=tasks&id={failed}").text
+    with client_of(app, VIEWER) as other:
+        for page in ("/queue?q=tasks", f"/task?q=tasks&id={failed}"):
+            assert how not in full.get(page).text
+            assert how not in other.get(page).text
+        act(full, "pause")
+        assert "UTC: Paused." in other.get("/queue?q=tasks").text
+
+
+def test_limits_are_paused_by_their_buttons(full: TestClient, farm: Farm) -> None:
+    """A key with its state, and no button for who only looks."""
+    farm.producer.limits.set("api", at_most=1)
+    shown(full, 'value="key-pause api"')
+    assert act(full, "key-pause api").json()["said"].endswith("api is paused.")
+    state = farm.producer.limits.get("api")
+    assert state is not None
+    assert state.paused_ms is not None
+    assert 'value="key-pause api"' not in shown(full, 'value="key-resume api"')
+    assert act(full, "key-resume api").json()["said"].endswith("api is resumed.")
+    state = farm.producer.limits.get("api")
+    assert state is not None
+    assert state.paused_ms is None
+
+
+def test_schedules_are_paused_and_run_by_their_buttons(
+    full: TestClient, farm: Farm, db: Any
+) -> None:
+    """Run now adds a task, once while the one before goes on; a name that is none is said."""
+    farm.producer.schedules.set("nightly", cron="0 3 * * *", task="report")
+    assert 'value="run nightly"' in shown(full, 'value="schedule-pause nightly"')
+    said = act(full, "schedule-pause nightly").json()["said"]
+    assert said.endswith("Schedule nightly is paused.")
+    assert farm.producer.schedules.get("nightly").paused
+    shown(full, 'value="schedule-resume nightly"')
+    act(full, "schedule-resume nightly")
+    assert not farm.producer.schedules.get("nightly").paused
+    before = db.xlen("tasks")
+    assert act(full, "run nightly").json()["said"].endswith("is added.")
+    assert db.xlen("tasks") == before + 1
+    assert "That did not work" in act(full, "run nobody").json()["said"]
+
+
+def test_viewers_have_no_buttons_for_limits_and_schedules(app: Any, farm: Farm) -> None:
+    """They see both, and who asks all the same is refused."""
+    farm.producer.limits.set("api", at_most=1)
+    farm.producer.schedules.set("nightly", cron="0 3 * * *", task="report")
+    with client_of(app, VIEWER) as viewer:
+        shown(viewer, "nightly")
+        page = shown(viewer, "api")
+        assert "key-pause" not in page
+        assert "schedule-pause" not in page
+        for what in ("key-pause api", "schedule-pause nightly", "run nightly"):
+            assert act(viewer, what).status_code == 403
+    assert farm.producer.limits.get("api").paused_ms is None
+
+
+def test_a_graph_is_drawn_on_its_page(full: TestClient, farm: Farm) -> None:
+    """An image with words for who cannot see it; its picture is SVG with the tasks' names, and of
+    what is no graph of this queue there is none."""
+    pytest.importorskip("matplotlib")
+    with farm.producer.graph("nightly") as graph:
+        first = graph.add("load")
+        graph.add("report", after=first)
+    page = unescape(full.get(f"/batch?q=tasks&id={graph.id}").text)
+    image = re.search(r'<img src="(/graph.svg\?[^"]+)" alt="([^"]+)"', page)
+    assert image, page
+    assert "2 tasks in 2 layers" in image[2]
+    picture = full.get(image[1])
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert picture.text.lstrip().startswith("<?xml")
+    for name in ("load", "report"):
+        assert f"<!-- {name}" in picture.text
+    assert full.get("/graph.svg?q=tasks&id=nobody").status_code == 404
+    assert full.get("/graph.svg?q=a b&id=nightly").status_code == 400
 
 
 def test_who_may_not_is_not_let_in(app: Any, db: Any) -> None:

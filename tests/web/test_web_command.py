@@ -135,6 +135,14 @@ def test_a_page_is_live_and_events_are_told_until_it_ends(site: Site, locked: Se
     assert "Traceback" not in site.process.output
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells what is loaded on Linux")
+def test_the_first_page_is_shown_without_what_charts_need(site: Site) -> None:
+    """It is there at once: numpy, pandas and matplotlib are loaded when a picture is drawn."""
+    assert site.ask("/queue?q=tasks").status_code == 200
+    loaded = Path(f"/proc/{site.process.process.pid}/maps").read_text()
+    assert [name for name in ("numpy", "pandas", "matplotlib") if f"/{name}/" in loaded] == []
+
+
 def test_a_request_is_for_this_server_and_from_its_pages(site: Site) -> None:
     """By its names alone; a cookie that scripts and other sites do not get; no script from
     elsewhere."""
