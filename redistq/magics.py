@@ -140,10 +140,9 @@ class RedistqMagics(magic.Magics):
         return client.start_workers(None if number is None else int(number))
 
     def _stop(self) -> None:
-        workers = self._client(None)._session.workers
-        number = workers.processes
-        for worker in workers.take():
-            worker.stop()
+        client = self._client(None)
+        number = client._session.workers.processes
+        client.stop_workers()
         print(f"stopped {number} worker process{'' if number == 1 else 'es'} of this notebook")
 
     def _failures(self) -> Any:

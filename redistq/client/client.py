@@ -222,7 +222,8 @@ class Client(Submitting, SendsEvents, Executor):
         (``handlers``, or what ``@task`` registered), in the folder the client was made in. Calls
         of clients in other folders or environments they leave to others, unless ``shared`` is set
         (default: as the client is). They stop at ``shutdown``, when this process ends in any way,
-        or by ``stop()`` of what is returned.
+        or by ``stop()`` of what is returned. Each call starts more of them; one that asks for the
+        same as an earlier one whose workers still run says so: see ``stop_workers``.
 
         ``on=SSH(["host1", "host2"])``, ``Slurm(jobs=2)`` or ``Kubernetes(image)`` starts ``n``
         of them on each of other machines: see docs/elsewhere.md.
@@ -235,19 +236,28 @@ class Client(Submitting, SendsEvents, Executor):
         if n is not None:
             n = count("the number of workers", n, most=10_000)
         settings = session.settings
+        names = sorted(handlers) if isinstance(handlers, Iterable) else handlers
+        wish = (n, threads, shared, names, dict(options), type(on), dict(vars(on) if on else {}))
         if not (settings.shared if shared is None else shared):
             options.setdefault("home", settings.home.name)
         if on is not None:
             remote = session.workers.new_elsewhere(settings, on, n, threads, handlers, options)
             say_what_was_left(session)
-            session.workers.start(remote)
+            session.workers.start(remote, wish)
             return remote
         worker = session.workers.new(settings, n, threads, handlers, options)
         if n == 0:
             return worker  # never started: none was asked for
         say_what_was_left(session)
-        session.workers.start(worker)
+        session.workers.start(worker, wish)
         return worker
+
+    def stop_workers(self, timeout: float | None = None) -> bool:
+        """Stop all workers that this client has started: what they run finishes within ``timeout``
+        seconds (default: their ``shutdown_timeout``), the rest waits for others. Return whether all
+        that had started has finished. ``start_workers`` starts new ones."""
+        finished = [worker.stop(timeout) for worker in self._session.workers.take()]
+        return all(finished)
 
     def worker_count(self) -> int:
         """Return how many tasks the workers started here run at a time; without any, the number of

@@ -26,11 +26,14 @@ from .. import slots
 from ..codecs.codec import Codec
 from ..connection.address import Address
 from ..connection.broker import Broker
+from ..display.notebook import say
+from ..display.text import plural
 from ..errors import ConnectionLost, RedistqError, UnknownTask
 from ..functions.blobs import Blobs
 from ..functions.packing import Packer
 from ..functions.signing import Signer
 from ..functions.spill import Spill
+from ..logger import logger
 from ..middleware import Layers
 from ..protocol.commands import Commands
 from ..protocol.homes import Home
@@ -50,6 +53,10 @@ if TYPE_CHECKING:
     from ..elsewhere.pods import Pods
     from ..elsewhere.workers import RemoteWorkers
     from .batch import Batch
+
+    Workers = TaskWorker | RemoteWorkers | Pods
+
+log = logger("redistq.client")
 
 FAREWELL_S = 1.0
 """Seconds that the end of a client may take to remove its inbox."""
@@ -350,7 +357,8 @@ class StartedWorkers:
     """Workers in the order in which they were started; those that have stopped are forgotten."""
 
     def __init__(self) -> None:
-        self._workers: list[TaskWorker | RemoteWorkers | Pods] = []
+        self._started: list[tuple[Workers, object]] = []
+        """With what was asked for at the start of each."""
 
     def new(
         self,
@@ -406,29 +414,43 @@ class StartedWorkers:
             return Pods(place, settings.address, made, processes)
         return RemoteWorkers(place, settings.address, made, processes, handlers)
 
-    def start(self, worker: TaskWorker | RemoteWorkers | Pods) -> None:
-        """Start workers; returns when they are ready."""
+    def start(self, worker: Workers, wish: object) -> None:
+        """Start workers, as ``wish`` asks for; returns when they are ready.
+
+        Where others run that were asked for in the same words, it says so: a cell that is run twice
+        is hardly meant to double them.
+        """
+        alike = sum(other.processes for other, before in self._running() if before == wish)
         worker.start()
-        self._workers[:] = [*(w for w in self._workers if w.running), worker]
+        self._started = [*self._running(), (worker, wish)]
+        if alike:
+            say(
+                f"the same call has started {plural(alike, 'worker')} before: with these "
+                f"there are {self.processes}; client.stop_workers() ends all that this client has "
+                "started",
+                log,
+            )
+
+    def _running(self) -> list[tuple[Workers, object]]:
+        return [(worker, wish) for worker, wish in self._started if worker.running]
 
     @property
     def running(self) -> bool:
         """Whether any of them runs."""
-        return any(worker.running for worker in self._workers)
+        return bool(self._running())
 
     @property
     def processes(self) -> int:
         """How many processes run."""
-        return sum(worker.processes for worker in self._workers if worker.running)
+        return sum(worker.processes for worker, _ in self._running())
 
     @property
     def slots(self) -> int:
         """How many tasks they run at a time; without any, the number of cores."""
-        workers = [worker for worker in self._workers if worker.running]
-        return sum(w.processes * w.settings.threads for w in workers) or cores()
+        return sum(w.processes * w.settings.threads for w, _ in self._running()) or cores()
 
-    def take(self) -> list[TaskWorker | RemoteWorkers | Pods]:
+    def take(self) -> list[Workers]:
         """Return all of them, for the caller to stop; there are none here any more."""
-        taken = list(self._workers)
-        self._workers.clear()
+        taken = [worker for worker, _ in self._started]
+        self._started.clear()
         return taken

@@ -558,6 +558,25 @@ def test_shutdown_waits_for_what_was_submitted(url: str) -> None:
     assert not workers.running
 
 
+def test_the_same_call_that_starts_workers_again_says_so(
+    idle: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cell that is run twice: not where another kind is asked for, nor once they have stopped,
+    which is one call away."""
+    first = idle.start_workers(1)
+    idle.start_workers(1, threads=2)
+    assert "the same call" not in caplog.text
+    again = idle.start_workers(1)
+    assert "has started 1 worker before: with these there are 3;" in caplog.text
+    assert "client.stop_workers() ends all" in caplog.text
+    assert idle.stop_workers(10) is True
+    assert not any((first.running, again.running, idle.has_workers()))
+    caplog.clear()
+    idle.start_workers(1)
+    assert "the same call" not in caplog.text
+    assert idle.submit(abs, -1).result(20) == 1
+
+
 def test_shutdown_without_waiting_finishes_behind_the_scenes(url: str) -> None:
     """It returns at once; the futures come to their end, and the workers stop."""
     client = Client(url, signing_key=KEY)
