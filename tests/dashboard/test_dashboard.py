@@ -6,6 +6,7 @@ import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -723,14 +724,17 @@ class Stage:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """A played notebook; afterwards no thread and no comm of a dashboard may be left."""
+    """A played notebook; afterwards no thread and no comm of a dashboard may be left. What another
+    test has just seen of a queue of the same name is not shown."""
     comm = pytest.importorskip("comm")
     pytest.importorskip("ipywidgets")
+    from redistq.dashboard import feed
     from redistq.dashboard.refresher import refresher
     from redistq.display import notebook
 
     played = Stage()
     monkeypatch.setattr(notebook, "publish", played.publish)
+    monkeypatch.setattr(feed, "_feeds", weakref.WeakValueDictionary())
     before = set(comm.get_comm_manager().comms)
     yield played
     for panel in refresher.panels():
