@@ -60,6 +60,7 @@ class Command(BaseCommand):  # type: ignore[misc]
             from django.utils import autoreload
 
             signal.signal(signal.SIGINT, self._on_interrupt)
+            autoreload.autoreload_started.connect(self._before_the_first_look)
             autoreload.run_with_reloader(self._beside, argv)
             return None
         from redistq.cli.worker import main
@@ -81,6 +82,15 @@ class Command(BaseCommand):  # type: ignore[misc]
     def _on_interrupt(number: int, frame: Any) -> None:
         Command._interrupted = True
         signal.default_int_handler(number, frame)
+
+    @staticmethod
+    def _before_the_first_look(**_: Any) -> None:
+        """Import the tasks: a module that comes after the first look at the files, and changes
+        before the next, would never be seen to change. `_beside` shows what is wrong with them."""
+        from django.utils.module_loading import autodiscover_modules
+
+        with contextlib.suppress(Exception):  # whatever a module of the project raises
+            autodiscover_modules("tasks")
 
     @staticmethod
     def _beside(argv: list[str]) -> None:
