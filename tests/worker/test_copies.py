@@ -29,6 +29,7 @@ def producer(url: str) -> Iterator[TaskProducer]:
 
 def surroundings(payload: Any) -> dict[str, Any]:
     """What a handler finds around it; a process started anew is asked the same."""
+    import gc
     import os
     import signal
     import sys
@@ -61,6 +62,7 @@ def surroundings(payload: Any) -> dict[str, Any]:
         "folder": os.getcwd(),
         "path": sys.path,
         "flags": list(sys.flags),
+        "collects": gc.isenabled(),
         "switch": sys.getswitchinterval(),
         "encoding": (sys.stdout.encoding, sys.stderr.errors, sys.stdout.line_buffering),
     }
@@ -91,6 +93,7 @@ def test_a_copy_is_as_a_process_that_was_started_anew(
         assert not any(map(is_copy, registered(db).values()))
         anew = producer.get_result(producer.add_task("s"), 20)
     assert copied == anew
+    assert copied["collects"], "only while modules are loaded it is off"
     assert copied["environment"]["OF_THE_PROGRAM"] == "1"
     assert copied["environment"]["OMP_NUM_THREADS"] == "3"
 
