@@ -76,7 +76,8 @@ class Prefetch:
         self._has_loop = has_loop
         self._forecast = Forecast()
         self.low = 0
-        """Ask for more when no more than so many tasks wait: many at a time, not one by one."""
+        """Ask for more when no more than so many tasks wait, less than half of what is meant to:
+        many at a time, not one by one."""
         self._seen_started = -1
         self._offered_at = -1  # how many had been started when work that was stuck was offered
         self._stuck_since = 0.0
@@ -95,7 +96,7 @@ class Prefetch:
                 room = idle - waiting
             else:
                 ahead = min(int(self._threads * PREFETCH_NS / max(mean, 1)), PREFETCH_TASKS)
-                self.low = ahead // 2
+                self.low = (ahead - 1) // 2
                 room = ahead - waiting if waiting <= self.low else 0
                 room = max(room, idle - waiting)
         if self._has_loop:

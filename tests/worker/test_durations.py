@@ -192,11 +192,14 @@ def test_as_much_is_read_as_runs_in_a_moment() -> None:
 
 
 def test_many_are_read_at_a_time() -> None:
-    """Nothing is read until half of a moment's work has been started, but for idle runners."""
+    """Nothing is read until more than half of a moment's work has been started, but for idle
+    runners."""
     prefetch = seen(1)
     assert room(prefetch, waiting=26) == 0
-    assert prefetch.low == 25
-    assert room(prefetch, waiting=25) == 25
+    assert prefetch.low == 24
+    assert room(prefetch, waiting=24) == 26
+    longer = seen(20)  # two at a time, not one and one
+    assert (room(longer, waiting=1), room(longer, waiting=0)) == (0, 2)
     assert room(prefetch, waiting=40, idle=41) == 1
 
 
