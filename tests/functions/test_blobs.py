@@ -152,9 +152,9 @@ def test_the_function_of_calls_sent_together_stays_for_all(clean: Client, tmp_pa
     """The first that is done does not take it away."""
     wait_for_it, let_go = gate(tmp_path)
     with clean.graph() as graph:
-        done = graph.submit(nth, array(), 1)
+        done = graph.map(nth, [array(), array()], [1, 2])
         late = graph.submit(nth, [graph.submit(wait_for_it)], 0)
-    assert isinstance(done.compute(20), int)
+    assert len(compute(done, timeout=20)) == 2
     session(clean).blobs.drop_unneeded()
     assert sum(left > BLOB_TTL_S - 60 for left in seconds(clean)) >= 2, "both functions"
     let_go()
