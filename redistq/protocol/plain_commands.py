@@ -115,6 +115,10 @@ class PlainCommands:
         """Ask for state and result in a task's record; None where missing."""
         return Large(("HMGET", self.keys.task(task_id), "state", "result"))
 
+    def small_result_of(self, task_id: str) -> Command:
+        """The same, where the result is known to be small."""
+        return ("HMGET", self.keys.task(task_id), "state", "result")
+
     def result_size(self, task_id: str) -> Command:
         """Ask how many bytes the result in a task's record has; 0 where there is none."""
         return ("HSTRLEN", self.keys.task(task_id), "result")
