@@ -61,7 +61,9 @@ class LazyCall(Referable):
         self.args: tuple[Any, ...]
         self.kwargs: dict[str, Any]
         # Lists and dicts that hold other calls are copied: whatever is done to them later.
-        (self.args, self.kwargs), _ = _replaced((args, kwargs), noting(parents))
+        note = noting(parents)
+        self.args = _replaced(args, note)[0]
+        self.kwargs = _replaced(kwargs, note)[0]
         self.parents = tuple(parents.values())
         self._future: TaskFuture | None = None
 
@@ -247,7 +249,8 @@ class _Sending:
             self.hand_over()
             self._session, self._burst = session, Burst()
         # Futures instead of calls: what is pickled has no way back to this process.
-        (args, kwargs), _ = _replaced((call.args, call.kwargs), self._future_of)
+        args = _replaced(call.args, self._future_of)[0]
+        kwargs = _replaced(call.kwargs, self._future_of)[0]
         future = submit(session, call.fn, args, kwargs, call.options, burst=self._burst)
         self._made[id(call)] = call, future
         if len(self._made) >= _PORTION:
@@ -307,8 +310,11 @@ def _replaced(value: Any, put: Callable[[LazyCall], Any]) -> tuple[Any, bool]:
     if kind is LazyCall:
         return put(value), True
     if kind in _CONTAINERS:
-        if _LOOKED_INTO.isdisjoint(map(type, value)):
-            return value, False  # the usual
+        kinds = {*map(type, value)}
+        if _HOLDERS.isdisjoint(kinds):  # the usual
+            if LazyCall not in kinds:
+                return value, False
+            return kind([put(item) if type(item) is LazyCall else item for item in value]), True
         pairs = [_replaced(item, put) for item in value]
         if any(holds for _, holds in pairs):
             return kind([item for item, _ in pairs]), True
@@ -320,4 +326,4 @@ def _replaced(value: Any, put: Callable[[LazyCall], Any]) -> tuple[Any, bool]:
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
-_LOOKED_INTO = _CONTAINERS | {dict, LazyCall}
+_HOLDERS = _CONTAINERS | {dict}

@@ -34,6 +34,8 @@ from .references import Referable
 
 VERSION = b"2"
 _PYTHON = repr(PYTHON).encode()
+_SHORT = 512
+"""Bytes that are copied in less time than a hash takes two of."""
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None), complex})
 _NOT_OF_A_CLASS = frozenset(
     {"__dict__", "__weakref__", "__module__", "__doc__", "_abc_impl", "__abstractmethods__"}
@@ -82,8 +84,12 @@ def fingerprint_of(value: Any, what: str) -> bytes:
 def _hash(*parts: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=20)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
+        size = len(part)
+        if size < _SHORT:
+            digest.update(size.to_bytes(8, "little") + part)
+        else:
+            digest.update(size.to_bytes(8, "little"))
+            digest.update(part)
     return digest.digest()
 
 
