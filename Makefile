@@ -65,11 +65,11 @@ lint: $(STAMP)
 # Processes by the hundred load redistq and the tests: not from their sources each time.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP) servers sshd slurm browser executors
-	@# Beside lint all tests are loaded once, which leaves their bytecode for the three below.
+	@# Beside lint all tests are loaded once, which leaves their bytecode for the four below.
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1 & $(MAKE) --no-print-directory lint && wait
-	@# Three at a time, for they wait more than they compute. What fails beside others is run again by itself:
-	@# that failure is printed too, and a test that fails alone fails the whole.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || { echo "once more, by themselves:"; \
+	@# Four at a time on two cores, for they wait more than they compute. What fails beside others is run again by
+	@# itself: that failure is printed too, and a test that fails alone fails the whole.
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder || { echo "once more, by themselves:"; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # Hours: every peer, every scenario, five rounds. BENCH="--quick", "--only drain --peers redistq ardiq" and so on.

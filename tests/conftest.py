@@ -18,22 +18,23 @@ from typing import Any
 import pytest
 import redis
 import support.quick_json  # noqa: F401  (before any test loads jsonschema)
-from support.servers import FLAVOURS, MISSING, Server, binary, own_addresses
+from support.servers import FLAVOURS, MISSING, Server, binary, others_serve
 
 PROCESS_GRACE_S = 15.0
 THREAD_GRACE_S = 5.0
 LONGEST = (
-    *("test_notebooks", "test_gate_model", "test_dashboard_browser", "test_executor_own_suite"),
-    *("test_joblib_own_suite", "test_examples", "test_gate_mutations", "test_serve"),
-    *("test_autoscale", "test_environments", "test_worker_faults", "test_time_limits"),
-    *("test_embedded", "test_kernels", "test_ssh", "test_slurm", "test_batches"),
+    *("notebooks", "gate_faults", "gate_model", "client_faults", "ssh", "environments"),
+    *("examples", "script_faults", "batch", "executor_own_suite", "lab", "waiting", "readme"),
+    *("frames", "worker_faults", "dashboard", "at_exit", "leftovers", "cluster", "cli_monitor"),
+    *("bounds", "dashboard_browser", "firing", "embedded", "killers", "refusals"),
+    *("worker_processes", "kernels"),
 )
-"""Files that take half a minute or more. They come first, so that none runs alone at the end."""
+"""The files that take longest, as they did; first, so that none runs alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; all others in their order."""
-    places = {name: place for place, name in enumerate(LONGEST)}
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
@@ -134,11 +135,7 @@ def alone(servers_by_flavour: Callable[[str], Server]) -> None:
     nothing has collected yet, is no such process."""
     deadline = time.monotonic() + PROCESS_GRACE_S
     with servers_by_flavour("valkey").client() as client:
-        while time.monotonic() < deadline:
-            rows: Any = client.client_list()
-            clients = {row["addr"] for row in rows if row["name"] == "redistq"}
-            if not clients or clients <= own_addresses():
-                return
+        while others_serve(client) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 from support.clients import KEY
-from support.servers import Server
+from support.servers import Server, others_serve
 from support.workers import until
 
 BEGIN = """
@@ -128,6 +128,7 @@ def test_a_program_without_workers_says_what_stays(
     program: Callable[..., Any], said: Callable[..., list[str]], db: redis.Redis
 ) -> None:
     """One line: how much, where, and what would have waited. All of it is with the server."""
+    until(lambda: not others_serve(db), "the workers of the test before have gone")
     running = program(TEN, "client.map_batch(work, range(3), name='three')", workers="")
     (line,) = said(running)
     assert running.returncode == 0

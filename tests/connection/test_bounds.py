@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 from support.clients import session
-from support.servers import Server
+from support.servers import Server, clients_at
 from support.workers import until
 
 from redistq import (
@@ -191,14 +191,10 @@ def test_a_name_that_cannot_be_looked_up_ends_a_call_in_time(
 # -- connections -----------------------------------------------------------------------------------
 
 
-def connections(db: redis.Redis) -> int:
-    """How many connections of ours the server has."""
-    return sum(row["name"] == "redistq" for row in db.client_list())
-
-
 @pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
 def test_threads_share_connections(url: str, db: redis.Redis, at_once: bool) -> None:
     """A thread that has ended leaves none behind, and a burst of threads leaves few."""
+    before = clients_at(db)  # of tests before, which nothing has collected yet
     with TaskProducer(url=url) as producer:
         start = threading.Barrier(60 if at_once else 1)
 
@@ -214,19 +210,21 @@ def test_threads_share_connections(url: str, db: redis.Redis, at_once: bool) -> 
         for thread in threads:
             thread.join()
         most = KEPT_IDLE if at_once else 1
-        until(lambda: connections(db) <= most, "the end of the other connections")
+        until(lambda: len(clients_at(db) - before) <= most, "the end of the other connections")
         assert producer.snapshot().ready == 60
 
 
 def test_many_awaited_calls_share_connections(url: str, db: redis.Redis) -> None:
     """A thousand calls at once are no thousand connections."""
 
+    before = clients_at(db)
+
     async def main() -> None:
         async with AsyncTaskProducer(url=url) as producer:
             ids = await asyncio.gather(*(producer.add_task("a", n) for n in range(500)))
             assert len(set(ids)) == 500
             assert (await producer.snapshot()).ready == 500
-            assert connections(db) <= KEPT_IDLE
+            assert len(clients_at(db) - before) <= KEPT_IDLE
 
     asyncio.run(main())
 

@@ -6,6 +6,8 @@ asked after each step stands in `gate_checks`, what a step may change in `gate_m
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -42,6 +44,12 @@ gates = st.builds(
 ).filter(lambda gate: gate.text)
 plain = st.sampled_from([Gate(), Gate(), Gate({"a": 1}), Gate(order="o1"), Gate(group="g1")])
 parents = st.lists(st.tuples(some, st.sampled_from("ssef")), max_size=2)
+
+
+def seeds(usual: int, whole: int) -> list[Any]:
+    """Those of walks: so many always, the others where the whole is asked for."""
+    later = [pytest.param(seed, marks=pytest.mark.whole) for seed in range(usual, whole)]
+    return [*range(usual), *later]
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -193,7 +201,7 @@ def test_no_history_breaks_the_gate(servers_by_flavour, flavour: str) -> None:  
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(3, 8))
 def test_what_follows_is_the_same_by_timers(every_server: Server, seed: int) -> None:
     """A walk in which three steps follow from a call, and timers do all others."""
     world = GateWorld(every_server, mutants=bounded(3))
@@ -203,7 +211,7 @@ def test_what_follows_is_the_same_by_timers(every_server: Server, seed: int) -> 
     world.close()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(4, 12))
 def test_random_walks_conserve_every_gated_task(every_server: Server, seed: int) -> None:
     """A walk of 120 steps over three lanes; at its end everything ends, and nothing is left."""
     world = GateWorld(every_server)

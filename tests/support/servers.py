@@ -87,6 +87,18 @@ def own_addresses() -> set[str]:
     return found
 
 
+def clients_at(server: redis.Redis) -> set[str]:
+    """The connections of redistq's that a server has, by the addresses of their other ends."""
+    rows: Any = server.client_list()
+    return {row["addr"] for row in rows if row["name"] == "redistq"}
+
+
+def others_serve(server: redis.Redis) -> bool:
+    """Whether another process than this one has a client of redistq's on a server."""
+    clients = clients_at(server)
+    return bool(clients) and not clients <= own_addresses()
+
+
 def short_tempdir() -> Path:
     """A new directory whose path leaves room for a unix socket (about 100 characters)."""
     base = tempfile.gettempdir()
