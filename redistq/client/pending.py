@@ -22,10 +22,11 @@ from ..producer.diagnosis import Wait
 from ..producer.sansio import Notification
 from ..protocol.commands import SETTLED, Commands, Watched
 from ..protocol.pieces import Memory
-from .futures import TaskFuture, fail, leave_there, release, settle
+from .futures import TaskFuture
 from .outcomes import Root, is_not_run, not_run
 from .queues import ClientQueue, Presence
 from .readers import Readers
+from .settling import fail, leave_there, release, settle
 
 log = logger("redistq.client")
 

@@ -22,10 +22,11 @@ from ..producer.gated import name_and_queue, not_stored, refusal
 from ..protocol.commands import SETTLED, Command, Commands, Watched
 from ..protocol.keys import PRIORITY_MARK, new_task_id
 from ..protocol.plain_commands import fill
-from .futures import TaskFuture, fail, mark_cancelled, release
+from .futures import TaskFuture
 from .outcomes import not_sent
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
+from .settling import fail, mark_cancelled, release
 
 log = logger("redistq.client")
 

@@ -42,11 +42,12 @@ from ..system.cores import cores
 from ..worker.settings import WorkerSettings
 from ..worker.worker import TaskWorker
 from . import at_exit
-from .futures import TaskFuture, disown
+from .futures import TaskFuture
 from .pending import Pending, TaskWatcher
 from .queues import ClientQueue, Presence
 from .results import ResultListener
 from .sender import Outgoing, Sender
+from .settling import disown
 
 if TYPE_CHECKING:
     from ..elsewhere.place import Place

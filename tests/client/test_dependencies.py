@@ -18,7 +18,8 @@ from support.workers import until
 
 from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskCancelled
 from redistq.client import futures as futures_module
-from redistq.client.futures import LATER, mark_cancelled
+from redistq.client.futures import LATER
+from redistq.client.settling import mark_cancelled
 from redistq.flows import chain, chord, group, map_reduce, sig
 from redistq.functions.fingerprint import fingerprint
 
