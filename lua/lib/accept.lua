@@ -2,6 +2,14 @@
 -- edges that are not written yet, and how many more read its record; true for a task of this call that was not asked
 -- for yet. All parents with edges, one after the other.
 local known, parents = {}, {}
+local marks, counting = {}, false -- the marks that are missing, by lane; whether a reader was counted
+local able_to
+local OWN = 't' .. HOME .. ' '
+local NEW = { 'entry', 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts', 'after', 'added_ms', 'under',
+  'place', 'parents', 'due' }
+-- What other files call of the block below; the rest of it takes none of the 200 locals that Lua allows a script.
+local parent_of, write_parents, accepted, may_accept, accept
+do
 -- state_of(kind, id): how a parent in this lane stands: its state once it has ended, '' before; nil where there is none.
 local function state_of(kind, id)
   if kind == 'b' then
@@ -16,7 +24,7 @@ local function state_of(kind, id)
   return ''
 end
 -- parent_of(key, kind, lane, id): a parent as it stands; nil where there is none.
-local function parent_of(key, kind, lane, id)
+function parent_of(key, kind, lane, id)
   go_to(lane)
   local state = known[key] and '' or state_of(kind, id)
   if not state then return nil end
@@ -25,7 +33,6 @@ local function parent_of(key, kind, lane, id)
   known[key] = found
   return found
 end
-local marks, counting = {}, false -- the marks that are missing, by lane; whether a reader was counted
 -- forget(of, edges, readers): so many edges and readers of a parent, which are not written yet, are none.
 local function forget(of, edges, readers)
   for _ = 1, edges do of.edges[#of.edges] = nil end
@@ -66,7 +73,7 @@ local function depend(of, edge, reads)
   noted[#noted + 1] = { forget, of, 1, reads and 1 or 0 }
 end
 -- write_parents(): the edges of this call's tasks, and what their parents need to know of them.
-local function write_parents()
+function write_parents()
   for i = 1, #parents do
     local of = parents[i]
     if of.state == '' and of.edges[1] then
@@ -185,7 +192,7 @@ end
 -- accepted(task): a new task is in the stream, or waits, from now on; nothing is answered then. Else what
 -- happened instead; raises what fails. Of a task: id, name, payload, opts, due (ms, 0 now), conditions. What its own
 -- record says of it undoes the caller.
-local function accepted(task)
+function accepted(task)
   local id, record = task.id, TASK .. task.id
   local lane, gate = HERE, nil
   task.opts, gate = dated(task.opts)
@@ -272,22 +279,18 @@ local function accepted(task)
   end
   return happened
 end
-local able_to
 -- may_accept(): proves that tasks can be accepted, before anything is written: a full server, and one where they could
 -- not wait, is noticed here. Asked once a call.
-local function may_accept()
+function may_accept()
   if able_to then return end
   local full = redis.pcall('XADD', STREAM, '0-0', 'id', '') -- no entry can have this id
   if not string.find(full.err, 'greater than 0-0', 1, true) then error(full.err, 0) end
   may_wait()
   able_to = true
 end
-local OWN = 't' .. HOME .. ' '
-local NEW = { 'entry', 'state', 'reason', 'name', 'payload', 'attempt', 'recovered', 'opts', 'after', 'added_ms', 'under',
-  'place', 'parents', 'due' }
 -- accept(task): accepted, whole or not at all; answers what is to be said of it: nil when it was added, 'known'
 -- for an id that is taken, 'fault' and words of an error, or a word, an id and more.
-local function accept(task)
+function accept(task)
   if not able_to then
     local able, refused = pcall(may_accept)
     if not able then return 'fault', said(refused) end
@@ -306,4 +309,5 @@ local function accept(task)
   end
   if lane == HOME and (not happened or happened[1] == 'again') then known[OWN .. task.id] = true end
   return happened
+end
 end

@@ -1,3 +1,8 @@
+-- The states in which tasks end, and what a record has of each end.
+local ENDS = { succeeded = 'result', failed = 'error', cancelled = 'reason', expired = 'reason' }
+-- What other files call of the block below; the rest of it takes none of the 200 locals that Lua allows a script.
+local why, follow_up
+do
 -- waiting_task(id): a waiting task as its record says, without its payload; nil where it does not wait.
 local function waiting_task(id)
   local has = redis.call('HMGET', TASK .. id, 'state', 'under', 'opts', 'place', 'name', 'attempt', 'recovered', 'due',
@@ -23,13 +28,12 @@ local function ready(id, task)
   enter(id, task, nil)
 end
 -- why(policy, what, state): why a dependant cannot run since that parent ended so; nil where it can.
-local function why(policy, what, state)
+function why(policy, what, state)
   local kind, ref = string.match(what, '^(%a):(.*)$')
   if policy == 'e' or (policy == 's') == (state == 'succeeded') then return nil end
   local _, id = split(ref)
   return (kind == 'b' and 'batch ' or 'parent ') .. id .. ' ' .. state
 end
-local ENDS = { succeeded = 'result', failed = 'error', cancelled = 'reason', expired = 'reason' }
 -- end_of(child, state): how a task that was returned has ended: its state, and its result, error or words.
 local function end_of(child, state)
   local has = redis.call('HMGET', TASK .. child, 'state', ENDS[state])
@@ -323,7 +327,7 @@ end
 -- follow_up(): does what follows from what this script did (see later), within bounds: what is left over,
 -- and what fails, a timer continues. Fails itself only where no timer can be kept. What was noted of sets and counts is
 -- written.
-local function follow_up()
+function follow_up()
   write_sets()
   local ok, fault = pcall(follow_all)
   write_partly()
@@ -332,4 +336,5 @@ local function follow_up()
   write_counts()
   go_to(HOME)
   if not ok then error(fault, 0) end
+end
 end

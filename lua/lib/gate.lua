@@ -69,10 +69,13 @@ local function write_sets()
     end
   end
 end
+-- What other files call of the block below; the rest of it takes none of the 200 locals that Lua allows a script.
+local new_place, leave_line, wait, enter, lock
+do
 local last_place, noted_place, places = nil, 0, 1
 -- new_place(): the next number in line: of microseconds, but never one that was given before. As many as the
 -- call has had are noted ahead: few writes for many.
-local function new_place()
+function new_place()
   if not last_place then
     last_place = math.max(tonumber(redis.call('HGET', LIMITS, 'n') or 0), NOW * 1000 - 1)
   end
@@ -140,7 +143,7 @@ local function leave_shares(line, group)
   if redis.call('EXISTS', line) == 0 then redis.call('ZREM', SHARES, group) end
 end
 -- leave_line(ref, under, gate): a task stands in the line under a key no more.
-local function leave_line(ref, under, gate)
+function leave_line(ref, under, gate)
   local term = term_of(gate, under)
   if not term then return end
   local line = list_of(term)
@@ -155,7 +158,7 @@ end
 local NONE = {}
 -- wait(id, task, reason, under): a task is in no stream, but accepted: its record says what it waits for.
 -- Noted for undoing where it did not wait before.
-local function wait(id, task, reason, under)
+function wait(id, task, reason, under)
   local record, ref = TASK .. id, ref_of(id)
   place_of(id, task)
   if not task.waits then
@@ -195,7 +198,7 @@ end
 -- whose line it is the first. Answers nothing when it is in; else the key, the reason, and when
 -- there will be room, if that is known. A task: name, payload, attempt, recovered, opts, gate and, where
 -- it has them, held, place; waits: whether it has been waiting already.
-local function enter(id, task, under)
+function enter(id, task, under)
   local asked = task.terms or terms(task.gate)
   local keys, kept = asked.keys, task.held == 'o'
   may_wait()
@@ -234,9 +237,10 @@ local function enter(id, task, under)
   let_in(id, task)
 end
 -- lock(id, gate): a task that runs again has its unique key again, where no other has it.
-local function lock(id, gate)
+function lock(id, gate)
   local asked = terms(gate)
   if asked.unique and not string.find(asked.scope, '^d') then
     redis.call('HSETNX', UNIQUE, asked.unique, asked.scope .. ref_of(id))
   end
+end
 end

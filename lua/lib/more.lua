@@ -1,3 +1,6 @@
+-- What other files call of the block below; the rest of it takes none of the 200 locals that Lua allows a script.
+local more
+do
 -- task_in_line(id, key): a task that waits under this key; nil where it does not. Of one that asks for no other, no
 -- more is read than it takes to let it in.
 local function task_in_line(id, key)
@@ -48,7 +51,7 @@ local function next_of(now, key, line, ref)
   return false
 end
 -- more(key): lets in the first in line under a key, as long as there is room.
-local function more(key)
+function more(key)
   local line = WAITING .. ':' .. key
   while true do
     local now, n, goes_on = standing({ key = key }), 0, true
@@ -71,4 +74,5 @@ local function more(key)
     end
     if not goes_on then return end
   end
+end
 end

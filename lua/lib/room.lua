@@ -3,12 +3,17 @@
 local NOW = now_ms()
 local NOW_TEXT = int(NOW)
 local AGEING_US, SLACK_MS, TICK_MS = 6000000, 100, 5
+-- How keys stand, by key: nothing else writes while this script runs. What goes wrong clears it.
+local stands = {}
+-- What other files call of the block below; the rest of it takes none of the 200 locals that Lua allows a script.
+local terms, term_of, width, stand, standing, count, write_counts, most_of, list_of, obstacle
+do
 local read_terms = {}
 -- terms(gate): what the text of a gated task says: its keys, what is strictly in order first, each with a
 -- weight, its priority, unique key and deadline, whether it has parents, or has started before; and whether it is
 -- plain: asks for keys alone, of which none is strictly in order. `reads`: it has parents and asks for nothing that
 -- is given back.
-local function terms(gate)
+function terms(gate)
   if read_terms[gate] then return read_terms[gate] end
   local found = { keys = {}, priority = 0 }
   read_terms[gate] = found
@@ -39,7 +44,7 @@ local function terms(gate)
   return found
 end
 -- term_of(gate, key): what a gated task asks for under one key; nil where it does not name it.
-local function term_of(gate, key)
+function term_of(gate, key)
   local keys = terms(gate).keys
   for i = 1, #keys do
     if keys[i].key == key then return keys[i] end
@@ -58,7 +63,7 @@ end
 local widths = {}
 -- width(): how many tasks of groups may be in the stream: a rule for `door`, else twice what the workers
 -- of this lane run at a time, counted anew each second.
-local function width()
+function width()
   if widths[HERE] then return widths[HERE] end
   local counted, at = string.match(redis.call('HGET', LIMITS, 'd') or '', '^(%d+) (%d+)$')
   if at and NOW - tonumber(at) < 1000 and tonumber(at) <= NOW then
@@ -75,8 +80,6 @@ local function width()
   redis.call('HSET', LIMITS, 'd', int(slots) .. ' ' .. int(NOW))
   return slots
 end
--- How keys stand, by key: nothing else writes while this script runs. What goes wrong clears it.
-local stands = {}
 -- By how much the counts of keys have changed, by field (the letter and the key), and what they were: they are
 -- written once, at the end (see write_counts).
 local changes, counted = {}, {}
@@ -100,7 +103,7 @@ local function note_key(key, s, w, has, at, over)
   return now
 end
 -- stand(keys, from, to): how keys stand is read in few commands, where it is not known yet; see standing.
-local function stand(keys, from, to)
+function stand(keys, from, to)
   local fields, names, overs, n = {}, {}, {}, 0
   for i = from, to do
     local key = keys[i]
@@ -121,7 +124,7 @@ local function stand(keys, from, to)
 end
 -- standing(term): how a key stands: its rule, whether it has one, slots in use (and the field of their count), tasks
 -- that wait (the same), next token, whether paused.
-local function standing(term)
+function standing(term)
   local key = term.key
   local now = stands[key]
   if now then return now end
@@ -136,12 +139,12 @@ local function standing(term)
   return note_key(key, s, w, has, 1, patterns[over])
 end
 -- count(field, n): so many more, or fewer, are in use or wait under a key.
-local function count(field, n)
+function count(field, n)
   changes[field] = (changes[field] or 0) + n
 end
 -- write_counts(): the counts that have changed are written: one step, however many keys and tasks it was. What fails
 -- is done later, by timers with words of their own, for the tasks are where they are.
-local function write_counts()
+function write_counts()
   if not next(changes) then return end
   local changed, set, gone = changes, {}, {}
   changes = {}
@@ -173,11 +176,11 @@ local function write_counts()
   write('HDEL', gone, 1)
 end
 -- most_of(term, now): how many slots a key has, in which it stands so; nil for as many as are wanted.
-local function most_of(term, now)
+function most_of(term, now)
   return term.order and 1 or now.rule.at_most or (term.group and width())
 end
 -- list_of(term): the key of the line under a key; for the door, of one group's.
-local function list_of(term)
+function list_of(term)
   if term.group then return WAITING .. ':' .. term.key .. '\n' .. term.group end
   local now = standing(term)
   now.line = now.line or WAITING .. ':' .. term.key
@@ -185,7 +188,7 @@ local function list_of(term)
 end
 -- obstacle(term, first): why there is no room for a task under a key, and when there will be, if that
 -- is known; nil where there is. `first`: it is the first in line there.
-local function obstacle(term, first)
+function obstacle(term, first)
   local now = standing(term)
   if now.paused then return 'paused' end
   local most = most_of(term, now)
@@ -196,4 +199,5 @@ local function obstacle(term, first)
   local each = now.rule.rate and now.rule.per / now.rule.rate or 0
   local free_at = now.tat - ((now.rule.burst or 1) - 1) * each
   if free_at > NOW then return 'rate', free_at end
+end
 end

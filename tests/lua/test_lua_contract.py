@@ -160,6 +160,8 @@ def test_whole_lines_of_comments_are_all_that_is_stripped(verb: str) -> None:
 
 # -- fragments -----------------------------------------------------------------------------------
 
+FUNCTION = re.compile(r"(?:local )?function (\w+)\(([^)]*)\)")
+
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_include_exists_and_is_written_as_the_loader_reads_it(verb: str) -> None:
@@ -184,10 +186,10 @@ def test_fragment_says_what_each_function_promises(fragment: str) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert not includes(path), "the loader does not look into fragments"
     assert lines[0].startswith("-- ")
-    functions = [i for i, line in enumerate(lines) if line.startswith("local function ")]
+    functions = [i for i, line in enumerate(lines) if FUNCTION.match(line)]
     assert functions
     for at in functions:
-        name, parameters = re.match(r"local function (\w+)\(([^)]*)\)", lines[at]).groups()
+        name, parameters = FUNCTION.match(lines[at]).groups()
         first = at
         while first and lines[first - 1].startswith("--"):
             first -= 1
@@ -213,7 +215,7 @@ def called_by(verb: str) -> dict[str, tuple[str, str]]:
     for name in includes(FOLDER / f"{verb}.lua"):
         code = code_of(FOLDER / "lib" / f"{name}.lua")
         assert not re.search(r"\b(KEYS|ARGV)\[", code), "slots are the scripts' business"
-        for function in re.split(r"^local function ", code, flags=re.M)[1:]:
+        for function in re.split(r"^(?:local )?function ", code, flags=re.M)[1:]:
             functions[function[: function.index("(")]] = (name, function)
     called: dict[str, tuple[str, str]] = {}
     code = code_of(FOLDER / f"{verb}.lua")
@@ -419,8 +421,38 @@ def test_one_task_is_enqueued_like_many() -> None:
 @pytest.mark.parametrize("verb", scripts.VERBS)
 def test_every_function_of_a_fragment_that_is_called_is_there(verb: str) -> None:
     """A fragment that is not included shows only when its function is called."""
-    defined = re.compile(r"^local function (\w+)", re.MULTILINE)
+    defined = re.compile(r"^(?:local )?function (\w+)", re.MULTILINE)
     fragments = "".join(path.read_text() for path in (scripts.folder() / "lib").glob("*.lua"))
     text = scripts.load(verb).text
     wanted = {name for name in defined.findall(fragments) if re.search(rf"\b{name}\(", text)}
-    assert wanted - set(re.findall(r"local function (\w+)", text)) == set()
+    assert wanted - set(re.findall(r"\bfunction (\w+)", text)) == set()
+
+
+def hidden(fragment: str) -> set[str]:
+    """What only the fragment itself sees: locals of its block, which is the last in its file."""
+    _, _, block = code_of(FOLDER / "lib" / f"{fragment}.lua").partition("\ndo\n")
+    found = re.findall(r"^local (?:function )?(\w+(?:, \w+)*)", block, re.M)
+    return {name for names in found for name in names.split(", ")}
+
+
+@pytest.mark.parametrize("fragment", [name for name in FRAGMENTS if hidden(name)])
+def test_what_a_fragment_hides_is_used_by_no_other_file(fragment: str) -> None:
+    """There it would be a global that nobody has set, and only on the path that reads it."""
+    path = FOLDER / "lib" / f"{fragment}.lua"
+    for other in {*FOLDER.rglob("*.lua")} - {path}:
+        code = code_of(other)
+        for name in hidden(fragment):
+            own = rf"\b(?:local|for|function)\b[^=\n]*\b{name}\b"
+            assert re.search(own, code) or not re.search(rf"(?<!\.)\b{name}\b(?! =)", code), (
+                f"{other.name} uses {name}"
+            )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_script_has_room_for_twenty_more_locals(server: Server, verb: str) -> None:
+    """Lua takes 200 in a function at once: 20 more in front of all others still fit, in the script
+    itself and in every function at its margin."""
+    more = "local " + ", ".join(f"more{n}" for n in range(20)) + "\n"
+    inside = re.compile(r"^((?:local )?function \w+\([^)]*\)\n)", re.MULTILINE)
+    with server.client() as client:
+        client.script_load(more + inside.sub(rf"\g<1>{more}", scripts.load(verb).text))
