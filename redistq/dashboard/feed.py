@@ -23,7 +23,7 @@ from ..logger import logger
 from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter, Event
 from ..monitor.server import ServerLook, ServerMemory
-from ..monitor.tick import Tick, is_unused
+from ..monitor.tick import Tick, is_unused, running_of
 from ..producer.clearing import lanes_of
 from ..protocol.commands import Snapshot
 from ..protocol.keys import PRIORITIES
@@ -42,6 +42,8 @@ LETTERS_READ = 200
 LETTERS_EVERY_S = 2.0
 LANES_EVERY_S = 2.0
 """How often the figures of the other priorities are read."""
+WORKERS_READ = 100
+"""Workers of which is known what they run of other priorities."""
 RATE_OVER_MS = 10_000
 """A batch's rate is that of so long."""
 PREVIEWS_KEPT = 2_000
@@ -94,6 +96,16 @@ class View:
     lanes: Mapping[str, Snapshot] = field(default_factory=dict)
     links: Links = NO_LINKS
     memory: ServerMemory | None = None
+
+    def beside(self, consumer: str) -> dict[str, int]:
+        """Return how many tasks of other priorities a worker runs, as far as is known."""
+        found = {}
+        for priority, shot in self.lanes.items():
+            if self.tick is not None and shot is not self.tick.snapshot:
+                rows = (row for row in shot.workers if row.consumer == consumer)
+                if count := sum(map(running_of, rows)):
+                    found[priority] = count
+        return found
 
 
 class Feed:
@@ -253,7 +265,10 @@ class Feed:
         self._lanes_at = time.monotonic()
         own = self.monitor.commands
         others = {name: each for name, each in lanes_of(own).items() if each is not own}
-        replies = self.monitor.broker.call_many([each.snapshot(1) for each in others.values()])
+        most = {name: WORKERS_READ if name in self._lanes else 1 for name in others}
+        replies = self.monitor.broker.call_many(
+            [each.snapshot(most[name]) for name, each in others.items()]
+        )
         shots = {
             name: own.read_snapshot(reply)
             for name, reply in zip(others, list(replies), strict=True)

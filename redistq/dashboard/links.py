@@ -19,6 +19,10 @@ class Links:
         """Return a text that leads to a batch or graph."""
         return join([text])
 
+    def to_queue(self, name: str, text: str) -> Html:
+        """Return a text that leads to a queue, or to one of its priorities."""
+        return join([text])
+
     def button(self, what: str, text: str, tip: str) -> Html:
         """Return the button of an action (see Actions.start); ``tip`` says more of it."""
         return Html("")

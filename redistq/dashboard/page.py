@@ -114,13 +114,14 @@ def _figures(view: View, tick: Tick) -> Html:
     share = f"{tick.count('failed') / done:.1%}, " if done else ""
     share += f"{shot.dead:,} kept" if shot.dead else "none kept"
     retried = tick.count("retried")
+    others = sum(sum(view.beside(worker.consumer).values()) for worker in tick.workers)
     tiles = (
         (QUEUED.color, f"{shot.ready:,}", f"{QUEUED.glyph} queued", waits),
         (
             RUNNING.color,
             f"{tick.running_count:,}",
             f"{RUNNING.glyph} running",
-            f"of {plural(tick.slots, 'slot')}",
+            f"of {plural(tick.slots, 'slot')}" + (f", {others:,} others" if others else ""),
         ),
         (DELAYED.color, f"{shot.delayed:,}", f"{DELAYED.glyph} delayed", due),
         (WAITING.color, f"{shot.waiting:,}", f"{WAITING.glyph} waiting", held),

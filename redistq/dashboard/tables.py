@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..display.batches import line_of
 from ..display.html import (
@@ -42,11 +42,12 @@ from ..monitor.tick import (
     slots_of,
 )
 from ..protocol.commands import Snapshot, WorkerRow
+from ..protocol.keys import at_priority, without_priority
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
 from ..system.memory import in_words
 from .feed import EVENTS_SHOWN, View
-from .links import Links
+from .links import NO_LINKS, Links
 from .words import (
     batch_said,
     beat_age,
@@ -72,10 +73,10 @@ def workers(view: View) -> Html:
     if tick is None:
         return Html("")
     known = (*tick.silent, *tick.workers)
-    rows = [_worker(worker, tick, view.links) for worker in known[:WORKERS_SHOWN]]
+    rows = [_worker(worker, tick, view) for worker in known[:WORKERS_SHOWN]]
     total = max(tick.snapshot.workers_total, len(known))
     more = f" (the first {len(rows)} of {total:,})" if total > len(rows) else ""
-    busy = sum(1 for worker in tick.workers if running_of(worker))
+    busy = sum(1 for row in tick.workers if running_of(row) or view.beside(row.consumer))
     heading = f"Workers: {total:,}, {busy:,} busy{more}"
     if not rows:
         return block([caption("Workers: none")])
@@ -83,11 +84,13 @@ def workers(view: View) -> Html:
     return block([table(heading, columns, rows)])
 
 
-def _worker(worker: WorkerRow, tick: Tick, links: Links) -> tuple[str, ...]:
+def _worker(worker: WorkerRow, tick: Tick, view: View) -> tuple[str, ...]:
     details = worker.details
     age = beat_age(worker, tick)
     slots = slots_of(worker)
-    busy = running_of(worker)
+    own = running_of(worker)
+    beside = view.beside(worker.consumer)
+    busy = min(own + sum(beside.values()), max(slots, own))  # those were counted a moment apart
     if worker.deadline_ms < tick.now_ms:
         state = mark(f"⚠ silent for {duration(age)}", WARNING)
     elif age > (tick.snapshot.lease_ms or 10_000) / 2:
@@ -104,7 +107,7 @@ def _worker(worker: WorkerRow, tick: Tick, links: Links) -> tuple[str, ...]:
     return (
         join([host, tag("span", pid, style=f"white-space:nowrap;{MUTED}")]),
         state,
-        _runs(held, (max(busy, 1), worker.pending), tick.now_ms, links),
+        _runs(held, (max(own, 1), worker.pending), tick.now_ms, view, beside),
         f"{busy:,} of {slots:,}",
         _memory(worker),
         "–" if (cpu := cpu_of(worker)) is None else f"{cpu:.0%}",
@@ -123,7 +126,13 @@ def _memory(worker: WorkerRow) -> str:
     return mark(f"⚠ {said}", WARNING) if rss > limit * NEARLY_FULL else said
 
 
-def _runs(held: Sequence[Running], counts: tuple[int, int], now_ms: int, links: Links) -> Html:
+def _runs(
+    held: Sequence[Running],
+    counts: tuple[int, int],
+    now_ms: int,
+    view: View,
+    beside: Mapping[str, int],
+) -> Html:
     busy, pending = counts
     # Those the heartbeat listed come first; what a worker merely holds starts within moments.
     shown = sorted(held, key=lambda task: (not task.started, task.since_ms))[: min(busy, 3)]
@@ -134,7 +143,7 @@ def _runs(held: Sequence[Running], counts: tuple[int, int], now_ms: int, links: 
         lines.append(
             tag(
                 "div",
-                links.task(task.id, title(task.name)),
+                view.links.task(task.id, title(task.name)),
                 " ",
                 mono(clean(payload_said(task.name, task.preview), 40)),
                 tag(
@@ -149,6 +158,8 @@ def _runs(held: Sequence[Running], counts: tuple[int, int], now_ms: int, links: 
     more = pending - len(shown)
     if more > 0:
         lines.append(tag("div", f"and {more:,} more in hand", style=MUTED))
+    for priority, count in beside.items():
+        lines.append(tag("div", f"{count:,} of priority {priority}", style=MUTED))
     return join(lines) if lines else tag("span", "–", style=MUTED)
 
 
@@ -243,10 +254,23 @@ def priorities(view: View) -> Html:
     """Return the figures of each priority and of all together; '' where all tasks are of one."""
     if not view.lanes:
         return Html("")
-    rows = [(name, *_lane([shot])) for name, shot in view.lanes.items()]
+    rows = [
+        (view.links.to_queue(at_priority(without_priority(view.queue), name), name), *_lane([shot]))
+        for name, shot in view.lanes.items()
+    ]
     rows.append((tag("strong", "all"), *_lane(list(view.lanes.values()))))
     columns = ("Priority", ">Queued", ">In hand", ">Delayed", ">Succeeded", ">Failed", "~>Kept")
-    return block([table("By priority", columns, rows)])
+    parts = [table("By priority", columns, rows)]
+    if view.links is NO_LINKS:
+        other = next(name for name, shot in view.lanes.items() if shot is not _own(view))
+        alone = at_priority(without_priority(view.queue), other)
+        text = f'batches, failures and attempts of one: Dashboard(…, queue="{clean(alone)}")'
+        parts.append(tag("div", text, style=MUTED))
+    return block(parts)
+
+
+def _own(view: View) -> Snapshot | None:
+    return None if view.tick is None else view.tick.snapshot
 
 
 def _lane(shots: Sequence[Snapshot]) -> tuple[str, ...]:

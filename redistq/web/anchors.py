@@ -24,6 +24,10 @@ class Anchors(Links):
         """Return a link to a batch or graph."""
         return tag("a", text, href=shell.address(self.root, "/batch", q=self.queue, id=batch_id))
 
+    def to_queue(self, name: str, text: str) -> Html:
+        """Return a link to a queue, or to one of its priorities."""
+        return tag("a", text, href=shell.address(self.root, "/queue", q=name))
+
     def button(self, what: str, text: str, tip: str) -> Html:
         """Return the button of an action, for whoever may act."""
         return shell.action(what, text, tip) if self.acts else Html("")

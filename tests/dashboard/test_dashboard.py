@@ -377,7 +377,24 @@ def test_priorities_are_summed(producer: TaskProducer) -> None:
     assert "high 3 0" in text
     assert "normal 4 0" in text
     assert "all 7 0" in text
+    assert 'Dashboard(…, queue="seen!high")' in text
     found.monitor.close()
+
+
+def test_what_workers_run_of_other_priorities_is_seen() -> None:
+    """A worker that runs nothing of this priority is not idle where it runs others."""
+    details = {"host": "host", "pid": "7", "threads": "4", "running": ""}
+    idle = WorkerRow("host:abc", NOW + 9_000, 0, details)
+    own = snapshot(workers=[idle], pending=0)
+    busy = replace(idle, pending=3, details={**details, "running": "1-0 2-0 3-0"})
+    high = snapshot(workers=[busy, replace(busy, consumer="host:other")])
+    seen = view(tick(own, running=()), lanes={"high": high, "normal": own})
+    text = re.sub(r"\s+", " ", Reader(tables.workers(seen)).text)
+    assert "Workers: 1, 1 busy" in text
+    assert "▶ busy 3 of priority high 3 of 4" in text
+    assert "of 4 slots, 3 others" in Reader(page.page(seen)).text
+    alone = view(tick(own, running=()))
+    assert "○ idle – 0 of 4" in re.sub(r"\s+", " ", Reader(tables.workers(alone)).text)
 
 
 def test_failures_are_grouped_by_error() -> None:
