@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Generator, Iterator
 
 from ..display.text import clock, plural
+from ..monitor.monitor import TaskMonitor
 from ..monitor.rows import DeadLetter
 from ..producer.limits import Limits
 from ..producer.schedules import Schedules
@@ -83,7 +84,9 @@ class Actions:
             return self._retry_batch(name)
         if verb == "group-retry":
             return self._retry(
-                lambda dead: group_key(dead.error_type, dead.name) == name, "failed task"
+                lambda dead: group_key(dead.error_type, dead.name) == name,
+                "failed task",
+                self.feed.monitor,
             )
         return None
 
@@ -141,16 +144,17 @@ class Actions:
 
     def _cancel_batch(self, name: str) -> Progress:
         yield f"Cancelling {name} …"
-        words = self.feed.monitor.producer.cancel_where(batch=name)
+        words = self.feed.monitor_of(name).producer.cancel_where(batch=name)
         return f"{self._now()} {plural(words.get('cancelled', 0), 'task')} of {name} cancelled."
 
     def _retry_batch(self, name: str) -> Progress:
         yield f"Sending failed tasks of {name} again …"
-        producer = self.feed.monitor.producer
-        if self.feed.monitor.records.layers(name):
-            count = producer.graph(name).resume()
+        monitor = self.feed.monitor_of(name)
+        if monitor.records.layers(name):
+            count = monitor.producer.graph(name).resume()
             return f"{self._now()} {plural(count, 'task')} of {name} run again."
-        return (yield from self._retry(lambda dead: is_of_batch(dead.id, name), f"task of {name}"))
+        what = f"task of {name}"
+        return (yield from self._retry(lambda dead: is_of_batch(dead.id, name), what, monitor))
 
     # -- one task --------------------------------------------------------------------------------
 
@@ -178,13 +182,15 @@ class Actions:
         added = producer.add_task(status.name or "", payload)
         return f"{self._now()} {added} is added, with other arguments than {task_id}."
 
-    def _retry(self, is_wanted: Callable[[DeadLetter], bool], what: str) -> Progress:
+    def _retry(
+        self, is_wanted: Callable[[DeadLetter], bool], what: str, monitor: TaskMonitor
+    ) -> Progress:
         yield "Sending failed tasks again …"
-        letters = self.feed.monitor.records.dead(LETTERS_LOOKED_AT, full=False)
+        letters = monitor.records.dead(LETTERS_LOOKED_AT, full=False)
         ids = [dead.id for dead in letters if is_wanted(dead)]
         count = 0
         for part in _parts(ids):
-            count += self.feed.monitor.replay(*part)
+            count += monitor.replay(*part)
             yield f"Sending again: {count:,} of {len(ids):,} so far …"
         word, _, rest = what.partition(" of ")
         of = f" of {rest}" if rest else ""

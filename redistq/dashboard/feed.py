@@ -11,9 +11,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ..connection.address import Address
@@ -21,7 +21,7 @@ from ..display.html import TRAIL_MS
 from ..errors import RedistqError
 from ..logger import logger
 from ..monitor.monitor import TaskMonitor
-from ..monitor.rows import DeadLetter, Event
+from ..monitor.rows import BatchRow, DeadLetter, Event
 from ..monitor.server import ServerLook, ServerMemory
 from ..monitor.tick import Tick, is_unused, running_of
 from ..producer.clearing import lanes_of
@@ -42,8 +42,8 @@ LETTERS_READ = 200
 LETTERS_EVERY_S = 2.0
 LANES_EVERY_S = 2.0
 """How often the figures of the other priorities are read."""
-WORKERS_READ = 100
-"""Workers of which is known what they run of other priorities."""
+LANE_LIMITS = {"events": 1, "running": 1, "dead": 1, "limits": 1, "schedules": 1}
+"""What is read of the other priorities, beside figures, workers and batches."""
 RATE_OVER_MS = 10_000
 """A batch's rate is that of so long."""
 PREVIEWS_KEPT = 2_000
@@ -74,8 +74,9 @@ class View:
     some newest attempts, newest first (with ``gaps``: not all of their time), ``letters`` the
     newest dead letters without tracebacks. ``rates`` are tasks of each batch that end a second,
     ``layers`` says which batches are graphs, ``lanes`` has the figures by priority (empty where
-    all tasks are of one), ``previews`` the starts of payloads by task id, where they were seen, and
-    ``memory`` the server's (None: not known). ``links`` is what tasks and batches lead to.
+    all tasks are of one) and ``lane_batches`` the newest batches of the other priorities,
+    ``previews`` the starts of payloads by task id, where they were seen, and ``memory`` the
+    server's (None: not known). ``links`` is what tasks and batches lead to.
     """
 
     queue: str
@@ -94,8 +95,25 @@ class View:
     previews: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, int | None] = field(default_factory=dict)
     lanes: Mapping[str, Snapshot] = field(default_factory=dict)
+    lane_batches: Mapping[str, Sequence[BatchRow]] = field(default_factory=dict)
     links: Links = NO_LINKS
     memory: ServerMemory | None = None
+
+    @property
+    def batches(self) -> list[BatchRow]:
+        """The newest batches of all priorities, the newest first."""
+        own = self.tick.batches if self.tick is not None else ()
+        rows = chain(own, *self.lane_batches.values())
+        return sorted(rows, key=lambda row: row.created_ms, reverse=True)
+
+    def priority_of(self, batch_id: str) -> str:
+        """Return of which other priority a batch is; '' for one of this one."""
+        found = (
+            priority
+            for priority, rows in self.lane_batches.items()
+            if any(row.id == batch_id for row in rows)
+        )
+        return next(found, "")
 
     def beside(self, consumer: str) -> dict[str, int]:
         """Return how many tasks of other priorities a worker runs, as far as is known."""
@@ -145,6 +163,8 @@ class Feed:
         self._lettered: tuple[Any, ...] = ()
         self._lettered_at = 0.0
         self._lanes: dict[str, Snapshot] = {}
+        self._lane_batches: dict[str, tuple[BatchRow, ...]] = {}
+        self._lane_monitors: dict[str, TaskMonitor] = {}
         self._lanes_at = -LANES_EVERY_S
         self._trails: dict[str, deque[tuple[int, int]]] = {}
         self._previews: dict[str, str] = {}
@@ -214,17 +234,20 @@ class Feed:
             self._keep_lanes()
 
     def _keep_batches(self, tick: Tick) -> None:
-        known = {row.id for row in tick.batches}
+        known = {row.id for row in chain(tick.batches, *self._lane_batches.values())}
         for gone in self._trails.keys() - known:
             del self._trails[gone]
             self._layers.pop(gone, None)
+        self._note_batches(tick, self.monitor)
+
+    def _note_batches(self, tick: Tick, monitor: TaskMonitor) -> None:
         for row in tick.batches:
             trail = self._trails.setdefault(row.id, deque())
             if trail and row.settled < trail[-1][1]:
                 trail.clear()  # some were sent again
             trail.append((tick.now_ms, row.settled))
             if self._deep and row.id not in self._layers:
-                self._layers[row.id] = self.monitor.records.layers(row.id)
+                self._layers[row.id] = monitor.records.layers(row.id)
             while trail[0][0] < tick.now_ms - RATE_OVER_MS and len(trail) > 2:
                 trail.popleft()
 
@@ -259,21 +282,43 @@ class Feed:
         return tuple(self.monitor.records.dead(self.letters_read, full=False))
 
     def _keep_lanes(self) -> None:
-        """Read the figures of the other priorities."""
+        """Read the figures, workers and batches of the other priorities that are used."""
         if time.monotonic() - self._lanes_at < LANES_EVERY_S:
             return
         self._lanes_at = time.monotonic()
         own = self.monitor.commands
         others = {name: each for name, each in lanes_of(own).items() if each is not own}
-        most = {name: WORKERS_READ if name in self._lanes else 1 for name in others}
-        replies = self.monitor.broker.call_many(
-            [each.snapshot(most[name]) for name, each in others.items()]
-        )
-        shots = {
-            name: own.read_snapshot(reply)
-            for name, reply in zip(others, list(replies), strict=True)
-        }
-        self._lanes = {name: shot for name, shot in shots.items() if not is_unused(shot)}
+        replies = self.monitor.broker.call_many([each.snapshot(1) for each in others.values()])
+        self._lanes.clear()
+        self._lane_batches.clear()
+        for (name, each), reply in zip(others.items(), list(replies), strict=True):
+            if is_unused(own.read_snapshot(reply)):
+                continue
+            monitor = self._lane_monitor(name, each.keys.stream)
+            tick = monitor.tick(None, **LANE_LIMITS)
+            self._lanes[name] = tick.snapshot
+            self._lane_batches[name] = tick.batches
+            self._note_batches(tick, monitor)
+
+    def _lane_monitor(self, priority: str, stream: str) -> TaskMonitor:
+        monitor = self._lane_monitors.get(priority)
+        if monitor is None:
+            own = self.monitor
+            monitor = self._lane_monitors[priority] = TaskMonitor(
+                address=own.producer.address,
+                stream=stream,
+                group=own.commands.group,
+                timeout=CALL_TIMEOUT_S,
+            )
+            weakref.finalize(self, monitor.close)
+        return monitor
+
+    def monitor_of(self, batch_id: str) -> TaskMonitor:
+        """Return the monitor of the priority that a batch is of."""
+        for priority, rows in self._lane_batches.items():
+            if any(row.id == batch_id for row in rows):
+                return self._lane_monitors[priority]
+        return self.monitor
 
     def _lanes_now(self) -> dict[str, Snapshot]:
         """Return the figures by priority, the most urgent first; nothing where all is of one."""
@@ -330,6 +375,7 @@ class Feed:
             previews=dict(self._previews),
             layers=dict(self._layers),
             lanes=self._lanes_now(),
+            lane_batches=dict(self._lane_batches),
             memory=self._server.memory,
             **more,
         )

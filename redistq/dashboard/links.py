@@ -15,8 +15,8 @@ class Links:
         """Return a text that leads to a task."""
         return join([text])
 
-    def batch(self, batch_id: str, text: str) -> Html:
-        """Return a text that leads to a batch or graph."""
+    def batch(self, batch_id: str, text: str, queue: str) -> Html:
+        """Return a text that leads to a batch or graph of a queue."""
         return join([text])
 
     def to_queue(self, name: str, text: str) -> Html:

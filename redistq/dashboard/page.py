@@ -121,7 +121,7 @@ def _figures(view: View, tick: Tick) -> Html:
             RUNNING.color,
             f"{tick.running_count:,}",
             f"{RUNNING.glyph} running",
-            f"of {plural(tick.slots, 'slot')}" + (f", {others:,} others" if others else ""),
+            f"and {others:,} others" if others else f"of {plural(tick.slots, 'slot')}",
         ),
         (DELAYED.color, f"{shot.delayed:,}", f"{DELAYED.glyph} delayed", due),
         (WAITING.color, f"{shot.waiting:,}", f"{WAITING.glyph} waiting", held),

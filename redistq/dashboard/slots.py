@@ -88,7 +88,7 @@ class BatchRows:
 
     def render(self, view: View, busy: bool) -> None:
         """Show the batches of a view."""
-        found = {row.id: row for row in view.tick.batches[:BATCHES_SHOWN]} if view.tick else {}
+        found = {row.id: row for row in view.batches[:BATCHES_SHOWN]} if view.tick else {}
         update(self.heading, value=str(batches_heading(view)))
         held = placed(self.rows, list(found))
         order = {key: at for at, key in enumerate(found)}

@@ -203,7 +203,7 @@ def batches(view: View) -> Html:
     heading = batches_heading(view)
     if view.tick is None or not heading:
         return Html("")
-    rows = view.tick.batches[:BATCHES_SHOWN]
+    rows = view.batches[:BATCHES_SHOWN]
     lines = (with_buttons(batch_line(row, view), batch_buttons(row, view.links)) for row in rows)
     return block([heading, *(tag("div", line, style=LINE) for line in lines)])
 
@@ -234,9 +234,9 @@ def with_buttons(line: Html, buttons: Html) -> Html:
 
 def batches_heading(view: View) -> Html:
     """Return the heading over the batches; '' where there is none."""
-    if view.tick is None or not view.tick.batches:
+    if view.tick is None or not view.batches:
         return Html("")
-    shown = min(len(view.tick.batches), BATCHES_SHOWN)
+    shown = min(len(view.batches), BATCHES_SHOWN)
     return caption(f"Batches and graphs: the newest {shown}")
 
 
@@ -244,10 +244,14 @@ def batch_line(row: BatchRow, view: View) -> Html:
     """Return one batch: name, a bar of what succeeded, failed and is left, rate, time left."""
     assert view.tick is not None
     layers = view.layers.get(row.id)
-    graph = f" graph of {plural(layers, 'layer')}" if layers else ""
+    aside = [f"graph of {plural(layers, 'layer')}"] if layers else []
+    queue, priority = view.queue, view.priority_of(row.id)
+    if priority:
+        aside.append(f"priority {priority}")
+        queue = at_priority(without_priority(queue), priority)
     more = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
-    name = view.links.batch(row.id, clean(row.name or row.id, 40))
-    return line_of(name, counts_of(row), more, graph)
+    name = view.links.batch(row.id, clean(row.name or row.id, 40), queue)
+    return line_of(name, counts_of(row), more, " " + " · ".join(aside) if aside else "")
 
 
 def priorities(view: View) -> Html:
@@ -264,7 +268,7 @@ def priorities(view: View) -> Html:
     if view.links is NO_LINKS:
         other = next(name for name, shot in view.lanes.items() if shot is not _own(view))
         alone = at_priority(without_priority(view.queue), other)
-        text = f'batches, failures and attempts of one: Dashboard(…, queue="{clean(alone)}")'
+        text = f'failures and attempts of one: Dashboard(…, queue="{clean(alone)}")'
         parts.append(tag("div", text, style=MUTED))
     return block(parts)
 

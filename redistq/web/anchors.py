@@ -20,9 +20,9 @@ class Anchors(Links):
         """Return a link to a task."""
         return tag("a", text, href=shell.address(self.root, "/task", q=self.queue, id=task_id))
 
-    def batch(self, batch_id: str, text: str) -> Html:
-        """Return a link to a batch or graph."""
-        return tag("a", text, href=shell.address(self.root, "/batch", q=self.queue, id=batch_id))
+    def batch(self, batch_id: str, text: str, queue: str) -> Html:
+        """Return a link to a batch or graph of a queue."""
+        return tag("a", text, href=shell.address(self.root, "/batch", q=queue, id=batch_id))
 
     def to_queue(self, name: str, text: str) -> Html:
         """Return a link to a queue, or to one of its priorities."""

@@ -19,6 +19,7 @@ from support.servers import Server
 
 from redistq import ConfigurationError, TaskMonitor, TaskProducer, TaskWorker
 from redistq.dashboard import failed, page, tables, words
+from redistq.dashboard.actions import Actions
 from redistq.dashboard.feed import Feed, Point, View
 from redistq.dashboard.functions import functions, functions_of
 from redistq.dashboard.page import plain
@@ -381,6 +382,36 @@ def test_priorities_are_summed(producer: TaskProducer) -> None:
     found.monitor.close()
 
 
+def test_batches_of_other_priorities_stand_among_the_others(producer: TaskProducer) -> None:
+    """With their rate and their buttons, which act on that priority."""
+    with producer.graph("early") as graph:
+        graph.add("resize", 0)
+    with TaskProducer(url=str(producer.address), stream="seen!high") as high:
+        with high.graph("nightly") as graph:
+            graph.add("publish", 1, after=[graph.add("resize", 1)])
+        found = Feed(TaskMonitor(url=str(producer.address), stream="seen"), deep=True)
+        found.refresh()
+        assert [row.name for row in found.view().batches] == ["nightly", "early"]
+        said = re.sub(r"\s+", " ", Reader(tables.batches(found.view())).text)
+        assert "nightly graph of 2 layers · priority high" in said
+        assert "priority" not in said.partition("early")[2]
+        action = Actions(found).start("batch-cancel nightly")
+        assert action is not None
+        assert "2 tasks of nightly cancelled." in _end_of(action)
+        assert high.graph("nightly").counts()["cancelled"] == 2
+        assert producer.graph("early").counts()["cancelled"] == 0
+    found.monitor.close()
+
+
+def _end_of(action: Iterator[str]) -> str:
+    """What an action says at its end."""
+    while True:
+        try:
+            next(action)
+        except StopIteration as end:
+            return str(end.value)
+
+
 def test_what_workers_run_of_other_priorities_is_seen() -> None:
     """A worker that runs nothing of this priority is not idle where it runs others."""
     details = {"host": "host", "pid": "7", "threads": "4", "running": ""}
@@ -392,7 +423,7 @@ def test_what_workers_run_of_other_priorities_is_seen() -> None:
     text = re.sub(r"\s+", " ", Reader(tables.workers(seen)).text)
     assert "Workers: 1, 1 busy" in text
     assert "▶ busy 3 of priority high 3 of 4" in text
-    assert "of 4 slots, 3 others" in Reader(page.page(seen)).text
+    assert "and 3 others" in Reader(page.page(seen)).text
     alone = view(tick(own, running=()))
     assert "○ idle – 0 of 4" in re.sub(r"\s+", " ", Reader(tables.workers(alone)).text)
 
