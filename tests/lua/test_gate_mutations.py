@@ -242,6 +242,21 @@ MUTANTS = [
         "all[last + 1], all[last + 2] = NOW_TEXT, ref_of(id)\n  local from",
         "local from",
     ),
+    Mutant(
+        "in by turns, and past who is in line",
+        "  local at = #turn.left + (leaving and leaving(turn.line) or 0)\n",
+        "  local at = turn.at or 0\n  turn.at = at + 1\n",
+    ),
+    Mutant(
+        "in, and not counted for who is behind",
+        "ok, term = pcall(go_simply, refs",
+        "ok, term = true, go_simply(refs",
+    ),
+    Mutant(
+        "in by turns, and not counted for who is behind",
+        "ok, goes_on = pcall(take_turn, turn",
+        "goes_on = take_turn(turn",
+    ),
     Mutant("ended before others, and waited for", "if found.state ~= '' or found", "if found"),
     Mutant("what is not read ahead is nothing", "has = ahead > 4 and has", "has = has"),
     Mutant(

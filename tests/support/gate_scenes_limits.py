@@ -443,6 +443,51 @@ def turns_in_one_call(world: GateWorld) -> None:
     demand(sorted(ready(world)) == ["four6", "four7", "one1", "wide2"], "its slot is free")
 
 
+def line_written_between_turns(world: GateWorld) -> None:
+    """A group's next turn is that of the next in its line, also where the line is written between
+    its turns: since another key has to be looked at whose line is read."""
+    world.limit("door", "at_most=3")
+    world.limit("j", "at_most=1")
+    world.limit("k", "at_most=1")
+    holding = [f"hold{n}" for n in range(3)]
+    world.add(*holding, gate=Gate(group="hold"))
+    world.add("a1", "a2", "a3", gate=Gate({"k": 1}, group="a"))
+    world.add("b1", gate=Gate({"j": 1}, group="b"))
+    world.add("j1", "j2", gate=Gate({"j": 1}))
+    world.add("k1", "k2", gate=Gate({"k": 1}))
+    for id in ("a1", "a2", "a3", "b1"):
+        waits(world, id, "share", DOOR)
+    end(world, *holding)
+    for id in ("a1", "a2", "a3"):
+        waits(world, id, "limit", "k")
+    waits(world, "b1", "limit", "j")
+    end(world, "j1")
+    is_ready(world, "b1", "k1", why="it came before the other in its line")
+    end(world, "k1")
+    is_ready(world, "a1", "b1", why="it came before the others in its line")
+
+
+def unreadable(world: GateWorld) -> None:
+    """A record that cannot be read stops who is behind it, for a while; who went in before it is in
+    and counted."""
+    for key, gate in (("k", Gate({"k": 1})), (DOOR, Gate(group="g"))):
+        world.limit(key, "at_most=3")
+        running, then = ([f"{key}{n}" for n in numbers] for numbers in (range(3), range(3, 6)))
+        world.add(*running, *then, gate=gate)
+        read = {f["id"]: entry for entry, f in world.fetch()}
+        record = f"task:tasks:{then[1]}"
+        world.db.rename(record, "aside")
+        world.db.set(record, "no record")
+        world.settle(*(outcome(read[id], id) for id in running))
+        world.db.rename("aside", record)
+        is_ready(world, then[0], why="the next cannot be read")
+        demand(timer(world, "more", key), "no timer goes on with the rest")
+        world.pass_time()
+        world.promote()
+        is_ready(world, *then, why="it can be read again")
+        end(world, *then)
+
+
 def failed_and_read(world: GateWorld) -> None:
     """The error of a parent is there until who runs after any end has read it."""
     world.add("1")
@@ -467,5 +512,6 @@ LIMITS: list[Scene] = [
     ),
     *(retried, at_once, dead_workers, rates, penalized, excess),
     *(in_order, order_is_paused, order_and_limit, priorities, fair),
-    *(cancelled_at_the_door, groups_in_one_call, turns_in_one_call, failed_and_read),
+    *(cancelled_at_the_door, groups_in_one_call, turns_in_one_call),
+    *(line_written_between_turns, unreadable, failed_and_read),
 ]
