@@ -124,7 +124,6 @@ class Growing(Updatable):
         start = total if self._items is None else len(self._items)
         names = self._names(function, new)
         packed = batch_tasks(session, self.id, function, new, self._options, first=start)
-        self._needs += packed.needs
         others = grow(queue, self.id, start, names)
         self.total = max(self.total, total, start + len(new))
         states = self._ends.states() if total > start else {}
@@ -135,6 +134,8 @@ class Growing(Updatable):
             self._set_function(fn)
         self._want()
         self._send(packed, EarlierRun(states, set(), others, [], True, bool(others)), start)
+        # Not before: those that it had may end meanwhile, and with the last goes what is noted.
+        self._needs += packed.needs
         if others:
             rename(queue, self.id, {i: names[i - start] for i in others})
         if self._items is not None:

@@ -264,11 +264,13 @@ class _Sending:
         """Send what was packed; where ``more`` is to come soon, beside this thread."""
         made, self._made = self._made, {}
         ready, self._burst.ready = self._burst.ready, []
-        if self._session is None or not ready:
-            return
-        self._session.exchange.send_many(ready, more=more)
-        for call, future in made.values():
-            call._future = future
+        if self._session is not None and ready:
+            self._session.exchange.send_many(ready, more=more)
+            for call, future in made.values():
+                call._future = future
+        if self._session is not None and not more:
+            self._session.blobs.drop(self._burst.held)
+            self._burst = Burst()
 
 
 def compute(*values: Any, timeout: float | None = None) -> Any:

@@ -147,13 +147,14 @@ class ResultListener:
         now = time.monotonic()
         if notes and (timers.trim.is_due(now, TRIM_S) or len(notes) == INBOX_PAGE):
             self._trim()
-        if not notes:
-            self._blobs.drop_unneeded()
+        is_idle = not notes
         del notes
         if self._away_since:
             log.warning("the server is back at %s", self._broker.address)
             self._away_since = 0.0
         self._look(timers, now)
+        if is_idle:
+            self._blobs.drop_unneeded()
         if self._presence.is_given and timers.sign.is_due(now, self.sign_s):
             with contextlib.suppress(RedistqError):  # a full server; the next may do
                 self._presence.renew()

@@ -308,7 +308,8 @@ class Exchange:
                 self._wake()
                 thread.join(0.05)
         if pending.threads and self.listener.server_answers:
-            # They expire by themselves: no reason to wait for a server that has kept us waiting.
+            # All expires by itself: no reason to wait for a server that has kept us waiting.
+            self._blobs.drop_unneeded(started + FAREWELL_S)
             with contextlib.suppress(RedistqError, ConnectionLost, OSError):
                 self.presence.end(started + FAREWELL_S)
         self.listener.let_all_go()

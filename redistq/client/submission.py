@@ -39,6 +39,8 @@ class Burst:
     shared: Shared = field(default_factory=Shared)
     needs: list[str] = field(default_factory=list)
     """Their functions, which the server keeps for its usual time."""
+    held: list[str] = field(default_factory=list)
+    """Their arguments: a first call may be done before the last that takes the same is packed."""
     codes: dict[int, tuple[Callable[..., Any], bytes]] = field(default_factory=dict)
     """Of functions by identity: what they are to the fingerprints of their calls."""
     ready: list[tuple[Outgoing, TaskFuture]] = field(default_factory=list)
@@ -89,6 +91,8 @@ def submit(
     )
     parents: Parents = {}
     packet = packer.pack(queue.context_of(task_id), call, keep_s, needs, shared, parents)
+    if burst is not None and needs:
+        session.blobs.require(needs, burst.held)
     future = kind(session, queue, task_id, options.name or label(fn))
     if len(needs) > for_function:  # a function alone need not be stored again for the next call
         future.needs = needs

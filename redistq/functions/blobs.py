@@ -99,6 +99,7 @@ class Blobs:
         self._users: Counter[str] = Counter()
         self._arguments: dict[str, bool] = {}  # those among them, and whether they are dear
         self._dropped: OrderedDict[str, None] = OrderedDict()  # arguments that were, once
+        self._failed: OrderedDict[str, None] = OrderedDict()  # for whose calls no drop waits
         self._left: OrderedDict[str, None] = OrderedDict()  # what others need
         self._unneeded: dict[str, int] = {}  # how long they are kept, ms
 
@@ -136,7 +137,9 @@ class Blobs:
     def _is_dear(self, name: str, size: int) -> bool:
         """Note that an argument is put; return whether it is dear to send."""
         with self._lock:
-            dear = self._arguments[name] = size >= DEAR or name in self._dropped
+            dear = size >= DEAR or name in self._dropped
+            if name not in self._failed:
+                self._arguments[name] = dear
         return dear
 
     def _store(self, kind: Kind, name: str, data: Any, seconds: int, dear: bool) -> None:
@@ -231,21 +234,27 @@ class Blobs:
     def keep_for_replay(self, needs: Iterable[str]) -> None:
         """Keep what failed tasks need for as long as they are kept themselves."""
         ttl_ms = DEAD_TTL_S * 1000
+        names = set(needs)
+        with self._lock:
+            for name in names:
+                _remember(self._failed, name)
+                self._arguments.pop(name, None)
         try:
             for _ in self._broker.call_many(
-                self._commands.hold(name, self._me, ttl_ms, BRIEF_S * 1000) for name in set(needs)
+                self._commands.hold(name, self._me, ttl_ms, BRIEF_S * 1000) for name in names
             ):
                 pass
         except Exception as error:  # whoever has an error must get it
             log.debug("what failed tasks need stays for a week only: %s", error)
 
-    def drop_unneeded(self) -> None:
+    def drop_unneeded(self, deadline: float | None = None) -> None:
         """Tell the server what nobody needs any more, unless a thread stores something just now:
-        no thread waits for a large upload, and the next to store tells it too."""
+        no thread waits for a large upload, and the next to store tells it too. ``deadline``: as of
+        Broker.call."""
         while self._unneeded and self._moving.acquire(blocking=False):
             try:
                 for drop in self._drops():
-                    self._broker.call(drop)
+                    self._broker.call(drop, deadline)
             except Exception as error:  # whoever has a result must get it
                 log.debug("what nobody needs any more stays for a week: %s", error)
             finally:
@@ -265,9 +274,14 @@ class Blobs:
         return drops
 
     def forget(self) -> None:
-        """After the server may have lost its data: store again what is used again."""
+        """After the server may have lost its data: store again what is used again.
+
+        It may have lost the end of a call as well, and make that call again: what nobody needs any
+        more, and the server has not been told of, is kept briefly.
+        """
         with self._lock:
             self._stored.clear()
+            self._unneeded = dict.fromkeys(self._unneeded, BRIEF_S * 1000)
 
     def after_fork(self) -> None:
         """Begin anew in a forked process, which is another user than its parent.

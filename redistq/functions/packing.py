@@ -123,6 +123,7 @@ class Packer:
         if not names:
             return ""
         if shared is not None and (known := shared.modules.get(frozenset(names))) is not None:
+            self._blobs.require((known,) if known else (), needs)
             return known
         name = ""
         if (bundle := bundle_of(names)) is not None:

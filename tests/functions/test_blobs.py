@@ -16,6 +16,7 @@ from support.clients import KEY, gate, serving, session
 from support.workers import until
 
 from redistq import Client, compute
+from redistq.client import growth, lazy
 from redistq.functions import blobs
 from redistq.functions.blobs import BLOB_TTL_S, BRIEF_S, DEAD_TTL_S, LARGE
 from redistq.protocol.plain_commands import read_info
@@ -162,6 +163,163 @@ def test_the_function_of_calls_sent_together_stays_for_all(clean: Client, tmp_pa
         late.compute(20)
 
 
+def test_a_later_call_of_a_computation_takes_what_the_first_has_taken(
+    clean: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of calls that are computed together some may be done before others are sent."""
+    monkeypatch.setattr(lazy, "_PORTION", 1)
+    x = array()
+    calls = [clean.lazy(nth)(x, n) for n in (1, 2)]
+
+    def one_by_one() -> Iterator[lazy.LazyCall]:
+        yield calls[0]
+        assert calls[0].compute(20) == x[1]
+        session(clean).blobs.drop_unneeded()
+        yield calls[1]
+
+    lazy.send_all(one_by_one())
+    assert calls[1].compute(20) == x[2]
+    assert large_ones(clean) == {}
+
+
+def test_what_a_batch_is_extended_by_outlasts_what_it_had(
+    clean: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be seen to have ended just before the new items are there."""
+    batch = clean.map_batch(len, [array()])
+    assert batch.results(20) == [2 * LARGE]
+    real = growth.grow
+
+    def grow(*given: Any) -> Any:
+        batch.look()
+        return real(*given)
+
+    monkeypatch.setattr(growth, "grow", grow)
+    batch.extend([array()])
+    assert batch.results(20) == [2 * LARGE] * 2
+    assert large_ones(clean) == {}
+
+
+def test_what_the_server_was_not_told_of_before_a_failover_stays_for_a_while(
+    clean: Client,
+) -> None:
+    """The other server may not know of the end of the call, and make it again."""
+    blobs = session(clean).blobs
+    needs: list[list[str]] = [[], []]
+    name, _ = (blobs.put("argument", os.urandom(LARGE), needs=each) for each in needs)
+    blobs.drop(needs[0], together=True)
+    assert clean.broker.call(("TTL", clean.keys.blob(name))) > BLOB_TTL_S - 60
+    blobs.forget()
+    blobs.drop(needs[1])
+    assert 0 < clean.broker.call(("TTL", clean.keys.blob(name))) <= BRIEF_S
+
+
+def test_a_client_that_is_closed_leaves_nothing_of_calls_that_are_done(clean: Client) -> None:
+    """What was to be dropped with more is dropped at its end."""
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    assert other.submit(abs, -1).result(20) == 1
+    blobs = session(other).blobs
+    session(other).exchange.pending.ended.set()  # nobody hears of the end of the next calls
+    needs: list[list[str]] = [[], []]
+    done, waits = (blobs.put("argument", os.urandom(LARGE), needs=each) for each in needs)
+    blobs.drop(needs[0], together=True)
+    other.close()
+    left = [clean.broker.call(("EXISTS", clean.keys.blob(name))) for name in (done, waits)]
+    assert left == [0, 1]
+
+
+AGAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "replay": (
+        lambda c, fn, x: failing(c.submit(fn, x)),
+        lambda _, failed: failed.replay().result(20),
+    ),
+    "another client": (
+        lambda c, fn, x: failing(c.submit(fn, x)),
+        lambda other, failed: other.future(failed.task_id).replay().result(20),
+    ),
+    "retry_failed": (
+        lambda c, fn, x: c.map_batch(fn, [x]).wait(20),
+        lambda _, batch: batch.retry_failed() and batch.results(20)[0],
+    ),
+    "a lazy call that takes another's result": (
+        lambda c, fn, x: c.lazy(last)(c.lazy(fn)(x), x).graph().wait(20),
+        lambda _, graph: graph.resume() and graph.results(20)[0],
+    ),
+    "a graph": (
+        lambda c, fn, x: graph_of(c, fn, x).wait(20),
+        lambda _, graph: graph.resume() and graph.results(20)[0],
+    ),
+}
+
+
+def last(size: int, data: Any) -> int:
+    return size if len(data) == size else 0
+
+
+def graph_of(client: Client, fn: Any, x: Any) -> Any:
+    with client.graph("failing") as graph:
+        graph.submit(last, graph.submit(fn, x), x)
+    return graph
+
+
+def failing(future: Any) -> Any:
+    assert isinstance(future.exception(20), LookupError)
+    return future
+
+
+@pytest.mark.parametrize("way", AGAIN)
+def test_what_failed_is_made_again_with_its_arguments(
+    clean: Client, tmp_path: Path, way: str
+) -> None:
+    """Calls with the same argument that succeeded before and after took nothing away."""
+    path, x = tmp_path / "mended", array()
+
+    def size(data: Any, path: str = str(path)) -> int:
+        if not os.path.exists(path):
+            raise LookupError
+        return len(data)
+
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    try:
+        assert clean.submit(len, x).result(20) == 2 * LARGE
+        fail, again = AGAIN[way]
+        failed = fail(clean, size, x)
+        for client in (clean, other):
+            assert client.submit(len, x).result(20) == 2 * LARGE
+        assert [left > BRIEF_S for left in large_ones(clean).values()] == [True]
+        path.touch()
+        assert again(other, failed) == 2 * LARGE
+    finally:
+        other.close()
+
+
+WAITING: dict[str, Callable[[Client, Any, Any], Any]] = {
+    "after another": lambda c, wait, x: c.options(after=[c.submit(wait, x)]).submit(last, 1, x),
+    "takes the result of another": lambda c, wait, x: c.submit(last, c.submit(wait, x), x),
+    "under a limit": lambda c, wait, x: [
+        c.options(order="one").submit(wait, x),
+        c.options(order="one").submit(last, 1, x),
+    ][1],
+}
+
+
+@pytest.mark.parametrize("way", WAITING)
+def test_what_waits_keeps_its_arguments(clean: Client, tmp_path: Path, way: str) -> None:
+    """While others that take the same come to their ends, of this client and of another."""
+    wait_for_it, let_go = gate(tmp_path)
+    x = array()
+    other = Client(clean.server.url, signing_key=KEY)  # type: ignore[attr-defined]
+    try:
+        waiting = WAITING[way](clean, lambda data: wait_for_it() and len(data), x)
+        for client in (clean, other):
+            assert client.submit(len, x).result(20) == 2 * LARGE
+        assert [left > BRIEF_S for left in large_ones(clean).values()] == [True]
+        let_go()
+        assert waiting.result(20) in (0, 2 * LARGE)
+    finally:
+        other.close()
+
+
 def test_another_client_still_needs_it(clean: Client) -> None:
     """Whoever is not alone leaves it to the others, in whatever order they came and went."""
     x = array()
@@ -208,6 +366,7 @@ def test_a_failed_call_keeps_its_arguments(clean: Client) -> None:
     assert len([left for left in seconds(clean) if left > DEAD_TTL_S - 60]) >= 4
     assert WorkerSettings().dead_ttl == DEAD_TTL_S, "as long as the dead letters"
     assert "bytes" in str(future.replay().exception(20))
+    assert not session(clean).blobs._arguments, "drops of others wait for none of them"
 
 
 def test_a_client_that_closes_early_leaves_what_waits(clean: Client) -> None:

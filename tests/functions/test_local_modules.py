@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support.clients import serving
+from support.clients import serving, session
 
 from redistq import Client, PayloadError
 from redistq.functions.local_modules import bundle_of, is_local
+from redistq.functions.packing import Shared
 
 Edit = Callable[..., None]
 
@@ -301,6 +302,19 @@ def test_functions_without_local_modules_carry_none(client: Client) -> None:
     client.submit(own, 1).result(20)
     new = set(client.server.client().keys("blob:*")) - before  # type: ignore[attr-defined]
     assert len({name for name in new if not name.endswith(":user")}) == 1
+
+
+def test_each_call_of_a_map_needs_the_modules_of_its_arguments(
+    client: Client, folder: Folder
+) -> None:
+    """The first that is done does not take them away, however long the others wait."""
+    folder.write("plain_shared.py", "RATE = 1\n")
+    importlib.import_module("plain_shared")
+    packer, shared = session(client).packer, Shared()
+    needs: list[list[str]] = [[], []]
+    names = [packer.store_modules({"plain_shared"}, 600, each, shared) for each in needs]
+    assert needs == [[name] for name in names]
+    assert len(set(names)) == 1
 
 
 def test_a_module_whose_file_is_gone_is_sent_as_it_was_known(
