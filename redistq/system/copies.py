@@ -62,7 +62,8 @@ class Copy:
         """End it at once; one that has ended is left alone."""
         with self._lock:
             if self.returncode is None:
-                os.kill(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # nobody had to wait for its end
+                    os.kill(self.pid, signal.SIGKILL)
 
 
 def can_be_copied(known: Collection[int]) -> bool:
