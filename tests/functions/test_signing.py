@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import random
 import zlib
 from typing import Any
 
 import pytest
 
+from redistq import UntrustedPayload
 from redistq.functions import signing
 from redistq.functions.signing import Signer, is_compressed
 from redistq.protocol.pieces import Pieces
@@ -58,6 +61,27 @@ def test_what_repeats_at_long_distances_is_found_after_a_while() -> None:
     found = [is_compressed(packed(signer, repeating)) for _ in range(40)]
     assert found.index(True) < 16
     assert all(found[found.index(True) :])
+
+
+def test_packets_are_the_same_where_hmac_is_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it has no inner object that is quicker to copy."""
+    usual = Signer(b"k" * 32)
+    real = hmac.new
+
+    def new(key: bytes, digestmod: str) -> Any:
+        made = real(key, digestmod=lambda: hashlib.new(digestmod))
+        assert not made._hmac  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(signing.hmac, "new", new)
+    plain = Signer(b"k" * 32)
+    for one, other in ((usual, plain), (plain, usual)):
+        packet = one.pack("call", "task", b"data")
+        assert packet == other.pack("call", "task", b"data")
+        assert other.unpack("call", "task", packet) == b"data"
+        assert one.name_of("argument", b"data") == other.name_of("argument", b"data")
+        with pytest.raises(UntrustedPayload):
+            other.unpack("call", "another task", packet)
 
 
 def test_values_that_do_not_pay_are_soon_looked_at_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
