@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-# uv needs a fifth of pip's time. Where there is none, or packages come from an index of your own, pip does it.
-UV := ! $(BIN)/python -m pip config list | grep -q '\.index-url=' && $(PIP) uv && \
+# uv needs a fifth of pip's time. It is told of the further indexes and constraints that pip has; where packages come
+# from one index of your own, where there is no uv, and where it fails, pip installs them.
+PIP_HAS = $$($(BIN)/python -m pip config list | sed -n "s/.*\.$(1)='\(.*\)'/\1/p" | tr '\n' ' ')
+UV := ! $(BIN)/python -m pip config list | grep -E '\.(index-url|no-index)=' >/dev/null && \
+  $(PIP) --only-binary :all: uv 2>/dev/null && \
+  UV_EXTRA_INDEX_URL="$$UV_EXTRA_INDEX_URL $(call PIP_HAS,extra-index-url)" \
+  UV_CONSTRAINT="$$UV_CONSTRAINT $(call PIP_HAS,constraint)" \
   $(BIN)/python -m uv pip install -q --compile-bytecode --python $(BIN)/python
 EXTRAS := -e '.[notebook,metrics,tracing,web,test]'
 SMALL := $(VENV)/.installed
