@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.clients import KEY, asked, gate, serving
+from support.workers import until
 
 from redistq import (
     Client,
@@ -24,6 +25,9 @@ from redistq import (
     compute,
 )
 from redistq.client.lazy import LazyCall
+from redistq.client.sender import Sender
+from redistq.functions import fingerprint
+from redistq.functions.blobs import Blobs
 
 
 @pytest.fixture(scope="module")
@@ -236,16 +240,33 @@ def test_a_wait_has_its_limit(client: Client, tmp_path: Path) -> None:
 # -- sent as one -----------------------------------------------------------------------------------
 
 
-def test_many_calls_are_sent_in_few_requests() -> None:
+def test_many_calls_are_sent_in_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, and what they share is looked at once."""
+    looked, stored, sent = [], [], []
+    code_of, put, send_many = fingerprint.code_of, Blobs.put, Sender.send_many
+
+    def noted_send(sender: Sender, items: Any, *, more: bool) -> None:
+        sent.append(len(items))
+        send_many(sender, items, more=more)
+
+    def noted_put(blobs: Blobs, kind: Any, *given: Any) -> str:
+        stored.append(kind)
+        return put(blobs, kind, *given)
+
+    monkeypatch.setattr(fingerprint, "code_of", lambda fn: looked.append(fn) or code_of(fn))
+    monkeypatch.setattr(Blobs, "put", noted_put)
+    monkeypatch.setattr(Sender, "send_many", noted_send)
     with serving(0) as client:
         before = asked(client, "evalsha")
         with client.graph() as graph:
             first = graph.submit(add)
             graph.map(add, [first] * 999, range(999))
-        assert client.broker.call(("HLEN", client.keys.task(first.submit().task_id))) > 0
-        assert sum(graph.states_at(range(1000)).count(s) for s in ("queued", "waiting")) == 1000
+        keys = [client.keys.task(future.task_id) for future in graph.futures]
+        until(lambda: client.broker.call(("EXISTS", *keys)) == 1000, "all on the server")
         assert asked(client, "evalsha") - before < 15
+    assert sent == [200] * 5
+    assert looked == [add]
+    assert stored.count("function") <= 2
 
 
 def test_sent_together_they_have_the_names_they_have_alone(client: Client) -> None:
