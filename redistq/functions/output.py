@@ -47,6 +47,7 @@ class TaskOutput:
         self._key = key
         self._sink = sink
         self._partial: dict[str, str] = {}
+        self._held: dict[str, str] = {}
         self._sent = 0
 
     def write(self, source: str, text: str) -> None:
@@ -57,6 +58,21 @@ class TaskOutput:
             self._partial[source] = rest[-MAX_LINE:]
         for line in lines:
             self._line(source, line[:MAX_LINE])
+
+    def whole(self, source: str, text: str) -> str:
+        """Return what the worker's own output is to be given of it: whole lines, so that those of
+        several threads and processes do not mix; the rest is held until it is one."""
+        text = self._held.pop(source, "") + text
+        end = max(text.rfind("\n"), text.rfind("\r")) + 1
+        if len(text) - end > MAX_LINE:
+            return text
+        if text[end:]:
+            self._held[source] = text[end:]
+        return text[:end]
+
+    def held(self, source: str) -> str:
+        """Return what is held, and hold it no longer."""
+        return self._held.pop(source, "")
 
     def _line(self, source: str, line: str) -> None:
         self.tail.append(line)
@@ -133,13 +149,18 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         output = getattr(_local, "output", None)
-        if output is not None:
-            output.write(self._source, text)
-        if output is None or not output.is_alone:
+        if output is None:
             self._real.write(text)
+            return len(text)
+        output.write(self._source, text)
+        if not output.is_alone and (lines := output.whole(self._source, text)):
+            self._real.write(lines)
         return len(text)
 
     def flush(self) -> None:
+        output = getattr(_local, "output", None)
+        if output is not None and (rest := output.held(self._source)):
+            self._real.write(rest)
         self._real.flush()
 
     def fileno(self) -> int:
@@ -189,5 +210,8 @@ class captured:
         return self._output
 
     def __exit__(self, *_: object) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Tee):
+                stream.flush()
         _local.output = None
         self._output.close()
