@@ -253,7 +253,9 @@ def _prepare(spec: dict[str, Any]) -> None:
     how = spec.get("log_format", "plain")
     set_up(spec.get("log_level", "WARNING"), how, with_process=True)
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # native code that kills this process is named
+        # Native code that kills this process is named; a notebook shows it, and our own threads
+        # would be ten times as much.
+        faulthandler.enable(all_threads=False)
     # A runner that computes gives up the interpreter after 1 ms instead of 5: fetcher and settler
     # wait for it after every answer of the server.
     sys.setswitchinterval(0.001)
