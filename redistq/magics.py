@@ -246,6 +246,9 @@ def _watched(future: TaskFuture) -> Any:
     follower.start()
     try:
         return future.result()
+    except BaseException as error:  # of a cell's error the cell's line is what counts
+        BaseException.with_traceback(error, None)
+        raise
     finally:
         if future.done():
             follower.join(2)

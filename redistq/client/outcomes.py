@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextvars import copy_context
@@ -56,7 +57,8 @@ _OF_QUEUE = (b"parent ", b"batch ", b"dropped by limit ")
 """What the reasons begin with for which the queue cancels a task."""
 _PARENT = re.compile(r"parent (.*) (failed|cancelled|expired)")
 FOLLOW_S = 0.5
-"""Seconds after which it is looked again whether a task whose output is followed has ended."""
+"""Seconds after which, at most, it is looked again whether a task whose output is followed has
+ended; of one that is followed for a shorter time, a tenth of that."""
 
 
 class RemoteTraceback(Exception):
@@ -118,6 +120,8 @@ def decode_error(
             # What would end this process (SystemExit and its kin) is reported, not raised.
             if isinstance(own, Exception):
                 error = own
+            if isinstance(own, TimeLimitExceeded) and not own.args:  # raised by its type alone
+                own.args = (str(report.get("message") or ""),)
         except Exception as why:  # broad: the error's own code, or a packet that is none
             error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
     elif report.get("type") == TimeLimitExceeded.__name__:  # it was killed: none could be pickled
@@ -220,11 +224,13 @@ def read_logs(session: Session, task_id: str) -> list[str]:
 def follow_logs(session: Session, task_id: str, has_ended: Callable[[], bool]) -> Iterator[str]:
     """Yield the lines of a task as they come, until it has ended."""
     tail = StreamTail(session.broker, session.keys.logs(task_id))
+    began = time.monotonic()
     try:
         while True:
             ended = has_ended()
+            wait_s = min(FOLLOW_S, max(0.01, (time.monotonic() - began) / 10))
             try:
-                rows = tail.read(0.001 if ended else FOLLOW_S, count=500)
+                rows = tail.read(0.001 if ended else wait_s, count=500)
             except ConnectionLost:
                 if ended:
                     return

@@ -10,6 +10,8 @@ import pytest
 from support.clients import gate, serving
 from support.kernels import Kernel
 
+from redistq.client.queues import StreamTail
+
 pytest.importorskip("IPython")
 
 
@@ -60,14 +62,31 @@ def test_a_cell_may_await(shell: Any) -> None:
 
 
 def test_an_error_shows_the_line_of_the_cell(shell: Any) -> None:
-    """The worker's traceback, with its source; of ours one frame at most."""
+    """The worker's traceback, with its source; of ours only what is hidden."""
     with pytest.raises(ZeroDivisionError) as raised:
         run(shell, "%%task\nx = 1\nx / 0")
     assert "line 3, in cell\n    x / 0" in str(raised.value.__cause__)
     ours = [frame for frame in raised.traceback if "redistq" in str(frame.path)]
     assert all(
-        "__tracebackhide__" in frame.locals for frame in ours if frame.name != "__get_result"
+        "__tracebackhide__" in frame.locals and frame.name != "_watched" for frame in ours
     )
+
+
+def test_a_cell_that_prints_nothing_waits_for_no_output(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at once that it has ended; one that runs long is asked for seldom."""
+    waits: list[float] = []
+    read = StreamTail.read
+
+    def noted(tail: StreamTail, block_s: float, **more: Any) -> Any:
+        waits.append(block_s)
+        return read(tail, block_s, **more)
+
+    monkeypatch.setattr(StreamTail, "read", noted)
+    assert run(shell, "%%task\nimport time\ntime.sleep(0.3)\n1") == 1
+    assert waits[0] <= 0.02
+    assert 0.02 < max(waits) < 0.1
 
 
 def test_a_future_instead_of_a_wait(shell: Any, tmp_path: Path) -> None:
