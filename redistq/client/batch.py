@@ -133,6 +133,8 @@ class Batch(BatchArgument, BatchTables, Growing):
         progress: bool | None,
     ) -> Batch:
         """See Client.map_batch."""
+        if session.exchange.pending.closed:
+            raise RuntimeError("cannot start a batch after shutdown")
         check_function(fn, "map_batch")
         check_items(items, "map_batch")
         batch_id = resume.checked_name(name)
@@ -307,7 +309,11 @@ class Batch(BatchArgument, BatchTables, Growing):
         batch. Raises ResultTimeout after ``timeout`` seconds.
         """
         __tracebackhide__ = True
-        return self._results(timeout, on_error)
+        try:
+            return self._results(timeout, on_error)
+        except BaseException as error:  # without the lines that waited for it
+            BaseException.with_traceback(error, None)
+            raise
 
     def _results(
         self, timeout: float | None, on_error: str, stop: threading.Event | None = None

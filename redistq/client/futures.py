@@ -127,19 +127,19 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
             else:
                 value = slots.wait(super().result, timeout, self.done)
             return self._fetched() if value is LATER else value
-        except TimeLimitExceeded:
-            raise  # the task's own, or that of the task which waits for it
         except TimeoutError as error:
             if error is self._exception:  # the task's own
+                BaseException.with_traceback(error, None)
+                raise
+            if isinstance(error, TimeLimitExceeded):  # that of the task which waits for it
                 raise
             raise self._timed_out(timeout) from None
         except CancelledError as error:
             error.args = error.args or (str(TaskCancelled(self.task_id, self._why)),)
             raise
-        except KeyboardInterrupt:
-            self._say_it_goes_on()
-            raise
         except BaseException as error:  # the task's own, without the lines that waited for it
+            if isinstance(error, KeyboardInterrupt):
+                self._say_it_goes_on()
             BaseException.with_traceback(error, None)
             raise
         finally:
@@ -300,8 +300,9 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
         text = f"<TaskFuture {self.task_id} {self.name} {self.state}"
         if self.state == "failed":
             text += f": {_short(super().exception(0), 100)}"
-        elif self._held is not None and self.queue.diagnosis.reason:
-            text += f": {self.queue.diagnosis.reason}"
+        elif self._held is not None:
+            reason = self.queue.diagnosis.reason_of(self.task_name, self.task_id)
+            text += f": {reason}" if reason else ""
         return text + ">"
 
     def _repr_html_(self) -> str:

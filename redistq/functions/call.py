@@ -128,7 +128,7 @@ class CallHandler(LooksAhead):
                 return self._packed_flow(result, store, answers, known.needs.spill)
             holder = [result]
             del result  # whoever else holds it may change it: see outband.py
-            data = _dump_result(holder)
+            data = dumped(holder, Seen())
             try:
                 if old:
                     return self._signer.pack("result", task, b"".join(data), old=True)
@@ -331,15 +331,6 @@ async def _interruptible(work: Coroutine[Any, Any, Any], context: TaskContext) -
         return await work
     finally:
         context._interrupt = None
-
-
-def _dump_result(holder: list[Any]) -> list[Memory]:
-    try:
-        return dumped(holder, Seen())
-    except PayloadError as error:
-        raise PayloadError(
-            f"the function returned {type(holder[0]).__name__}, which cannot be sent back: {error}"
-        ) from error
 
 
 def _locals(error: BaseException) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import PayloadError
 from ..protocol.pieces import Memory
-from .pickling import PLAIN, FutureMisplaced, Seen, is_plain, load, pickler, what_cannot
+from .pickling import PLAIN, FutureMisplaced, Seen, is_plain, load, pickler, what_cannot_return
 
 _MARK = 2
 _ALIGN = 64
@@ -51,7 +51,7 @@ def dumped(holder: list[Any], seen: Seen) -> list[Memory]:
     except FutureMisplaced:
         raise
     except Exception as error:  # whatever the object's parts raise
-        raise PayloadError(what_cannot(holder[0], error)) from error
+        raise PayloadError(what_cannot_return(holder[0], error)) from error
     return [data] if not memories else _joined(data, memories)
 
 

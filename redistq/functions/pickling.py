@@ -227,12 +227,23 @@ def is_plain(value: Any, depth: int = 2) -> bool:
 
 def what_cannot(value: Any, error: BaseException | None, name: str = "") -> str:
     """Return a message that names the innermost object that cannot be pickled, and its place."""
-    path = _culprit(value, name, 6)
-    where = f" at {path[0]}: {path[1]}" if path else ""
     return (
-        f"the function or its arguments cannot be sent to a worker{where} ({error}); open files, "
-        "connections and locks inside the function instead of passing them"
+        f"the function or its arguments cannot be sent to a worker{_where(value, name)} ({error}); "
+        "open files, connections and locks inside the function instead of passing them"
     )
+
+
+def what_cannot_return(value: Any, error: BaseException) -> str:
+    """Return the same of what a function returned."""
+    return (
+        f"the function returned what cannot be sent back{_where(value, 'result')} ({error}); "
+        "return what it holds or makes, not open files, connections and locks"
+    )
+
+
+def _where(value: Any, name: str) -> str:
+    path = _culprit(value, name, 6)
+    return f" at {path[0]}: {path[1]}" if path else ""
 
 
 def can_be_sent(value: Any) -> bool:

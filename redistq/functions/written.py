@@ -107,7 +107,8 @@ class Call:
             parts.update((f"argument {name}", value) for name, value in self.kwargs.items())
             for name, value in parts.items():
                 if not can_be_sent(value):
-                    raise PayloadError(what_cannot(value, error.__cause__, name)) from error
+                    why = error.__cause__
+                    raise PayloadError(what_cannot(value, why, name)) from why
             raise
 
     def pickled_with(self, args: tuple[Any, ...]) -> bytes:

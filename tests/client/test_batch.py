@@ -116,6 +116,7 @@ def test_errors_are_raised_skipped_or_returned(client: Client) -> None:
     with pytest.raises(ValueError, match="1 is odd") as caught:
         batch.results(20)
     assert "raise ValueError" in str(caught.value.__cause__)
+    assert [frame.path.name for frame in caught.traceback] == ["test_batch.py"]
     assert batch.results(on_error="skip") == [0, 20]
     results = batch.results(on_error="return")
     assert [results[0], results[2]] == [0, 20]
