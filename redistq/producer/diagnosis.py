@@ -126,6 +126,8 @@ class Diagnosis:
         """The question; ``read`` takes its answer."""
         self.reason = ""
         """Why nothing comes, as far as is known."""
+        self._shot: Snapshot | None = None  # what the reason was read from
+        self._held_task = ""  # the one task whose reason it is; '' when it is the queue's
         self._held_up = 0  # how many tasks of the queue may not run yet
         self._asked_at = 0.0
         self._said: set[str] = set()
@@ -136,6 +138,7 @@ class Diagnosis:
         shot = Commands.read_snapshot(reply)
         queue = self._commands.keys.stream
         self.reason = why(shot, queue, self._server, names, self._start, self._home)
+        self._shot, self._held_task = shot, ""
         self._held_up = shot.waiting
         return self.reason
 
@@ -143,6 +146,16 @@ class Diagnosis:
         """Keep a reason that was found out otherwise."""
         self.reason = reason
         return reason
+
+    def reason_of(self, name: str, task_id: str) -> str:
+        """Return what is known of why that task does not come, without a question; '' where the
+        reason is one of other tasks alone."""
+        if self._held_task:
+            return self.reason if task_id == self._held_task else ""
+        if not self.reason or self._shot is None:
+            return self.reason
+        queue = self._commands.keys.stream
+        return why(self._shot, queue, self._server, (name,), self._start, self._home)
 
     def unanswered(self, error: Exception) -> str:
         """Return no reason, and keep none: the server did not answer, or may not be asked."""
@@ -169,6 +182,7 @@ class Diagnosis:
                     others = self._held_up - 1
                     more = f", and {others:,} others may not run yet" if others > 0 else ""
                     reason = self.hold(f"task {task_id} {why.words()}{more}" if why.reason else "")
+                    self._held_task = task_id if reason else ""
                 return reason
             except Exception as error:  # broad: a question beside the work never fails it
                 return self.unanswered(error)

@@ -44,6 +44,20 @@ def test_a_future_under_a_paused_key_says_so(
         assert future.result(20) == 2
 
 
+def test_a_future_does_not_give_the_reason_of_another(tmp_path: Path) -> None:
+    """A name that no worker knows is none of the business of a function call beside it."""
+    wait_for_it, let_go = gate(tmp_path)
+    with serving(1) as client:
+        call = client.submit(wait_for_it)
+        unknown = client.submit("nobody", 1)
+        with pytest.raises(ResultTimeout, match="knows no task 'nobody'"):
+            unknown.result(1.5)
+        assert "knows no task 'nobody'" in repr(unknown)
+        assert repr(call).endswith(" pending>")
+        let_go()
+        call.result(20)
+
+
 def test_a_parent_that_runs_is_said_to_run(client: Any, tmp_path: Path) -> None:
     """To wait for it is no fault; one that waits itself is named alone."""
     wait_for_it, let_go = gate(tmp_path)
