@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..display.notebook import say
+from ..display.text import plural
 from ..errors import RedistqError
 from ..functions.written import CALL
 from ..logger import logger
@@ -197,8 +198,9 @@ def say_what_was_left(session: Session) -> None:
         return  # starting workers will say what is wrong
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(shot.oldest_ms / 1000))
     say(
-        f"{shot.ready:,} task{'s' if shot.ready > 1 else ''} of other clients, the oldest "
-        f"from {when}, stand before yours in queue {stream!r} and are run first; "
+        f"{plural(shot.ready, 'task')} of other clients, the oldest from {when}, "
+        f"{'stand before yours' if shot.ready > 1 else 'stands before yours'} in queue "
+        f"{stream!r} and {'are' if shot.ready > 1 else 'is'} run first; "
         f"{_advice(named)}a queue of your own is Client(queue='...')",
         log,
     )
@@ -213,7 +215,8 @@ def _advice(named: list[bool]) -> str:
     of_batches = named.count(True)
     verb = "client.drop_leftovers()" if free else "client.drop_leftovers(batches=True)"
     more = f", batches=True also the {of_batches:,} of named batches" if free and of_batches else ""
-    return f"{len(named):,} of them are of clients that have ended: {verb} drops these{more}; "
+    many = f"{len(named):,} of them are" if len(named) > 1 else "1 of them is"
+    return f"{many} of clients that have ended: {verb} drops these{more}; "
 
 
 def _is_function_call(fields: list[bytes]) -> bool:

@@ -68,6 +68,8 @@ def more_said(counts: Mapping[str, int], rate: float, took_ms: float) -> str:
     and for how long it runs, or how long it took."""
     more = [f"{counts[state]:,} {state}" for state in _TOLD if counts.get(state)]
     waiting = counts["total"] - ended_of(counts)
+    if not counts["total"]:
+        return ""  # nothing has ended, and nothing took any time
     if not waiting:
         return " · ".join([*more, f"in {duration(took_ms)}"])
     quiet = "nothing ended lately" if ended_of(counts) else "nothing ended yet"

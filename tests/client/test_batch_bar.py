@@ -100,3 +100,10 @@ def test_a_still_picture_has_its_time_and_the_next_step() -> None:
     assert ".failures()" in picture
     assert "7 succeeded · 3 failed" in picture
     assert ".show()" not in picture
+
+
+def test_a_batch_of_nothing_took_no_time() -> None:
+    """It has no end from which its time could be told: nothing is said, whenever one looks."""
+    nothing = {**COUNTS, "total": 0}
+    assert batches.more_said(nothing, 0.0, 440_000.0) == ""
+    assert batches.more_said(ENDED, 0.0, 440_000.0).endswith("in 7 min 20 s")

@@ -194,6 +194,8 @@ def test_what_a_worker_has_begun_is_finished(heir: Client, url: str, tmp_path: P
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        (["client.submit(abs, -1)"], "1 task of other clients, the oldest from "),
+        (["client.submit(abs, -1)"], "stands before yours in queue 'tasks' and is run first; 1 of"),
         ([THREE], "3 of them are of clients that have ended: client.drop_leftovers() drops these"),
         (
             ["client.map_batch(abs, range(2), name='b')"],
@@ -204,7 +206,7 @@ def test_what_a_worker_has_begun_is_finished(heir: Client, url: str, tmp_path: P
             "client.drop_leftovers() drops these, batches=True also the 2 of named batches",
         ),
     ],
-    ids=["calls", "named", "both"],
+    ids=["one", "one-verb", "calls", "named", "both"],
 )
 def test_it_is_said_when_workers_are_started(
     dead: Callable[..., None],

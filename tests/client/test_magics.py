@@ -67,9 +67,7 @@ def test_an_error_shows_the_line_of_the_cell(shell: Any) -> None:
         run(shell, "%%task\nx = 1\nx / 0")
     assert "line 3, in cell\n    x / 0" in str(raised.value.__cause__)
     ours = [frame for frame in raised.traceback if "redistq" in str(frame.path)]
-    assert all(
-        "__tracebackhide__" in frame.locals and frame.name != "_watched" for frame in ours
-    )
+    assert all("__tracebackhide__" in frame.locals and frame.name != "_watched" for frame in ours)
 
 
 def test_a_cell_that_prints_nothing_waits_for_no_output(
