@@ -37,7 +37,13 @@ class Readers:
             self._running += 1
         thread = threading.Thread(target=self._run, name="redistq-read", daemon=True)
         self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads now: the next that comes tries again, for this too
+            self._threads.remove(thread)
+            with self._lock:
+                self._running -= 1
+            raise
 
     def _run(self) -> None:
         while (work := self._next()) is not None:

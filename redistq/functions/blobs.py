@@ -334,8 +334,8 @@ class Blobs:
         packet: bytes | bytearray | None = self._broker.call(self._commands.blob(name))
         if packet is None:
             raise BlobMissing(
-                "a function or large argument of this task is no longer on the server (kept "
-                f"{BLOB_TTL_S // 86_400} days); submit it again"
+                "a function or large argument of this task is no longer on the server (kept until "
+                f"it has succeeded, {BLOB_TTL_S // 86_400} days at most); submit it again"
             )
         if is_old(packet) and digest_of(packet) != name:
             raise UntrustedPayload(f"a stored {kind} is not what its name says")

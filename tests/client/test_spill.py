@@ -14,6 +14,7 @@ from support.clients import KEY, serving, session, threads_of
 from support.workers import until
 
 from redistq import Client, ConfigurationError, Spill, SpillError, UntrustedPayload, chain, sig
+from redistq.client.readers import READERS, Readers
 from redistq.functions import places, spill
 from redistq.functions.signing import Signer
 
@@ -116,6 +117,25 @@ def test_what_was_changed_deleted_or_moved_is_refused(client: Client, folder: Pa
     newest().unlink()
     with pytest.raises(SpillError, match="send the call again"):
         waiting.result(20)
+
+
+def test_reading_goes_on_once_there_can_be_threads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often none could be started."""
+    threads: list[threading.Thread] = []
+    readers, read = Readers(threads), threading.Event()
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(READERS + 1):
+            with pytest.raises(RuntimeError):
+                readers.run(read.set)
+    assert not threads
+    readers.run(read.set)
+    assert read.wait(10)
+    until(lambda: not threads, "the end of the thread")
 
 
 def test_a_slow_store_holds_up_no_other_future(
