@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..codecs.codec import Codec, given_or_env
@@ -256,8 +256,11 @@ class Client(Submitting, SendsEvents, Executor):
         """Stop all workers that this client has started: what they run finishes within ``timeout``
         seconds (default: their ``shutdown_timeout``), the rest waits for others. Return whether all
         that had started has finished. ``start_workers`` starts new ones."""
-        finished = [worker.stop(timeout) for worker in self._session.workers.take()]
-        return all(finished)
+        leaving = self._session.workers.take()
+        with ThreadPoolExecutor(
+            max(1, len(leaving))
+        ) as pool:  # all at once: none takes a task more
+            return all([*pool.map(lambda worker: worker.stop(timeout), leaving)])
 
     def worker_count(self) -> int:
         """Return how many tasks the workers started here run at a time; without any, the number of

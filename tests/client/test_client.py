@@ -23,7 +23,15 @@ from support.clients import KEY, gate, serving, session, threads_of
 from support.servers import Server
 from support.workers import until
 
-from redistq import Client, ConfigurationError, PayloadError, RedistqError, TaskFailed, UnknownTask
+from redistq import (
+    Client,
+    ConfigurationError,
+    PayloadError,
+    RedistqError,
+    TaskFailed,
+    TaskWorker,
+    UnknownTask,
+)
 from redistq.client.outcomes import RemoteTraceback
 
 
@@ -579,6 +587,22 @@ def test_the_same_call_that_starts_workers_again_says_so(
     idle.start_workers(1)
     assert "the same call" not in caplog.text
     assert idle.submit(abs, -1).result(20) == 1
+
+
+def test_all_workers_are_stopped_at_once(idle: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None goes on with new tasks, or for another timeout, while one before it is waited for."""
+    all_asked = threading.Barrier(2, timeout=20)
+    stop = TaskWorker.stop
+
+    def asked(worker: TaskWorker, timeout: float | None = None) -> bool:
+        all_asked.wait()
+        return stop(worker, timeout)
+
+    for threads in (1, 2):
+        idle.start_workers(1, threads=threads)
+    monkeypatch.setattr(TaskWorker, "stop", asked)
+    assert idle.stop_workers(10) is True
+    assert not idle.has_workers()
 
 
 def test_shutdown_without_waiting_finishes_behind_the_scenes(url: str) -> None:
