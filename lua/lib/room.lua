@@ -9,13 +9,24 @@ local stands = {}
 local terms, term_of, width, stand, standing, count, write_counts, most_of, list_of, obstacle
 do
 local read_terms = {}
+-- group_terms(share, group): what a task of a group asks for: slots of the group's key and of the door.
+local function group_terms(share, group)
+  return { key = 'group:' .. group, weight = 1 }, { key = 'door', weight = 1, group = group, share = tonumber(share) }
+end
 -- terms(gate): what the text of a gated task says: its keys, what is strictly in order first, each with a
 -- weight, its priority, unique key and deadline, whether it has parents, or has started before; and whether it is
 -- plain: asks for keys alone, of which none is strictly in order. `reads`: it has parents and asks for nothing that
 -- is given back.
 function terms(gate)
-  if read_terms[gate] then return read_terms[gate] end
-  local found = { keys = {}, priority = 0 }
+  local found = read_terms[gate]
+  if found then return found end
+  local share, group = string.match(gate, '^g(%d*) ([^\n]*)$')
+  if group then -- the usual of groups, of which each has a text of its own: without the loop, and in tables that do not grow
+    found = { keys = { group_terms(share, group) }, priority = 0, parents = false, plain = true, reads = false }
+    read_terms[gate] = found
+    return found
+  end
+  found = { keys = {}, priority = 0 }
   read_terms[gate] = found
   local keys = found.keys
   for kind, number, rest in string.gmatch(gate, '(%a)(%d*) ?([^\n]*)') do
@@ -26,8 +37,7 @@ function terms(gate)
     elseif kind == 'o' then
       table.insert(keys, 1, { key = rest, weight = 1, order = true })
     elseif kind == 'g' then
-      keys[#keys + 1] = { key = 'group:' .. rest, weight = 1 }
-      keys[#keys + 1] = { key = 'door', weight = 1, group = rest, share = tonumber(number) }
+      keys[#keys + 1], keys[#keys + 2] = group_terms(number, rest)
     elseif kind == 'p' then
       found.priority = tonumber(rest)
     elseif kind == 'u' then

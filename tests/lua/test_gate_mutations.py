@@ -257,6 +257,7 @@ MUTANTS = [
         "ok, goes_on = pcall(take_turn, turn",
         "goes_on = take_turn(turn",
     ),
+    Mutant("of a group, and nothing else", "'^g(%d*) ([^\\n]*)$'", "'^g(%d*) ([^\\n]*)'"),
     Mutant("ended before others, and waited for", "if found.state ~= '' or found", "if found"),
     Mutant("what is not read ahead is nothing", "has = ahead > 4 and has", "has = has"),
     Mutant(

@@ -6,6 +6,7 @@ Each takes an empty `GateWorld` and raises `Broken` when the promise is not kept
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from support.gate_checks import check, demand
 from support.gate_world import DOOR, Gate, GateWorld, edge, gated
@@ -371,14 +372,16 @@ def order_and_limit(world: GateWorld) -> None:
 
 
 def priorities(world: GateWorld) -> None:
-    """In a line the more urgent goes first."""
-    world.limit("a", "at_most=1")
-    world.add("holds", gate=Gate({"a": 1}))
-    for id, priority in (("low", -10), ("usual", 0), ("high", 10)):
-        world.add(id, gate=Gate({"a": 1}, priority=priority))
-    for done, then in (("holds", "high"), ("high", "usual"), ("usual", "low")):
-        end(world, done)
-        is_ready(world, then, why=f"{done} has ended")
+    """In a line the more urgent goes first: under a key, and in a group's at the door."""
+    for key, gate in (("a", Gate({"a": 1})), (DOOR, Gate(group="g"))):
+        world.limit(key, "at_most=1")
+        world.add(f"holds {key}", gate=gate)
+        for id, priority in (("low", -10), ("usual", 0), ("high", 10)):
+            world.add(f"{id} {key}", gate=replace(gate, priority=priority))
+        for done, then in (("holds", "high"), ("high", "usual"), ("usual", "low")):
+            end(world, f"{done} {key}")
+            is_ready(world, f"{then} {key}", why=f"{done} has ended")
+        end(world, f"low {key}")
 
 
 def fair(world: GateWorld) -> None:
