@@ -109,6 +109,7 @@ def task_page(task: TaskHistory, log: list[str]) -> Html:
     if task.error or task.traceback:
         error = clean(one_line(f"{task.error_type}: {task.error}"), 300)
         parts += [tag("div", error, style="overflow-wrap:anywhere"), _text(task.traceback)]
+    log = log or list(task.output)
     if log:
         cut = f", the last {LOG_LINES:,}" if len(log) > LOG_LINES else ""
         parts += [tag("div", f"Output: {plural(len(log), 'line')}{cut}")]
@@ -116,7 +117,7 @@ def task_page(task: TaskHistory, log: list[str]) -> Html:
     if line := rerun_line(task):
         # A click selects the whole line.
         said = tag("span", mono(clean(line, 200)), style="user-select:all")
-        parts.append(tag("div", "To run it in this notebook: ", said))
+        parts.append(tag("div", "To run it in a notebook: ", said))
     style = f"border-left:3px solid #0072B2;padding:2px 0 2px 10px;max-width:{TABLE_PX}px"
     return block([tag("div", *parts, style=style)])
 

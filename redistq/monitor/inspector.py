@@ -51,6 +51,7 @@ from .rows import (
     read_dead,
     read_error,
     read_event,
+    read_output,
     text_of,
 )
 from .schedules import read_rows
@@ -358,4 +359,5 @@ def _history_of(
         events=tuple(events),
         why=why,
         headers=headers_of(record.get("opts", "").encode()),
+        output=read_output(record.get("error", "")),
     )

@@ -265,6 +265,8 @@ class TaskHistory:
     why: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     """What travels with it, by name; where its options are still there."""
+    output: tuple[str, ...] = ()
+    """The last lines that a function call printed before it failed."""
 
     def attempts(self) -> list[Attempt]:
         """Return its attempts, oldest first; where the last is not its end, one more says how it
@@ -407,6 +409,15 @@ def read_error(text: str) -> dict[str, str]:
     if not isinstance(found, dict):
         found = {"message": text}
     return {key: str(found.get(key, "")) for key in ("type", "message", "traceback")}
+
+
+def read_output(text: str) -> tuple[str, ...]:
+    """Return the last lines that the report of an error keeps of what was printed; () for none."""
+    try:
+        lines = json.loads(text).get("output", ()) if text else ()
+    except (ValueError, AttributeError):
+        return ()
+    return tuple(map(str, lines)) if isinstance(lines, list) else ()
 
 
 def preview_of(payload: bytes | str) -> str:

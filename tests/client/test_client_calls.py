@@ -28,7 +28,14 @@ from support.clients import KEY, producer_of, send, serving, session, store_func
 from support.servers import Server
 from support.workers import command, until
 
-from redistq import Client, ConfigurationError, PayloadError, PayloadTooLarge, TaskFailed
+from redistq import (
+    Client,
+    ConfigurationError,
+    PayloadError,
+    PayloadTooLarge,
+    TaskFailed,
+    TaskMonitor,
+)
 from redistq.errors import ModuleMissing, UntrustedPayload, WrongPython
 from redistq.functions.blobs import LARGE, MAX_BLOB_BYTES, Blobs, digest_of
 from redistq.functions.function import load_function
@@ -472,6 +479,19 @@ def test_a_failed_task_keeps_its_last_lines_without_being_asked(client: Client) 
     future = client.submit(fail)
     future.exception(10)
     assert future.logs().splitlines() == [f"line {n}" for n in range(50, 100)]
+
+
+def test_what_a_failure_printed_last_is_shown_with_its_task(client: Client) -> None:
+    """In dashboards and monitors, also where nobody asked for its output while it ran."""
+
+    def fail() -> None:
+        print("so far so good")
+        raise ValueError("no further")
+
+    future = client.submit(fail)
+    future.exception(10)
+    with TaskMonitor(url=str(client.address)) as monitor:
+        assert monitor.records.task(future.task_id).output == ("so far so good",)
 
 
 def test_the_report_of_a_failure_shows_locals_but_no_secrets(client: Client) -> None:

@@ -73,6 +73,9 @@ def test_a_task_shows_all_that_is_known_of_it(feed: Feed) -> None:
         assert part.replace("&quot;", '"') in shown.replace("&quot;", '"'), part
     assert "<b>" not in shown
     assert "<i>" not in shown
+    kept = task_page(replace(task, output=("<i>line 3</i>",)), [])
+    assert "Output: 1 line" in kept
+    assert "<i>" not in kept
 
 
 def wait(condition: Callable[[], Any], failure: str) -> None:
