@@ -356,6 +356,11 @@ class Client(Submitting, SendsEvents, Executor):
         """
         self._session.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "no Client is sent: a function that makes calls makes a Client() of its own"
+        )
+
     def __repr__(self) -> str:
         session = self._session
         closed = session.exchange.pending.closed

@@ -136,6 +136,7 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
             raise self._timed_out(timeout) from None
         except CancelledError as error:
             error.args = error.args or (str(TaskCancelled(self.task_id, self._why)),)
+            BaseException.with_traceback(error, None)
             raise
         except BaseException as error:  # the task's own, without the lines that waited for it
             if isinstance(error, KeyboardInterrupt):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import (
     ConfigurationError,
     ConnectionLost,
+    MemoryLimitExceeded,
     PayloadError,
     RedistqError,
     TaskCancelled,
@@ -59,6 +60,12 @@ _PARENT = re.compile(r"parent (.*) (failed|cancelled|expired)")
 FOLLOW_S = 0.5
 """Seconds after which, at most, it is looked again whether a task whose output is followed has
 ended; of one that is followed for a shorter time, a tenth of that."""
+
+
+_OF_KILLED: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (TimeLimitExceeded, MemoryLimitExceeded)
+}
+"""What a task ends with whose process was killed: nobody could pickle its error."""
 
 
 class RemoteTraceback(Exception):
@@ -124,8 +131,8 @@ def decode_error(
                 own.args = (str(report.get("message") or ""),)
         except Exception as why:  # broad: the error's own code, or a packet that is none
             error.add_note(f"Its own type was not restored: {type(why).__name__}: {why}")
-    elif report.get("type") == TimeLimitExceeded.__name__:  # it was killed: none could be pickled
-        error = TimeLimitExceeded(str(report.get("message") or ""))
+    elif kind := _OF_KILLED.get(str(report.get("type"))):
+        error = kind(str(report.get("message") or ""))
     if report.get("traceback"):
         # Not by plain assignment, which an exception of a frozen dataclass refuses.
         BaseException.__setattr__(error, "__cause__", RemoteTraceback(str(report["traceback"])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import json
 import os
 import threading
 import time
@@ -26,13 +27,16 @@ from support.workers import until
 from redistq import (
     Client,
     ConfigurationError,
+    MemoryLimitExceeded,
     PayloadError,
     RedistqError,
     TaskFailed,
     TaskWorker,
+    TimeLimitExceeded,
     UnknownTask,
 )
-from redistq.client.outcomes import RemoteTraceback
+from redistq.client.outcomes import RemoteTraceback, decode_error
+from redistq.functions.signing import Signer
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +209,21 @@ def test_a_result_that_cannot_be_pickled_is_the_tasks_error(client: Client) -> N
         error
     )
     assert "worker" not in str(error)
+
+
+def test_a_function_that_uses_the_client_is_told_what_to_do(client: Client) -> None:
+    """A client has connections of this process; one of its own is made in a moment."""
+    with pytest.raises(PayloadError, match=r"'client'.* makes a Client\(\) of its own"):
+        client.submit(lambda: client.submit(abs, -1).result())
+
+
+@pytest.mark.parametrize("kind", [TimeLimitExceeded, MemoryLimitExceeded])
+def test_the_error_of_a_killed_process_has_its_own_type(kind: type[Exception]) -> None:
+    """Though no process was there to pickle it."""
+    body = json.dumps({"type": kind.__name__, "message": "it was killed"}).encode()
+    error, _ = decode_error(Signer(KEY.encode()), "of a task", "id", body)
+    assert type(error) is kind
+    assert str(error) == "it was killed"
 
 
 # -- callbacks, wait, as_completed ---------------------------------------------------------------
@@ -411,8 +430,9 @@ def test_a_waiting_task_is_cancelled(idle: Client) -> None:
     assert future.cancelled()
     assert future.done()
     assert told.wait(5)
-    with pytest.raises(concurrent.futures.CancelledError):
+    with pytest.raises(concurrent.futures.CancelledError) as raised:
         future.result(0)
+    assert [frame.path.name for frame in raised.traceback] == ["test_client.py"]
     assert concurrent.futures.wait([future], 5).done == {future}
     assert session(idle).queue().snapshot().ready == 0
 
@@ -741,7 +761,7 @@ def test_options_add_up(idle: Client) -> None:
 
 def test_retries_and_timeout_reach_the_worker(client: Client, tmp_path: Path) -> None:
     """A call fails with its first error unless it was sent with retries; a timeout ends it."""
-    from redistq import Retry, TimeLimitExceeded
+    from redistq import Retry
 
     path = str(tmp_path / "tries")
 
