@@ -234,12 +234,16 @@ def _awaits(node: ast.AST) -> bool:
 
 
 def _watched(future: TaskFuture) -> Any:
-    """Return the result; meanwhile what the task prints is printed here."""
+    """Return the result; meanwhile what the task prints is printed here, and nothing of it any more
+    when the wait was stopped: it would stand in the next cell."""
 
     __tracebackhide__ = True
+    stopped = threading.Event()
 
     def follow() -> None:
         for line in future.logs(follow=True):
+            if stopped.is_set():
+                return
             print(line)
 
     follower = threading.Thread(target=follow, name="redistq-cell-output", daemon=True)
@@ -252,6 +256,7 @@ def _watched(future: TaskFuture) -> Any:
     finally:
         if future.done():
             follower.join(2)
+        stopped.set()
 
 
 # -- options -------------------------------------------------------------------------------------

@@ -155,3 +155,43 @@ def test_a_kernel_shows_what_is_printed_once(url: str, tmp_path: Path) -> None:
         assert shown.count("said later") == 1
     finally:
         kernel.kill()
+
+
+def test_a_wait_that_was_stopped_prints_nothing_below_the_next_cell(
+    url: str, tmp_path: Path
+) -> None:
+    """What the task prints from then on is with the task."""
+    kernel = Kernel(tmp_path, url)
+    try:
+        assert "Error" not in kernel.run("%load_ext redistq\n%redistq workers 1")
+        cell = kernel.send(
+            """
+            %%task
+            import time
+            from pathlib import Path
+
+            print("before")
+            while not Path("stopped").exists():
+                time.sleep(0.01)
+            print("after")
+            """
+        )
+        assert "before" in kernel.output(cell, until="before")
+        kernel.manager.interrupt_kernel()
+        assert "The wait was stopped" in kernel.output(cell)
+        shown = kernel.run(
+            """
+            import threading
+            from pathlib import Path
+
+            Path("stopped").touch()
+            for thread in threading.enumerate():
+                if thread.name == "redistq-cell-output":
+                    thread.join(20)
+                    print("the thread has", "not" if thread.is_alive() else "", "ended")
+            """
+        )
+        assert "has  ended" in shown
+        assert "after" not in shown
+    finally:
+        kernel.kill()
