@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from ..errors import RedistqError
 from ..flows import Flow
 from ..functions.scattered import Scattered
 from ..protocol.options import (
@@ -50,7 +51,11 @@ class Submitting(Scheduling):
         A name instead of a function sends the task of that name, with one JSON payload. Raises
         PayloadError naming what cannot be pickled, and RuntimeError after ``shutdown``.
         """
-        return submission.submit(self._client._session, fn, args, kwargs, self._options)
+        try:
+            return submission.submit(self._client._session, fn, args, kwargs, self._options)
+        except RedistqError as error:  # it says what is wrong; the cell's line is where
+            BaseException.with_traceback(error, None)
+            raise
 
     def stream(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> StreamFuture:
         """Call a generator function on a worker; return a future whose items can be iterated over
@@ -158,7 +163,11 @@ class Submitting(Scheduling):
         shows a bar while results are waited for (None: when somebody looks at the output).
         """
         session = self._client._session
-        return Batch.start(session, self._options, fn, items, name, resume, progress)
+        try:
+            return Batch.start(session, self._options, fn, items, name, resume, progress)
+        except RedistqError as error:  # as of submit
+            BaseException.with_traceback(error, None)
+            raise
 
     def run(self, flow: Flow) -> Any:
         """Send the tasks of a flow (redistq.chain, group, chord, map_reduce); return the future of

@@ -213,8 +213,13 @@ def test_a_result_that_cannot_be_pickled_is_the_tasks_error(client: Client) -> N
 
 def test_a_function_that_uses_the_client_is_told_what_to_do(client: Client) -> None:
     """A client has connections of this process; one of its own is made in a moment."""
-    with pytest.raises(PayloadError, match=r"'client'.* makes a Client\(\) of its own"):
+    words = r"'client'.* makes a Client\(\) of its own"
+    with pytest.raises(PayloadError, match=words) as raised:
         client.submit(lambda: client.submit(abs, -1).result())
+    assert [frame.path.name for frame in raised.traceback] == ["test_client.py"]
+    with pytest.raises(PayloadError, match=words) as raised:
+        client.map_batch(lambda n: client.submit(abs, n).result(), [1])
+    assert [frame.path.name for frame in raised.traceback] == ["test_client.py"]
 
 
 @pytest.mark.parametrize("kind", [TimeLimitExceeded, MemoryLimitExceeded])
