@@ -416,12 +416,19 @@ def sign_off(
             more = done.more
             _log_broken(done)
             if done.recovered or done.dead:
-                log.warning(
-                    "worker %s has gone: %d tasks recovered, %d dead letters",
-                    consumer,
-                    done.recovered,
-                    done.dead,
-                )
+                log.warning("worker %s has gone: %s", consumer, _became_of(done))
+
+
+def _became_of(done: Recovered) -> str:
+    """Return in words what became of a worker's tasks."""
+    from ..display.text import plural  # when it is needed: a supervisor starts without it
+
+    words = []
+    if done.recovered:
+        words.append(f"{plural(done.recovered, 'task')} recovered")
+    if done.dead:
+        words.append(plural(done.dead, "dead letter"))
+    return ", ".join(words)
 
 
 _logged: set[str] = set()  # entries that could not be taken back, and were named

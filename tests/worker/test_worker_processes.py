@@ -284,6 +284,7 @@ def test_a_killed_child_is_recovered_at_once_and_replaced(
     assert runs(db, task_id) == ["1/0", "1/1"]
     assert history(db, task_id) == ["recovered", "succeeded"]
     assert "was killed by SIGKILL, which its supervisor did not send" in one.output
+    one.says("has gone: 1 task recovered\n")
 
 
 def test_a_task_that_kills_its_process_every_time_is_a_dead_letter(
