@@ -260,8 +260,9 @@ def flat(bench: Bench, count: int, rounds: int) -> None:
             f"{half:,}",
             1.15,
         ),
-        "groups": (groups(10), groups(1_000), "10 groups", "1,000", 1.15),
+        "groups": (groups(1_000), groups(10_000), "1,000 groups", "10,000", 1.15),
         "   shared by a call": (keys(10, limit), keys(10_000, limit), "10 keys", "10,000", None),
+        "   groups shared by a call": (groups(10), groups(1_000), "10 groups", "1,000", None),
     }
     for name, (few, many, less, more, most) in pairs.items():
         taken: list[list[float]] = [[], []]
