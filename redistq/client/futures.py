@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import slots
 from ..display.html import badge, escape, panel, tag
+from ..display.text import plural
 from ..errors import RedistqError, ResultTimeout, TaskCancelled, TimeLimitExceeded
 from ..functions.references import Referable, Reference
 from ..producer.operations import Wish, wish_of
@@ -148,6 +149,15 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the task's error, or None when it succeeded; waits as ``result`` does."""
+        try:
+            return self._error(timeout)
+        except KeyboardInterrupt as error:
+            self._say_it_goes_on()
+            BaseException.with_traceback(error, None)
+            raise
+
+    def _error(self, timeout: float | None) -> BaseException | None:
+        """Return the same; an interrupt is told to nobody."""
         timeout = wait_seconds(timeout)
         try:
             error: BaseException | None = slots.wait(super().exception, timeout, self.done)
@@ -158,9 +168,6 @@ class TaskFuture(WithSteps, WithProgress, WithStream, Referable, Future[Any]):
             raise self._timed_out(timeout) from None
         except CancelledError as error:
             error.args = error.args or (str(TaskCancelled(self.task_id, self._why)),)
-            raise
-        except KeyboardInterrupt:
-            self._say_it_goes_on()
             raise
 
     def _fetched(self) -> Any:
@@ -355,12 +362,17 @@ def cancel_all(futures: Sequence[TaskFuture]) -> None:
 
 
 def exception_within(
-    future: TaskFuture, left: Callable[[], float | None], timeout: float | None
+    future: TaskFuture,
+    left: Callable[[], float | None],
+    timeout: float | None,
+    *,
+    goes_on: bool = True,
 ) -> BaseException | None:
     """Return a task's error, or None, within what is ``left`` of a time for several tasks, which
-    the error of a wait that is over names whole: ``timeout``."""
+    the error of a wait that is over names whole: ``timeout``. An interrupt says that the task
+    ``goes_on``, where it does."""
     try:
-        return future.exception(left())
+        return future.exception(left()) if goes_on else future._error(left())
     except ResultTimeout:
         raise future._timed_out(timeout) from None
 
@@ -373,8 +385,16 @@ def in_order(
     try:
         futures.reverse()
         while futures:
-            exception_within(futures[-1], left, timeout)
+            exception_within(futures[-1], left, timeout, goes_on=False)
             yield futures.pop().result()  # and not kept: the caller has the only one
+    except KeyboardInterrupt as error:
+        print(
+            f"The wait was stopped with {plural(len(futures), 'result')} to come: what no worker "
+            "has yet is cancelled. A batch would go on: client.map_batch(fn, items).",
+            file=sys.stderr,
+        )
+        BaseException.with_traceback(error, None)
+        raise
     finally:
         if futures:
             with contextlib.suppress(RedistqError):

@@ -34,6 +34,7 @@ from redistq import (
     TaskWorker,
     TimeLimitExceeded,
     UnknownTask,
+    slots,
 )
 from redistq.client.outcomes import RemoteTraceback, decode_error
 from redistq.functions.signing import Signer
@@ -420,6 +421,25 @@ def test_map_that_is_left_cancels_the_rest(idle: Client) -> None:
         next(results)
     assert session(idle).queue().snapshot().ready == 0
     assert len(session(idle).exchange.pending) == 0
+
+
+def test_map_that_is_interrupted_says_what_becomes_of_the_rest(
+    idle: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not that it goes on: what has not started is cancelled."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    results = idle.map(abs, range(3))
+    monkeypatch.setattr(slots, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        next(results)
+    said = capsys.readouterr().err
+    assert "3 results to come: what no worker has yet is cancelled" in said
+    assert "goes on" not in said
+    assert {frame.path.name for frame in raised.traceback} == {"test_client.py"}
+    assert session(idle).queue().snapshot().ready == 0
 
 
 # -- cancel --------------------------------------------------------------------------------------
