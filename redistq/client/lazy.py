@@ -19,6 +19,7 @@ from ..functions.references import Referable, Reference
 from ..protocol.options import CallOptions, wait_seconds
 from .awaiting import countdown
 from .futures import TaskFuture, exception_within
+from .outcomes import NotRun
 from .submission import Burst, check_function, submit
 
 if TYPE_CHECKING:
@@ -91,13 +92,21 @@ class LazyCall(Referable):
         return True
 
     def compute(self, timeout: float | None = None) -> Any:
-        """Return its result; raises what the call raised, and ResultTimeout after ``timeout``
-        seconds, while it goes on."""
+        """Return its result; raises what it raised, or a call that it needs, and ResultTimeout
+        after ``timeout`` seconds, while it goes on."""
         __tracebackhide__ = True
-        return self.submit().result(timeout)
+        try:
+            return self.submit().result(timeout)
+        except NotRun as error:
+            found = _first_of(error)
+        raise found  # not above: its own cause is its traceback on the worker
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self.submit().__await__()
+        try:
+            return (yield from self.submit().__await__())
+        except NotRun as error:
+            found = _first_of(error)
+        raise found  # not above: its own cause is its traceback on the worker
 
     def graph(self) -> SharedGraph:
         """Return what it is made of, sent now: counts(), nodes(), plot(), wait(), cancel()."""
@@ -271,6 +280,12 @@ class _Sending:
         if self._session is not None and not more:
             self._session.blobs.drop(self._burst.held)
             self._burst = Burst()
+
+
+def _first_of(error: NotRun) -> BaseException:
+    """Return the error of the call that failed, for want of which another did not run; as far as it
+    is known."""
+    return error if error.__cause__ is None else error.__cause__
 
 
 def compute(*values: Any, timeout: float | None = None) -> Any:

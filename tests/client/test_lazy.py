@@ -159,13 +159,22 @@ def test_a_long_chain_needs_no_deep_stack(client: Client) -> None:
 
 
 def test_an_error_is_that_of_the_call_that_failed(client: Client) -> None:
-    """What runs after it never runs, and says why; asked for again, all of it runs again."""
+    """Also where what was asked for never ran for want of it; its future says that."""
     broken = client.lazy(fail)("no bread")
-    after = client.lazy(add)(1, broken)
-    with pytest.raises(TaskCancelled, match="parent"):
+    after = client.lazy(add)(1, client.lazy(add)(1, broken))
+    with pytest.raises(ValueError, match="no bread") as seen:
         after.compute(10)
+    assert "in fail" in str(seen.value.__cause__)
     with pytest.raises(ValueError, match="no bread"):
-        compute([broken], timeout=10)
+        compute([after], timeout=10)
+    with pytest.raises(TaskCancelled, match=r"parent .* ValueError: no bread"):
+        after.submit().result(10)
+
+    async def awaited() -> Any:
+        return await client.lazy(add)(2, broken)
+
+    with pytest.raises(ValueError, match="no bread"):
+        asyncio.run(awaited())
 
 
 def test_what_failed_runs_again_with_what_needs_it(client: Client, tmp_path: Path) -> None:
