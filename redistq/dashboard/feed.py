@@ -300,11 +300,11 @@ class Feed:
             self._lane_batches[name] = tick.batches
             self._note_batches(tick, monitor)
 
-    def _lane_monitor(self, priority: str, stream: str) -> TaskMonitor:
-        monitor = self._lane_monitors.get(priority)
+    def _lane_monitor(self, lane: str, stream: str) -> TaskMonitor:
+        monitor = self._lane_monitors.get(lane)
         if monitor is None:
             own = self.monitor
-            monitor = self._lane_monitors[priority] = TaskMonitor(
+            monitor = self._lane_monitors[lane] = TaskMonitor(
                 address=own.producer.address,
                 stream=stream,
                 group=own.commands.group,

@@ -11,7 +11,7 @@ import pytest
 import redis
 from support.workers import Command, history, registered, until, worker_commands
 
-from redistq import Client, ConfigurationError, TaskFailed, TaskProducer
+from redistq import Client, ConfigurationError, MemoryLimitExceeded, TaskFailed, TaskProducer
 from redistq.worker import killing
 from redistq.worker.heartbeat import ManagedProcess
 from redistq.worker.scoreboard import Scoreboard
@@ -139,7 +139,7 @@ def test_a_function_has_a_limit(url: str) -> None:
     with Client(url) as client:
         client.start_workers(1)
         future = client.options(memory="100MB").submit(take)
-        with pytest.raises(TaskFailed, match="past its limit of 100 MB"):
+        with pytest.raises(MemoryLimitExceeded, match="past its limit of 100 MB"):
             future.result(20)
         with pytest.raises(ConfigurationError, match="memory is a number of bytes, or a size"):
             client.options(memory="much")
