@@ -111,6 +111,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End the fork server; what was forked from it goes on."""
+        with contextlib.suppress(OSError):  # a fork of this process may hold it open, too
+            self._channel.shutdown(socket.SHUT_RDWR)
         self._channel.close()
         if self._process is not None:
             self._process.wait(10)
