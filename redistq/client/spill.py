@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from ..functions.blobs import DEAD_TTL_S
 from ..functions.places import UNFINISHED
 from ..functions.spill import ENV_SPILL, LONGEST_NOTE, Spill, files_of, folder_of
-from ..protocol.keys import PRIORITIES, QueueKeys, at_priority, without_priority
+from ..protocol.keys import PRIORITIES, QueueKeys, lane_of
 from ..protocol.options import seconds
 from ..protocol.plain_commands import PlainCommands
 
@@ -85,7 +85,7 @@ def _is_gone(broker: Broker, keys: QueueKeys, file: str, age: float) -> bool:
 def _notes(broker: Broker, keys: QueueKeys, task_id: str) -> Iterator[Any]:
     """Yield what the records of a task hold as its result, where that may be a note."""
     for priority in PRIORITIES:
-        commands = PlainCommands(QueueKeys(at_priority(without_priority(keys.stream), priority)))
+        commands = PlainCommands(QueueKeys(lane_of(keys.stream, priority)))
         size = broker.call(commands.result_size(task_id))
         if 0 < size <= LONGEST_NOTE:
             yield broker.call(commands.result_of(task_id))[1] or b""

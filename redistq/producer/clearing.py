@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..protocol.commands import Commands
-from ..protocol.keys import PRIORITIES, QueueKeys, at_priority, without_priority
+from ..protocol.keys import PRIORITIES, QueueKeys, lane_of
 from ..protocol.plain_commands import MAX_TASKS, read_time
 from ..protocol.waits import by_priority
 from .sansio import Operation, Sleep
@@ -30,7 +30,7 @@ def lanes_of(commands: Commands) -> dict[str, Commands]:
     """Return the commands of a queue by priority; those given are one of them."""
     found = {}
     for priority in PRIORITIES:
-        keys = QueueKeys(at_priority(without_priority(commands.keys.stream), priority))
+        keys = QueueKeys(lane_of(commands.keys.stream, priority))
         own = keys.stream == commands.keys.stream
         found[priority] = commands if own else Commands(keys, commands.group)
     return found

@@ -18,7 +18,7 @@ from ..display.notebook import say
 from ..logger import logger
 from ..protocol.commands import Commands, Snapshot, WorkerRow
 from ..protocol.homes import Home
-from ..protocol.keys import QueueKeys, at_priority, without_priority
+from ..protocol.keys import QueueKeys, lane_of
 from ..protocol.waits import id_and_priority, read_why
 
 log = logger("redistq.client")
@@ -192,11 +192,11 @@ class Diagnosis:
 
     def _running_of(self, refs: Iterable[str], connection: Connection) -> frozenset[str]:
         """Return which of some tasks a worker has now: to wait for these is as it should be."""
-        stream = without_priority(self._commands.keys.stream)
+        stream = self._commands.keys.stream
         found: set[str] = set()
         for ref in refs:
             task_id, priority = id_and_priority(ref)
-            commands = Commands(QueueKeys(at_priority(stream, priority)), self._commands.group)
+            commands = Commands(QueueKeys(lane_of(stream, priority)), self._commands.group)
             reply = connection.request(commands.watch(task_id))
             if Commands.read_watch(reply).state == "running":
                 found.add(ref)

@@ -76,6 +76,14 @@ def without_priority(queue: str) -> str:
     return queue.partition(PRIORITY_MARK)[0]
 
 
+def lane_of(queue: str, priority: str) -> str:
+    """Return the queue that holds the tasks of a priority, where ``queue`` holds those of any.
+
+    Raises as ``at_priority``.
+    """
+    return at_priority(without_priority(queue), priority)
+
+
 def check_queue(name: str) -> str:
     """Return the name when a queue may have it; raises ConfigurationError, which says what may."""
     if not isinstance(name, str):
