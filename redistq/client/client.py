@@ -257,9 +257,8 @@ class Client(Submitting, SendsEvents, Executor):
         seconds (default: their ``shutdown_timeout``), the rest waits for others. Return whether all
         that had started has finished. ``start_workers`` starts new ones."""
         leaving = self._session.workers.take()
-        with ThreadPoolExecutor(
-            max(1, len(leaving))
-        ) as pool:  # all at once: none takes a task more
+        # All at once: none of them takes a task more.
+        with ThreadPoolExecutor(max(1, len(leaving))) as pool:
             return all([*pool.map(lambda worker: worker.stop(timeout), leaving)])
 
     def worker_count(self) -> int:

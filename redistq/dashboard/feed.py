@@ -108,22 +108,28 @@ class View:
 
     def priority_of(self, batch_id: str) -> str:
         """Return of which other priority a batch is; '' for one of this one."""
-        found = (
-            priority
-            for priority, rows in self.lane_batches.items()
-            if any(row.id == batch_id for row in rows)
-        )
-        return next(found, "")
+        return _priority_of(batch_id, self.lane_batches)
+
+    @property
+    def other_lanes(self) -> dict[str, Snapshot]:
+        """The figures of the other priorities."""
+        own = None if self.tick is None else self.tick.snapshot
+        return {name: shot for name, shot in self.lanes.items() if shot is not own}
 
     def beside(self, consumer: str) -> dict[str, int]:
         """Return how many tasks of other priorities a worker runs, as far as is known."""
         found = {}
-        for priority, shot in self.lanes.items():
-            if self.tick is not None and shot is not self.tick.snapshot:
-                rows = (row for row in shot.workers if row.consumer == consumer)
-                if count := sum(map(running_of, rows)):
-                    found[priority] = count
+        for priority, shot in self.other_lanes.items():
+            rows = (row for row in shot.workers if row.consumer == consumer)
+            if count := sum(map(running_of, rows)):
+                found[priority] = count
         return found
+
+
+def _priority_of(batch_id: str, batches: Mapping[str, Sequence[BatchRow]]) -> str:
+    """Return among which priority's batches one is; '' where it is in none."""
+    found = (name for name, rows in batches.items() if any(row.id == batch_id for row in rows))
+    return next(found, "")
 
 
 class Feed:
@@ -162,8 +168,7 @@ class Feed:
         self._gaps = False
         self._lettered: tuple[Any, ...] = ()
         self._lettered_at = 0.0
-        self._lanes: dict[str, Snapshot] = {}
-        self._lane_batches: dict[str, tuple[BatchRow, ...]] = {}
+        self._lane_ticks: dict[str, Tick] = {}  # replaced as a whole: other threads read it
         self._lane_monitors: dict[str, TaskMonitor] = {}
         self._lanes_at = -LANES_EVERY_S
         self._trails: dict[str, deque[tuple[int, int]]] = {}
@@ -234,7 +239,7 @@ class Feed:
             self._keep_lanes()
 
     def _keep_batches(self, tick: Tick) -> None:
-        known = {row.id for row in chain(tick.batches, *self._lane_batches.values())}
+        known = {row.id for row in chain(tick.batches, *self._lane_batches().values())}
         for gone in self._trails.keys() - known:
             del self._trails[gone]
             self._layers.pop(gone, None)
@@ -288,45 +293,46 @@ class Feed:
         self._lanes_at = time.monotonic()
         own = self.monitor.commands
         others = {name: each for name, each in lanes_of(own).items() if each is not own}
-        replies = self.monitor.broker.call_many([each.snapshot(1) for each in others.values()])
-        self._lanes.clear()
-        self._lane_batches.clear()
-        for (name, each), reply in zip(others.items(), list(replies), strict=True):
-            if is_unused(own.read_snapshot(reply)):
-                continue
-            monitor = self._lane_monitor(name, each.keys.stream)
+        new = {name: each for name, each in others.items() if name not in self._lane_monitors}
+        if new:
+            replies = self.monitor.broker.call_many([each.snapshot(1) for each in new.values()])
+            for (name, each), reply in zip(new.items(), list(replies), strict=True):
+                if not is_unused(own.read_snapshot(reply)):
+                    self._lane_monitors[name] = self._monitor_at(each.keys.stream)
+        ticks: dict[str, Tick] = {}
+        for name, monitor in self._lane_monitors.items():
             tick = monitor.tick(None, **LANE_LIMITS)
-            self._lanes[name] = tick.snapshot
-            self._lane_batches[name] = tick.batches
-            self._note_batches(tick, monitor)
+            if not is_unused(tick.snapshot):
+                ticks[name] = tick
+                self._note_batches(tick, monitor)
+        self._lane_ticks = ticks
 
-    def _lane_monitor(self, lane: str, stream: str) -> TaskMonitor:
-        monitor = self._lane_monitors.get(lane)
-        if monitor is None:
-            own = self.monitor
-            monitor = self._lane_monitors[lane] = TaskMonitor(
-                address=own.producer.address,
-                stream=stream,
-                group=own.commands.group,
-                timeout=CALL_TIMEOUT_S,
-            )
-            weakref.finalize(self, monitor.close)
+    def _monitor_at(self, stream: str) -> TaskMonitor:
+        own = self.monitor
+        monitor = TaskMonitor(
+            address=own.producer.address,
+            stream=stream,
+            group=own.commands.group,
+            timeout=CALL_TIMEOUT_S,
+        )
+        weakref.finalize(self, monitor.close)
         return monitor
+
+    def _lane_batches(self) -> dict[str, Sequence[BatchRow]]:
+        return {name: tick.batches for name, tick in self._lane_ticks.items()}
 
     def monitor_of(self, batch_id: str) -> TaskMonitor:
         """Return the monitor of the priority that a batch is of."""
-        for priority, rows in self._lane_batches.items():
-            if any(row.id == batch_id for row in rows):
-                return self._lane_monitors[priority]
-        return self.monitor
+        return self._lane_monitors.get(_priority_of(batch_id, self._lane_batches()), self.monitor)
 
     def _lanes_now(self) -> dict[str, Snapshot]:
         """Return the figures by priority, the most urgent first; nothing where all is of one."""
-        if self.tick is None or not self._lanes:
+        if self.tick is None or not self._lane_ticks:
             return {}
         own = self.monitor.commands
         mine = next(name for name, each in lanes_of(own).items() if each is own)
-        found = {**self._lanes, mine: self.tick.snapshot}
+        others = {name: tick.snapshot for name, tick in self._lane_ticks.items()}
+        found = {**others, mine: self.tick.snapshot}
         return {name: found[name] for name in PRIORITIES if name in found}
 
     def _batch_rates(self) -> dict[str, float]:
@@ -375,7 +381,7 @@ class Feed:
             previews=dict(self._previews),
             layers=dict(self._layers),
             lanes=self._lanes_now(),
-            lane_batches=dict(self._lane_batches),
+            lane_batches=self._lane_batches(),
             memory=self._server.memory,
             **more,
         )

@@ -42,7 +42,7 @@ from ..monitor.tick import (
     slots_of,
 )
 from ..protocol.commands import Snapshot, WorkerRow
-from ..protocol.keys import at_priority, without_priority
+from ..protocol.keys import lane_of
 from ..protocol.limits import LimitState
 from ..protocol.progress import Progress
 from ..system.memory import in_words
@@ -248,7 +248,7 @@ def batch_line(row: BatchRow, view: View) -> Html:
     queue, priority = view.queue, view.priority_of(row.id)
     if priority:
         aside.append(f"priority {priority}")
-        queue = at_priority(without_priority(queue), priority)
+        queue = lane_of(queue, priority)
     more = batch_said(row, view.rates.get(row.id, 0.0), view.tick.now_ms)
     name = view.links.batch(row.id, clean(row.name or row.id, 40), queue)
     return line_of(name, counts_of(row), more, " " + " · ".join(aside) if aside else "")
@@ -259,22 +259,17 @@ def priorities(view: View) -> Html:
     if not view.lanes:
         return Html("")
     rows = [
-        (view.links.to_queue(at_priority(without_priority(view.queue), name), name), *_lane([shot]))
+        (view.links.to_queue(lane_of(view.queue, name), name), *_lane([shot]))
         for name, shot in view.lanes.items()
     ]
     rows.append((tag("strong", "all"), *_lane(list(view.lanes.values()))))
     columns = ("Priority", ">Queued", ">In hand", ">Delayed", ">Succeeded", ">Failed", "~>Kept")
     parts = [table("By priority", columns, rows)]
     if view.links is NO_LINKS:
-        other = next(name for name, shot in view.lanes.items() if shot is not _own(view))
-        alone = at_priority(without_priority(view.queue), other)
+        alone = lane_of(view.queue, next(iter(view.other_lanes)))
         text = f'failures and attempts of one: Dashboard(…, queue="{clean(alone)}")'
         parts.append(tag("div", text, style=MUTED))
     return block(parts)
-
-
-def _own(view: View) -> Snapshot | None:
-    return None if view.tick is None else view.tick.snapshot
 
 
 def _lane(shots: Sequence[Snapshot]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from redistq.protocol.limits import LimitState
 from redistq.protocol.progress import Progress
 from redistq.protocol.schedules import Schedule
 from redistq.protocol.timing import Timing
+from redistq.web.desk import said_by
 
 NOW = 1_790_000_000_000
 HOSTILE = "<script>alert(1)</script>\" onload='x' &amp; \u202egnp.exe"
@@ -397,19 +398,10 @@ def test_batches_of_other_priorities_stand_among_the_others(producer: TaskProduc
         assert "priority" not in said.partition("early")[2]
         action = Actions(found).start("batch-cancel nightly")
         assert action is not None
-        assert "2 tasks of nightly cancelled." in _end_of(action)
+        assert "2 tasks of nightly cancelled." in said_by(action)
         assert high.graph("nightly").counts()["cancelled"] == 2
         assert producer.graph("early").counts()["cancelled"] == 0
     found.monitor.close()
-
-
-def _end_of(action: Iterator[str]) -> str:
-    """What an action says at its end."""
-    while True:
-        try:
-            next(action)
-        except StopIteration as end:
-            return str(end.value)
 
 
 def test_what_workers_run_of_other_priorities_is_seen() -> None:
